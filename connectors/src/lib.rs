@@ -1,1 +1,282 @@
-//! fuelrail-connectors
+//! Where fuelrail's records come from.
+//!
+//! A *source* is a list of records with a known length and random access: an image folder, a synthetic generator, later
+//! tar shards, Parquet files and object stores. A *record* is one sample as stored: its encoded bytes, its label and its
+//! key. This crate knows what is stored where and fetches bytes; it never looks inside them, so a broken image is none
+//! of its business, while a file that vanished is.
+//!
+//! ```text
+//!  SourceConfig ──open()──▶ IndexedSource ──reader()──▶ Reader
+//!  plain data               what there is:              fetches bytes:
+//!                           len, key, label, size,      submit(indices) ─▶ done(Record | ReadError)
+//!                           extent, blocks,             io_uring, or threads where that is refused
+//!                           fingerprint
+//! ```
+//!
+//! # Promises
+//!
+//! - **A source does not change after `open`.** Index, key, label and size of a record are fixed; they depend on the
+//!   stored data only, never on the order in which a file system lists it, the number of threads or the time.
+//! - **A record's bytes are the bytes that were promised.** The disk readers notice a file that shrank, grew or vanished
+//!   since `open` and say so ([`ReadErrorKind`]); bytes of two versions are never delivered as one record. (A file
+//!   rewritten in place with exactly the same length cannot be told apart, for the modification time is no part of a
+//!   data set's identity.)
+//! - **Every request ends exactly once**: its `done` is called with a record or an error, or, when the [`Reader`] is
+//!   dropped first, `done` itself is dropped uncalled. Requests end in any order.
+//! - **Retries happen inside the reader.** An error that reaches `done` has been retried where that can help. A failed
+//!   read is a broken environment, not bad data: only what a decoder says about *bytes* may be substituted.
+//! - **Memory is bounded by the caller.** A reader holds what was submitted and not yet dropped, plus at most
+//!   [`POOL_BYTES`] of idle buffers. The caller submits no more than its byte budget allows ([`IndexedSource::size`] says
+//!   what a record will cost before it is read).
+//!
+//! # What a source tells the order
+//!
+//! Reads from a folder are cheap in any order; reads from a tar shard, a Parquet row group or an object are cheap only in
+//! sequence. [`IndexedSource::blocks`] gives the lengths of the stretches that want to be read together, and
+//! [`IndexedSource::extent`] the byte range of each record. The disk readers work on ranges alone (open, read at an
+//! offset, close), so a tar source is a manifest with offsets and needs no reader of its own.
+//!
+//! # What this crate does not do
+//!
+//! It decodes nothing, shuffles nothing and caches nothing (the page cache does). Unbounded sources are a different type
+//! with a different life, not a flag on this one.
+
+mod buffer;
+mod disk;
+mod error;
+mod folder;
+mod manifest;
+mod synthetic;
+mod workers;
+
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+pub use buffer::{Buffer, POOL_BYTES};
+pub use error::{ReadError, ReadErrorKind, SourceError};
+pub use folder::{FolderConfig, Split, SplitPart};
+pub use manifest::{Manifest, ManifestBuilder};
+pub use synthetic::{SyntheticConfig, SyntheticFormat};
+
+/// Which records there are: the closed list of sources, as plain data.
+///
+/// In JSON a source is an object with a `type`: `{"type": "folder", "root": "/data/train"}`. Unknown keys are refused.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
+pub enum SourceConfig {
+    /// A folder of class folders with images in them.
+    Folder(FolderConfig),
+    /// Procedural images of chosen size, cost and faults, made on the fly.
+    Synthetic(SyntheticConfig),
+}
+
+/// Opens a source: walks the folder, builds the manifest, checks the configuration.
+///
+/// # Errors
+/// [`SourceError`] when the configuration makes no sense or the data is not there; its text names the folder or the key
+/// and says what to do.
+pub fn open(config: &SourceConfig) -> Result<Arc<dyn IndexedSource>, SourceError> {
+    match config {
+        SourceConfig::Folder(config) => Ok(Arc::new(folder::Folder::open(config)?)),
+        SourceConfig::Synthetic(config) => Ok(Arc::new(synthetic::Synthetic::open(config)?)),
+    }
+}
+
+/// A list of records with a known length and random access. Immutable once open; shared by all feeds of a pipeline.
+///
+/// Methods that take an index panic when it is not below [`len`](Self::len): indices come from the order, and one out of
+/// range is a bug.
+pub trait IndexedSource: Send + Sync + 'static {
+    /// Number of records, at least 1.
+    fn len(&self) -> u64;
+
+    /// Never true: an empty source is refused by [`open`].
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The record's name: its path relative to the source with `/` between parts, unique within the source.
+    /// A backslash is written `\\` and a byte that is not UTF-8 `\xNN`.
+    fn key(&self, index: u64) -> String;
+
+    /// The record's class, an index into [`classes`](Self::classes); 0 where the source has no classes.
+    fn label(&self, index: u64) -> i64;
+
+    /// Class names in label order; empty for an unlabelled source.
+    fn classes(&self) -> &[String];
+
+    /// Size of the encoded record in bytes: exact where it is stored, an upper bound where it is made (synthetic).
+    /// Known without reading, for budgets.
+    fn size(&self, index: u64) -> u64;
+
+    /// Where the record's bytes lie, if they lie in a file.
+    fn extent(&self, index: u64) -> Option<Extent>;
+
+    /// Stretches of records that should be read together.
+    fn blocks(&self) -> Blocks;
+
+    /// Identity of the data: equal for equal keys, sizes and classes, wherever the data lies.
+    fn fingerprint(&self) -> Fingerprint;
+
+    /// Bytes of memory that the source's index holds.
+    fn memory(&self) -> u64;
+
+    /// Starts a reader for this source. Each reader has its own threads and buffers; one per pipeline is enough.
+    ///
+    /// # Errors
+    /// [`SourceError`] when the backend asked for is refused by the kernel, or the data has gone since [`open`].
+    fn reader(self: Arc<Self>, config: &ReaderConfig) -> Result<Box<dyn Reader>, SourceError>;
+}
+
+/// A byte range in a file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Extent {
+    /// The file, absolute if the source's root is.
+    pub file: PathBuf,
+    /// First byte.
+    pub offset: u64,
+    /// Number of bytes.
+    pub len: u64,
+}
+
+/// Stretches of records that lie together, as a hint for the blocked order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Blocks {
+    /// Every record costs the same in any order.
+    None,
+    /// Lengths, in records, of consecutive blocks; they add up to the source's length.
+    Lengths(Arc<[u64]>),
+}
+
+/// 128-bit identity of a data set: keys, sizes and classes in order; not the root, not modification times.
+///
+/// Shown, and serialised, as 32 hexadecimal digits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Fingerprint(pub u128);
+
+impl fmt::Display for Fingerprint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:032x}", self.0)
+    }
+}
+
+impl FromStr for Fingerprint {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let valid = text.len() == 32 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+        match u128::from_str_radix(text, 16) {
+            Ok(value) if valid => Ok(Self(value)),
+            _ => Err(format!("{text:?} is not a fingerprint: 32 lower-case hexadecimal digits are expected")),
+        }
+    }
+}
+
+impl Serialize for Fingerprint {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Fingerprint {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        text.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+/// How a reader fetches bytes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ReaderConfig {
+    /// Which kernel interface to use. Sources that read no files ignore it.
+    pub backend: Backend,
+    /// Reads in flight at once, 1 to 1024. More hides more latency of a cold disk; warm files need few.
+    pub depth: u32,
+}
+
+impl Default for ReaderConfig {
+    fn default() -> Self {
+        Self { backend: Backend::Auto, depth: 32 }
+    }
+}
+
+impl ReaderConfig {
+    /// Refuses a depth that is zero or that no kernel queue would hold.
+    pub(crate) fn check(&self) -> Result<(), SourceError> {
+        if (1..=1024).contains(&self.depth) {
+            return Ok(());
+        }
+        Err(SourceError::config(format!("reader depth is {}; it must be 1 to 1024 (default 32)", self.depth)))
+    }
+}
+
+/// The kernel interface of a disk reader.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Backend {
+    /// io_uring, or threads where the kernel refuses it (said once in the log).
+    Auto,
+    /// io_uring or an error.
+    IoUring,
+    /// A pool of threads with plain system calls.
+    Threads,
+}
+
+/// What happens when a request has ended.
+pub type Done = Box<dyn FnOnce(Result<Record, ReadError>) + Send>;
+
+/// One record to fetch.
+pub struct ReadRequest {
+    /// Index of the record in the source.
+    pub index: u64,
+    /// Called once, on a thread of the reader, as soon as the request has ended; so it should hand over and return. It may
+    /// submit more. A panic in it is logged and goes no further.
+    pub done: Done,
+}
+
+impl fmt::Debug for ReadRequest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ReadRequest").field("index", &self.index).finish_non_exhaustive()
+    }
+}
+
+/// One sample as stored.
+#[derive(Debug)]
+pub struct Record {
+    /// Index of the record in the source.
+    pub index: u64,
+    /// The encoded bytes. The memory goes back to the reader's pool when this is dropped.
+    pub bytes: Buffer,
+}
+
+/// Fetches records in the background.
+///
+/// Dropping a reader cancels what is outstanding and joins its threads: reads in flight are awaited or cancelled,
+/// within milliseconds unless the kernel itself hangs on a dead disk, and requests not done are dropped uncalled.
+pub trait Reader: Send + Sync {
+    /// Asks for records, in this order of urgency. Returns at once; the caller bounds what is outstanding.
+    fn submit(&self, requests: Vec<ReadRequest>);
+
+    /// What the reader has done so far.
+    fn stats(&self) -> ReadStats;
+}
+
+/// What a reader has done since it was started.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct ReadStats {
+    /// `"io_uring"`, `"threads"` or `"synthetic"`.
+    pub backend: &'static str,
+    /// Times the kernel was entered to hand over work: `io_uring_enter` calls, or one per read with threads.
+    pub submissions: u64,
+    /// Records read.
+    pub reads: u64,
+    /// Bytes of these records.
+    pub bytes: u64,
+    /// Nanoseconds in which at least one request was in hand. Close to the elapsed time, and the disk is the limit.
+    pub busy_ns: u64,
+}

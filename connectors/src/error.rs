@@ -1,0 +1,145 @@
+//! What goes wrong with sources and reads, in words a user can act on.
+
+use std::fmt;
+use std::io;
+use std::path::Path;
+
+/// A source cannot be opened or read at all: the configuration or the environment is wrong.
+///
+/// The text names the folder or the key and says what to do.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{message}")]
+pub struct SourceError {
+    kind: SourceErrorKind,
+    message: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum SourceErrorKind {
+    Config,
+    Data,
+    Backend,
+}
+
+impl SourceError {
+    pub(crate) fn config(message: String) -> Self {
+        Self { kind: SourceErrorKind::Config, message }
+    }
+
+    pub(crate) fn data(message: String) -> Self {
+        Self { kind: SourceErrorKind::Data, message }
+    }
+
+    pub(crate) fn backend(message: String) -> Self {
+        Self { kind: SourceErrorKind::Backend, message }
+    }
+
+    /// The folder or a part of it cannot be read, for a reason the system gives.
+    pub(crate) fn folder(path: &Path, error: &io::Error) -> Self {
+        let path = path.display();
+        Self::data(match error.kind() {
+            io::ErrorKind::NotFound => {
+                format!(
+                    "image folder {path} does not exist; check the path (a relative one starts where the process was started)"
+                )
+            }
+            io::ErrorKind::NotADirectory => {
+                format!("{path} is not a directory; give the folder that holds the class folders")
+            }
+            io::ErrorKind::PermissionDenied => {
+                format!(
+                    "folder {path} cannot be read ({error}); allow this user to read and enter it, or move it away"
+                )
+            }
+            _ => format!("folder {path} cannot be read: {error}"),
+        })
+    }
+
+    /// A value in the configuration makes no sense.
+    pub fn is_config(&self) -> bool {
+        self.kind == SourceErrorKind::Config
+    }
+
+    /// The data is missing, unreadable, or not what the configuration says.
+    pub fn is_data(&self) -> bool {
+        self.kind == SourceErrorKind::Data
+    }
+
+    /// The reading backend asked for is not available here.
+    pub fn is_backend(&self) -> bool {
+        self.kind == SourceErrorKind::Backend
+    }
+}
+
+/// A record could not be fetched, after the retries that could have helped.
+///
+/// The text names the record's key (and, through the root in the source's configuration, the file).
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{key}: {detail}")]
+pub struct ReadError {
+    key: String,
+    kind: ReadErrorKind,
+    detail: String,
+    transient: bool,
+}
+
+/// What kind of failure a read met.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ReadErrorKind {
+    /// The file is not there any more.
+    Gone,
+    /// The file is there but has another size than when the source was opened.
+    Changed,
+    /// The system could not read it.
+    Io,
+}
+
+impl fmt::Display for ReadErrorKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Gone => "gone",
+            Self::Changed => "changed",
+            Self::Io => "io",
+        })
+    }
+}
+
+impl ReadError {
+    pub(crate) fn gone(key: String, path: &Path) -> Self {
+        let detail = format!(
+            "{} was listed when the source was opened and is gone now; keep the data set unchanged while it is in use, or \
+             start again",
+            path.display()
+        );
+        Self { key, kind: ReadErrorKind::Gone, detail, transient: false }
+    }
+
+    pub(crate) fn changed(key: String, path: &Path, expected: u64, found: &str) -> Self {
+        let detail = format!(
+            "{} has changed since the source was opened: {expected} bytes were expected, {found} found; keep the data set \
+             unchanged while it is in use, or start again",
+            path.display()
+        );
+        Self { key, kind: ReadErrorKind::Changed, detail, transient: false }
+    }
+
+    pub(crate) fn io(key: String, detail: String, transient: bool) -> Self {
+        Self { key, kind: ReadErrorKind::Io, detail, transient }
+    }
+
+    /// The record's key.
+    pub fn key(&self) -> &str {
+        &self.key
+    }
+
+    /// What kind of failure it was.
+    pub fn kind(&self) -> ReadErrorKind {
+        self.kind
+    }
+
+    /// Whether the cause may pass (a disk error, too many open files). The reader has already retried; the same request
+    /// may succeed later, without any change to the data.
+    pub fn is_transient(&self) -> bool {
+        self.transient
+    }
+}
