@@ -19,8 +19,8 @@
 //!   stored data only, never on the order in which a file system lists it, the number of threads or the time.
 //! - **A record's bytes are the bytes that were promised.** The disk readers notice a file that shrank, grew or vanished
 //!   since `open` and say so ([`ReadErrorKind`]); bytes of two versions are never delivered as one record. (A file
-//!   rewritten in place with exactly the same length cannot be told apart, for the modification time is no part of a
-//!   data set's identity.)
+//!   replaced or rewritten with exactly the same length cannot be told apart, for the modification time is no part of a
+//!   data set's identity; and a record above 2 GiB takes several reads.)
 //! - **Every request ends exactly once**: its `done` is called with a record or an error, or, when the [`Reader`] is
 //!   dropped first, `done` itself is dropped uncalled. Requests end in any order.
 //! - **Retries happen inside the reader.** An error that reaches `done` has been retried where that can help. A failed
