@@ -1,0 +1,264 @@
+"""`fuelrail train`: an image folder to a trained model.
+
+    fuelrail train --data photos --model resnet18 --size 224 --epochs 20 --batch-size 64 --out runs/photos
+
+Leaves in --out: metrics.jsonl, checkpoints/, best.pt, curve.png, samples.png, quarantine.jsonl (refused
+records). Exit codes: 0 trained, 1 the run failed, 2 a wrong argument or folder, 130 and 143 stopped by ctrl-C
+and SIGTERM.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs `fuelrail train` with `argv` (without the program's name); returns the exit code."""
+    arguments = _parser().parse_args(argv)
+    try:
+        import torch  # noqa: F401  (first here, so that its absence is one line)
+    except ImportError:
+        return _fail("torch is not installed: pip install torch torchvision (a CPU build is enough)", 2)
+    from fuelrail import ConfigError, FuelrailError, SourceError, TokenError
+
+    from .trainer import Stopped
+
+    try:
+        return _train(arguments)
+    except Stopped as stopped:
+        print(f"{stopped}; go on with --resume", file=sys.stderr)
+        return int(stopped.code)  # type: ignore[arg-type]
+    except KeyboardInterrupt:
+        # Before the first step or after the last there is nothing of this run to save.
+        print("stopped", file=sys.stderr)
+        return 130
+    except (ConfigError, SourceError, TokenError, ValueError) as error:
+        return _fail(error, 2)
+    except (FuelrailError, FloatingPointError, OSError) as error:
+        return _fail(error, 1)
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    import torch
+    from fuelrail.torch import Loader
+    from fuelrail.torch import transforms as T
+
+    from . import precision
+    from .data import find_folders, open_loaders
+    from .models import build_model
+    from .trainer import Trainer
+
+    recipe = _recipe(arguments)
+    out: Path = arguments.out
+    device = torch.device(arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    bf16 = precision.choose(recipe.precision, device).name == "bf16"
+    folders = find_folders(arguments.data, arguments.val, arguments.val_fraction)
+    # A wrong name is told before any folder is read.
+    build_model(arguments.model, 2)
+    train, val = open_loaders(
+        Loader,
+        T,
+        folders,
+        size=arguments.size,
+        batch_size=arguments.batch_size,
+        augment=arguments.augment,
+        flip=not arguments.no_flip,
+        min_scale=arguments.min_scale,
+        seed=arguments.seed,
+        device=str(device) if device.type == "cuda" else None,
+        num_workers=arguments.num_workers,
+        # NHWC bytes are torch's channels_last as they are; the trainer uses that order exactly in these
+        # cases.
+        layout="nhwc" if bf16 or device.type == "cuda" else "nchw",
+        on_error=arguments.on_error,
+        quarantine=out / "quarantine.jsonl",
+    )
+    with train, val:
+        _seed_everything(arguments.seed)
+        trainer = Trainer(
+            build_model(arguments.model, len(train.classes)),
+            train,
+            val,
+            recipe,
+            out=out,
+            resume=arguments.resume,
+            device=device,
+            describe=_describe(arguments),
+        )
+        chosen = trainer.precision
+        size, batch = arguments.size, arguments.batch_size
+        print(
+            f"{arguments.model} on {arguments.data}: {len(train.classes)} classes, {size} x {size}, "
+            f"{len(train)} steps of {batch} an epoch, {device.type} {chosen.name} ({chosen.reason}); "
+            f"{folders.how}"
+        )
+        shown: tuple[torch.Tensor, list[int]] | None = None
+        for step in trainer.steps():
+            if shown is None:
+                shown = step.images[:32].detach().float().cpu(), step.labels[:32].tolist()
+            step.train()
+        _report(trainer, shown, arguments)
+    return 0
+
+
+def _report(trainer: Any, shown: Any, arguments: argparse.Namespace) -> None:
+    """The end of a run in a few lines: accuracy, what limited it, where things are."""
+    out: Path = arguments.out
+    last = trainer.history[-1] if trainer.history else {}
+    if "val_top1" in last:
+        top1, top5, best = (
+            f"{100 * value:.2f} %" for value in (last["val_top1"], last["val_top5"], trainer.best)
+        )
+        print(
+            f"held-out accuracy: top-1 {top1}, top-5 {top5} on {last['val_rows']} images (best epoch: {best})"
+        )
+        if last["val_left_out"]:
+            print(f"not counted: {last['val_left_out']} held-out images that could not be read")
+    if trainer.total_pace.images:
+        print(f"speed: {trainer.total_pace.text()}")
+    print(f"limit: {trainer.train_loader.stats()['verdict']['text']}")
+    try:
+        from .pictures import draw_contact_sheet, draw_curves
+
+        title = f"{arguments.model} on {arguments.data.name}"
+        draw_curves(out / "metrics.jsonl", out / "curve.png", title)
+        print(f"curve: {out / 'curve.png'}")
+        if shown is not None:
+            classes = trainer.train_loader.classes
+            images, labels = shown
+            title = f"{title}: as the model saw them"
+            draw_contact_sheet(images, labels, classes, out / "samples.png", title)
+            print(f"samples: {out / 'samples.png'}")
+    except ImportError:
+        print("curve and samples were not drawn: pip install matplotlib")
+    if (out / "best.pt").exists():
+        print(f"weights: {out / 'best.pt'}")
+
+
+def _recipe(arguments: argparse.Namespace) -> Any:
+    from dataclasses import fields
+
+    from .trainer import Recipe
+
+    known = {field.name for field in fields(Recipe)}
+    return Recipe(**{name: value for name, value in vars(arguments).items() if name in known})
+
+
+def _describe(arguments: argparse.Namespace) -> dict[str, Any]:
+    named = ("model", "data", "val", "size", "batch_size", "augment", "min_scale", "seed")
+    return {name: _plain(getattr(arguments, name)) for name in named}
+
+
+def _plain(value: Any) -> Any:
+    return str(value) if isinstance(value, Path) else value
+
+
+def _seed_everything(seed: int) -> None:
+    """The global generators: initial weights and dropout. The loader takes the seed itself."""
+    import numpy
+    import torch
+
+    random.seed(seed)
+    numpy.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def _fail(error: object, code: int) -> int:
+    print(f"fuelrail train: error: {' '.join(str(error).split())}", file=sys.stderr)
+    return code
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """One line and exit code 2; the usage text of this many options would bury it."""
+        print(f"{self.prog}: error: {message} (see {self.prog} --help)", file=sys.stderr)
+        raise SystemExit(2)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="fuelrail train",
+        description="Train an image classifier on a folder of class folders.",
+        epilog="Stop with ctrl-C; go on with the same command and --resume.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    data = parser.add_argument_group("data")
+    data.add_argument(
+        "--data", type=Path, required=True, help="folder of class folders, or one with train/ and val/"
+    )
+    data.add_argument("--val", type=Path, help="validation folder (default: one beside --data, else a split)")
+    data.add_argument(
+        "--val-fraction", type=float, default=0.1, help="share held out when there is no such folder"
+    )
+    data.add_argument("--size", type=_positive, default=224, help="side of the images the model sees, pixels")
+    data.add_argument("--batch-size", type=_positive, default=64, help="images per step")
+    data.add_argument(
+        "--augment",
+        choices=("standard", "strong", "none"),
+        default="standard",
+        help="standard: random resized crop and flip; strong: also colour and erasing",
+    )
+    data.add_argument(
+        "--min-scale", type=float, default=0.35, help="smallest crop, as a share of the picture's area"
+    )
+    data.add_argument("--no-flip", action="store_true", help="no horizontal flips (digits, letters)")
+    data.add_argument("--num-workers", type=int, help="decoding threads (default: automatic)")
+    data.add_argument(
+        "--on-error",
+        choices=("substitute", "drop", "fail"),
+        default="substitute",
+        help="what to do with an image that cannot be decoded",
+    )
+    add("--model", default="resnet18", help="small_cnn, or a torchvision model's name")
+    add("--out", type=Path, required=True, help="run folder: metrics, checkpoints, pictures")
+    add("--resume", action="store_true", help="go on from the newest checkpoint in --out, if there is one")
+    add("--epochs", type=int, default=10, help="passes over the data")
+    add("--seed", type=int, default=0, help="for the order, the augmentation and the initial weights")
+    add("--device", help="cpu, cuda, cuda:1 (default: cuda when there is one)")
+    recipe = parser.add_argument_group("recipe")
+    recipe.add_argument(
+        "--optimizer", choices=("sgd", "adamw"), default="sgd", help="SGD has Nesterov momentum"
+    )
+    recipe.add_argument(
+        "--lr", type=float, help="peak rate (default: 0.1 for sgd, 0.001 for adamw, at 256 images)"
+    )
+    recipe.add_argument("--momentum", type=float, default=0.9, help="SGD's")
+    recipe.add_argument("--weight-decay", type=float, help="(default: 0.0005 for sgd, 0.05 for adamw)")
+    recipe.add_argument("--warmup-epochs", type=float, default=1.0, help="linear warm-up before the cosine")
+    recipe.add_argument(
+        "--label-smoothing", type=float, default=0.1, help="share of the target over all classes"
+    )
+    recipe.add_argument(
+        "--precision",
+        choices=("auto", "bf16", "fp32"),
+        default="auto",
+        help="auto: bf16 where hardware has it",
+    )
+    record = parser.add_argument_group("records")
+    record.add_argument(
+        "--save-every", type=int, default=500, help="steps between checkpoints inside an epoch"
+    )
+    record.add_argument("--keep", type=int, default=3, help="checkpoints that stay, beside the best")
+    record.add_argument("--log-every", type=int, default=10, help="steps per line of metrics.jsonl")
+    record.add_argument(
+        "--log-ids", action="store_true", help="write every step's sample indices to metrics.jsonl"
+    )
+    return parser
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text}: must be at least 1")
+    return value
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

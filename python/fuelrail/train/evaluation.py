@@ -1,0 +1,74 @@
+"""Accuracy over a loader, every row counted once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from .precision import Precision
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What `evaluate` found: mean cross entropy, top-1 and top-5 in [0, 1], and the rows behind them.
+
+    `left_out` counts rows whose record could not be read and was substituted by another: counting the
+    substitute would weigh that record twice.
+    """
+
+    loss: float
+    top1: float
+    top5: float
+    rows: int
+    left_out: int = 0
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module,
+    loader: Iterable[Any],
+    *,
+    precision: Precision,
+    device: torch.device,
+) -> Evaluation:
+    """Runs `model` in evaluation mode over one epoch of `loader` and returns the figures, weighted by rows.
+
+    Batches are fuelrail batches: `images, labels = batch`, and `batch["substituted"]`. A batch may have no
+    rows. With fewer than five classes top-5 counts all of them. The model's mode is restored.
+    """
+    was_training = model.training
+    model.eval()
+    # Sums stay on the device until the end: reading one would wait for the accelerator after every batch.
+    sums = torch.zeros(4, dtype=torch.float64, device=device)
+    left_out = 0
+    try:
+        for batch in loader:
+            images, labels = batch
+            kept = ~torch.as_tensor(batch["substituted"]).bool().cpu()
+            left_out += int((~kept).sum())
+            if not bool(kept.any()):
+                continue
+            images, labels = images.to(device), labels.to(device)
+            with precision.autocast():
+                logits = model(images)
+            sums += _sums(logits.float(), labels, kept.to(device))
+    finally:
+        model.train(was_training)
+    loss, top1, top5, rows = sums.tolist()
+    if rows == 0:
+        nan = float("nan")
+        return Evaluation(nan, nan, nan, 0, left_out)
+    return Evaluation(loss / rows, top1 / rows, top5 / rows, int(rows), left_out)
+
+
+def _sums(logits: torch.Tensor, labels: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
+    logits, labels = logits[kept], labels[kept]
+    loss = F.cross_entropy(logits, labels, reduction="sum").double()
+    ranked = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
+    rows = torch.tensor(len(labels), dtype=torch.float64, device=logits.device)
+    return torch.stack([loss, ranked[:, 0].sum().double(), ranked.any(dim=1).sum().double(), rows])

@@ -1,0 +1,84 @@
+"""Models by name: torchvision's classifiers where it is installed, and one small CNN that needs nothing."""
+
+from __future__ import annotations
+
+import difflib
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import nn
+
+
+class SmallCNN(nn.Module):
+    """Three blocks of two 3x3 convolutions, global average, one linear layer: 0.3 M weights at width 32.
+
+    Input: float (N, 3, H, W), H and W at least 8. Output: logits (N, num_classes). Trains in seconds on a
+    CPU; made for small pictures such as digits, not to compete on photographs.
+    """
+
+    def __init__(self, num_classes: int, width: int = 32) -> None:
+        super().__init__()
+        widths = [3, width, 2 * width, 4 * width]
+        blocks: list[nn.Module] = []
+        for inside, outside in pairwise(widths):
+            blocks += [_convolution(inside, outside), _convolution(outside, outside), nn.MaxPool2d(2)]
+        self.features = nn.Sequential(*blocks)
+        self.classifier = nn.Linear(widths[-1], num_classes)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        features: torch.Tensor = self.features(images)
+        logits: torch.Tensor = self.classifier(features.mean(dim=(2, 3)))
+        return logits
+
+
+def model_names() -> list[str]:
+    """Every name `build_model` knows, sorted."""
+    torchvision_models = _torchvision_models()
+    names = torchvision_models.list_models(module=torchvision_models) if torchvision_models else []
+    return sorted([_BUILT_IN, *names])
+
+
+def build_model(name: str, num_classes: int) -> nn.Module:
+    """The model `name` with fresh random weights (torch's generator) and `num_classes` outputs.
+
+    Raises ValueError for an unknown name, with the known ones closest to it.
+    """
+    if name == _BUILT_IN:
+        return SmallCNN(num_classes)
+    known = model_names()
+    if name not in known:
+        close = difflib.get_close_matches(name, known, n=4, cutoff=0.5)
+        if len(known) == 1:
+            hint = (
+                f"without torchvision there is only {_BUILT_IN}; `pip install torchvision` brings the others"
+            )
+        elif close:
+            hint = f"did you mean {', '.join(close)}?"
+        else:
+            hint = f"known are {_BUILT_IN} and torchvision's, such as resnet18, resnet50, vit_b_16"
+        raise ValueError(f"unknown model {name!r}: {hint}")
+    model: nn.Module = _torchvision_models().get_model(
+        name, weights=None, num_classes=num_classes, **_EXTRA.get(name, {})
+    )
+    return model
+
+
+def _convolution(inside: int, outside: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(inside, outside, 3, padding=1, bias=False), nn.BatchNorm2d(outside), nn.ReLU(inplace=True)
+    )
+
+
+def _torchvision_models() -> Any:
+    try:
+        from torchvision import models
+    except ImportError:
+        return None
+    return models
+
+
+_BUILT_IN = "small_cnn"
+
+#: These two return a tuple while training unless their auxiliary heads are off.
+_EXTRA = {name: {"aux_logits": False, "init_weights": True} for name in ("googlenet", "inception_v3")}

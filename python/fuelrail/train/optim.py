@@ -1,0 +1,77 @@
+"""torch's optimizers, with weight decay only where it regularises.
+
+Decay pulls weights towards zero; on a norm's scale or a bias that only fights the normalisation, so those
+parameters form a group of their own without it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+
+@dataclass(frozen=True)
+class _Default:
+    lr_per_256: float
+    weight_decay: float
+
+
+#: Peak learning rate for a batch of 256 rows, and weight decay, where the recipe names none.
+_DEFAULTS = {"sgd": _Default(0.1, 5e-4), "adamw": _Default(1e-3, 0.05)}
+OPTIMIZERS = tuple(_DEFAULTS)
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Trainable parameters in two groups: decayed (matrices and kernels), and not (norms, biases, other
+    vectors).
+
+    Shared parameters appear once. An empty group is left out.
+    """
+    decayed: list[nn.Parameter] = []
+    exempt: list[nn.Parameter] = []
+    seen: set[int] = set()
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if id(parameter) in seen or not parameter.requires_grad:
+                continue
+            seen.add(id(parameter))
+            vector = parameter.ndim <= 1 or name == "bias" or isinstance(module, _NORMS)
+            (exempt if vector else decayed).append(parameter)
+    groups: list[dict[str, Any]] = [
+        {"params": decayed, "weight_decay": weight_decay},
+        {"params": exempt, "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def default_lr(name: str, batch_size: int) -> float:
+    """The peak learning rate for `batch_size` rows: linear in it for SGD, its square root for AdamW."""
+    scale = batch_size / 256
+    return _DEFAULTS[name].lr_per_256 * (scale if name == "sgd" else scale**0.5)
+
+
+def build_optimizer(
+    name: str, model: nn.Module, *, lr: float, weight_decay: float | None = None, momentum: float = 0.9
+) -> torch.optim.Optimizer:
+    """SGD with Nesterov momentum, or AdamW; ValueError for another name or a model with nothing to train."""
+    if name not in _DEFAULTS:
+        raise ValueError(f"optimizer={name!r}: use one of {', '.join(OPTIMIZERS)}")
+    groups = parameter_groups(model, _DEFAULTS[name].weight_decay if weight_decay is None else weight_decay)
+    if not groups:
+        raise ValueError("the model has no parameter with requires_grad=True: there is nothing to train")
+    for group in groups:
+        group["peak_lr"] = lr
+    if name == "sgd":
+        return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=momentum > 0)
+    return torch.optim.AdamW(groups, lr=lr)
+
+
+_NORMS = (
+    nn.modules.batchnorm._BatchNorm,
+    nn.GroupNorm,
+    nn.LayerNorm,
+    nn.LocalResponseNorm,
+)

@@ -1,0 +1,122 @@
+"""The two pictures a run leaves: its curves, and what the model was shown. Needs matplotlib."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .metrics import read_metrics
+
+#: ImageNet's channel means and standard deviations, of pixels in [0, 1]; what `Normalize` of `fuelrail train`
+#: uses.
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+_INK, _FAINT, _BLUE, _ORANGE = "#1c1e21", "#c9ced6", "#2b6cb0", "#c2571a"
+
+
+def draw_curves(metrics: Path, target: Path, title: str) -> None:
+    """Draws loss and accuracy over epochs from a metrics file into `target` (PNG). Raises ImportError without
+    matplotlib."""
+    records = read_metrics(metrics)
+    steps = [record for record in records if record["event"] == "step" and record.get("loss") is not None]
+    epochs = [record for record in records if record["event"] == "epoch"]
+    measured = [record for record in epochs if record.get("val_top1") is not None]
+    per_epoch = epochs[0]["step"] / (epochs[0]["epoch"] + 1) if epochs else max(len(steps), 1)
+
+    figure, (left, right) = _pyplot().subplots(1, 2, figsize=(10, 4), layout="constrained")
+    figure.suptitle(title, color=_INK, fontsize=12)
+    left.plot(
+        [record["step"] / per_epoch for record in steps],
+        [record["loss"] for record in steps],
+        color=_FAINT,
+        linewidth=1,
+        label="train, per line of the log",
+    )
+    ends = [record["epoch"] + 1 for record in epochs]
+    left.plot(
+        ends,
+        [record["train_loss"] for record in epochs],
+        color=_BLUE,
+        marker=".",
+        label="train, mean of epoch",
+    )
+    if measured:
+        held_out = [record["epoch"] + 1 for record in measured]
+        left.plot(
+            held_out, [record["val_loss"] for record in measured], color=_ORANGE, marker=".", label="held out"
+        )
+        top1 = [100 * record["val_top1"] for record in measured]
+        top5 = [100 * record["val_top5"] for record in measured]
+        right.plot(held_out, top5, color=_FAINT, marker=".", label="top-5")
+        right.plot(held_out, top1, color=_ORANGE, marker=".", label="top-1")
+        best = max(range(len(top1)), key=top1.__getitem__)
+        right.plot([held_out[best]], [top1[best]], "o", markersize=9, markerfacecolor="none", color=_INK)
+        right.set_title(
+            f"held-out accuracy, best {top1[best]:.1f} % after epoch {held_out[best]}", fontsize=10
+        )
+        right.set_ylim(min(0.95 * min(top1), 90), 100.5)
+        right.legend(frameon=False, loc="lower right")
+    else:
+        right.text(0.5, 0.5, "nothing was held out", ha="center", va="center", color=_INK)
+    left.set_title("cross entropy", fontsize=10)
+    left.set_ylim(bottom=0)
+    left.legend(frameon=False)
+    right.set_ylabel("%")
+    for axes in (left, right):
+        axes.set_xlabel("epoch")
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.grid(color="#eceef1")
+        axes.set_axisbelow(True)
+        for side in ("top", "right"):
+            axes.spines[side].set_visible(False)
+    _write(figure, target)
+
+
+def draw_contact_sheet(
+    images: torch.Tensor, labels: Sequence[int], classes: Sequence[str], target: Path, title: str
+) -> None:
+    """Draws normalised `images` (N, 3, H, W) with their class names as a grid into `target` (PNG).
+
+    Raises ImportError without matplotlib.
+    """
+    pixels = (
+        images.detach().float().cpu() * torch.tensor(STD)[:, None, None] + torch.tensor(MEAN)[:, None, None]
+    )
+    pixels = pixels.clamp(0, 1).permute(0, 2, 3, 1)
+    columns = min(8, max(1, len(pixels)))
+    rows = -(-len(pixels) // columns)
+    figure, grid = _pyplot().subplots(
+        rows, columns, figsize=(1.35 * columns, 1.6 * rows + 0.4), layout="constrained", squeeze=False
+    )
+    figure.suptitle(title, color=_INK, fontsize=11)
+    for place, axes in enumerate(grid.flat):
+        axes.axis("off")
+        if place < len(pixels):
+            # Small pictures are shown as the squares they are, not as a blur that was never in the batch.
+            axes.imshow(
+                pixels[place].numpy(), interpolation="nearest" if pixels.shape[1] < 64 else "antialiased"
+            )
+            axes.set_title(_shorten(classes[labels[place]]), fontsize=8, color=_INK, pad=3)
+    _write(figure, target)
+
+
+def _write(figure: Any, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(target, dpi=130)
+    _pyplot().close(figure)
+
+
+def _pyplot() -> Any:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot
+
+
+def _shorten(name: str) -> str:
+    return name if len(name) <= 14 else name[:13] + "…"

@@ -1,0 +1,95 @@
+"""The run on a terminal: one line that moves, or plain lines where nobody is looking."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+from dataclasses import dataclass
+from typing import TextIO
+
+
+@dataclass
+class Pace:
+    """Images, time and waiting since it was made or reset, and what follows from them."""
+
+    images: int = 0
+    seconds: float = 0.0
+    waited: float = 0.0
+
+    def add(self, images: int, seconds: float, waited: float) -> None:
+        """Adds one step: its rows, its wall time, and the part of that spent waiting for the batch."""
+        self.images += images
+        self.seconds += seconds
+        self.waited += waited
+
+    @property
+    def images_per_s(self) -> float:
+        """Images per second of wall time; 0 before the first step."""
+        return self.images / self.seconds if self.seconds > 0 else 0.0
+
+    @property
+    def data_wait(self) -> float:
+        """The share of wall time spent waiting for data, in [0, 1]."""
+        return self.waited / self.seconds if self.seconds > 0 else 0.0
+
+    def text(self) -> str:
+        """`812 img/s  data wait 3 %`."""
+        return f"{self.images_per_s:,.0f} img/s  data wait {self.data_wait:.0%}".replace("%", " %")
+
+
+class Progress:
+    """Shows steps of an epoch: a moving bar on a terminal, else a plain line now and then."""
+
+    #: A plain line at most this often (seconds); a log file of a long run stays readable.
+    PLAIN_EVERY = 10.0
+    #: The bar is redrawn at most this often (seconds): drawing must never be what limits the loop.
+    REDRAW_EVERY = 0.1
+
+    def __init__(self, epochs: int, stream: TextIO | None = None) -> None:
+        self.epochs = epochs
+        self.stream = stream if stream is not None else sys.stderr
+        self.on_terminal = self.stream.isatty()
+        # The first plain line of a run waits its turn too: a run shorter than that needs only its epoch
+        # lines.
+        self._last = time.monotonic() if not self.on_terminal else 0.0
+        self._drawn = False
+
+    def step(self, epoch: int, done: int, total: int, loss: float | None, lr: float, pace: Pace) -> None:
+        """Shows step `done` of `total` in `epoch` (0-based); `loss` is the last one read, or None."""
+        now = time.monotonic()
+        if now - self._last < (self.REDRAW_EVERY if self.on_terminal else self.PLAIN_EVERY) and done < total:
+            return
+        if not self.on_terminal and done == total:
+            return  # the epoch's own line follows
+        self._last = now
+        head = f"epoch {epoch + 1}/{self.epochs}"
+        read = "" if loss is None else f"loss {loss:.3f}  "
+        if not self.on_terminal:
+            self.line(f"{head}  step {done}/{total}  {read}lr {lr:.2g}  {pace.text()}")
+            return
+        left = int((total - done) * pace.seconds / max(done, 1))
+        ends = f"{pace.text()}  {left // 60}:{left % 60:02d} left"
+        columns = shutil.get_terminal_size().columns
+        # On a narrow terminal the rate goes first, then the bar: speed and waiting are what the line is for.
+        for figures in (f"{done}/{total}  {read}lr {lr:.2g}  {ends}", f"{done}/{total}  {read}{ends}"):
+            room = columns - len(head) - len(figures) - 4
+            if room >= 8:
+                break
+        bar = f" {_bar(done / max(total, 1), min(room, 40))} " if room >= 8 else ""
+        self.stream.write(f"\r{f'{head} {bar} {figures}'[: columns - 1]}\x1b[K")
+        self.stream.flush()
+        self._drawn = True
+
+    def line(self, text: str) -> None:
+        """Prints one whole line, over the bar if there is one."""
+        if self._drawn:
+            self.stream.write("\r\x1b[K")
+            self._drawn = False
+        self.stream.write(text + "\n")
+        self.stream.flush()
+
+
+def _bar(share: float, width: int) -> str:
+    full = int(min(max(share, 0.0), 1.0) * width)
+    return "█" * full + "░" * (width - full)

@@ -1,0 +1,109 @@
+"""A loader without a daemon: fuelrail.torch.Loader's interface and token rules over tensors in memory."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+
+class FakeBatch:
+    """Unpacks to (images, labels); indexes by field name."""
+
+    def __init__(self, fields: dict[str, torch.Tensor]) -> None:
+        self.fields = fields
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        return iter((self.fields["image"], self.fields["label"]))
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        return self.fields[name]
+
+
+class FakeLoader:
+    """`count` pictures of one bright square each; its place says the class. Order is pure in (seed, epoch).
+
+    `rank_rows` makes the last batch of an epoch that short (0: a batch without rows, as a rank can get in the
+    tail). `delay` seconds pass per batch. `fail_at` raises at that batch of every epoch.
+    """
+
+    def __init__(
+        self,
+        count: int = 64,
+        batch_size: int = 8,
+        *,
+        seed: int = 0,
+        shuffle: bool = True,
+        tail_rows: int | None = None,
+        delay: float = 0.0,
+        fail_at: int | None = None,
+        substituted: tuple[int, ...] = (),
+        size: int = 16,
+    ) -> None:
+        self.count, self.batch_size, self.seed, self.shuffle = count, batch_size, seed, shuffle
+        self.tail_rows, self.delay, self.fail_at, self.substituted = tail_rows, delay, fail_at, substituted
+        self.classes = ["top", "bottom", "left", "right", "centre", "corner"]
+        self.size = size
+        self.epoch, self._position = 0, 0
+
+    def __len__(self) -> int:
+        return -(-self.count // self.batch_size)
+
+    def __iter__(self) -> Iterator[FakeBatch]:
+        order = list(range(self.count))
+        if self.shuffle:
+            random.Random(self.seed * 1000 + self.epoch).shuffle(order)
+        while self._position < len(self):
+            at = self._position
+            if self.fail_at == at:
+                raise OSError("the fake daemon died")
+            time.sleep(self.delay)
+            rows = order[at * self.batch_size : (at + 1) * self.batch_size]
+            if self.tail_rows is not None and at == len(self) - 1:
+                rows = rows[: self.tail_rows]
+            self._position = at + 1
+            yield self._batch(rows)
+        self.epoch, self._position = self.epoch + 1, 0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"epoch": self.epoch, "position": self._position, "seed": self.seed}
+
+    def load_state_dict(self, token: dict[str, Any]) -> None:
+        if token["seed"] != self.seed:
+            raise ValueError(f"the token is of seed {token['seed']}, this loader has {self.seed}")
+        self.epoch, self._position = token["epoch"], token["position"]
+
+    def stats(self) -> dict[str, Any]:
+        return {"verdict": {"stage": "train", "text": "training was the limit"}}
+
+    def close(self) -> None:
+        pass
+
+    def _batch(self, rows: list[int]) -> FakeBatch:
+        images = torch.zeros(len(rows), 3, self.size, self.size)
+        labels = torch.tensor([row % len(self.classes) for row in rows], dtype=torch.int64)
+        half, end = self.size // 2, self.size
+        corners = [
+            (0, half // 2),
+            (half, 0),
+            (half // 2, 0),
+            (half // 2, half),
+            (half // 2, half // 2),
+            (0, 0),
+        ]
+        for image, row, label in zip(images, rows, labels.tolist(), strict=True):
+            top, left = corners[label]
+            noise = torch.Generator().manual_seed(row)
+            image += 0.3 * torch.randn(image.shape, generator=noise)
+            image[:, top : min(top + half, end), left : min(left + half, end)] += 1.0
+        return FakeBatch(
+            {
+                "image": images,
+                "label": labels,
+                "index": torch.tensor(rows, dtype=torch.int64),
+                "substituted": torch.tensor([row in self.substituted for row in rows], dtype=torch.bool),
+            }
+        )
