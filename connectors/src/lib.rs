@@ -280,3 +280,75 @@ pub struct ReadStats {
     /// Nanoseconds in which at least one request was in hand. Close to the elapsed time, and the disk is the limit.
     pub busy_ns: u64,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(json: &str) -> Result<SourceConfig, String> {
+        serde_json::from_str(json).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn a_configuration_survives_a_round_trip() {
+        let text =
+            r#"{"type":"folder","root":"/data","classes":["a","b"],"split":{"part":"val","fraction":0.1}}"#;
+        let config = parse(text).unwrap();
+        assert_eq!(serde_json::to_string(&config).unwrap(), text);
+        assert_eq!(
+            serde_json::to_string(&parse(r#"{"type":"folder","root":"x"}"#).unwrap()).unwrap().len(),
+            28
+        );
+        let config = parse(r#"{"type":"synthetic","count":3,"format":"jpeg"}"#).unwrap();
+        let expected =
+            SyntheticConfig { count: 3, format: SyntheticFormat::Jpeg, ..SyntheticConfig::default() };
+        assert_eq!(config, SourceConfig::Synthetic(expected));
+        assert_eq!(parse(&serde_json::to_string(&config).unwrap()).unwrap(), config);
+    }
+
+    #[test]
+    fn a_misspelt_or_missing_key_is_named() {
+        let cases = [
+            (r#"{"type":"folder","rooot":"/data"}"#, "rooot"),
+            (r#"{"type":"folder","root":"/data","clases":[]}"#, "clases"),
+            (r#"{"type":"folder"}"#, "root"),
+            (r#"{"type":"folder","root":"/","split":{"part":"val","fractoin":0.1}}"#, "fractoin"),
+            (r#"{"type":"folder","root":"/","split":{"part":"test","fraction":0.1}}"#, "test"),
+            (r#"{"type":"synthetic","delay_ms":1}"#, "delay_ms"),
+            (r#"{"type":"synthetic","format":"gif"}"#, "gif"),
+            (r#"{"type":"fodler","root":"/"}"#, "fodler"),
+            (r#"{"root":"/"}"#, "type"),
+        ];
+        for (text, name) in cases {
+            let error = parse(text).unwrap_err();
+            assert!(error.contains(name), "{text}: {error}");
+        }
+        let error =
+            serde_json::from_str::<ReaderConfig>(r#"{"backend":"auto","dept":1}"#).unwrap_err().to_string();
+        assert!(error.contains("dept"), "{error}");
+    }
+
+    #[test]
+    fn the_backends_have_the_names_that_users_write() {
+        for (name, backend) in
+            [("auto", Backend::Auto), ("io_uring", Backend::IoUring), ("threads", Backend::Threads)]
+        {
+            assert_eq!(serde_json::to_string(&backend).unwrap(), format!("\"{name}\""));
+            assert_eq!(serde_json::from_str::<Backend>(&format!("\"{name}\"")).unwrap(), backend);
+        }
+    }
+
+    #[test]
+    fn a_fingerprint_is_32_digits_and_nothing_else() {
+        let fingerprint = Fingerprint(0x0123_4567_89ab_cdef);
+        let text = fingerprint.to_string();
+        assert_eq!(text, "00000000000000000123456789abcdef");
+        assert_eq!(text.parse(), Ok(fingerprint));
+        assert_eq!(serde_json::to_string(&fingerprint).unwrap(), format!("\"{text}\""));
+        for wrong in
+            ["", "123", "+0000000000000000123456789abcdef", &text.to_uppercase(), &format!("{text}0")]
+        {
+            assert!(wrong.parse::<Fingerprint>().is_err(), "{wrong}");
+        }
+    }
+}

@@ -267,3 +267,141 @@ impl ManifestBuilder {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn path(manifest: &Manifest, index: u64) -> Vec<u8> {
+        let mut path = Vec::new();
+        manifest.path(index, &mut path);
+        path
+    }
+
+    /// The names and number of files of ImageNet's training set.
+    fn imagenet() -> Manifest {
+        let mut builder = ManifestBuilder::default();
+        for class in 0..1000u32 {
+            let folder = format!("n{:08}", 1_440_764 + class * 13_577);
+            builder.directory(Path::new(&folder), class);
+            for file in 0..1300u64 {
+                builder.file(OsStr::new(&format!("{folder}_{file}.JPEG")), 50_000 + file * 97);
+            }
+        }
+        builder.build((0..1000).map(|class| format!("n{class:08}")).collect())
+    }
+
+    #[test]
+    fn one_point_three_million_records_cost_less_than_a_hundred_bytes_each() {
+        let manifest = imagenet();
+        assert_eq!(manifest.len(), 1_300_000);
+        let each = manifest.memory() as f64 / manifest.len() as f64;
+        assert!(each < 40.0, "{each} bytes per record");
+        // Also when every record has a long name and a folder of its own.
+        let mut builder = ManifestBuilder::default();
+        for index in 0..100_000u64 {
+            builder.directory(Path::new(&format!("class/{index:016}")), 0);
+            builder.file(OsStr::new("image.jpg"), index);
+        }
+        let manifest = builder.build(vec!["class".to_owned()]);
+        let each = manifest.memory() as f64 / manifest.len() as f64;
+        assert!(each < 100.0, "{each} bytes per record");
+    }
+
+    #[test]
+    fn sizes_of_4_gib_and_more_are_kept() {
+        let sizes = [0, u64::from(LARGE) - 1, 7, u64::from(LARGE), u64::from(LARGE) + 1, 3, 1 << 40];
+        let mut builder = ManifestBuilder::default();
+        builder.directory(Path::new("a"), 0);
+        for (index, &size) in sizes.iter().enumerate() {
+            builder.file(OsStr::new(&index.to_string()), size);
+        }
+        let manifest = builder.build(vec!["a".to_owned()]);
+        assert_eq!((0..7).map(|index| manifest.size(index)).collect::<Vec<_>>(), sizes);
+        assert_eq!(manifest.total_bytes(), sizes.iter().sum::<u64>());
+    }
+
+    #[test]
+    fn the_fingerprint_sees_every_change_and_nothing_else() {
+        let build = |folder: &str, names: [&str; 2], sizes: [u64; 2], class: u32, classes: &[&str]| {
+            let mut builder = ManifestBuilder::default();
+            builder.directory(Path::new("an empty one leaves no trace"), 0);
+            builder.directory(Path::new(folder), class);
+            for (name, size) in names.into_iter().zip(sizes) {
+                builder.file(OsStr::new(name), size);
+            }
+            builder.build(classes.iter().map(|&class| class.to_owned()).collect()).fingerprint()
+        };
+        let same = build("a", ["b", "c"], [1, 2], 0, &["a", "x"]);
+        assert_eq!(same, build("a", ["b", "c"], [1, 2], 0, &["a", "x"]));
+        let others = [
+            build("aa", ["b", "c"], [1, 2], 0, &["a", "x"]),
+            build("a", ["bc", "c"], [1, 2], 0, &["a", "x"]),
+            build("a", ["c", "b"], [1, 2], 0, &["a", "x"]),
+            build("a", ["b", "c"], [1, 3], 0, &["a", "x"]),
+            build("a", ["b", "c"], [1, 2], 1, &["a", "x"]),
+            build("a", ["b", "c"], [1, 2], 0, &["a", "y"]),
+            build("a", ["b", "c"], [1, 2], 0, &["ax"]),
+        ];
+        let distinct: HashSet<_> = others.iter().chain([&same]).collect();
+        assert_eq!(distinct.len(), 8);
+        // Written into tokens: a change of this value makes every saved token foreign.
+        assert_eq!(same.to_string(), "861974420f68a89a289acc3e70ca6b23");
+    }
+
+    #[test]
+    fn keys_of_different_names_differ_whatever_their_bytes() {
+        let names: [&[u8]; 7] = [b"a.jpg", b"\\xff", b"\xff", b"\\\\xff", b"\xc3\xa9", b"\xe9", b"\\xe9"];
+        let keys: HashSet<_> = names.iter().map(|name| escape(name)).collect();
+        assert_eq!(keys.len(), names.len());
+        assert_eq!(escape(b"a/\xc3\xa9\xff\\.jpg"), "a/\u{e9}\\xff\\\\.jpg");
+    }
+
+    #[test]
+    #[should_panic(expected = "record 1 of a source of 1")]
+    fn an_index_beyond_the_end_is_a_bug() {
+        let mut builder = ManifestBuilder::default();
+        builder.directory(Path::new("a"), 0);
+        builder.file(OsStr::new("b"), 1);
+        builder.build(Vec::new()).label(1);
+    }
+
+    proptest! {
+        #[test]
+        fn what_goes_in_comes_out(
+            folders in prop::collection::vec(
+                ("[a-z/]{0,12}", 0u32..5, prop::collection::vec((prop::collection::vec(1u8..=255, 1..20), any::<u64>()), 0..20)),
+                0..20,
+            ),
+        ) {
+            let mut builder = ManifestBuilder::default();
+            let mut expected = Vec::new();
+            for (folder, class, files) in &folders {
+                builder.directory(Path::new(folder), *class);
+                for (name, size) in files {
+                    let size = size >> 8 >> (size % 40);
+                    builder.file(OsStr::from_bytes(name), size);
+                    let slash = if folder.is_empty() { "" } else { "/" };
+                    expected.push(([folder.as_bytes(), slash.as_bytes(), name].concat(), *class, size));
+                }
+            }
+            let manifest = builder.build(Vec::new());
+            prop_assert_eq!(manifest.len(), expected.len() as u64);
+            for (index, (name, class, size)) in expected.into_iter().enumerate() {
+                let index = index as u64;
+                prop_assert_eq!(path(&manifest, index), name);
+                prop_assert_eq!(manifest.label(index), class);
+                prop_assert_eq!(manifest.size(index), size);
+            }
+        }
+
+        #[test]
+        fn escaping_loses_nothing(a in prop::collection::vec(any::<u8>(), 0..12), b in prop::collection::vec(any::<u8>(), 0..12)) {
+            prop_assert_eq!(a == b, escape(&a) == escape(&b));
+        }
+    }
+}

@@ -478,3 +478,231 @@ fn pnm(width: u32, height: u32, pixels: &[u8]) -> Vec<u8> {
     bytes.extend_from_slice(pixels);
     bytes
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+    use std::sync::mpsc;
+    use std::time::Instant;
+
+    use super::*;
+    use crate::{ReadErrorKind, ReadRequest};
+
+    const FORMATS: [SyntheticFormat; 4] =
+        [SyntheticFormat::Bmp, SyntheticFormat::Pnm, SyntheticFormat::Png, SyntheticFormat::Jpeg];
+
+    fn open(config: SyntheticConfig) -> Arc<Synthetic> {
+        Arc::new(Synthetic::open(&config).unwrap())
+    }
+
+    fn read_all(source: &Arc<Synthetic>) -> HashMap<u64, Result<Buffer, ReadError>> {
+        let reader = source.clone().reader(&ReaderConfig::default()).unwrap();
+        let (tell, told) = mpsc::channel();
+        let request = |index| {
+            let tell = tell.clone();
+            ReadRequest {
+                index,
+                done: Box::new(move |result| tell.send((index, result.map(|r| r.bytes))).unwrap()),
+            }
+        };
+        reader.submit((0..source.len()).map(request).collect());
+        drop(tell);
+        told.iter().collect()
+    }
+
+    #[test]
+    fn records_are_images_of_the_size_that_was_asked_for() {
+        for format in FORMATS {
+            let source = open(SyntheticConfig {
+                count: 60,
+                width: 1,
+                width_max: Some(70),
+                height: 3,
+                height_max: Some(40),
+                format,
+                ..SyntheticConfig::default()
+            });
+            let mut sizes = std::collections::HashSet::new();
+            for (index, bytes) in read_all(&source) {
+                let bytes = bytes.unwrap();
+                let (width, height) = source.size_of_picture(index);
+                sizes.insert((width, height));
+                assert!((1..=70).contains(&width) && (3..=40).contains(&height));
+                assert!(
+                    bytes.len() as u64 <= source.size(index),
+                    "{format:?} {width}x{height}: {}",
+                    bytes.len()
+                );
+                if matches!(format, SyntheticFormat::Bmp | SyntheticFormat::Pnm) {
+                    assert_eq!(bytes.len() as u64, source.size(index));
+                }
+                let header = match format {
+                    SyntheticFormat::Bmp => [&b"BM"[..], &(bytes.len() as u32).to_le_bytes()].concat(),
+                    SyntheticFormat::Pnm => pnm_header(width, height).into_bytes(),
+                    SyntheticFormat::Png => b"\x89PNG\r\n\x1a\n".to_vec(),
+                    SyntheticFormat::Jpeg => b"\xff\xd8\xff".to_vec(),
+                };
+                assert!(bytes.starts_with(&header));
+            }
+            assert!(sizes.len() > 40);
+        }
+    }
+
+    #[test]
+    fn png_holds_the_very_pixels_and_jpeg_nearly() {
+        for format in [SyntheticFormat::Png, SyntheticFormat::Jpeg] {
+            let source = open(SyntheticConfig {
+                count: 4,
+                width: 37,
+                height: 21,
+                format,
+                ..SyntheticConfig::default()
+            });
+            for index in 0..4 {
+                let decoded = image::load_from_memory(&source.encode(index)).unwrap().to_rgb8();
+                assert_eq!(decoded.dimensions(), (37, 21));
+                let pixels = picture(37, 21, source.class(index), 10, source.random(index, Choice::Picture));
+                let difference: u64 =
+                    decoded.iter().zip(&pixels).map(|(a, b)| u64::from(a.abs_diff(*b))).sum();
+                let mean = difference as f64 / pixels.len() as f64;
+                assert!(mean <= if format == SyntheticFormat::Png { 0.0 } else { 10.0 }, "{mean}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_record_is_a_function_of_seed_and_index_alone() {
+        let config =
+            |seed| SyntheticConfig { count: 50, seed, corrupt_rate: 0.2, ..SyntheticConfig::default() };
+        let bytes = |source: &Arc<Synthetic>| {
+            let mut all: Vec<_> =
+                read_all(source).into_iter().map(|(index, bytes)| (index, bytes.unwrap().to_vec())).collect();
+            all.sort_unstable();
+            all
+        };
+        let (one, two, other) = (open(config(1)), open(config(1)), open(config(2)));
+        assert_eq!(bytes(&one), bytes(&two));
+        assert_eq!(one.fingerprint(), two.fingerprint());
+        assert_ne!(bytes(&one), bytes(&other));
+        assert_ne!(one.fingerprint(), other.fingerprint());
+        let slow = open(SyntheticConfig { delay_us: 10, flaky_rate: 0.5, ..config(1) });
+        assert_eq!(slow.fingerprint(), one.fingerprint(), "delays change no byte");
+        assert_eq!(bytes(&slow), bytes(&one));
+    }
+
+    #[test]
+    fn every_class_occurs_and_looks_different() {
+        let source = open(SyntheticConfig { count: 2000, classes: 12, ..SyntheticConfig::default() });
+        assert_eq!(source.classes().len(), 12);
+        assert_eq!(source.classes()[3], "class-03");
+        let mut counts = [0; 12];
+        (0..2000).for_each(|index| counts[source.label(index) as usize] += 1);
+        assert!(counts.iter().all(|&count| count > 100), "{counts:?}");
+        assert_eq!(source.key(7), format!("{}/00000007.bmp", source.classes()[source.label(7) as usize]));
+        // The mean colour of the middle, less the gray, tells neighbouring classes of thirds apart.
+        let colourful = |class| {
+            let mut sum = [0i64; 3];
+            for random in 0..50 {
+                let pixels = picture(32, 32, class, 12, random);
+                pixels.chunks_exact(3).for_each(|p| (0..3).for_each(|c| sum[c] += i64::from(p[c])));
+            }
+            (0..3).max_by_key(|&channel| sum[channel]).unwrap()
+        };
+        assert_eq!(std::collections::HashSet::from([colourful(0), colourful(4), colourful(8)]).len(), 3);
+    }
+
+    #[test]
+    fn faults_are_what_was_asked_for_and_always_the_same() {
+        let config = SyntheticConfig {
+            count: 1000,
+            width: 8,
+            height: 8,
+            corrupt_rate: 0.1,
+            fail_rate: 0.05,
+            flaky_rate: 0.02,
+            ..SyntheticConfig::default()
+        };
+        let source = open(config.clone());
+        let (first, second) = (read_all(&source), read_all(&source));
+        let (mut failed, mut corrupt) = (0, 0);
+        for index in 0..1000 {
+            match (&first[&index], &second[&index]) {
+                (Ok(a), Ok(b)) => {
+                    assert_eq!(**a, **b);
+                    corrupt += u32::from(a.len() as u64 != source.size(index));
+                }
+                (Err(a), Err(b)) => {
+                    failed += 1;
+                    assert_eq!(a.to_string(), b.to_string());
+                    assert_eq!(a.kind(), ReadErrorKind::Io);
+                    assert_eq!(a.key(), source.key(index));
+                    assert!(!a.is_transient() && a.to_string().contains("injected"));
+                }
+                _ => panic!("record {index} fails only sometimes"),
+            }
+        }
+        assert!((60..140).contains(&corrupt), "{corrupt}");
+        assert!((25..80).contains(&failed), "{failed}");
+    }
+
+    #[test]
+    fn delays_overlap_and_are_cut_short_when_the_reader_goes() {
+        let source = open(SyntheticConfig {
+            count: 64,
+            straggler_every: 8,
+            straggler_ms: 600_000,
+            ..SyntheticConfig::default()
+        });
+        let stragglers = (0..64).filter(|&index| !source.delay(index).is_zero()).count();
+        assert!((1..16).contains(&stragglers), "{stragglers}: fewer than the reader has threads");
+        let reader = source.clone().reader(&ReaderConfig::default()).unwrap();
+        let (tell, told) = mpsc::channel();
+        let request = |index| {
+            let tell = tell.clone();
+            ReadRequest { index, done: Box::new(move |result| tell.send(result.unwrap().index).unwrap()) }
+        };
+        reader.submit((0..64).map(request).collect());
+        drop(tell);
+        for _ in 0..64 - stragglers {
+            told.recv().unwrap();
+        }
+        let begin = Instant::now();
+        drop(reader);
+        assert!(begin.elapsed() < Duration::from_secs(5));
+        assert!(told.recv().is_err(), "stragglers are dropped uncalled");
+    }
+
+    #[test]
+    fn blocks_add_up_to_the_length() {
+        let blocks = |block_records| {
+            open(SyntheticConfig { count: 10, block_records, ..SyntheticConfig::default() }).blocks()
+        };
+        assert_eq!(blocks(None), Blocks::None);
+        assert_eq!(blocks(Some(4)), Blocks::Lengths([4, 4, 2].into()));
+        assert_eq!(blocks(Some(5)), Blocks::Lengths([5, 5].into()));
+        assert_eq!(blocks(Some(11)), Blocks::Lengths([10].into()));
+    }
+
+    #[test]
+    fn values_that_cannot_be_are_refused_by_name() {
+        let default = SyntheticConfig::default;
+        let cases = [
+            ("count", SyntheticConfig { count: 0, ..default() }),
+            ("width", SyntheticConfig { width: 0, ..default() }),
+            ("height", SyntheticConfig { height: 20_000, ..default() }),
+            ("width_max", SyntheticConfig { width_max: Some(63), ..default() }),
+            ("height_max", SyntheticConfig { height_max: Some(u32::MAX), ..default() }),
+            ("classes", SyntheticConfig { classes: 0, ..default() }),
+            ("corrupt_rate", SyntheticConfig { corrupt_rate: 1.5, ..default() }),
+            ("fail_rate", SyntheticConfig { fail_rate: f64::NAN, ..default() }),
+            ("flaky_rate", SyntheticConfig { flaky_rate: -0.1, ..default() }),
+            ("block_records", SyntheticConfig { block_records: Some(0), ..default() }),
+            ("delay_us", SyntheticConfig { delay_us: u64::MAX, ..default() }),
+            ("straggler_ms", SyntheticConfig { straggler_ms: u64::MAX, ..default() }),
+        ];
+        for (key, config) in cases {
+            let error = Synthetic::open(&config).unwrap_err();
+            assert!(error.is_config() && error.to_string().contains(&format!("{key} is ")), "{error}");
+        }
+    }
+}
