@@ -1,5 +1,6 @@
 """The training loop, piece by piece and against a loader without a daemon."""
 
+# ruff: noqa: E402  (importorskip comes before the imports that need what it looks for)
 from __future__ import annotations
 
 import io
@@ -19,6 +20,9 @@ import pytest
 torch = pytest.importorskip("torch", reason="fuelrail.train needs torch")
 
 import numpy
+from torch import nn
+from train_fakes import FakeLoader
+
 from fuelrail.train import (
     Recipe,
     Stopped,
@@ -36,8 +40,6 @@ from fuelrail.train.models import SmallCNN
 from fuelrail.train.optim import build_optimizer, default_lr
 from fuelrail.train.progress import Pace, Progress
 from fuelrail.train.schedule import CosineSchedule
-from torch import nn
-from train_fakes import FakeLoader
 
 HERE = Path(__file__).parent
 CPU = torch.device("cpu")

@@ -27,6 +27,7 @@ class SmallCNN(nn.Module):
         self.classifier = nn.Linear(widths[-1], num_classes)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Float images (N, 3, H, W) to logits (N, num_classes)."""
         features: torch.Tensor = self.features(images)
         logits: torch.Tensor = self.classifier(features.mean(dim=(2, 3)))
         return logits

@@ -1,0 +1,46 @@
+# make help lists what there is. Every target sets up what it needs first; a second run finds it done.
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test bench lint gate clean distclean
+SHELL := /bin/bash
+export PATH := $(HOME)/.cargo/bin:$(PATH)
+
+# The venv's own programs, by path: nothing depends on an activated shell.
+BIN := .venv/bin
+
+help: ## this list
+	@echo "make TARGET, where TARGET is one of"
+	@sed -n 's/^\([a-z]*\):.*## /  \1|/p' $(MAKEFILE_LIST) | column -t -s '|' 2>/dev/null \
+		|| sed -n 's/^\([a-z]*\):.*## /  \1  /p' $(MAKEFILE_LIST)
+
+setup: ## system packages, Rust build, .venv with the wheel in it (TORCH_INDEX=… for another torch)
+	@python/scripts/setup.sh
+
+demo: setup ## train on handwritten digits, or on DATA=folder (SIZE= EPOCHS= MODEL= BATCH=)
+	@$(BIN)/python python/scripts/demo.py $(if $(DATA),--data "$(DATA)") $(if $(SIZE),--size $(SIZE)) \
+		$(if $(EPOCHS),--epochs $(EPOCHS)) $(if $(MODEL),--model $(MODEL)) $(if $(BATCH),--batch-size $(BATCH))
+
+test: setup ## every test that needs no special hardware and no data from elsewhere
+	cargo test --release --workspace --exclude fuelrail-python
+	$(BIN)/pytest $(wildcard python/tests tests)
+
+gate: setup ## the same tests in their long forms
+	FUELRAIL_GATE=1 cargo test --release --workspace --exclude fuelrail-python
+	FUELRAIL_GATE=1 $(BIN)/pytest $(wildcard python/tests tests)
+
+bench: setup ## compare with torch's DataLoader on DATA=folder (default: generated photographs), into build/bench
+	$(BIN)/python benches/compare.py $(if $(DATA),--data "$(DATA)") $(BENCH_ARGS)
+
+lint: setup ## formatting, clippy, ruff, types, and the stubs against the compiled module
+	cargo fmt --check
+	cargo clippy --release --workspace --all-targets -- -D warnings
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy --strict python/fuelrail
+	$(BIN)/stubtest fuelrail._native
+
+clean: ## what was built; .venv stays (make distclean removes it too)
+	rm -rf build python/fuelrail/_bin .pytest_cache .mypy_cache .ruff_cache
+	cargo clean
+
+distclean: clean ## everything that is not in the repository's history
+	rm -rf .venv

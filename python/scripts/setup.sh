@@ -1,0 +1,128 @@
+#!/usr/bin/env bash
+# Makes a clone ready: system packages, Rust, .venv, the daemon, and the wheel installed in .venv.
+#
+# Each step looks first whether its work is done, so a second run takes about a second. What cannot be done here
+# (no rights, no Rust) is said with the command that does it.
+#
+#   PYTHON=…       the interpreter for .venv (3.11 or newer; default python3)
+#   TORCH_INDEX=…  a package index for torch, such as https://download.pytorch.org/whl/cpu (200 MB instead of 2.7 GB)
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+export PATH="$HOME/.cargo/bin:$PATH"
+STAMPS=build/stamps
+TARGET=${CARGO_TARGET_DIR:-target}
+mkdir -p "$STAMPS"
+
+say() { printf 'setup: %s\n' "$*"; }
+die() { printf 'setup: error: %s\n' "$*" >&2; exit 1; }
+
+# A stamp holds what its step was made from; the step is done again when that changes.
+stamped() { [ "$(cat "$STAMPS/$1" 2>/dev/null)" = "$2" ]; }
+stamp() { printf '%s\n' "$2" > "$STAMPS/$1"; }
+
+# Names, sizes and times of all files below the given paths: also a deleted file is a change.
+fingerprint() {
+    find "$@" -type d \( -name __pycache__ -o -name _bin \) -prune -o -type f -not -name '*.so' -printf '%p %s %T@\n' \
+        | LC_ALL=C sort | sha256sum | cut -d' ' -f1
+}
+
+python_is_new_enough() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; }
+
+system_packages() {
+    local missing=()
+    # libjpeg-turbo is built from source with its SIMD, which needs an assembler; without it decoding is 1.8x slower.
+    command -v nasm >/dev/null || missing+=(nasm)
+    command -v cmake >/dev/null || missing+=(cmake)
+    command -v cc >/dev/null && command -v make >/dev/null || missing+=(build-essential)
+    command -v "$PYTHON" >/dev/null || missing+=(python3)
+    [ -x .venv/bin/python ] || "$PYTHON" -c 'import venv, ensurepip' 2>/dev/null || missing+=(python3-venv)
+    [ ${#missing[@]} -gt 0 ] || return 0
+
+    local root=()
+    if [ "$(id -u)" != 0 ]; then
+        command -v sudo >/dev/null && sudo -n true 2>/dev/null && root=(sudo -n) \
+            || die "install these first, then run make again: sudo apt-get install ${missing[*]}"
+    fi
+    command -v apt-get >/dev/null \
+        || die "this is no Debian-like system; install what these Debian packages hold: ${missing[*]}"
+    say "installing ${missing[*]}"
+    "${root[@]}" apt-get update -qq
+    "${root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}"
+}
+
+rust() {
+    local wanted found
+    wanted=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)
+    found=$(cargo --version 2>/dev/null | cut -d' ' -f2) || found=
+    if [ -z "$found" ]; then
+        die "Rust $wanted or newer is needed and there is none: install rustup as https://rustup.rs says, then run make again"
+    fi
+    if [ "$(printf '%s\n%s\n' "$wanted" "$found" | sort -V | head -n1)" != "$wanted" ]; then
+        die "Rust $wanted or newer is needed, cargo is $found: run rustup update stable (rustup: https://rustup.rs)"
+    fi
+}
+
+virtual_environment() {
+    local wanted has_torch=no
+    if [ ! -x .venv/bin/python ]; then
+        python_is_new_enough "$PYTHON" || die "Python 3.11 or newer is needed, $PYTHON is older; name another with PYTHON=…"
+        local options=()
+        # torch is the largest thing here by far: one that is installed is used.
+        "$PYTHON" -c 'import torch' 2>/dev/null && options=(--system-site-packages)
+        say "creating .venv with $("$PYTHON" --version) ${options[*]}"
+        "$PYTHON" -m venv "${options[@]}" .venv
+    fi
+    wanted="$(cat python/requirements-*.txt | sha256sum | cut -d' ' -f1) ${TORCH_INDEX:-}"
+    stamped venv "$wanted" && return 0
+
+    [ -x .venv/bin/uv ] || .venv/bin/python -m pip install --quiet --disable-pip-version-check 'uv>=0.5'
+    .venv/bin/python -c 'import torch' 2>/dev/null && has_torch=yes
+    if [ $has_torch = no ]; then
+        say "installing torch (the large one; uv keeps it in its cache)"
+        .venv/bin/uv pip install --python .venv/bin/python ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} \
+            -r python/requirements-torch.txt
+    fi
+    say "installing the Python tools"
+    .venv/bin/uv pip install --python .venv/bin/python -r python/requirements-dev.txt
+    .venv/bin/python -c 'import torchvision' 2>/dev/null \
+        || say "torchvision is not there: only the built-in small_cnn can be trained, and some tests are skipped"
+    stamp venv "$wanted"
+}
+
+daemon() {
+    local sources
+    sources=$(fingerprint Cargo.toml Cargo.lock connectors transforms loader)
+    if stamped daemon "$sources" && [ -x python/fuelrail/_bin/fuelrail ]; then return 0; fi
+    say "building the daemon"
+    cargo build --release -p fuelrail-loader --features daemon
+    mkdir -p python/fuelrail/_bin
+    # Beside, then renamed: a daemon that runs from there keeps its own file.
+    install -m 755 "$TARGET/release/fuelrail" python/fuelrail/_bin/.fuelrail.new
+    mv python/fuelrail/_bin/.fuelrail.new python/fuelrail/_bin/fuelrail
+    stamp daemon "$sources"
+}
+
+wheel() {
+    local sources
+    sources=$(fingerprint Cargo.toml Cargo.lock connectors loader transforms python/Cargo.toml python/pyproject.toml \
+        python/src python/fuelrail)
+    if stamped wheel "$sources" && .venv/bin/python -c 'import fuelrail' 2>/dev/null; then return 0; fi
+    say "building the wheel"
+    rm -rf build/wheels
+    .venv/bin/maturin build --quiet --release --compatibility linux --manifest-path python/Cargo.toml \
+        --interpreter .venv/bin/python --out build/wheels
+    .venv/bin/uv pip install --quiet --python .venv/bin/python --force-reinstall --no-deps build/wheels/*.whl
+    stamp wheel "$sources"
+}
+
+PYTHON=${PYTHON:-python3}
+if ! python_is_new_enough "$PYTHON"; then
+    for newer in python3.13 python3.12 python3.11; do
+        if python_is_new_enough "$newer"; then PYTHON=$newer; break; fi
+    done
+fi
+system_packages
+rust
+virtual_environment
+daemon
+wheel
