@@ -1,8 +1,8 @@
 """`make demo`: an image folder to a trained model, with the pictures at the end.
 
-Without --data: the handwritten digits and the small CNN, about a minute on two cores. With --data: any folder of
-class folders (a validation folder beside it, or a split by key hash) and ResNet-18 at a size that two cores can
-train in minutes. Other options go to `fuelrail train` as they are.
+Without --data: the handwritten digits and the small CNN, about a minute on two cores. With --data: any folder
+of class folders (a validation folder beside it, or a split by key hash) and ResNet-18 at a size that two
+cores can train in minutes. Other options go to `fuelrail train` as they are.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Writes scikit-learn's handwritten digits as an image folder: real data that comes with a package.
 
-1,797 scans of 8 x 8 pixels (UCI's "Optical Recognition of Handwritten Digits"), enlarged to 24 x 24 on a canvas
-of 32 x 32: FOLDER/{train,val}/{0..9}/digit-0042.png. A fifth of each class is held out. Every other file is a
-JPEG, so that both decoders are at work.
+1,797 scans of 8 x 8 pixels (UCI's "Optical Recognition of Handwritten Digits"), enlarged to 24 x 24 on a
+canvas of 32 x 32: FOLDER/{train,val}/{0..9}/digit-0042.png. A fifth of each class is held out. Every other
+file is a JPEG, so that both decoders are at work.
 """
 
 from __future__ import annotations
