@@ -37,10 +37,8 @@ use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::disk::{self, Files, Span};
-use crate::manifest::escape;
-use crate::{
-    Blocks, Extent, Fingerprint, IndexedSource, Manifest, ManifestBuilder, Reader, ReaderConfig, SourceError,
-};
+use crate::manifest::{Manifest, ManifestBuilder, escape};
+use crate::{Blocks, Extent, Fingerprint, IndexedSource, Reader, ReaderConfig, SourceError};
 
 /// Endings (without the dot, lower case) that make a file an image.
 const EXTENSIONS: [&str; 11] =
@@ -136,6 +134,14 @@ impl Folder {
                 SourceError::backend(format!("no threads to read {}: {error}", config.root.display()))
             })?;
         let manifest = pool.install(|| build(config))?;
+        tracing::debug!(
+            "{}: {} images of {} bytes in {} classes, the list takes {} bytes",
+            config.root.display(),
+            manifest.len(),
+            manifest.total_bytes(),
+            manifest.classes().len(),
+            manifest.memory()
+        );
         Ok(Self { root: config.root.clone(), manifest })
     }
 }

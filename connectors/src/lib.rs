@@ -59,7 +59,6 @@ use serde::{Deserialize, Serialize};
 pub use buffer::{Buffer, POOL_BYTES};
 pub use error::{ReadError, ReadErrorKind, SourceError};
 pub use folder::{FolderConfig, Split, SplitPart};
-pub use manifest::{Manifest, ManifestBuilder};
 pub use synthetic::{SyntheticConfig, SyntheticFormat};
 
 /// Which records there are: the closed list of sources, as plain data.

@@ -25,7 +25,7 @@ use crate::Fingerprint;
 
 /// A list of files with sizes and labels. Built by [`ManifestBuilder`].
 #[derive(Debug)]
-pub struct Manifest {
+pub(crate) struct Manifest {
     classes: Vec<String>,
     directories: Vec<Directory>,
     paths: Vec<u8>,
@@ -53,22 +53,22 @@ const LARGE: u32 = u32::MAX;
 
 impl Manifest {
     /// Number of records.
-    pub fn len(&self) -> u64 {
+    pub(crate) fn len(&self) -> u64 {
         self.sizes.len() as u64
     }
 
     /// Whether there are no records at all.
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.sizes.is_empty()
     }
 
     /// Class names in label order.
-    pub fn classes(&self) -> &[String] {
+    pub(crate) fn classes(&self) -> &[String] {
         &self.classes
     }
 
     /// Sum of all sizes.
-    pub fn total_bytes(&self) -> u64 {
+    pub(crate) fn total_bytes(&self) -> u64 {
         self.total_bytes
     }
 
@@ -76,12 +76,12 @@ impl Manifest {
     ///
     /// # Panics
     /// Here and below, when `index` is not less than [`len`](Self::len).
-    pub fn label(&self, index: u64) -> u32 {
+    pub(crate) fn label(&self, index: u64) -> u32 {
         self.directory(index).class
     }
 
     /// Size of a record's file in bytes.
-    pub fn size(&self, index: u64) -> u64 {
+    pub(crate) fn size(&self, index: u64) -> u64 {
         match self.sizes[index as usize] {
             LARGE => {
                 let found = self.large.binary_search_by_key(&index, |&(record, _)| record);
@@ -92,7 +92,7 @@ impl Manifest {
     }
 
     /// Appends a record's path, relative to the root and as stored, to `path`.
-    pub fn path(&self, index: u64, path: &mut Vec<u8>) {
+    pub(crate) fn path(&self, index: u64, path: &mut Vec<u8>) {
         let directory = self.directory(index);
         let folder = &self.paths[directory.path as usize..][..directory.path_len as usize];
         path.extend_from_slice(folder);
@@ -107,19 +107,19 @@ impl Manifest {
 
     /// A record's path as text: a backslash becomes `\\` and a byte that is not UTF-8 `\xNN`, so that different paths stay
     /// different.
-    pub fn key(&self, index: u64) -> String {
+    pub(crate) fn key(&self, index: u64) -> String {
         let mut path = Vec::with_capacity(128);
         self.path(index, &mut path);
         escape(&path)
     }
 
     /// Identity of the list: classes, keys and sizes in order.
-    pub fn fingerprint(&self) -> Fingerprint {
+    pub(crate) fn fingerprint(&self) -> Fingerprint {
         self.fingerprint
     }
 
     /// Bytes of memory held.
-    pub fn memory(&self) -> u64 {
+    pub(crate) fn memory(&self) -> u64 {
         let classes: usize = self.classes.iter().map(|class| class.capacity() + size_of::<String>()).sum();
         let columns = self.directories.capacity() * size_of::<Directory>()
             + self.paths.capacity()
@@ -177,7 +177,7 @@ pub(crate) fn escape(path: &[u8]) -> String {
 
 /// Collects a [`Manifest`]. Directories come in their final order, and so do the files of each.
 #[derive(Debug, Default)]
-pub struct ManifestBuilder {
+pub(crate) struct ManifestBuilder {
     directories: Vec<Directory>,
     paths: Vec<u8>,
     names: Vec<u8>,
@@ -189,7 +189,7 @@ pub struct ManifestBuilder {
 
 impl ManifestBuilder {
     /// Room for `records` records whose names have `name_bytes` bytes together.
-    pub fn with_capacity(records: usize, name_bytes: usize) -> Self {
+    pub(crate) fn with_capacity(records: usize, name_bytes: usize) -> Self {
         Self {
             names: Vec::with_capacity(name_bytes),
             name_ends: Vec::with_capacity(records),
@@ -199,7 +199,7 @@ impl ManifestBuilder {
     }
 
     /// The next files are in `path` (relative to the root, empty for the root itself) and belong to `class`.
-    pub fn directory(&mut self, path: &Path, class: u32) {
+    pub(crate) fn directory(&mut self, path: &Path, class: u32) {
         let path = path.as_os_str().as_bytes();
         let begin = self.paths.len() as u64;
         self.paths.extend_from_slice(path);
@@ -210,7 +210,7 @@ impl ManifestBuilder {
     ///
     /// # Panics
     /// When no directory was given before.
-    pub fn file(&mut self, name: &OsStr, size: u64) {
+    pub(crate) fn file(&mut self, name: &OsStr, size: u64) {
         let directory = *self.directories.last().expect("a file is in a directory");
         self.names.extend_from_slice(name.as_bytes());
         let mut end = self.names.len() as u64 - directory.names;
@@ -230,7 +230,7 @@ impl ManifestBuilder {
     }
 
     /// The finished manifest, in as little memory as it needs.
-    pub fn build(mut self, classes: Vec<String>) -> Manifest {
+    pub(crate) fn build(mut self, classes: Vec<String>) -> Manifest {
         self.drop_empty_run();
         self.directories.shrink_to_fit();
         self.paths.shrink_to_fit();
