@@ -1,1 +1,161 @@
-//! fuelrail-transforms
+//! Decoding and augmentation of training images: one encoded sample in, one row of a batch out.
+//!
+//! ```text
+//!  TransformConfig list --compile--> Chain
+//!  bytes --header--> plan (crops, flips, one resize) --decode what is needed--> u8 pixels --steps--> output pass --> row
+//! ```
+//!
+//! ```
+//! use fuelrail_transforms::*;
+//! # use serde_json::json;
+//! let transforms: Vec<TransformConfig> = serde_json::from_value(json!([
+//!     {"type": "RandomResizedCrop", "size": 8},
+//!     {"type": "RandomHorizontalFlip"},
+//!     {"type": "Normalize", "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]},
+//! ])).unwrap();
+//! let chain = compile(&transforms, &OutputConfig::default(), Limits::default()).unwrap();
+//! assert_eq!((chain.output().channels, chain.output().dtype), (3, Dtype::F32));
+//!
+//! let image = b"P6 2 2 255 rgbrgbrgbrgb"; // a PNM file
+//! let mut row = vec![0; chain.output().row_bytes()];
+//! let key = SampleKey { seed: 0, epoch: 0, position: 17 };
+//! chain.apply(image, key, &mut Scratch::default(), &mut row).unwrap();
+//! ```
+//!
+//! # Promises
+//! - **Pure**: a row depends on the bytes, the chain and the [`SampleKey`] only, never on the thread, the [`Scratch`] or
+//!   what was done before.
+//! - **torchvision's semantics** on PIL images: names, arguments, defaults, the order of operations, Pillow's rounding
+//!   after every step. Resizing, cropping, flipping, gray, jitter and rotation are bit-identical to Pillow.
+//! - **Exact fusion**: crops, flips and a resize become one plan whose result is that of doing them one by one.
+//! - **Bounded**: what a header announces is checked against [`Limits`] before anything is allocated; malformed bytes
+//!   give a [`SampleError`].
+//!
+//! # Decided here
+//! - The **EXIF orientation is applied** (torchvision's default loader does not): the picture is trained on as it is
+//!   seen. It costs a transposed copy of the decoded region for the files that have one.
+//! - **Alpha is dropped**, not blended, as `convert("RGB")` does; **gray and palettes** become RGB; of **16 bits** the
+//!   upper 8 are taken (Pillow does so for RGB; for 16-bit gray it clips at 255 in some versions, which whitens the
+//!   image).
+//! - **CMYK and YCCK JPEGs** are taken as inverted (Adobe) and converted by Pillow's formula, without a colour profile.
+//! - An animated GIF or WebP gives its **first frame**; a TIFF its first page.
+//! - The **format is recognised by content**, never by the file's name.
+//! - A JPEG with **bytes missing at its end is refused**; one with damaged data inside is decoded as libjpeg does it,
+//!   because only so the verdict does not depend on the crop.
+//!
+//! # What it does not do
+//! Read files, know labels or batches, use global randomness or clocks, or transform masks and boxes.
+
+mod color;
+mod compile;
+mod config;
+mod decode;
+mod error;
+mod geometry;
+mod limits;
+mod output;
+mod plan;
+mod random;
+mod resize;
+mod rotate;
+mod synthesis;
+
+pub use config::{
+    Dtype, EraseValue, Interpolation, Layout, Numbers, OutputConfig, PaddingMode, Sides, Size,
+    TRANSFORM_NAMES, TransformConfig,
+};
+pub use error::{ConfigError, SampleError, SampleErrorKind};
+pub use limits::Limits;
+pub use output::OutputSpec;
+pub use random::SampleKey;
+
+/// Checks a chain and resolves it; no image is needed for that.
+///
+/// # Errors
+/// An argument out of its range, a transform behind `Normalize` that cannot stand there, a chain whose output has no
+/// fixed size, or an output type that cannot hold the values. The text names the transform by place and name.
+pub fn compile(
+    transforms: &[TransformConfig],
+    output: &OutputConfig,
+    limits: Limits,
+) -> Result<Chain, ConfigError> {
+    let program = compile::program(transforms, output)?;
+    let OutputSpec { width, height, .. } = program.pass.spec;
+    limits
+        .check_pixels("the output of the chain", width as u64, height as u64)
+        .map_err(|error| ConfigError(error.message().to_owned()))?;
+    Ok(Chain { program, limits })
+}
+
+/// A compiled chain of transforms, shared by all threads.
+#[derive(Clone, Debug)]
+pub struct Chain {
+    program: compile::Program,
+    limits: Limits,
+}
+
+impl Chain {
+    /// Shape, type and memory order of a row.
+    pub fn output(&self) -> &OutputSpec {
+        &self.program.pass.spec
+    }
+
+    /// Decodes `encoded`, transforms it, and writes all of `row`, which must be `output().row_bytes()` long. On an error
+    /// the content of `row` is unspecified.
+    ///
+    /// # Errors
+    /// The sample cannot be used: malformed, of a kind that is not decoded or too small for a crop, or beyond the
+    /// limits. The verdict is a function of the bytes and the chain.
+    ///
+    /// # Panics
+    /// If `row` has another length: a bug of the caller.
+    pub fn apply(
+        &self,
+        encoded: &[u8],
+        key: SampleKey,
+        scratch: &mut Scratch,
+        row: &mut [u8],
+    ) -> Result<(), SampleError> {
+        self.apply_with(encoded, key, scratch, row, false)
+    }
+
+    fn apply_with(
+        &self,
+        encoded: &[u8],
+        key: SampleKey,
+        scratch: &mut Scratch,
+        row: &mut [u8],
+        stepwise: bool,
+    ) -> Result<(), SampleError> {
+        assert_eq!(row.len(), self.output().row_bytes(), "a row has the size that the chain announced");
+        let result = scratch.decoders.open(encoded, &self.limits).and_then(|opened| {
+            let picture = plan::Picture::new(opened, &mut scratch.buffers, self.limits);
+            self.program.run(picture, key, stepwise, &self.limits, row)
+        });
+        scratch.settle();
+        result
+    }
+}
+
+/// What a worker thread keeps from sample to sample: decoder handles and buffers, so that steady work allocates little.
+/// It holds no state that a result depends on; after a panic inside [`Chain::apply`] replace it by a new one.
+#[derive(Default)]
+pub struct Scratch {
+    decoders: decode::Decoders,
+    buffers: plan::Buffers,
+}
+
+impl Scratch {
+    /// A single buffer beyond this is given back after the sample that needed it: 16 MiB hold 4 million pixels.
+    const KEPT: usize = 16 << 20;
+
+    /// Bytes held between samples.
+    pub fn bytes(&self) -> usize {
+        self.decoders.bytes() + self.buffers.bytes()
+    }
+
+    fn settle(&mut self) {
+        self.decoders.shrink(Self::KEPT);
+        self.buffers.shrink(Self::KEPT);
+    }
+}

@@ -1,0 +1,276 @@
+//! Colour: gray, jitter and blur, with Pillow's arithmetic (jitter, gray) and torchvision's (blur).
+
+use crate::geometry::{Image, PIXEL};
+use crate::random::Draws;
+
+type Pixel = [u8; PIXEL];
+
+/// Pillow's gray of an RGB pixel: ITU-R 601-2 luma in 16-bit fixed point.
+fn luma([r, g, b, _]: Pixel) -> u8 {
+    ((u32::from(r) * 19595 + u32::from(g) * 38470 + u32::from(b) * 7471 + 0x8000) >> 16) as u8
+}
+
+/// Makes every pixel gray.
+pub(crate) fn gray(pixels: &mut [Pixel]) {
+    for pixel in pixels {
+        let value = luma(*pixel);
+        *pixel = [value, value, value, 255];
+    }
+}
+
+/// Pillow's `Image.blend` of two values: f32, cut off rather than rounded, clipped where `factor` extrapolates.
+fn blend(from: u8, to: u8, factor: f32) -> u8 {
+    let value = f32::from(from) + factor * (f32::from(to) - f32::from(from));
+    // `as` cuts off and saturates.
+    value as u8
+}
+
+fn blend_all(pixels: &mut [Pixel], from: u8, factor: f32) {
+    let table: [u8; 256] = std::array::from_fn(|to| blend(from, to as u8, factor));
+    for [r, g, b, _] in pixels {
+        *r = table[usize::from(*r)];
+        *g = table[usize::from(*g)];
+        *b = table[usize::from(*b)];
+    }
+}
+
+fn brightness(pixels: &mut [Pixel], factor: f64) {
+    blend_all(pixels, 0, factor as f32);
+}
+
+fn contrast(pixels: &mut [Pixel], factor: f64) {
+    let sum: u64 = pixels.iter().map(|pixel| u64::from(luma(*pixel))).sum();
+    let mean = (sum as f64 / pixels.len() as f64 + 0.5) as u8;
+    blend_all(pixels, mean, factor as f32);
+}
+
+fn saturation(pixels: &mut [Pixel], factor: f64) {
+    let factor = factor as f32;
+    for pixel in pixels {
+        let from = luma(*pixel);
+        let [r, g, b, _] = pixel;
+        *r = blend(from, *r, factor);
+        *g = blend(from, *g, factor);
+        *b = blend(from, *b, factor);
+    }
+}
+
+/// Turns the hue by `turns`, through Pillow's 8-bit HSV.
+fn hue(pixels: &mut [Pixel], turns: f64) {
+    // torchvision: int32(turns * 255), then modulo 256.
+    let shift = (turns * 255.0) as i32 as u8;
+    for pixel in pixels {
+        let [h, s, v] = hsv(*pixel);
+        let [r, g, b] = rgb([h.wrapping_add(shift), s, v]);
+        *pixel = [r, g, b, 255];
+    }
+}
+
+/// Pillow's rgb2hsv, with its mixture of f32 and f64.
+fn hsv([r, g, b, _]: Pixel) -> [u8; 3] {
+    let max = r.max(g).max(b);
+    let min = r.min(g).min(b);
+    if max == min {
+        return [0, 0, max];
+    }
+    let range = f32::from(max - min);
+    let s = range / f32::from(max);
+    let rc = f32::from(max - r) / range;
+    let gc = f32::from(max - g) / range;
+    let bc = f32::from(max - b) / range;
+    let h = if r == max {
+        bc - gc
+    } else if g == max {
+        (2.0 + f64::from(rc) - f64::from(bc)) as f32
+    } else {
+        (4.0 + f64::from(gc) - f64::from(rc)) as f32
+    };
+    let h = ((f64::from(h) / 6.0 + 1.0) % 1.0) as f32;
+    [(f64::from(h) * 255.0) as u8, (f64::from(s) * 255.0) as u8, max]
+}
+
+/// Pillow's hsv2rgb.
+fn rgb([h, s, v]: [u8; 3]) -> [u8; 3] {
+    if s == 0 {
+        return [v; 3];
+    }
+    let sixth = f64::from(h) * 6.0 / 255.0;
+    let i = sixth.floor();
+    let f = sixth - i;
+    let (s, value) = (f64::from(s) / 255.0, f64::from(v));
+    let p = (value * (1.0 - s)).round() as u8;
+    let q = (value * (1.0 - s * f)).round() as u8;
+    let t = (value * (1.0 - s * (1.0 - f))).round() as u8;
+    match i as u32 % 6 {
+        0 => [v, t, p],
+        1 => [q, v, p],
+        2 => [p, v, t],
+        3 => [p, q, v],
+        4 => [t, p, v],
+        _ => [v, p, q],
+    }
+}
+
+/// The ranges of a `ColorJitter`; `None` leaves that property alone.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Jitter {
+    pub brightness: Option<[f64; 2]>,
+    pub contrast: Option<[f64; 2]>,
+    pub saturation: Option<[f64; 2]>,
+    pub hue: Option<[f64; 2]>,
+}
+
+impl Jitter {
+    pub(crate) fn apply(&self, pixels: &mut [Pixel], draws: &mut Draws) {
+        let ranges = [self.brightness, self.contrast, self.saturation, self.hue];
+        // The order is drawn whatever is set, then a factor for each: adding one does not change another's.
+        let mut order = [0usize, 1, 2, 3];
+        for last in (1..4).rev() {
+            order.swap(last, draws.below(last as u64 + 1) as usize);
+        }
+        let factors = ranges.map(|range| {
+            let unit = draws.unit();
+            range.map(|[low, high]| low + (high - low) * unit)
+        });
+        for property in order {
+            let Some(factor) = factors[property] else { continue };
+            match property {
+                0 => brightness(pixels, factor),
+                1 => contrast(pixels, factor),
+                2 => saturation(pixels, factor),
+                _ => hue(pixels, factor),
+            }
+        }
+    }
+}
+
+/// Memory of the blur, kept between images.
+#[derive(Default)]
+pub(crate) struct Blur {
+    kernel: Vec<f32>,
+    padded: Vec<f32>,
+    between: Vec<f32>,
+}
+
+impl Blur {
+    /// Blurs `image` with a Gaussian of `kernel` = (width, height) taps; half of each must be smaller than the image's
+    /// side. Borders are reflected without repeating the border pixel. Sums are f32, as torchvision's are, in two
+    /// passes instead of its one, rounded to the nearest even level.
+    pub(crate) fn apply(&mut self, image: &mut Image, (kernel_w, kernel_h): (usize, usize), sigma: f64) {
+        let (w, h) = image.size();
+        let row = w * PIXEL;
+        let (rx, ry) = (kernel_w / 2, kernel_h / 2);
+        debug_assert!(rx < w && ry < h);
+        self.weights(kernel_w, sigma);
+        self.between.resize(row * h, 0.0);
+        self.padded.resize((w + 2 * rx) * PIXEL, 0.0);
+        for (source, out) in image.view_rows().zip(self.between.chunks_exact_mut(row)) {
+            let pixels = source.as_chunks::<PIXEL>().0;
+            for (x, to) in self.padded.as_chunks_mut::<PIXEL>().0.iter_mut().enumerate() {
+                *to = pixels[reflect(x as isize - rx as isize, w)].map(f32::from);
+            }
+            out.fill(0.0);
+            for (tap, weight) in self.kernel.iter().enumerate() {
+                add_scaled(out, &self.padded[tap * PIXEL..], *weight);
+            }
+        }
+        self.weights(kernel_h, sigma);
+        self.padded.resize(row, 0.0);
+        for y in 0..h {
+            self.padded.fill(0.0);
+            for (tap, weight) in self.kernel.iter().enumerate() {
+                let from = reflect((y + tap) as isize - ry as isize, h);
+                add_scaled(&mut self.padded, &self.between[from * row..], *weight);
+            }
+            for (to, sum) in image.row_mut(y).iter_mut().zip(&self.padded) {
+                *to = sum.round_ties_even() as u8;
+            }
+        }
+    }
+
+    fn weights(&mut self, taps: usize, sigma: f64) {
+        let half = (taps as f64 - 1.0) / 2.0;
+        self.kernel.clear();
+        self.kernel.extend((0..taps).map(|i| (-0.5 * ((i as f64 - half) / sigma).powi(2)).exp() as f32));
+        let sum: f32 = self.kernel.iter().sum();
+        self.kernel.iter_mut().for_each(|weight| *weight /= sum);
+    }
+
+    pub(crate) fn bytes(&self) -> usize {
+        4 * (self.kernel.capacity() + self.padded.capacity() + self.between.capacity())
+    }
+
+    pub(crate) fn shrink(&mut self, bytes: usize) {
+        if self.bytes() > bytes {
+            *self = Blur::default();
+        }
+    }
+}
+
+fn add_scaled(out: &mut [f32], source: &[f32], weight: f32) {
+    for (sum, value) in out.iter_mut().zip(source) {
+        *sum += value * weight;
+    }
+}
+
+/// `x` mirrored into 0..len at the border pixels, for x in -len < x < 2 * len - 1.
+pub(crate) fn reflect(x: isize, len: usize) -> usize {
+    let last = len as isize - 1;
+    let x = x.abs();
+    (if x > last { 2 * last - x } else { x }) as usize
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // Values that Pillow 13 gives; the whole RGB cube was compared once (see the crate's documentation).
+    #[test]
+    fn gray_and_hsv_are_pillows() {
+        assert_eq!(luma([255, 255, 255, 0]), 255);
+        assert_eq!(luma([255, 0, 0, 0]), 76);
+        assert_eq!(luma([0, 255, 0, 0]), 150);
+        assert_eq!(luma([0, 0, 255, 0]), 29);
+        assert_eq!(hsv([255, 0, 0, 0]), [0, 255, 255]);
+        assert_eq!(hsv([0, 255, 0, 0]), [85, 255, 255]);
+        assert_eq!(hsv([10, 20, 200, 0]), [168, 242, 200]);
+        assert_eq!(rgb([85, 255, 255]), [0, 255, 0]);
+        assert_eq!(rgb([168, 242, 200]), [10, 19, 200]);
+    }
+
+    #[test]
+    fn factors_of_1_and_shifts_of_0_change_nothing_but_hsv_rounding() {
+        let original: Vec<Pixel> = (0..255u8).map(|i| [i, i.wrapping_mul(7), 255 - i, 255]).collect();
+        for change in [brightness, contrast, saturation] {
+            let mut pixels = original.clone();
+            change(&mut pixels, 1.0);
+            assert_eq!(pixels, original);
+        }
+    }
+
+    #[test]
+    fn a_gray_image_has_nothing_to_saturate_or_turn() {
+        let original: Vec<Pixel> = (0..=255u8).map(|i| [i, i, i, 255]).collect();
+        let mut pixels = original.clone();
+        saturation(&mut pixels, 3.0);
+        hue(&mut pixels, 0.4);
+        assert_eq!(pixels, original);
+    }
+
+    #[test]
+    fn a_blur_of_one_tap_is_no_blur_and_of_a_flat_image_too() {
+        let mut image = crate::resize::tests::noise(9, 8, 1);
+        let before = image.pixels().to_vec();
+        Blur::default().apply(&mut image, (1, 1), 3.0);
+        assert_eq!(image.pixels(), before);
+        image.pixels_mut().fill([200, 100, 0, 255]);
+        Blur::default().apply(&mut image, (15, 13), 3.0);
+        assert!(image.pixels().iter().all(|pixel| *pixel == [200, 100, 0, 255]));
+    }
+
+    #[test]
+    fn reflection_does_not_repeat_the_border() {
+        let mirrored: Vec<usize> = (-3..7).map(|x| reflect(x, 4)).collect();
+        assert_eq!(mirrored, [3, 2, 1, 0, 1, 2, 3, 2, 1, 0]);
+    }
+}

@@ -1,0 +1,291 @@
+//! JPEG by libjpeg-turbo: the header first, then only the region that the plan needs.
+//!
+//! Promises:
+//! - The pixels of a region are **bit-identical** to the same pixels of a full decode (accurate integer IDCT,
+//!   triangle-filter chroma upsampling), for every sampling and for progressive files.
+//! - The verdict on a file depends on its bytes and the limits alone, never on the region: what could only be noticed
+//!   behind the region's last row is either found without decoding (a missing end) or is no error (corrupt
+//!   entropy-coded data, which libjpeg, and so Pillow, shows as gray or smeared blocks).
+//! - Gray becomes RGB; CMYK and YCCK become RGB the way Pillow does it, taking the inks as inverted (Adobe).
+//!
+//! Decoding at a fraction of the size (DCT scaling) is not done: it is not what torchvision computes.
+
+// Calls the C shim through raw pointers; every block below says why it is sound.
+#![allow(unsafe_code)]
+
+use std::ffi::{CStr, c_char, c_int};
+use std::marker::PhantomData;
+use std::ptr::NonNull;
+
+// Brings libjpeg-turbo into the link; the shim calls its jpeglib half.
+use turbojpeg_sys as _;
+
+use super::exif;
+use crate::error::SampleError;
+use crate::geometry::{Image, PIXEL, Rect, Symmetry};
+use crate::limits::Limits;
+
+/// Block visits a multi-scan file may cost: about three seconds, where a usual progressive photograph of 100 million
+/// pixels has 50 million.
+const MAX_BLOCK_VISITS: u64 = 1 << 28;
+
+/// Pixels decoded around the region. At a crop's edge the chroma upsampling has no neighbour and repeats the edge;
+/// one chroma sample, two pixels, further in the result no longer depends on it.
+const MARGIN: usize = 2;
+
+/// libjpeg chooses its upsampling by the width it is to give: below three chroma samples it would not interpolate.
+const MIN_COLUMNS: usize = 64;
+
+#[repr(C)]
+struct Handle {
+    _private: [u8; 0],
+}
+
+/// `struct fr_header` of jpeg_shim.c.
+#[repr(C)]
+#[derive(Default)]
+struct RawHeader {
+    scan_offset: u64,
+    blocks: u64,
+    width: u32,
+    height: u32,
+    components: u32,
+    multi_scan: u32,
+    arithmetic: u32,
+    cmyk: u32,
+}
+
+/// `struct fr_region` of jpeg_shim.c.
+#[repr(C)]
+#[derive(Default)]
+struct RawRegion {
+    x: u32,
+    width: u32,
+}
+
+unsafe extern "C" {
+    fn fr_jpeg_new() -> *mut Handle;
+    fn fr_jpeg_free(handle: *mut Handle);
+    fn fr_jpeg_message(handle: *const Handle) -> *const c_char;
+    fn fr_jpeg_ran_dry(handle: *const Handle) -> c_int;
+    fn fr_jpeg_abort(handle: *mut Handle);
+    fn fr_jpeg_header(
+        handle: *mut Handle,
+        data: *const u8,
+        len: usize,
+        max_memory: u64,
+        max_visits: u64,
+        header: *mut RawHeader,
+    ) -> c_int;
+    fn fr_jpeg_start(handle: *mut Handle, crop: c_int, x: u32, width: u32, region: *mut RawRegion) -> c_int;
+    fn fr_jpeg_rows(handle: *mut Handle, y: u32, rows: u32, out: *mut u8, stride: usize) -> c_int;
+}
+
+/// A libjpeg decoder, kept by its thread and used for one image after another.
+pub(crate) struct Decoder {
+    handle: NonNull<Handle>,
+}
+
+// SAFETY: the handle is a heap object that only this Decoder points to (fr_jpeg_new returns a fresh one, fr_jpeg_free
+// in Drop is its end), and libjpeg keeps no per-thread or global mutable state (its tables of messages and constants
+// are read-only, its SIMD detection is `static THREAD_LOCAL`). So it may move to another thread between calls.
+unsafe impl Send for Decoder {}
+
+impl Decoder {
+    pub(crate) fn new() -> Self {
+        // SAFETY: takes nothing and returns a fresh handle or null.
+        let handle = unsafe { fr_jpeg_new() };
+        // As with any small allocation of Rust's own, being out of memory here ends the work at hand.
+        Decoder { handle: NonNull::new(handle).expect("memory for a JPEG decoder handle") }
+    }
+
+    /// Reads the header of `bytes`, checks it against `limits`, and makes ready for decoding.
+    pub(crate) fn open<'a>(
+        &'a mut self,
+        bytes: &'a [u8],
+        limits: &Limits,
+    ) -> Result<Session<'a>, SampleError> {
+        let mut raw = RawHeader::default();
+        let max_memory = limits.max_sample_bytes.saturating_mul(2).max(16 << 20);
+        // The session exists before libjpeg has seen the bytes, so that every way out of here makes it forget them.
+        let mut session = Session {
+            decoder: self,
+            bytes,
+            size: (0, 0),
+            symmetry: Symmetry::IDENTITY,
+            whole: false,
+            cmyk: false,
+            _bytes: PhantomData,
+        };
+        // SAFETY: `handle` is live (owned by the Decoder that is borrowed for the session's life) and `bytes` outlive
+        // the session, whose Drop calls fr_jpeg_abort, after which the shim no longer holds the pointer. The shim
+        // reads at most `len` bytes of it and writes one fr_header, whose layout RawHeader repeats.
+        let status = unsafe {
+            fr_jpeg_header(
+                session.decoder.handle.as_ptr(),
+                bytes.as_ptr(),
+                bytes.len(),
+                max_memory,
+                MAX_BLOCK_VISITS,
+                &raw mut raw,
+            )
+        };
+        session.check(status)?;
+        limits.check_pixels("the image", raw.width.into(), raw.height.into())?;
+        const COEFFICIENTS: u64 = 64 * 2;
+        if raw.multi_scan != 0 && raw.blocks.saturating_mul(COEFFICIENTS) > limits.max_sample_bytes {
+            return Err(SampleError::too_large(format!(
+                "the image is {} x {} pixels in several scans, whose coefficients take {} bytes, and the limit is {} \
+                 bytes",
+                raw.width,
+                raw.height,
+                raw.blocks.saturating_mul(COEFFICIENTS),
+                limits.max_sample_bytes
+            )));
+        }
+        let scan = bytes.len().min(raw.scan_offset as usize);
+        if !has_end(&bytes[scan..]) {
+            // Such a file may still be whole (some cameras forget the marker). Only decoding all of it tells, and only
+            // where the entropy code says when it runs dry.
+            if raw.multi_scan != 0 || raw.arithmetic != 0 {
+                return Err(truncated(bytes.len()));
+            }
+            session.whole = true;
+        }
+        session.size = (raw.width as usize, raw.height as usize);
+        session.cmyk = raw.cmyk != 0;
+        session.symmetry = exif::of_jpeg(&bytes[..scan]);
+        Ok(session)
+    }
+}
+
+impl Drop for Decoder {
+    fn drop(&mut self) {
+        // SAFETY: the handle came from fr_jpeg_new, is freed only here, and no Session borrows it any more.
+        unsafe { fr_jpeg_free(self.handle.as_ptr()) }
+    }
+}
+
+/// One image whose header is known.
+pub(crate) struct Session<'a> {
+    decoder: &'a mut Decoder,
+    bytes: &'a [u8],
+    size: (usize, usize),
+    symmetry: Symmetry,
+    /// Decode everything to learn whether the file is complete.
+    whole: bool,
+    cmyk: bool,
+    /// libjpeg keeps a pointer into the bytes until the session ends.
+    _bytes: PhantomData<&'a [u8]>,
+}
+
+impl Session<'_> {
+    /// Width and height as stored, before the orientation.
+    pub(crate) fn size(&self) -> (usize, usize) {
+        self.size
+    }
+
+    pub(crate) fn symmetry(&self) -> Symmetry {
+        self.symmetry
+    }
+
+    /// Decodes at least `wanted` into `out` and says where in `out` it lies.
+    pub(crate) fn decode(self, wanted: Rect, out: &mut Image) -> Result<Rect, SampleError> {
+        let (w, h) = self.size;
+        debug_assert!(wanted.x + wanted.w <= w && wanted.y + wanted.h <= h && wanted.w > 0 && wanted.h > 0);
+        let (rows, left, right) = if self.whole {
+            (0..h, 0, w)
+        } else {
+            let left = wanted.x.saturating_sub(MARGIN).min(w.saturating_sub(MIN_COLUMNS));
+            let right = (wanted.x + wanted.w + MARGIN).max(left + MIN_COLUMNS).min(w);
+            (wanted.y..wanted.y + wanted.h, left, right)
+        };
+        let mut region = RawRegion::default();
+        // SAFETY: the handle is live and has read its header (a Session with a size is made nowhere else). The shim
+        // writes one fr_region, whose layout RawRegion repeats.
+        let status = unsafe {
+            fr_jpeg_start(
+                self.decoder.handle.as_ptr(),
+                c_int::from(right - left < w),
+                left as u32,
+                (right - left) as u32,
+                &raw mut region,
+            )
+        };
+        self.check(status)?;
+        let (x, columns) = (region.x as usize, region.width as usize);
+        assert!(
+            x <= wanted.x && x + columns >= wanted.x + wanted.w && x + columns <= w,
+            "libjpeg kept to the crop"
+        );
+        out.reset(columns, rows.len());
+        let pixels = out.bytes_mut();
+        debug_assert_eq!(pixels.len(), rows.len() * columns * PIXEL);
+        // SAFETY: the decoder has been started. It writes `rows.len()` rows of output_width pixels, which
+        // fr_jpeg_start has just reported as `columns`, of four bytes each (JCS_EXT_RGBX and JCS_CMYK both have four),
+        // `columns * PIXEL` apart: exactly the bytes of `out`, which were sized from these numbers above.
+        let status = unsafe {
+            fr_jpeg_rows(
+                self.decoder.handle.as_ptr(),
+                rows.start as u32,
+                rows.len() as u32,
+                pixels.as_mut_ptr(),
+                columns * PIXEL,
+            )
+        };
+        self.check(status)?;
+        // SAFETY: the handle is live; the call reads one field.
+        if self.whole && unsafe { fr_jpeg_ran_dry(self.decoder.handle.as_ptr()) } != 0 {
+            return Err(truncated(self.bytes.len()));
+        }
+        if self.cmyk {
+            for pixel in out.pixels_mut() {
+                *pixel = rgb_from_inverted_cmyk(*pixel);
+            }
+        }
+        Ok(Rect { x: wanted.x - x, y: wanted.y - rows.start, ..wanted })
+    }
+
+    fn check(&self, status: c_int) -> Result<(), SampleError> {
+        if status == 0 {
+            return Ok(());
+        }
+        // SAFETY: the shim keeps the text in the handle, always ends it with a zero byte, and does not change it
+        // before the next call, which needs the session again.
+        let text = unsafe { CStr::from_ptr(fr_jpeg_message(self.decoder.handle.as_ptr())) }.to_string_lossy();
+        Err(match status {
+            2 => SampleError::unsupported(format!("JPEG: {text}")),
+            3 => SampleError::too_large(format!("JPEG: {text}")),
+            _ => SampleError::malformed(format!("JPEG: {text}")),
+        })
+    }
+}
+
+impl Drop for Session<'_> {
+    fn drop(&mut self) {
+        // SAFETY: the handle is live; the call makes libjpeg give up its image and its pointer into the bytes.
+        unsafe { fr_jpeg_abort(self.decoder.handle.as_ptr()) }
+    }
+}
+
+fn truncated(len: usize) -> SampleError {
+    SampleError::malformed(format!(
+        "JPEG: truncated: the file of {len} bytes ends before its picture does, without an end-of-image marker"
+    ))
+}
+
+/// Whether an end-of-image marker stands in `data`. Inside entropy-coded data an FF byte is followed by 00 or a
+/// restart marker, so FF D9 can be nothing else; behind the picture there may be anything, so the search goes on.
+fn has_end(data: &[u8]) -> bool {
+    data.array_windows().rev().any(|pair| pair == &[0xFF, 0xD9])
+}
+
+/// Pillow's conversion, with its rounding, of inks stored as 255 minus the amount.
+fn rgb_from_inverted_cmyk([c, m, y, k]: [u8; 4]) -> [u8; 4] {
+    let scale = |ink: u8| {
+        // 255 - k as Pillow sees it is the stored byte; it multiplies by the ink and takes that away.
+        let product = u32::from(255 - ink) * u32::from(k) + 128;
+        k.saturating_sub((((product >> 8) + product) >> 8) as u8)
+    };
+    [scale(c), scale(m), scale(y), 255]
+}

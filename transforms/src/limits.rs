@@ -1,0 +1,32 @@
+//! What one sample may cost, checked against its header before anything is allocated.
+
+use crate::error::SampleError;
+
+/// Bounds on what decoding and transforming one sample may allocate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// The most bytes one decoded image may take, at four bytes a pixel as it lies in memory; the coefficients of a
+    /// progressive JPEG (two bytes each) and every intermediate image of a chain are held to the same number.
+    /// A sample may hold two or three such images at once.
+    pub max_sample_bytes: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Limits { max_sample_bytes: 512 << 20 }
+    }
+}
+
+impl Limits {
+    /// Refuses an image of this size if its pixels would not fit; `what` opens the sentence, such as "the image".
+    pub(crate) fn check_pixels(&self, what: &str, width: u64, height: u64) -> Result<(), SampleError> {
+        let bytes = width.saturating_mul(height).saturating_mul(4);
+        if bytes > self.max_sample_bytes {
+            return Err(SampleError::too_large(format!(
+                "{what} is {width} x {height} pixels, {bytes} bytes when decoded, and the limit is {} bytes",
+                self.max_sample_bytes
+            )));
+        }
+        Ok(())
+    }
+}

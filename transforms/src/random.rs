@@ -1,0 +1,175 @@
+//! Randomness as a pure function of (seed, epoch, position, operation): no state, no thread, no clock.
+//!
+//! A [`Draws`] is the sequence of one operation on one sample. Its n-th value is `mix(key + n * step)`, a counter in
+//! front of a bijective mixer (the finaliser of MurmurHash3 in David Stafford's 13th variant, as in SplitMix64). The
+//! key and the odd step come from absorbing the four inputs one after another through the same mixer, each round with
+//! a constant of its own, so that neighbouring positions, epochs and operations have unrelated sequences. It is a
+//! statistical generator, not a cryptographic one.
+
+/// What the randomness of one sample depends on, besides the operation's place in the chain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct SampleKey {
+    /// The pipeline's seed.
+    pub seed: u64,
+    /// The epoch, counted from 0.
+    pub epoch: u64,
+    /// The sample's position in the epoch's order (not its index in the source).
+    pub position: u64,
+}
+
+const GOLDEN: u64 = 0x9E37_79B9_7F4A_7C15;
+
+fn mix(mut z: u64) -> u64 {
+    z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    z ^ (z >> 31)
+}
+
+/// The random values of one operation on one sample, in the order in which it draws them.
+pub(crate) struct Draws {
+    counter: u64,
+    step: u64,
+}
+
+impl Draws {
+    pub(crate) fn new(key: SampleKey, operation: u64) -> Self {
+        let mut state = mix(key.seed ^ 0x6A09_E667_F3BC_C908);
+        state = mix(state.wrapping_add(GOLDEN) ^ mix(key.epoch ^ 0xBB67_AE85_84CA_A73B));
+        state = mix(state.wrapping_add(GOLDEN) ^ mix(key.position ^ 0x3C6E_F372_FE94_F82B));
+        state = mix(state.wrapping_add(GOLDEN) ^ mix(operation ^ 0xA54F_F53A_5F1D_36F1));
+        // An odd step walks all 2^64 counters; a step of its own keeps two sequences from running in parallel.
+        Draws { counter: state, step: mix(state ^ GOLDEN) | 1 }
+    }
+
+    pub(crate) fn next_u64(&mut self) -> u64 {
+        self.counter = self.counter.wrapping_add(self.step);
+        mix(mix(self.counter))
+    }
+
+    /// Uniform in [0, 1): 53 random bits.
+    pub(crate) fn unit(&mut self) -> f64 {
+        (self.next_u64() >> 11) as f64 * (1.0 / (1u64 << 53) as f64)
+    }
+
+    /// Uniform in [low, high), or `low` where they are equal.
+    pub(crate) fn range(&mut self, low: f64, high: f64) -> f64 {
+        low + (high - low) * self.unit()
+    }
+
+    /// True with probability `p`: always for 1, never for 0.
+    pub(crate) fn chance(&mut self, p: f64) -> bool {
+        self.unit() < p
+    }
+
+    /// Uniform in 0..count without bias (Lemire's multiplication with rejection); `count` must not be 0.
+    pub(crate) fn below(&mut self, count: u64) -> u64 {
+        let mut product = u128::from(self.next_u64()) * u128::from(count);
+        if (product as u64) < count {
+            let threshold = count.wrapping_neg() % count;
+            while (product as u64) < threshold {
+                product = u128::from(self.next_u64()) * u128::from(count);
+            }
+        }
+        (product >> 64) as u64
+    }
+
+    /// Two independent values of the standard normal distribution (Box and Muller, in f32).
+    pub(crate) fn normal_pair(&mut self) -> (f32, f32) {
+        let bits = self.next_u64();
+        // (0, 1]: the logarithm of 0 must not be taken.
+        let u = ((bits >> 40) as f32 + 1.0) * (1.0 / 16_777_216.0);
+        let v = (bits & 0xFF_FFFF) as f32 * (1.0 / 16_777_216.0);
+        let radius = (-2.0 * u.ln()).sqrt();
+        let (sin, cos) = (std::f32::consts::TAU * v).sin_cos();
+        (radius * cos, radius * sin)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(seed: u64, epoch: u64, position: u64) -> SampleKey {
+        SampleKey { seed, epoch, position }
+    }
+
+    #[test]
+    fn the_same_inputs_give_the_same_values_and_any_other_input_gives_others() {
+        let first = |key, op| Draws::new(key, op).next_u64();
+        let base = first(key(1, 2, 3), 4);
+        assert_eq!(base, first(key(1, 2, 3), 4));
+        for other in [
+            first(key(2, 2, 3), 4),
+            first(key(1, 3, 3), 4),
+            first(key(1, 2, 4), 4),
+            first(key(1, 2, 3), 5),
+            first(key(2, 1, 3), 4),
+            first(key(1, 3, 2), 4),
+        ] {
+            assert_ne!(base, other);
+        }
+    }
+
+    #[test]
+    fn neighbouring_positions_are_unrelated() {
+        // Flipping one bit of the position flips half of the output's bits, on average and for each input bit.
+        for bit in 0..64 {
+            let flipped: u32 = (0..200)
+                .map(|p| {
+                    let a = Draws::new(key(7, 0, p), 0).next_u64();
+                    let b = Draws::new(key(7, 0, p ^ (1 << bit)), 0).next_u64();
+                    (a ^ b).count_ones()
+                })
+                .sum();
+            let mean = f64::from(flipped) / 200.0;
+            assert!((mean - 32.0).abs() < 1.5, "bit {bit}: {mean} of 64 bits flip");
+        }
+    }
+
+    #[test]
+    fn uniform_values_have_the_right_mean_and_variance() {
+        for operation in 0..4 {
+            let values: Vec<f64> = (0..20_000).map(|p| Draws::new(key(0, 0, p), operation).unit()).collect();
+            let mean = values.iter().sum::<f64>() / values.len() as f64;
+            let variance = values.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / values.len() as f64;
+            assert!((mean - 0.5).abs() < 0.01, "{mean}");
+            assert!((variance - 1.0 / 12.0).abs() < 0.002, "{variance}");
+            assert!(values.iter().all(|v| (0.0..1.0).contains(v)));
+        }
+    }
+
+    #[test]
+    fn small_ranges_are_even() {
+        let mut counts = [0u32; 7];
+        let mut draws = Draws::new(key(3, 1, 4), 1);
+        for _ in 0..70_000 {
+            counts[draws.below(7) as usize] += 1;
+        }
+        for count in counts {
+            assert!((9_500..10_500).contains(&count), "{counts:?}");
+        }
+        assert_eq!(draws.below(1), 0);
+    }
+
+    #[test]
+    fn normal_values_have_mean_0_and_variance_1() {
+        let mut draws = Draws::new(key(3, 1, 4), 1);
+        let (mut sum, mut squares) = (0.0f64, 0.0f64);
+        let count = 50_000;
+        for _ in 0..count {
+            let (a, b) = draws.normal_pair();
+            sum += f64::from(a) + f64::from(b);
+            squares += f64::from(a).powi(2) + f64::from(b).powi(2);
+        }
+        let mean = sum / f64::from(2 * count);
+        assert!(mean.abs() < 0.01, "{mean}");
+        assert!((squares / f64::from(2 * count) - 1.0).abs() < 0.02);
+    }
+
+    #[test]
+    fn chance_is_never_at_0_and_always_at_1() {
+        let mut draws = Draws::new(key(0, 0, 0), 0);
+        assert!((0..1000).all(|_| !draws.chance(0.0)));
+        assert!((0..1000).all(|_| draws.chance(1.0)));
+    }
+}
