@@ -158,7 +158,7 @@ def _pss(pid: int) -> int:
 def table(results: list[dict[str, Any]], tasks: list[str], peers: list[str]) -> str:
     """The markdown table: medians, ratios to the reference, spread."""
     lines = [
-        "| task | peer | images/s | ratio | CPU s/1,000 | times cheaper | first batch s | peak MiB | spread |",
+        "| task | peer | images/s | ratio | CPU s/1,000 | times cheaper | first batch s | MiB | spread |",
         "|---|---|--:|--:|--:|--:|--:|--:|--:|",
     ]
     for task in tasks:
@@ -199,8 +199,9 @@ def describe(data: Path, arguments: argparse.Namespace) -> str:
     size = sum(len(path.read_bytes()) for path in files)
     return (
         f"{len(files)} files, mean {size / len(files) / 1000:.0f} KB, page cache warm; "
-        f"{arguments.images} images a measurement, batch {arguments.batch_size}, {arguments.workers} workers, {arguments.rounds} rounds "
-        f"interleaved; {os.cpu_count()} cores ({platform.machine()}), torch {torch.__version__}, "
+        f"{arguments.images} images a measurement, batch {arguments.batch_size}, "
+        f"{arguments.workers} workers, {arguments.rounds} rounds interleaved; "
+        f"{os.cpu_count()} cores ({platform.machine()}), torch {torch.__version__}, "
         f"torchvision {torchvision.__version__}; {time.strftime('%Y-%m-%d')}."
     )
 
@@ -232,7 +233,8 @@ def draw(results: list[dict[str, Any]], tasks: list[str], peers: list[str], targ
         axes.margins(y=0.12)
         for side in ("top", "right"):
             axes.spines[side].set_visible(False)
-    panels[0].legend(frameon=False, fontsize=8)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(peers), frameon=False, fontsize=9)
     figure.savefig(target, dpi=130)
 
 

@@ -10,11 +10,17 @@ and SIGTERM.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import random
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:
+    import torch
+
+    from .trainer import Trainer
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -28,23 +34,35 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from .trainer import Stopped
 
-    try:
-        return _train(arguments)
-    except Stopped as stopped:
-        print(f"{stopped}; go on with --resume", file=sys.stderr)
-        return int(stopped.code)  # type: ignore[arg-type]
-    except KeyboardInterrupt:
-        # Before the first step or after the last there is nothing of this run to save.
-        print("stopped", file=sys.stderr)
-        return 130
-    except (ConfigError, SourceError, TokenError, ValueError) as error:
-        return _fail(error, 2)
-    except (FuelrailError, FloatingPointError, OSError) as error:
-        return _fail(error, 1)
+    with contextlib.ExitStack() as opened:
+        try:
+            trainer = _open(arguments, opened)
+        except (ConfigError, SourceError, TokenError, ValueError, OSError) as error:
+            return _fail(error, 2)
+        except FuelrailError as error:
+            return _fail(error, 1)
+        except KeyboardInterrupt:
+            print("stopped before the first step", file=sys.stderr)
+            return 130
+        try:
+            _run(trainer, arguments)
+        except Stopped as stopped:
+            print(f"{stopped}; go on with --resume", file=sys.stderr)
+            return 128 + stopped.signum
+        except KeyboardInterrupt:
+            print("stopped after the last step; the run itself is saved", file=sys.stderr)
+            return 130
+        except (FuelrailError, FloatingPointError, OSError) as error:
+            return _fail(error, 1)
+    return 0
 
 
-def _train(arguments: argparse.Namespace) -> int:
+def _open(arguments: argparse.Namespace, opened: contextlib.ExitStack) -> Trainer:
+    """Everything a wrong argument can break: recipe, model, folders, run folder. Says what will be
+    trained.
+    """
     import torch
+
     from fuelrail.torch import Loader
     from fuelrail.torch import transforms as T
 
@@ -54,7 +72,6 @@ def _train(arguments: argparse.Namespace) -> int:
     from .trainer import Trainer
 
     recipe = _recipe(arguments)
-    out: Path = arguments.out
     device = torch.device(arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     bf16 = precision.choose(recipe.precision, device).name == "bf16"
     folders = find_folders(arguments.data, arguments.val, arguments.val_fraction)
@@ -76,46 +93,53 @@ def _train(arguments: argparse.Namespace) -> int:
         # cases.
         layout="nhwc" if bf16 or device.type == "cuda" else "nchw",
         on_error=arguments.on_error,
-        quarantine=out / "quarantine.jsonl",
+        quarantine=arguments.out / "quarantine.jsonl",
     )
-    with train, val:
-        _seed_everything(arguments.seed)
-        trainer = Trainer(
-            build_model(arguments.model, len(train.classes)),
-            train,
-            val,
-            recipe,
-            out=out,
-            resume=arguments.resume,
-            device=device,
-            describe=_describe(arguments),
-        )
-        chosen = trainer.precision
-        size, batch = arguments.size, arguments.batch_size
-        print(
-            f"{arguments.model} on {arguments.data}: {len(train.classes)} classes, {size} x {size}, "
-            f"{len(train)} steps of {batch} an epoch, {device.type} {chosen.name} ({chosen.reason}); "
-            f"{folders.how}"
-        )
-        shown: tuple[torch.Tensor, list[int]] | None = None
-        for step in trainer.steps():
-            if shown is None:
-                shown = step.images[:32].detach().float().cpu(), step.labels[:32].tolist()
-            step.train()
-        _report(trainer, shown, arguments)
-    return 0
+    opened.enter_context(train)
+    opened.enter_context(val)
+    _seed_everything(arguments.seed)
+    trainer = Trainer(
+        build_model(arguments.model, len(train.classes)),
+        train,
+        val,
+        recipe,
+        out=arguments.out,
+        resume=arguments.resume,
+        device=device,
+        describe=_describe(arguments),
+    )
+    chosen = trainer.precision
+    size, batch = arguments.size, arguments.batch_size
+    print(
+        f"{arguments.model} on {arguments.data}: {len(train.classes)} classes, {size} x {size}, "
+        f"{len(train)} steps of {batch} an epoch, {device.type} {chosen.name} ({chosen.reason}); "
+        f"{folders.how}",
+        flush=True,
+    )
+    return trainer
 
 
-def _report(trainer: Any, shown: Any, arguments: argparse.Namespace) -> None:
+def _run(trainer: Trainer, arguments: argparse.Namespace) -> None:
+    shown = None
+    for step in trainer.steps():
+        if shown is None:
+            # Copies: a view would hold the batch's slot for the whole run.
+            shown = step.images[:32].detach().clone(), step.labels[:32].tolist()
+        step.train()
+    _report(trainer, shown, arguments)
+
+
+def _report(
+    trainer: Trainer, shown: tuple[torch.Tensor, list[int]] | None, arguments: argparse.Namespace
+) -> None:
     """The end of a run in a few lines: accuracy, what limited it, where things are."""
     out: Path = arguments.out
     last = trainer.history[-1] if trainer.history else {}
     if "val_top1" in last:
-        top1, top5, best = (
-            f"{100 * value:.2f} %" for value in (last["val_top1"], last["val_top5"], trainer.best)
-        )
+        top1, top5, best = last["val_top1"], last["val_top5"], trainer.best or 0.0
         print(
-            f"held-out accuracy: top-1 {top1}, top-5 {top5} on {last['val_rows']} images (best epoch: {best})"
+            f"held-out accuracy: top-1 {100 * top1:.2f} %, top-5 {100 * top5:.2f} % on {last['val_rows']} images "
+            f"(best epoch: {100 * best:.2f} %)"
         )
         if last["val_left_out"]:
             print(f"not counted: {last['val_left_out']} held-out images that could not be read")

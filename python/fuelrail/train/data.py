@@ -103,7 +103,6 @@ def open_loaders(
         seed=seed,
         split=folders.train_split,
         quarantine=str(quarantine),
-        name="train",
         **common,
     )
     try:
@@ -113,7 +112,6 @@ def open_loaders(
             classes=train.classes,
             split=folders.val_split,
             quarantine=str(quarantine.with_name(f"{quarantine.stem}-val{quarantine.suffix}")),
-            name="val",
             **common,
         )
     except BaseException:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from importlib import import_module
 from itertools import pairwise
 from typing import Any
 
@@ -73,10 +74,9 @@ def _convolution(inside: int, outside: int) -> nn.Sequential:
 
 def _torchvision_models() -> Any:
     try:
-        from torchvision import models
+        return import_module("torchvision.models")
     except ImportError:
         return None
-    return models
 
 
 _BUILT_IN = "small_cnn"
