@@ -1,0 +1,227 @@
+//! `fuelrail bench`: the real path (daemon, ring, client), with a consumer that only touches the data.
+
+use std::io::IsTerminal;
+use std::time::{Duration, Instant};
+
+use clap::Args;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use super::{Failure, spec};
+use crate::client::{Batch, ClientError, Feed};
+use crate::metrics;
+use crate::plan::Cursor;
+use crate::protocol::Stats;
+
+#[derive(Debug, Args)]
+pub(super) struct Bench {
+    #[command(flatten)]
+    spec: spec::Spec,
+    /// Measure for this long
+    #[arg(long, default_value_t = 10.0, value_parser = positive)]
+    seconds: f64,
+    /// Measure whole epochs instead
+    #[arg(long, conflicts_with = "seconds")]
+    epochs: Option<u64>,
+    /// Hold each batch this long, as a trainer would
+    #[arg(long, default_value_t = 0, value_name = "MS")]
+    step_ms: u64,
+    /// Print one JSON object instead of the report
+    #[arg(long)]
+    json: bool,
+}
+
+fn positive(text: &str) -> Result<f64, String> {
+    text.parse::<f64>()
+        .ok()
+        .filter(|&value| value > 0.0 && value.is_finite())
+        .ok_or_else(|| "not a positive number".into())
+}
+
+impl Bench {
+    pub fn run(self) -> Result<(), Failure> {
+        spec::watch_signals()?;
+        let asked = Instant::now();
+        let mut feed = spec::private_feed(self.spec.pipeline()?)?;
+        let mut run = Run { step: Duration::from_millis(self.step_ms), ..Run::default() };
+        let first = next(&mut feed)?.ok_or("the source has no batch")?;
+        let first_batch = asked.elapsed();
+        run.consume(&feed, &first);
+        drop(first);
+        let bar = self.bar(&feed);
+        let since = Instant::now();
+        let done = |run: &Run, epoch: u64| match self.epochs {
+            Some(epochs) => epoch >= epochs,
+            None => since.elapsed().as_secs_f64() >= self.seconds && run.rows > 0,
+        };
+        let before = run;
+        let mut epoch = 0;
+        while !done(&run, epoch) {
+            match next(&mut feed) {
+                Ok(Some(batch)) => {
+                    run.consume(&feed, &batch);
+                    match self.epochs {
+                        Some(_) => bar.set_position(run.rows),
+                        None => bar.set_position(since.elapsed().as_millis() as u64),
+                    }
+                }
+                Ok(None) => {
+                    epoch += 1;
+                    feed.seek(Cursor { epoch, position: 0 })?;
+                }
+                Err(ClientError::Interrupted) if run.rows > before.rows => break,
+                Err(error) => return Err(error.into()),
+            }
+            for (level, text) in feed.take_logs() {
+                bar.suspend(|| eprintln!("{level}: {text}"));
+            }
+        }
+        let wall = since.elapsed();
+        let stats = feed.stats(Some(Duration::from_secs(10)), &mut || false)?;
+        bar.finish_and_clear();
+        let report = Report { feed: &feed, stats: &stats, wall, rows: run.rows - before.rows, first_batch };
+        if self.json {
+            report.print_json()
+        } else {
+            report.print()
+        }
+        Ok(())
+    }
+
+    fn bar(&self, feed: &Feed) -> ProgressBar {
+        if !std::io::stderr().is_terminal() {
+            return ProgressBar::hidden();
+        }
+        let len = match self.epochs {
+            Some(epochs) => epochs * feed.attached().batching.len,
+            None => (self.seconds * 1000.0) as u64,
+        };
+        let bar = ProgressBar::with_draw_target(Some(len), ProgressDrawTarget::stderr_with_hz(10));
+        bar.set_style(
+            ProgressStyle::with_template("measuring {wide_bar} {percent:>3} %  {eta} left")
+                .expect("a valid template"),
+        );
+        bar
+    }
+}
+
+fn next(feed: &mut Feed) -> Result<Option<Batch>, ClientError> {
+    feed.next(Some(Duration::from_secs(300)), &mut spec::interrupted)
+}
+
+/// The consumer.
+#[derive(Clone, Copy, Debug, Default)]
+struct Run {
+    rows: u64,
+    touched: u64,
+    step: Duration,
+}
+
+impl Run {
+    /// Touches one byte of each page, as a copy to a device would at least, and pretends to compute.
+    fn consume(&mut self, feed: &Feed, batch: &Batch) {
+        let image = &feed.attached().fields[0];
+        let bytes = batch.ready.rows as usize * image.row_bytes as usize;
+        let mut byte = [0];
+        for offset in (0..bytes).step_by(crate::ring::PAGE) {
+            batch.memory.copy_to(image, offset, &mut byte);
+            self.touched = self.touched.wrapping_add(u64::from(byte[0]));
+        }
+        self.rows += u64::from(batch.ready.rows);
+        std::thread::sleep(self.step);
+    }
+}
+
+struct Report<'a> {
+    feed: &'a Feed,
+    stats: &'a Stats,
+    wall: Duration,
+    rows: u64,
+    first_batch: Duration,
+}
+
+impl Report<'_> {
+    fn images_per_s(&self) -> f64 {
+        self.rows as f64 / self.wall.as_secs_f64()
+    }
+
+    /// CPU seconds of daemon and client per 1,000 images, start-up included.
+    fn cpu_s_per_1000(&self) -> f64 {
+        (self.stats.cpu_ns + metrics::cpu_ns()) as f64 / 1e9 / (self.stats.rows.max(1) as f64 / 1000.0)
+    }
+
+    /// Mapped slots are counted in both processes' VmHWM; the ring is taken off once.
+    fn peak_bytes(&self) -> u64 {
+        let ring = self.feed.attached().budget.get("ring").copied().unwrap_or(0);
+        (self.stats.peak_rss_bytes + metrics::peak_rss_bytes()).saturating_sub(ring)
+    }
+
+    fn reads_per_submission(&self) -> f64 {
+        self.stats.reads as f64 / self.stats.submissions.max(1) as f64
+    }
+
+    fn data_wait(&self) -> f64 {
+        let counters = self.feed.counters();
+        counters.data_wait_ns as f64 / counters.iteration_ns.max(1) as f64
+    }
+
+    fn print(&self) {
+        let mib = |bytes: u64| format!("{:.0} MiB", bytes as f64 / f64::from(1 << 20));
+        let (attached, stats) = (self.feed.attached(), self.stats);
+        let image = &attached.fields[0];
+        println!("source       {} samples, {} classes", attached.batching.len, attached.classes.len());
+        println!(
+            "batch        {} x {:?} {}, {} slots",
+            attached.batching.batch_size, image.shape, image.dtype, attached.slots
+        );
+        println!(
+            "throughput   {:.0} images/s over {:.1} s ({} images)",
+            self.images_per_s(),
+            self.wall.as_secs_f64(),
+            self.rows
+        );
+        println!("cpu          {:.3} s per 1,000 images, daemon and client", self.cpu_s_per_1000());
+        println!("first batch  {:.0} ms after start", self.first_batch.as_secs_f64() * 1e3);
+        println!(
+            "reading      {}: {:.1} reads per submission, {} in {} reads, at most {} in flight",
+            stats.backend,
+            self.reads_per_submission(),
+            mib(stats.read_bytes),
+            stats.reads,
+            mib(stats.peak_in_flight_bytes)
+        );
+        let total = attached.budget.get("total").copied().unwrap_or(0);
+        let lines: Vec<_> = attached
+            .budget
+            .iter()
+            .filter(|(owner, _)| *owner != "total")
+            .map(|(owner, &bytes)| format!("{owner} {}", mib(bytes)))
+            .collect();
+        println!(
+            "memory       peak {} of daemon and client; budget {} = {}",
+            mib(self.peak_bytes()),
+            mib(total),
+            lines.join(" + ")
+        );
+        if stats.substituted + stats.dropped > 0 {
+            println!("bad records  {} rows substituted, {} dropped", stats.substituted, stats.dropped);
+        }
+        println!("data wait    {:.1} % of the consumer's time", 100.0 * self.data_wait());
+        println!("limit        {}", stats.verdict);
+    }
+
+    fn print_json(&self) {
+        let report = serde_json::json!({
+            "images_per_s": self.images_per_s(),
+            "cpu_s_per_1000": self.cpu_s_per_1000(),
+            "first_batch_s": self.first_batch.as_secs_f64(),
+            "images": self.rows,
+            "wall_s": self.wall.as_secs_f64(),
+            "reads_per_submission": self.reads_per_submission(),
+            "data_wait": self.data_wait(),
+            "peak_bytes": self.peak_bytes(),
+            "budget": self.feed.attached().budget,
+            "stats": self.stats,
+        });
+        println!("{report}");
+    }
+}

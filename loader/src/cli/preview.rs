@@ -1,0 +1,105 @@
+//! `fuelrail preview`: a contact sheet of what a pipeline delivers, augmentation included.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Args;
+use image::{ImageBuffer, Rgb, RgbImage, imageops};
+use serde_json::json;
+
+use super::{Failure, spec};
+
+/// Pixels between pictures.
+const GAP: u32 = 6;
+
+#[derive(Debug, Args)]
+pub(super) struct Preview {
+    #[command(flatten)]
+    spec: spec::Spec,
+    /// Where the PNG goes
+    #[arg(short, long, default_value = "preview.png", value_name = "FILE")]
+    out: PathBuf,
+    /// Pictures on the sheet
+    #[arg(long, default_value_t = 24, value_parser = clap::value_parser!(u64).range(1..=1024))]
+    count: u64,
+    /// Pictures in a row
+    #[arg(long, default_value_t = 6, value_parser = clap::value_parser!(u32).range(1..=64))]
+    columns: u32,
+    /// Draw one record this many times, to see the augmentation instead of the data
+    #[arg(long, value_name = "EPOCHS", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=64))]
+    epochs: u64,
+}
+
+impl Preview {
+    pub fn run(self) -> Result<(), Failure> {
+        spec::watch_signals()?;
+        let mut pipeline = self.spec.pipeline()?;
+        // Pixels, not numbers: what comes before Normalize is what there is to see.
+        if let Some(chain) = pipeline["transforms"].as_array_mut() {
+            chain.retain(|transform| transform["type"] != "Normalize");
+        }
+        pipeline["dtype"] = json!("u8");
+        pipeline["layout"] = json!("nhwc");
+        pipeline["batch_size"] = json!(self.count);
+        if self.epochs > 1 {
+            // The same records in every row; only the augmentation is drawn anew.
+            pipeline["shuffle"] = json!(false);
+            pipeline["batch_size"] = json!(self.count.min(u64::from(self.columns)));
+        }
+        let mut feed = spec::private_feed(pipeline)?;
+        let mut tiles = Vec::new();
+        for epoch in 0..self.epochs {
+            feed.seek(crate::plan::Cursor { epoch, position: 0 })?;
+            let batch = feed
+                .next(Some(Duration::from_secs(300)), &mut spec::interrupted)?
+                .ok_or("the source has no batch")?;
+            let image = feed.attached().fields[0].clone();
+            let (channels, height, width) = (image.shape[0], image.shape[1] as u32, image.shape[2] as u32);
+            for row in 0..batch.ready.rows as usize {
+                let mut bytes = vec![0; image.row_bytes as usize];
+                batch.memory.copy_to(&image, row * bytes.len(), &mut bytes);
+                if channels == 1 {
+                    bytes = bytes.iter().flat_map(|&gray| [gray; 3]).collect();
+                }
+                let tile: RgbImage =
+                    ImageBuffer::from_raw(width, height, bytes).ok_or("the batch has an odd size")?;
+                tiles.push(tile);
+            }
+            let index = &batch.small[1];
+            let indices = index
+                .chunks_exact(8)
+                .map(|bytes| i64::from_le_bytes(bytes.try_into().expect("8 bytes")))
+                .collect();
+            if epoch == 0 {
+                for (at, key) in feed.keys(indices, None, &mut spec::interrupted)?.iter().enumerate() {
+                    println!(
+                        "row {} column {}: {key}",
+                        at as u32 / self.columns + 1,
+                        at as u32 % self.columns + 1
+                    );
+                }
+            }
+            for (level, text) in feed.take_logs() {
+                eprintln!("{level}: {text}");
+            }
+        }
+        let sheet = contact_sheet(&tiles, self.columns);
+        sheet.save(&self.out).map_err(|error| format!("{}: {error}", self.out.display()))?;
+        println!("{} pictures in {}", tiles.len(), self.out.display());
+        Ok(())
+    }
+}
+
+fn contact_sheet(tiles: &[RgbImage], columns: u32) -> RgbImage {
+    let (width, height) = tiles.first().map_or((1, 1), RgbImage::dimensions);
+    let columns = columns.min(tiles.len() as u32).max(1);
+    let rows = (tiles.len() as u32).div_ceil(columns);
+    let side = |count: u32, size: u32| count * (size + GAP) + GAP;
+    let mut sheet = RgbImage::from_pixel(side(columns, width), side(rows, height), Rgb([246, 246, 244]));
+    for (at, tile) in tiles.iter().enumerate() {
+        let (column, row) = (at as u32 % columns, at as u32 / columns);
+        let place = |cell: u32, size: u32| i64::from(GAP + cell * (size + GAP));
+        imageops::replace(&mut sheet, tile, place(column, width), place(row, height));
+    }
+    sheet
+}

@@ -1,0 +1,62 @@
+//! `fuelrail serve`.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::Failure;
+use crate::config::DaemonConfig;
+use crate::server;
+
+#[derive(Debug, Args)]
+pub(super) struct Serve {
+    /// Configuration file: [pipelines.NAME] tables with source, transforms, batch_size, …
+    #[arg(value_name = "PIPELINES.TOML")]
+    config: Option<PathBuf>,
+    /// Socket to listen on [default: fuelrail.sock in $XDG_RUNTIME_DIR, else /tmp/fuelrail-UID.sock]
+    #[arg(long, value_name = "PATH")]
+    socket: Option<PathBuf>,
+    /// Let clients read below this folder with pipelines of their own (repeatable)
+    #[arg(long, value_name = "DIR")]
+    root: Vec<PathBuf>,
+    /// Serve the one process at the other end of standard input, and end with it (used by the Python package)
+    #[arg(long, hide = true, conflicts_with_all = ["config", "socket", "root"])]
+    private: bool,
+}
+
+impl Serve {
+    pub fn run(self) -> Result<(), Failure> {
+        if self.private {
+            return Ok(server::serve_private()?);
+        }
+        let mut config = match &self.config {
+            None => DaemonConfig::default(),
+            Some(path) => {
+                let text =
+                    std::fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))?;
+                let config: DaemonConfig =
+                    toml::from_str(&text).map_err(|error| format!("{}: {error}", path.display()))?;
+                for (name, pipeline) in &config.pipelines {
+                    pipeline
+                        .check()
+                        .map_err(|error| format!("{}: pipelines.{name}: {error}", path.display()))?;
+                }
+                config
+            }
+        };
+        config.roots.extend(self.root);
+        if config.pipelines.is_empty() && config.roots.is_empty() {
+            return Err("nothing to serve: give a configuration file with [pipelines.NAME] tables, or --root DIR to let \
+                        clients bring their own pipelines"
+                .into());
+        }
+        Ok(server::serve(config, &self.socket.unwrap_or_else(default_socket))?)
+    }
+}
+
+fn default_socket() -> PathBuf {
+    match std::env::var_os("XDG_RUNTIME_DIR") {
+        Some(folder) if !folder.is_empty() => PathBuf::from(folder).join("fuelrail.sock"),
+        _ => PathBuf::from(format!("/tmp/fuelrail-{}.sock", rustix::process::geteuid().as_raw())),
+    }
+}

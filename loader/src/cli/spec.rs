@@ -1,0 +1,166 @@
+//! What `bench` and `preview` have in common: a pipeline described on the command line, and a private feed of it.
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use clap::Args;
+use serde_json::{Value, json};
+
+use super::Failure;
+use crate::client::{Address, Feed};
+use crate::config::DaemonConfig;
+use crate::plan::Cursor;
+use crate::protocol::{Attach, PipelineRef};
+
+/// A pipeline, as flags.
+#[derive(Debug, Args)]
+pub(super) struct Spec {
+    /// A folder of class folders, or synthetic://?count=10000&width=500&height=375
+    #[arg(value_name = "SOURCE", required_unless_present = "config")]
+    source: Option<String>,
+    /// Take a pipeline from a daemon configuration file instead
+    #[arg(long, value_name = "PIPELINES.TOML", conflicts_with = "source", requires = "pipeline")]
+    config: Option<PathBuf>,
+    /// Which pipeline of that file
+    #[arg(long, value_name = "NAME", requires = "config")]
+    pipeline: Option<String>,
+    /// Transforms as JSON: a list like [{"type": "Resize", "size": 256}, …]; overrides --task
+    #[arg(long, value_name = "JSON")]
+    transforms: Option<String>,
+    /// A: RandomResizedCrop + flip + normalise, f32 NCHW. B: Resize + CenterCrop + normalise. C: as A, u8 NHWC
+    #[arg(long, default_value = "A", value_parser = ["A", "B", "C"])]
+    task: String,
+    /// Side of the output in pixels
+    #[arg(long, default_value_t = 224)]
+    size: u32,
+    /// Rows per batch
+    #[arg(long)]
+    batch_size: Option<u64>,
+    /// Worker threads; 0 = one per core
+    #[arg(long)]
+    num_workers: Option<u32>,
+    /// Seed of order and augmentation
+    #[arg(long)]
+    seed: Option<u64>,
+    /// How files are read: auto, io_uring or threads
+    #[arg(long, value_name = "BACKEND")]
+    read_backend: Option<String>,
+    /// Reads in flight at a time
+    #[arg(long, value_name = "N")]
+    read_depth: Option<u32>,
+}
+
+impl Spec {
+    /// The pipeline as the daemon takes it.
+    pub fn pipeline(&self) -> Result<Value, Failure> {
+        let mut pipeline = match (&self.config, &self.pipeline) {
+            (Some(path), Some(name)) => {
+                let text =
+                    std::fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))?;
+                let config: DaemonConfig =
+                    toml::from_str(&text).map_err(|error| format!("{}: {error}", path.display()))?;
+                let known = config.pipelines.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
+                let found = config.pipelines.get(name);
+                serde_json::to_value(
+                    found.ok_or(format!("there is no pipeline '{name}'; the file has: {known}"))?,
+                )?
+            }
+            _ => {
+                let source = self.source.as_deref().expect("clap requires a source or a config");
+                json!({"source": source_value(source)?, "shuffle": true, "batch_size": 64, "transforms": self.task_transforms()})
+            }
+        };
+        if self.config.is_none() && self.task == "C" {
+            pipeline["dtype"] = json!("u8");
+            pipeline["layout"] = json!("nhwc");
+        }
+        if let Some(text) = &self.transforms {
+            pipeline["transforms"] =
+                serde_json::from_str(text).map_err(|error| format!("--transforms: {error}"))?;
+        }
+        let mut set = |key: &str, value: Option<Value>| {
+            if let Some(value) = value {
+                pipeline[key] = value;
+            }
+        };
+        set("batch_size", self.batch_size.map(Value::from));
+        set("num_workers", self.num_workers.map(Value::from));
+        set("seed", self.seed.map(Value::from));
+        if let Some(backend) = &self.read_backend {
+            pipeline["read"]["backend"] = json!(backend);
+        }
+        if let Some(depth) = self.read_depth {
+            pipeline["read"]["depth"] = json!(depth);
+        }
+        Ok(pipeline)
+    }
+
+    fn task_transforms(&self) -> Value {
+        let size = self.size;
+        let normalize =
+            json!({"type": "Normalize", "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]});
+        let augment = [
+            json!({"type": "RandomResizedCrop", "size": [size, size]}),
+            json!({"type": "RandomHorizontalFlip"}),
+        ];
+        match self.task.as_str() {
+            "B" => json!([
+                {"type": "Resize", "size": size * 256 / 224},
+                {"type": "CenterCrop", "size": [size, size]},
+                normalize
+            ]),
+            "C" => json!(augment),
+            _ => json!([augment[0], augment[1], normalize]),
+        }
+    }
+}
+
+/// "synthetic://?count=…" or a folder.
+fn source_value(source: &str) -> Result<Value, Failure> {
+    let Some(query) = source.strip_prefix("synthetic://") else {
+        let root = std::path::absolute(source)?;
+        return Ok(json!({"type": "folder", "root": root}));
+    };
+    let mut value = json!({"type": "synthetic"});
+    for pair in query.trim_start_matches('?').split('&').filter(|pair| !pair.is_empty()) {
+        let (key, text) =
+            pair.split_once('=').ok_or_else(|| format!("{source}: '{pair}' is not of the form key=value"))?;
+        value[key] = serde_json::from_str(text).unwrap_or_else(|_| json!(text));
+    }
+    Ok(value)
+}
+
+/// A feed of a daemon of our own: this same binary, as a child.
+pub(super) fn private_feed(pipeline: Value) -> Result<Feed, Failure> {
+    let address = Address::Private(std::env::current_exe()?);
+    let attach =
+        Attach { pipeline: PipelineRef::Inline(pipeline), rank: 0, world_size: 1, start: Cursor::default() };
+    Ok(Feed::attach(&address, attach, None, &mut interrupted)?)
+}
+
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+
+/// Whether ctrl-C or SIGTERM came, once [`watch_signals`] was called.
+pub(super) fn interrupted() -> bool {
+    INTERRUPTED.load(Ordering::Relaxed)
+}
+
+/// From now on ctrl-C and SIGTERM set a flag instead of ending the process where it stands.
+pub(super) fn watch_signals() -> Result<(), Failure> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let (mut interrupt, mut terminate) = {
+        let _inside = runtime.enter();
+        (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?)
+    };
+    std::thread::Builder::new().name("fuelrail-signals".into()).spawn(move || {
+        runtime.block_on(async {
+            tokio::select! { _ = interrupt.recv() => {}, _ = terminate.recv() => {} }
+            INTERRUPTED.store(true, Ordering::Relaxed);
+            // A second one means it.
+            tokio::select! { _ = interrupt.recv() => {}, _ = terminate.recv() => {} }
+            std::process::exit(130);
+        });
+    })?;
+    Ok(())
+}

@@ -1,0 +1,863 @@
+//! A training process's side of a feed: attach, take batches, give slots back. No thread, no async runtime.
+//!
+//! ```text
+//!  Private (child process, control socket)        one per process, shared by its feeds, ends with the last
+//!     └── Feed (socket, cursor, generation)       one per loader
+//!            └── Batch ── Arc<Lease> ── Mapping   the slot goes back when the last view of it is dropped
+//! ```
+//!
+//! Promises
+//! - [`Feed::next`] returns a batch, the end of the epoch, or a typed error by its time-out: never a silent hang;
+//! - it can be interrupted (ctrl-C) within a tenth of a second;
+//! - a lease keeps the mapping alive by itself: views stay readable after close, after the daemon's death, and at
+//!   interpreter exit; dropped in a forked child it sends nothing;
+//! - all but two slots leased: batches are handed out as owned copies, so a caller who collects images never
+//!   deadlocks.
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::net::RecvFlags;
+
+use crate::plan::Cursor;
+use crate::protocol::{
+    self, Attach, Attached, Decoder, ErrorKind, Field, PROTOCOL, Ready, Reply, Request, Stats,
+};
+use crate::ring::Mapping;
+use crate::token::{Allow, Token, TokenError};
+
+/// How often a waiting client looks whether it is to stop.
+const INTERRUPT_PERIOD: Duration = Duration::from_millis(100);
+
+/// Slots that stay with the daemon however many batches the caller holds.
+const SLOTS_KEPT: usize = 2;
+
+/// Why a call failed.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// The daemon refused or stopped; its words.
+    #[error("{message}")]
+    Daemon {
+        /// Whose fault.
+        kind: ErrorKind,
+        /// What and what to do.
+        message: String,
+    },
+    /// The daemon is gone.
+    #[error("{0}")]
+    Died(String),
+    /// Nothing came in time.
+    #[error("{0}")]
+    Timeout(String),
+    /// The caller wants to stop.
+    #[error("interrupted")]
+    Interrupted,
+    /// Used in a forked child or after close.
+    #[error("{0}")]
+    Misuse(String),
+    /// A state that cannot be loaded.
+    #[error(transparent)]
+    Token(#[from] TokenError),
+}
+
+impl ClientError {
+    fn protocol(message: impl Into<String>) -> Self {
+        Self::Daemon { kind: ErrorKind::Protocol, message: message.into() }
+    }
+}
+
+/// Asked now and then while waiting: true to give up.
+pub type Interrupt<'a> = &'a mut dyn FnMut() -> bool;
+
+/// Which daemon.
+#[derive(Clone, Debug)]
+pub enum Address {
+    /// A daemon of this process's own, started from this binary when there is none yet.
+    Private(PathBuf),
+    /// A daemon that listens on a socket.
+    Socket(PathBuf),
+}
+
+/// The daemon that belongs to this process.
+#[derive(Debug)]
+struct Private {
+    pid: u32,
+    control: UnixStream,
+    child: Mutex<Child>,
+}
+
+static PRIVATE: Mutex<Weak<Private>> = Mutex::new(Weak::new());
+
+impl Private {
+    /// The one that runs, or a new one.
+    fn get(binary: &Path) -> Result<Arc<Self>, ClientError> {
+        let mut slot = PRIVATE.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(private) = slot.upgrade()
+            && private.pid == std::process::id()
+            && private.obituary().is_none()
+        {
+            return Ok(private);
+        }
+        let private = Arc::new(Self::spawn(binary)?);
+        *slot = Arc::downgrade(&private);
+        Ok(private)
+    }
+
+    fn spawn(binary: &Path) -> Result<Self, ClientError> {
+        let failed = |error: io::Error| ClientError::Daemon {
+            kind: ErrorKind::Environment,
+            message: format!("the daemon {} cannot be started: {error}", binary.display()),
+        };
+        let (control, theirs) = UnixStream::pair().map_err(failed)?;
+        // The socket is the child's standard input: nothing to inherit by number, nothing with a name on disk. Its own
+        // process group keeps the terminal's ctrl-C from it until it has made a session of its own.
+        let child = Command::new(binary)
+            .args(["serve", "--private"])
+            .stdin(Stdio::from(OwnedFd::from(theirs)))
+            .stdout(Stdio::null())
+            .process_group(0)
+            .spawn()
+            .map_err(failed)?;
+        Ok(Self { pid: std::process::id(), control, child: Mutex::new(child) })
+    }
+
+    /// A new connection to it: one end of a fresh pair travels over the control socket.
+    fn connect(&self) -> io::Result<UnixStream> {
+        let (ours, theirs) = UnixStream::pair()?;
+        protocol::send_all(&self.control, &Request::Adopt, Some(theirs.as_fd()))?;
+        Ok(ours)
+    }
+
+    /// How it died, if it did.
+    fn obituary(&self) -> Option<String> {
+        let status = self.child.lock().unwrap_or_else(PoisonError::into_inner).try_wait().ok()??;
+        Some(match (status.signal(), status.code()) {
+            (Some(signal), _) => format!("killed by signal {signal}"),
+            (_, code) => format!("exit status {}", code.unwrap_or(-1)),
+        })
+    }
+}
+
+impl Drop for Private {
+    fn drop(&mut self) {
+        if self.pid != std::process::id() {
+            return;
+        }
+        let _ = self.control.shutdown(std::net::Shutdown::Both);
+        let child = self.child.get_mut().unwrap_or_else(PoisonError::into_inner);
+        let deadline = Instant::now() + Duration::from_secs(2);
+        while Instant::now() < deadline {
+            if !matches!(child.try_wait(), Ok(None)) {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        let _ = child.kill();
+        let _ = child.wait();
+    }
+}
+
+/// The socket of a feed, shared with its leases, which send their releases over it.
+#[derive(Debug)]
+struct Link {
+    socket: UnixStream,
+    pid: u32,
+    sending: Mutex<()>,
+    leased: AtomicUsize,
+}
+
+impl Link {
+    fn send(&self, request: &Request) -> io::Result<()> {
+        let _one_at_a_time = self.sending.lock().unwrap_or_else(PoisonError::into_inner);
+        protocol::send_all(&self.socket, request, None)
+    }
+}
+
+/// The right to read one slot; dropping it gives the slot back.
+#[derive(Debug)]
+pub struct Lease {
+    link: Arc<Link>,
+    mapping: Arc<Mapping>,
+    slot: u32,
+    base: usize,
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        if self.link.pid != std::process::id() {
+            return;
+        }
+        self.link.leased.fetch_sub(1, Ordering::Relaxed);
+        // A daemon that is gone needs no slot back.
+        let _ = self.link.send(&Request::Release { slot: self.slot });
+    }
+}
+
+/// Bytes of a batch's image field: in the slot, or an owned copy.
+#[derive(Clone, Debug)]
+pub enum Memory {
+    /// A view of shared memory.
+    Slot(Arc<Lease>),
+    /// A copy, aligned to 64 bytes.
+    Owned(Arc<AlignedBytes>),
+}
+
+impl Memory {
+    /// Address of the field's first byte; valid as long as this value or a clone of it lives.
+    pub fn address(&self, field: &Field, len: usize) -> *mut u8 {
+        match self {
+            Self::Slot(lease) => lease.mapping.at(lease.base + field.offset as usize, len),
+            Self::Owned(bytes) => bytes.address(),
+        }
+    }
+
+    /// Copies bytes of the field out, from `offset` on.
+    ///
+    /// # Panics
+    /// When that lies outside the batch.
+    pub fn copy_to(&self, field: &Field, offset: usize, out: &mut [u8]) {
+        match self {
+            Self::Slot(lease) => lease.mapping.copy_to(lease.base + field.offset as usize + offset, out),
+            Self::Owned(bytes) => out.copy_from_slice(&bytes.bytes[bytes.offset + offset..][..out.len()]),
+        }
+    }
+
+    /// Whether it is a view of shared memory.
+    pub fn is_view(&self) -> bool {
+        matches!(self, Self::Slot(_))
+    }
+}
+
+/// Owned bytes that begin on a 64-byte boundary, as DLPack consumers expect.
+#[derive(Debug)]
+pub struct AlignedBytes {
+    bytes: Vec<u8>,
+    offset: usize,
+}
+
+impl AlignedBytes {
+    fn copy(mapping: &Mapping, offset: usize, len: usize) -> Self {
+        let mut bytes = vec![0u8; len + 64];
+        let start = bytes.as_ptr().align_offset(64);
+        mapping.copy_to(offset, &mut bytes[start..start + len]);
+        Self { bytes, offset: start }
+    }
+
+    fn address(&self) -> *mut u8 {
+        self.bytes[self.offset..].as_ptr().cast_mut()
+    }
+}
+
+/// One batch.
+#[derive(Debug)]
+pub struct Batch {
+    /// Its first field's bytes.
+    pub memory: Memory,
+    /// The small fields' bytes, copied out, in the order of [`Attached::fields`] from the second on.
+    pub small: Vec<Vec<u8>>,
+    /// What the daemon said of it.
+    pub ready: Ready,
+}
+
+/// What a feed counted on this side.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Counters {
+    /// Nanoseconds spent waiting for `ready`.
+    pub data_wait_ns: u64,
+    /// Nanoseconds between the first `next` of an epoch and its end.
+    pub iteration_ns: u64,
+    /// Batches taken.
+    pub batches: u64,
+    /// Rows taken.
+    pub rows: u64,
+    /// Batches handed out as owned copies.
+    pub copies: u64,
+}
+
+/// One loader's attachment to a pipeline.
+#[derive(Debug)]
+pub struct Feed {
+    link: Arc<Link>,
+    private: Option<Arc<Private>>,
+    daemon_pid: u32,
+    decoder: Decoder,
+    attached: Attached,
+    mapping: Arc<Mapping>,
+    generation: u64,
+    /// What the daemon works on next, as far as this side knows: a seek is needed only when that is not what is wanted.
+    incoming: Cursor,
+    /// The next row to hand out; what a token says.
+    cursor: Cursor,
+    ready: VecDeque<Ready>,
+    /// A failure that is due once `ready` is handed out.
+    pending_failure: Option<(ErrorKind, String)>,
+    logs: Vec<(String, String)>,
+    counters: Counters,
+    iterating_since: Option<Instant>,
+    closed: bool,
+}
+
+impl Feed {
+    /// Connects and attaches.
+    ///
+    /// # Errors
+    /// When the daemon cannot be reached, speaks another protocol, or refuses.
+    pub fn attach(
+        address: &Address,
+        attach: Attach,
+        timeout: Option<Duration>,
+        interrupt: Interrupt<'_>,
+    ) -> Result<Self, ClientError> {
+        let (socket, private) = match address {
+            Address::Private(binary) => {
+                let private = Private::get(binary)?;
+                let socket = private
+                    .connect()
+                    .map_err(|error| ClientError::Died(format!("the daemon is gone: {error}")))?;
+                (socket, Some(private))
+            }
+            Address::Socket(path) => {
+                let socket = UnixStream::connect(path).map_err(|error| {
+                    ClientError::Died(format!(
+                        "no daemon answers at {}: {error}; start one with `fuelrail serve --socket {0}`",
+                        path.display()
+                    ))
+                })?;
+                (socket, None)
+            }
+        };
+        let start = attach.start;
+        let link =
+            Link { socket, pid: std::process::id(), sending: Mutex::new(()), leased: AtomicUsize::new(0) };
+        let mut handshake =
+            Handshake { link, private, decoder: Decoder::default(), logs: Vec::new(), daemon_pid: 0 };
+        handshake.send(&Request::Hello { protocol: PROTOCOL, pid: std::process::id() })?;
+        match handshake.reply(timeout, interrupt)? {
+            Reply::Welcome { protocol, version, pid } => {
+                if protocol != PROTOCOL {
+                    return Err(ClientError::protocol(format!(
+                        "the daemon (version {version}) speaks protocol {protocol}, this client protocol {PROTOCOL}: \
+                         install the same version of fuelrail on both sides"
+                    )));
+                }
+                handshake.daemon_pid = pid;
+            }
+            other => return Err(ClientError::protocol(format!("the daemon greeted with {other:?}"))),
+        }
+        handshake.send(&Request::Attach(Box::new(attach)))?;
+        let attached = match handshake.reply(timeout, interrupt)? {
+            Reply::Attached(attached) => *attached,
+            other => return Err(ClientError::protocol(format!("the daemon answered attach with {other:?}"))),
+        };
+        let ring = handshake
+            .decoder
+            .take_fd()
+            .ok_or_else(|| ClientError::protocol("the daemon sent no shared memory with 'attached'"))?;
+        check(&attached)?;
+        let mapping = Mapping::new(ring.as_fd(), attached.slots as usize * attached.slot_bytes as usize)
+            .map_err(|error| ClientError::protocol(format!("the shared memory cannot be mapped: {error}")))?;
+        let cursor = attached.batching.settle(start);
+        let Handshake { link, private, decoder, logs, daemon_pid } = handshake;
+        Ok(Self {
+            link: Arc::new(link),
+            private,
+            daemon_pid,
+            decoder,
+            mapping: Arc::new(mapping),
+            generation: 0,
+            incoming: cursor,
+            cursor: start,
+            ready: VecDeque::new(),
+            pending_failure: None,
+            logs,
+            counters: Counters::default(),
+            iterating_since: None,
+            closed: false,
+            attached,
+        })
+    }
+
+    /// What the daemon told about the feed.
+    pub fn attached(&self) -> &Attached {
+        &self.attached
+    }
+
+    /// The daemon's process.
+    pub fn daemon_pid(&self) -> u32 {
+        self.daemon_pid
+    }
+
+    /// The next row to hand out. At the end of an epoch `position` stays where the last batch ended until
+    /// [`Feed::seek`] moves on.
+    pub fn cursor(&self) -> Cursor {
+        self.cursor
+    }
+
+    /// What was counted on this side.
+    pub fn counters(&self) -> Counters {
+        let mut counters = self.counters;
+        if let Some(since) = self.iterating_since {
+            counters.iteration_ns += since.elapsed().as_nanos() as u64;
+        }
+        counters
+    }
+
+    /// Slots in the caller's hands.
+    pub fn leased(&self) -> usize {
+        self.link.leased.load(Ordering::Relaxed)
+    }
+
+    /// Log lines that came from the daemon since the last call: (level, text).
+    pub fn take_logs(&mut self) -> Vec<(String, String)> {
+        std::mem::take(&mut self.logs)
+    }
+
+    /// The token of the place where the caller stands.
+    pub fn token(&self) -> Token {
+        Token::new(self.attached.identity.clone(), self.cursor)
+    }
+
+    /// Goes to where a token says.
+    ///
+    /// # Errors
+    /// When the token is of another run, or the daemon is gone.
+    pub fn load(&mut self, token: &Token, allow: &[Allow]) -> Result<(), ClientError> {
+        token.verify(&self.attached.identity, allow)?;
+        self.seek(token.cursor())
+    }
+
+    /// Makes the next batch begin at `cursor`. Costs nothing when that is what comes next anyway; otherwise whatever
+    /// is on its way is void and its slots go back unseen.
+    ///
+    /// # Errors
+    /// When the daemon is gone.
+    pub fn seek(&mut self, cursor: Cursor) -> Result<(), ClientError> {
+        self.usable()?;
+        self.cursor = cursor;
+        let settled = self.attached.batching.settle(cursor);
+        let next = self.ready.front().map_or(self.incoming, |ready| ready.cursor);
+        if settled == next && self.pending_failure.is_none() {
+            return Ok(());
+        }
+        self.generation += 1;
+        for ready in std::mem::take(&mut self.ready) {
+            self.give_back(&ready)?;
+        }
+        self.pending_failure = None;
+        self.incoming = settled;
+        self.request(&Request::Seek { generation: self.generation, cursor: settled })
+    }
+
+    /// Batches left in the cursor's epoch.
+    pub fn batches_left(&self) -> u64 {
+        self.attached.batching.batches_from(self.cursor.position)
+    }
+
+    /// The next batch of the cursor's epoch; `None` when it has ended.
+    ///
+    /// # Errors
+    /// [`ClientError::Died`] once everything that was finished before the daemon's death is handed out;
+    /// [`ClientError::Timeout`], [`ClientError::Interrupted`]; what the daemon stopped for.
+    pub fn next(
+        &mut self,
+        timeout: Option<Duration>,
+        interrupt: Interrupt<'_>,
+    ) -> Result<Option<Batch>, ClientError> {
+        self.usable()?;
+        if self.batches_left() == 0 {
+            if let Some(since) = self.iterating_since.take() {
+                self.counters.iteration_ns += since.elapsed().as_nanos() as u64;
+            }
+            return Ok(None);
+        }
+        let asked = Instant::now();
+        self.iterating_since.get_or_insert(asked);
+        // What has arrived is taken in first, so that log lines and failures are not late.
+        while self.receive(Duration::ZERO)? {}
+        while self.ready.is_empty() {
+            if let Some((kind, message)) = self.pending_failure.clone() {
+                return Err(ClientError::Daemon { kind, message });
+            }
+            self.wait(asked, timeout, interrupt, "a batch")?;
+        }
+        self.counters.data_wait_ns += asked.elapsed().as_nanos() as u64;
+        let ready = self.ready.pop_front().expect("just seen");
+        if ready.cursor != self.attached.batching.settle(self.cursor) {
+            return Err(ClientError::protocol(format!(
+                "the daemon sent the batch at {:?} where {:?} was due",
+                ready.cursor, self.cursor
+            )));
+        }
+        // Not `ready.next`: at the end of an epoch the token still names this epoch, until the caller moves on.
+        self.cursor = Cursor {
+            epoch: ready.cursor.epoch,
+            position: self.attached.batching.after(ready.cursor.position),
+        };
+        self.counters.batches += 1;
+        self.counters.rows += u64::from(ready.rows);
+        Ok(Some(self.lease(ready)))
+    }
+
+    fn lease(&mut self, ready: Ready) -> Batch {
+        let base = ready.slot as usize * self.attached.slot_bytes as usize;
+        let rows = ready.rows as usize;
+        let small = self.attached.fields[1..]
+            .iter()
+            .map(|field| {
+                let mut bytes = vec![0; rows * field.row_bytes as usize];
+                self.mapping.copy_to(base + field.offset as usize, &mut bytes);
+                bytes
+            })
+            .collect();
+        let leased = self.link.leased.fetch_add(1, Ordering::Relaxed);
+        let lease = Lease { link: self.link.clone(), mapping: self.mapping.clone(), slot: ready.slot, base };
+        let memory = if leased + SLOTS_KEPT >= self.attached.slots as usize {
+            self.counters.copies += 1;
+            let image = &self.attached.fields[0];
+            let bytes = AlignedBytes::copy(
+                &self.mapping,
+                base + image.offset as usize,
+                rows * image.row_bytes as usize,
+            );
+            Memory::Owned(Arc::new(bytes))
+        } else {
+            Memory::Slot(Arc::new(lease))
+        };
+        Batch { memory, small, ready }
+    }
+
+    /// The keys of records.
+    ///
+    /// # Errors
+    /// As [`Feed::next`].
+    pub fn keys(
+        &mut self,
+        indices: Vec<i64>,
+        timeout: Option<Duration>,
+        interrupt: Interrupt<'_>,
+    ) -> Result<Vec<String>, ClientError> {
+        match self.ask(&Request::Keys { indices }, timeout, interrupt)? {
+            Reply::Keys { keys } => Ok(keys),
+            other => Err(ClientError::protocol(format!("the daemon answered keys with {other:?}"))),
+        }
+    }
+
+    /// The daemon's counters and the verdict.
+    ///
+    /// # Errors
+    /// As [`Feed::next`].
+    pub fn stats(
+        &mut self,
+        timeout: Option<Duration>,
+        interrupt: Interrupt<'_>,
+    ) -> Result<Stats, ClientError> {
+        let Counters { data_wait_ns, iteration_ns, .. } = self.counters();
+        match self.ask(&Request::Stats { data_wait_ns, iteration_ns }, timeout, interrupt)? {
+            Reply::Stats(stats) => Ok(*stats),
+            other => Err(ClientError::protocol(format!("the daemon answered stats with {other:?}"))),
+        }
+    }
+
+    /// Ends the feed: the daemon frees everything of it; a private daemon without feeds ends too. Views of batches
+    /// stay readable. Calling it again does nothing.
+    pub fn close(&mut self) {
+        if self.closed || self.link.pid != std::process::id() {
+            return;
+        }
+        self.closed = true;
+        self.ready.clear();
+        let _ = self.link.socket.shutdown(std::net::Shutdown::Both);
+        self.private = None;
+    }
+
+    fn usable(&self) -> Result<(), ClientError> {
+        if self.link.pid != std::process::id() {
+            return Err(ClientError::Misuse(
+                "this Loader was made in the parent process; a forked child must make its own (or start with 'spawn')".into(),
+            ));
+        }
+        if self.closed {
+            return Err(ClientError::Misuse("this Loader is closed; make a new one".into()));
+        }
+        Ok(())
+    }
+
+    fn request(&self, request: &Request) -> Result<(), ClientError> {
+        self.link.send(request).map_err(|error| self.died(&error.to_string()))
+    }
+
+    /// Sends a request and waits for the reply that is neither a batch nor a log line.
+    fn ask(
+        &mut self,
+        request: &Request,
+        timeout: Option<Duration>,
+        interrupt: Interrupt<'_>,
+    ) -> Result<Reply, ClientError> {
+        self.usable()?;
+        self.request(request)?;
+        let asked = Instant::now();
+        loop {
+            while let Some(reply) = self.take_in()? {
+                if let Some(answer) = self.sort(reply)? {
+                    return Ok(answer);
+                }
+            }
+            self.poll(asked, timeout, interrupt, "an answer")?;
+        }
+    }
+
+    /// Waits until something has arrived, and takes it in.
+    fn wait(
+        &mut self,
+        asked: Instant,
+        timeout: Option<Duration>,
+        interrupt: Interrupt<'_>,
+        what: &str,
+    ) -> Result<(), ClientError> {
+        self.poll(asked, timeout, interrupt, what)?;
+        while let Some(reply) = self.take_in()? {
+            if let Some(other) = self.sort(reply)? {
+                return Err(ClientError::protocol(format!("the daemon said {other:?} unasked")));
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes in what arrives within `patience`; false when nothing does.
+    fn receive(&mut self, patience: Duration) -> Result<bool, ClientError> {
+        if !readable(&self.link.socket, patience) {
+            return Ok(false);
+        }
+        match self.decoder.receive(self.link.socket.as_fd(), RecvFlags::DONTWAIT) {
+            // Batches that were finished before the end are still handed out.
+            Ok(0) if !self.ready.is_empty() => return Ok(false),
+            Ok(0) => return Err(self.died("it closed the connection")),
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
+            Err(_) if !self.ready.is_empty() => return Ok(false),
+            Err(error) => return Err(self.died(&error.to_string())),
+        }
+        while let Some(reply) = self.take_in()? {
+            if let Some(other) = self.sort(reply)? {
+                return Err(ClientError::protocol(format!("the daemon said {other:?} unasked")));
+            }
+        }
+        Ok(true)
+    }
+
+    fn poll(
+        &mut self,
+        asked: Instant,
+        timeout: Option<Duration>,
+        interrupt: Interrupt<'_>,
+        what: &str,
+    ) -> Result<(), ClientError> {
+        loop {
+            let left = timeout.map(|timeout| timeout.saturating_sub(asked.elapsed()));
+            if left == Some(Duration::ZERO) {
+                return Err(ClientError::Timeout(self.timeout_text(timeout.expect("left is of it"), what)));
+            }
+            if readable(&self.link.socket, INTERRUPT_PERIOD.min(left.unwrap_or(INTERRUPT_PERIOD))) {
+                return match self.decoder.receive(self.link.socket.as_fd(), RecvFlags::DONTWAIT) {
+                    Ok(0) => Err(self.died("it closed the connection")),
+                    Ok(_) => Ok(()),
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
+                    Err(error) => Err(self.died(&error.to_string())),
+                };
+            }
+            if interrupt() {
+                return Err(ClientError::Interrupted);
+            }
+        }
+    }
+
+    fn timeout_text(&self, timeout: Duration, what: &str) -> String {
+        let state = process_state(self.daemon_pid);
+        let leased = self.leased();
+        let stuck = match state {
+            Some('T' | 't') => "the daemon is stopped (SIGSTOP or a debugger)".to_string(),
+            None => "the daemon's process is gone".to_string(),
+            Some(state) => format!(
+                "the daemon is alive (state {state}); {leased} of {} slots are held by this process; a source that does \
+                 not answer (a network file system?) or one very slow record are the usual reasons",
+                self.attached.slots
+            ),
+        };
+        format!("{what} did not come within {:.0} s (timeout): {stuck}", timeout.as_secs_f64())
+    }
+
+    fn take_in(&mut self) -> Result<Option<Reply>, ClientError> {
+        self.decoder.next().map_err(|error| ClientError::protocol(error.to_string()))
+    }
+
+    /// Files batches and log lines; passes everything else on.
+    fn sort(&mut self, reply: Reply) -> Result<Option<Reply>, ClientError> {
+        match reply {
+            Reply::Ready(ready) if ready.generation != self.generation => self.give_back(&ready)?,
+            Reply::Ready(ready) => {
+                if ready.slot >= self.attached.slots
+                    || u64::from(ready.rows) > self.attached.batching.batch_size
+                {
+                    return Err(ClientError::protocol(format!(
+                        "the daemon sent an impossible batch: {ready:?}"
+                    )));
+                }
+                self.incoming = ready.next;
+                self.ready.push_back(ready);
+            }
+            Reply::Log { level, text } => {
+                if self.logs.len() < 1000 {
+                    self.logs.push((level, text));
+                }
+            }
+            Reply::Failed { generation, kind, message } => {
+                // Due where it happened: after the batches that were finished before it.
+                if generation == self.generation {
+                    self.pending_failure = Some((kind, message));
+                }
+            }
+            Reply::Refused { kind, message } => return Err(ClientError::Daemon { kind, message }),
+            other => return Ok(Some(other)),
+        }
+        Ok(None)
+    }
+
+    fn give_back(&self, ready: &Ready) -> Result<(), ClientError> {
+        self.request(&Request::Release { slot: ready.slot })
+    }
+
+    fn died(&self, how: &str) -> ClientError {
+        let pid = self.daemon_pid;
+        let obituary = self.private.as_ref().and_then(|private| private.wait_for_obituary());
+        ClientError::Died(match obituary {
+            Some(obituary) => format!(
+                "the fuelrail daemon (pid {pid}) died: {obituary}. Make a new Loader and load the state of your last \
+                 checkpoint to go on exactly"
+            ),
+            None => format!(
+                "the fuelrail daemon (pid {pid}) is gone: {how}. Start it again, make a new Loader and load the state of \
+                 your last checkpoint to go on exactly"
+            ),
+        })
+    }
+}
+
+impl Drop for Feed {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+/// The first two messages of a connection, before there is a feed.
+struct Handshake {
+    link: Link,
+    private: Option<Arc<Private>>,
+    decoder: Decoder,
+    logs: Vec<(String, String)>,
+    daemon_pid: u32,
+}
+
+impl Handshake {
+    fn send(&self, request: &Request) -> Result<(), ClientError> {
+        self.link.send(request).map_err(|error| self.died(&error.to_string()))
+    }
+
+    fn reply(&mut self, timeout: Option<Duration>, interrupt: Interrupt<'_>) -> Result<Reply, ClientError> {
+        let asked = Instant::now();
+        loop {
+            match self.decoder.next().map_err(|error| ClientError::protocol(error.to_string()))? {
+                Some(Reply::Log { level, text }) => self.logs.push((level, text)),
+                Some(Reply::Refused { kind, message }) => return Err(ClientError::Daemon { kind, message }),
+                Some(reply) => return Ok(reply),
+                None => {
+                    if timeout.is_some_and(|timeout| asked.elapsed() >= timeout) {
+                        return Err(ClientError::Timeout(
+                            "the daemon did not answer within the timeout while it opened the source: a network file \
+                             system that does not answer, or a very large folder (raise timeout=)"
+                                .into(),
+                        ));
+                    }
+                    if interrupt() {
+                        return Err(ClientError::Interrupted);
+                    }
+                    if readable(&self.link.socket, INTERRUPT_PERIOD) {
+                        match self.decoder.receive(self.link.socket.as_fd(), RecvFlags::DONTWAIT) {
+                            Ok(0) => return Err(self.died("it closed the connection")),
+                            Err(error) if error.kind() != io::ErrorKind::WouldBlock => {
+                                return Err(self.died(&error.to_string()));
+                            }
+                            _ => {}
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    fn died(&self, how: &str) -> ClientError {
+        let obituary = self.private.as_ref().and_then(|private| private.wait_for_obituary());
+        ClientError::Died(format!("the fuelrail daemon is gone: {}", obituary.as_deref().unwrap_or(how)))
+    }
+}
+
+impl Private {
+    /// A process whose sockets are closed is about to be reaped; gives it a moment, so that the error can say how.
+    fn wait_for_obituary(&self) -> Option<String> {
+        let deadline = Instant::now() + Duration::from_millis(500);
+        loop {
+            if let Some(obituary) = self.obituary() {
+                return Some(obituary);
+            }
+            if Instant::now() > deadline {
+                return None;
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+}
+
+/// What the daemon announces is checked before any address is computed from it.
+fn check(attached: &Attached) -> Result<(), ClientError> {
+    let Attached { fields, slots, slot_bytes, batching, .. } = attached;
+    let fits = |field: &Field| {
+        batching
+            .batch_size
+            .checked_mul(field.row_bytes)
+            .and_then(|bytes| bytes.checked_add(field.offset))
+            .is_some_and(|end| end <= *slot_bytes)
+            && field.offset % 64 == 0
+            && field.shape.len() == field.strides.len()
+    };
+    let total = u64::from(*slots).checked_mul(*slot_bytes);
+    if fields.is_empty()
+        || batching.batch_size == 0
+        || batching.world_size == 0
+        || !fields.iter().all(fits)
+        || total.is_none()
+    {
+        return Err(ClientError::protocol("the daemon announced a batch layout that does not fit its slots"));
+    }
+    Ok(())
+}
+
+fn readable(socket: &UnixStream, patience: Duration) -> bool {
+    let mut fds = [PollFd::new(socket, PollFlags::IN)];
+    let patience = Timespec { tv_sec: patience.as_secs() as _, tv_nsec: patience.subsec_nanos() as _ };
+    // An interrupted poll (a signal) is looked at by the caller's `interrupt`, like a time-out.
+    matches!(rustix::event::poll(&mut fds, Some(&patience)), Ok(count) if count > 0)
+}
+
+/// The state letter of a process, as in ps; `None` when it is gone or a zombie.
+fn process_state(pid: u32) -> Option<char> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat.rsplit_once(") ")?.1.chars().next().filter(|&state| state != 'Z')
+}

@@ -1,0 +1,209 @@
+//! A batch under construction: which rows are out, which came back, which record stands in each.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use crate::config::OnError;
+use crate::order::EpochOrder;
+use crate::pipeline::Refusal;
+use crate::plan::Cursor;
+use crate::protocol::{ErrorKind, Field};
+use crate::quarantine::Refused;
+use crate::ring::{RowWriter, SlotWriter};
+
+/// Draws for one row before the batch is given up.
+const MAX_ATTEMPTS: u32 = 8;
+
+/// One row: which record, for which position, and where it goes. Travels to the reader, a worker, and back.
+pub(super) struct Row {
+    /// Place in the batch.
+    pub at: usize,
+    /// Position in the epoch; decides the randomness, whichever record stands in.
+    pub position: u64,
+    /// The record.
+    pub index: u64,
+    /// 0: as planned; n: the n-th substitute.
+    pub attempt: u32,
+    /// Where its bytes go.
+    pub writer: RowWriter,
+}
+
+/// What stands in a row.
+#[derive(Clone, Copy, Debug)]
+enum Content {
+    Pending,
+    Written { index: u64, position: u64, substituted: bool },
+    Dropped,
+}
+
+pub(super) struct Batch {
+    pub id: u64,
+    pub cursor: Cursor,
+    pub next: Cursor,
+    slot: SlotWriter,
+    order: Arc<EpochOrder>,
+    waiting: VecDeque<Row>,
+    contents: Vec<Content>,
+    out: usize,
+    refused: Vec<(usize, Refused)>,
+    verdict: Verdict,
+}
+
+/// Whether the batch can be handed over.
+pub(super) enum Verdict {
+    Good,
+    Failed(Refusal),
+}
+
+/// What a finished batch holds.
+pub(super) struct Counts {
+    pub rows: u32,
+    pub substituted: u32,
+    pub dropped: u32,
+}
+
+impl Batch {
+    pub fn new(
+        id: u64,
+        cursor: Cursor,
+        next: Cursor,
+        slot: SlotWriter,
+        rows: Vec<(u64, u64)>,
+        writers: Vec<RowWriter>,
+        order: Arc<EpochOrder>,
+    ) -> Self {
+        let contents = vec![Content::Pending; rows.len()];
+        let waiting = rows
+            .into_iter()
+            .zip(writers)
+            .enumerate()
+            .map(|(at, ((position, index), writer))| Row { at, position, index, attempt: 0, writer })
+            .collect();
+        Self {
+            id,
+            cursor,
+            next,
+            slot,
+            order,
+            waiting,
+            contents,
+            out: 0,
+            refused: Vec::new(),
+            verdict: Verdict::Good,
+        }
+    }
+
+    pub fn slot(&self) -> usize {
+        self.slot.slot()
+    }
+
+    /// The next row to ask for.
+    pub fn peek(&self) -> Option<&Row> {
+        self.waiting.front()
+    }
+
+    /// Takes that row out.
+    pub fn take(&mut self) -> Row {
+        self.out += 1;
+        self.waiting.pop_front().expect("peek gave a row")
+    }
+
+    /// One of the rows taken is back.
+    pub fn came_back(&mut self) {
+        self.out -= 1;
+    }
+
+    pub fn nothing_out(&self) -> bool {
+        self.out == 0
+    }
+
+    pub fn is_finished(&self) -> bool {
+        self.out == 0 && self.waiting.is_empty()
+    }
+
+    pub fn written(&mut self, row: Row) {
+        let Row { at, position, index, attempt, writer: _ } = row;
+        self.contents[at] = Content::Written { index, position, substituted: attempt > 0 };
+    }
+
+    /// A record turned out bad: draws another, leaves the row out, or gives the batch up.
+    pub fn refused(&mut self, mut row: Row, refused: Refused, on_error: OnError) {
+        let reason = refused.reason.clone();
+        self.refused.push((row.at, refused));
+        match on_error {
+            OnError::Substitute if row.attempt < MAX_ATTEMPTS => {
+                row.attempt += 1;
+                row.index = self.order.substitute(row.position, row.attempt);
+                // Ahead of the rest: this batch is the one that waits for it.
+                self.waiting.push_front(row);
+            }
+            OnError::Substitute => self.fail(Refusal::new(
+                ErrorKind::Data,
+                format!("{MAX_ATTEMPTS} substitutes in a row were bad records too; the last: {reason}"),
+            )),
+            OnError::Drop => self.contents[row.at] = Content::Dropped,
+            // Whoever hands the batch over knows the record's key and says why the run stops.
+            OnError::Fail => {
+                self.contents[row.at] = Content::Dropped;
+                self.waiting.clear();
+            }
+        }
+    }
+
+    /// Gives the batch up; its remaining rows are not asked for.
+    pub fn fail(&mut self, refusal: Refusal) {
+        self.waiting.clear();
+        if matches!(self.verdict, Verdict::Good) {
+            self.verdict = Verdict::Failed(refusal);
+        }
+    }
+
+    pub fn verdict(&self) -> &Verdict {
+        &self.verdict
+    }
+
+    /// The refused records in row order, which does not depend on which worker was first.
+    pub fn take_refused(&mut self) -> Vec<(usize, Refused)> {
+        let mut refused = std::mem::take(&mut self.refused);
+        refused.sort_by_key(|(at, _)| *at);
+        refused
+    }
+
+    /// Closes the gaps of dropped rows and writes the small fields.
+    pub fn finish(&mut self, fields: &[Field], label: impl Fn(u64) -> i64) -> Counts {
+        let memory = self.slot.whole().expect("every row is back");
+        let image = &fields[0];
+        let row_bytes = image.row_bytes as usize;
+        let mut counts = Counts { rows: 0, substituted: 0, dropped: 0 };
+        for (at, content) in self.contents.iter().enumerate() {
+            let (index, position, substituted) = match *content {
+                Content::Written { index, position, substituted } => (index, position, substituted),
+                Content::Dropped => {
+                    counts.dropped += 1;
+                    continue;
+                }
+                Content::Pending => unreachable!("a finished batch has no pending row"),
+            };
+            let to = counts.rows as usize;
+            if to != at {
+                // The only time the daemon reads a slot back: on_error = "drop" met a bad record.
+                let from = image.offset as usize + at * row_bytes;
+                memory.copy_within(from..from + row_bytes, image.offset as usize + to * row_bytes);
+            }
+            for field in &fields[1..] {
+                let offset = (field.offset + to as u64 * field.row_bytes) as usize;
+                let out = &mut memory[offset..offset + field.row_bytes as usize];
+                match field.name.as_str() {
+                    "label" => out.copy_from_slice(&label(index).to_le_bytes()),
+                    "index" => out.copy_from_slice(&(index as i64).to_le_bytes()),
+                    "position" => out.copy_from_slice(&(position as i64).to_le_bytes()),
+                    "substituted" => out[0] = u8::from(substituted),
+                    other => unreachable!("no field is called {other}"),
+                }
+            }
+            counts.rows += 1;
+            counts.substituted += u32::from(substituted);
+        }
+        counts
+    }
+}

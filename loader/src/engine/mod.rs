@@ -1,0 +1,507 @@
+//! The engine of one feed: walks the order, keeps several batches under construction, hands them over in order.
+//!
+//! All state lives in the coordinator thread and changes only when an [`Event`] arrives:
+//!
+//! ```text
+//!   Release, Seek, Stop ──┐                  ┌──▶ reader.submit(rows)  ──▶ worker ──┐
+//!                         ├──▶ coordinator ──┤                                      │
+//!   Row (a finished row) ─┘        ▲         └──▶ out(ready)                        │
+//!                                  └────────────────────────────────────────────────┘
+//! ```
+//!
+//! Promises
+//! - at most `slots` batches exist at any time, and a slot is written only between its release and its `ready`;
+//! - encoded bytes in flight stay within `read_ahead_bytes`, one record excepted;
+//! - what is delivered is a function of (source, config, seed, cursor) alone: not of threads, delays or backends;
+//! - dropping the [`Engine`] ends its threads and frees the ring, whatever the source is doing.
+
+mod batch;
+mod worker;
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::thread::JoinHandle;
+use std::time::Instant;
+
+use crossbeam_channel::{Receiver, Sender, unbounded};
+use fuelrail_connectors::{ReadRequest, Reader};
+
+use crate::config::OnError;
+use crate::metrics::{self, Consumer, Metrics};
+use crate::order::EpochOrder;
+use crate::pipeline::{Pipeline, Refusal};
+use crate::plan::{Batching, Cursor};
+use crate::protocol::{Attached, ErrorKind, Ready, Reply, Stats};
+use crate::quarantine::Quarantine;
+use crate::ring::Ring;
+
+use batch::{Batch, Verdict};
+use worker::{Job, Outcome, RowDone};
+
+/// Where the coordinator's messages to the client go. Must not block: their number is bounded by slots and errors.
+pub type Out = Box<dyn Fn(Reply) + Send>;
+
+/// Most rows in flight, however small: bounds the bookkeeping, not the bytes.
+const MAX_ROWS_IN_FLIGHT: usize = 4096;
+
+/// A running feed.
+pub struct Engine {
+    events: Sender<Event>,
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// What the coordinator, the workers and `stats` share.
+pub(crate) struct Shared {
+    pub(crate) pipeline: Arc<Pipeline>,
+    pub(crate) metrics: Metrics,
+    /// The generation in force; workers skip rows of older ones.
+    pub(crate) generation: AtomicU64,
+}
+
+enum Event {
+    Row(RowDone),
+    Seek { generation: u64, cursor: Cursor },
+    Release { slot: u32 },
+    Stats { consumer: Consumer, reply: Box<dyn FnOnce(Stats) + Send> },
+    Stop,
+}
+
+impl Engine {
+    /// Starts a feed at a cursor: makes its ring, its reader and its threads, and begins to work.
+    ///
+    /// # Errors
+    /// When memory, threads or the reader cannot be had, or the pipeline does not fit the rank.
+    pub fn start(
+        pipeline: Arc<Pipeline>,
+        rank: u64,
+        world_size: u64,
+        start: Cursor,
+        out: Out,
+    ) -> Result<(Self, Attached, Ring), Refusal> {
+        let batching = pipeline.batching(world_size)?;
+        if rank >= world_size {
+            return Err(Refusal::new(
+                ErrorKind::Config,
+                format!("rank = {rank} is not below world_size = {world_size}"),
+            ));
+        }
+        let budget = pipeline.budget()?;
+        let environment = |error: String| Refusal::new(ErrorKind::Environment, error);
+        let (fields, slot_bytes) = pipeline.layout();
+        let ring = Ring::create(pipeline.slots(), slot_bytes as usize)
+            .map_err(|error| environment(error.to_string()))?;
+        let reader = pipeline
+            .source
+            .clone()
+            .reader(&pipeline.config.read)
+            .map_err(|error| Refusal::new(ErrorKind::Source, error.to_string()))?;
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(pipeline.threads)
+            .thread_name(|worker| format!("fuelrail-work{worker}"))
+            .build()
+            .map_err(|error| {
+                environment(format!("{} worker threads cannot be had: {error}", pipeline.threads))
+            })?;
+        let attached = Attached {
+            fields,
+            slots: ring.slots() as u32,
+            slot_bytes: ring.slot_bytes() as u64,
+            batching,
+            identity: pipeline.identity.clone(),
+            classes: pipeline.source.classes().to_vec(),
+            threads: pipeline.threads as u32,
+            budget,
+            quarantine: pipeline.config.quarantine.as_ref().map(|path| path.display().to_string()),
+        };
+        let config = &pipeline.config;
+        let quarantine = Quarantine::new(
+            config.quarantine.clone(),
+            pipeline.identity.dataset.clone(),
+            config.error_limit(pipeline.source.len()),
+        );
+        let shared =
+            Arc::new(Shared { pipeline, metrics: Metrics::default(), generation: AtomicU64::new(0) });
+        let (events, inbox) = unbounded();
+        let handed_ring = ring.share().map_err(|error| environment(error.to_string()))?;
+        let coordinator = Coordinator {
+            shared: shared.clone(),
+            batching,
+            rank,
+            attached: attached.clone(),
+            slots: vec![Slot::Free; ring.slots()],
+            ring,
+            reader,
+            pool: Arc::new(pool),
+            inbox,
+            events: events.clone(),
+            out,
+            quarantine,
+            cursor: batching.settle(start),
+            order: None,
+            open: VecDeque::new(),
+            stale: HashMap::new(),
+            next_batch: 0,
+            bytes_in_flight: 0,
+            rows_in_flight: 0,
+            halted: false,
+        };
+        let thread = std::thread::Builder::new()
+            .name("fuelrail-feed".into())
+            .spawn(move || coordinator.run())
+            .map_err(|error| environment(format!("a thread cannot be had: {error}")))?;
+        Ok((Self { events, shared, thread: Some(thread) }, attached, handed_ring))
+    }
+
+    /// Goes on from elsewhere; everything of older generations is void.
+    pub fn seek(&self, generation: u64, cursor: Cursor) {
+        // Set here as well as by the coordinator, so that workers stop wasting time on void rows at once.
+        self.shared.generation.fetch_max(generation, Relaxed);
+        let _ = self.events.send(Event::Seek { generation, cursor });
+    }
+
+    /// The client gives a slot back. One that it does not hold is ignored with a warning.
+    pub fn release(&self, slot: u32) {
+        let _ = self.events.send(Event::Release { slot });
+    }
+
+    /// Asks for the counters; `reply` is called from the coordinator.
+    pub fn stats(&self, consumer: Consumer, reply: impl FnOnce(Stats) + Send + 'static) {
+        let _ = self.events.send(Event::Stats { consumer, reply: Box::new(reply) });
+    }
+
+    /// The pipeline it runs.
+    pub fn pipeline(&self) -> &Arc<Pipeline> {
+        &self.shared.pipeline
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        self.shared.generation.store(u64::MAX, Relaxed);
+        let _ = self.events.send(Event::Stop);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Who has a slot. The coordinator alone decides Free → Filling.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Slot {
+    Free,
+    Filling,
+    Client,
+}
+
+struct Coordinator {
+    shared: Arc<Shared>,
+    batching: Batching,
+    rank: u64,
+    attached: Attached,
+    ring: Ring,
+    slots: Vec<Slot>,
+    reader: Box<dyn Reader>,
+    pool: Arc<rayon::ThreadPool>,
+    inbox: Receiver<Event>,
+    events: Sender<Event>,
+    out: Out,
+    quarantine: Quarantine,
+    /// Where the next batch to open begins.
+    cursor: Cursor,
+    /// The order of the cursor's epoch.
+    order: Option<(u64, Arc<EpochOrder>)>,
+    /// Batches under construction, in delivery order, all of the generation in force.
+    open: VecDeque<Batch>,
+    /// Batches that a seek made void, until their last row is back.
+    stale: HashMap<u64, Batch>,
+    next_batch: u64,
+    bytes_in_flight: u64,
+    rows_in_flight: usize,
+    /// A batch failed; nothing goes on before a seek.
+    halted: bool,
+}
+
+impl Coordinator {
+    fn run(mut self) {
+        loop {
+            self.open_batches();
+            self.submit_rows();
+            self.deliver();
+            // A delivery frees no slot, but an empty batch (a rank without rows in a tail) makes room to go on at once.
+            if self.can_open() {
+                continue;
+            }
+            let idle = self.open.is_empty() && !self.halted;
+            let since = Instant::now();
+            let Ok(event) = self.inbox.recv() else { return };
+            if idle {
+                metrics::add(&self.shared.metrics.ring_full_ns, since.elapsed());
+            }
+            if self.handle(event).is_break() {
+                return;
+            }
+            // Whatever else has arrived is taken in before deciding anew.
+            while let Ok(event) = self.inbox.try_recv() {
+                if self.handle(event).is_break() {
+                    return;
+                }
+            }
+        }
+    }
+
+    fn handle(&mut self, event: Event) -> std::ops::ControlFlow<()> {
+        match event {
+            Event::Row(done) => self.row_done(done),
+            Event::Seek { generation, cursor } => self.seek(generation, cursor),
+            Event::Release { slot } => self.release(slot),
+            Event::Stats { consumer, reply } => reply(self.stats(consumer)),
+            Event::Stop => return std::ops::ControlFlow::Break(()),
+        }
+        std::ops::ControlFlow::Continue(())
+    }
+
+    fn free_slot(&self) -> Option<usize> {
+        self.slots.iter().position(|&slot| slot == Slot::Free)
+    }
+
+    fn can_open(&self) -> bool {
+        !self.halted && self.free_slot().is_some()
+    }
+
+    fn open_batches(&mut self) {
+        while self.can_open() {
+            let slot = self.free_slot().expect("checked by can_open");
+            let mut writer = self.ring.slot(slot).expect("a free slot is not lent");
+            let order = self.epoch_order();
+            let rows: Vec<_> =
+                self.batching.rows(self.cursor.position, self.rank).map(|p| (p, order.index(p))).collect();
+            let image = &self.attached.fields[0];
+            let writers = writer
+                .rows(image.offset as usize, image.row_bytes as usize, rows.len())
+                .expect("nothing of a fresh slot is out");
+            let behind = Cursor { position: self.batching.after(self.cursor.position), ..self.cursor };
+            let next = self.batching.settle(behind);
+            self.slots[slot] = Slot::Filling;
+            self.open.push_back(Batch::new(self.next_batch, self.cursor, next, writer, rows, writers, order));
+            self.next_batch += 1;
+            self.cursor = next;
+        }
+    }
+
+    fn epoch_order(&mut self) -> Arc<EpochOrder> {
+        let epoch = self.cursor.epoch;
+        match &self.order {
+            Some((of, order)) if *of == epoch => order.clone(),
+            _ => {
+                let order = Arc::new(self.shared.pipeline.order.epoch(epoch));
+                self.order = Some((epoch, order.clone()));
+                order
+            }
+        }
+    }
+
+    /// Asks for as many rows as the byte budget allows, oldest batch first. Tops up in runs rather than one by one, so
+    /// that many reads share one submission to the kernel.
+    fn submit_rows(&mut self) {
+        let limit = self.shared.pipeline.config.read_ahead_bytes;
+        if self.bytes_in_flight > limit / 4 * 3 || self.rows_in_flight > MAX_ROWS_IN_FLIGHT / 4 * 3 {
+            return;
+        }
+        let mut requests = Vec::new();
+        for batch in &mut self.open {
+            while let Some(row) = batch.peek() {
+                let size = self.shared.pipeline.source.size(row.index);
+                let over = self.bytes_in_flight + size > limit || self.rows_in_flight >= MAX_ROWS_IN_FLIGHT;
+                // One record alone may exceed the budget, or nothing would ever move.
+                if over && self.rows_in_flight > 0 {
+                    break;
+                }
+                let row = batch.take();
+                self.bytes_in_flight += size;
+                self.rows_in_flight += 1;
+                let job = Job {
+                    shared: self.shared.clone(),
+                    events: self.events.clone(),
+                    generation: self.shared.generation.load(Relaxed),
+                    batch: batch.id,
+                    epoch: batch.cursor.epoch,
+                    size,
+                    row,
+                    requested: Instant::now(),
+                };
+                let pool = Arc::downgrade(&self.pool);
+                let index = job.row.index;
+                requests.push(ReadRequest {
+                    index,
+                    done: Box::new(move |read| {
+                        if let Some(pool) = pool.upgrade() {
+                            job.start(read, &pool);
+                        }
+                    }),
+                });
+            }
+            if batch.peek().is_some() {
+                break;
+            }
+        }
+        let peak = &self.shared.metrics.peak_in_flight_bytes;
+        peak.fetch_max(self.bytes_in_flight, Relaxed);
+        if !requests.is_empty() {
+            self.reader.submit(requests);
+        }
+    }
+
+    fn row_done(&mut self, done: RowDone) {
+        let RowDone { batch: id, row, size, outcome } = done;
+        self.bytes_in_flight -= size;
+        self.rows_in_flight -= 1;
+        if let Some(batch) = self.stale.get_mut(&id) {
+            batch.came_back();
+            if batch.nothing_out() {
+                let batch = self.stale.remove(&id).expect("just seen");
+                self.slots[batch.slot()] = Slot::Free;
+            }
+            return;
+        }
+        let first = self.open.front().expect("a row belongs to an open or a stale batch").id;
+        let batch = &mut self.open[(id - first) as usize];
+        batch.came_back();
+        match outcome {
+            Outcome::Written => batch.written(row),
+            Outcome::Bad(refused) => batch.refused(row, refused, self.shared.pipeline.config.on_error),
+            Outcome::Fatal(refusal) => batch.fail(refusal),
+            // Only rows of a void generation are skipped, and those are stale.
+            Outcome::Skipped => {
+                batch.fail(Refusal::new(ErrorKind::Environment, "a row was skipped: this is a bug"))
+            }
+        }
+    }
+
+    /// Hands over finished batches from the front; stops at the first that is not finished.
+    fn deliver(&mut self) {
+        while !self.halted && self.open.front().is_some_and(Batch::is_finished) {
+            let batch = self.open.pop_front().expect("just seen");
+            self.hand_over(batch);
+        }
+    }
+
+    fn hand_over(&mut self, mut batch: Batch) {
+        let generation = self.shared.generation.load(Relaxed);
+        let slot = batch.slot();
+        if let Err(refusal) = self.judge(&mut batch) {
+            self.slots[slot] = Slot::Free;
+            self.halt(generation, refusal);
+            return;
+        }
+        let source = &self.shared.pipeline.source;
+        let counts = batch.finish(&self.attached.fields, |index| source.label(index));
+        let metrics = &self.shared.metrics;
+        metrics.batches.fetch_add(1, Relaxed);
+        metrics.rows.fetch_add(u64::from(counts.rows), Relaxed);
+        metrics.substituted.fetch_add(u64::from(counts.substituted), Relaxed);
+        metrics.dropped.fetch_add(u64::from(counts.dropped), Relaxed);
+        self.slots[slot] = Slot::Client;
+        (self.out)(Reply::Ready(Ready {
+            generation,
+            slot: slot as u32,
+            cursor: batch.cursor,
+            next: batch.next,
+            rows: counts.rows,
+            substituted: counts.substituted,
+            dropped: counts.dropped,
+        }));
+    }
+
+    /// Books the batch's refused records in delivery order, so that the budget ends a run at the same batch each time.
+    fn judge(&mut self, batch: &mut Batch) -> Result<(), Refusal> {
+        let source = self.shared.pipeline.source.clone();
+        for (_, refused) in batch.take_refused() {
+            let key = source.key(refused.index);
+            if self.shared.pipeline.config.on_error == OnError::Fail {
+                let _ = self.quarantine.note(&key, batch.cursor.epoch, &refused);
+                let reason = &refused.reason;
+                return Err(Refusal::new(
+                    ErrorKind::Data,
+                    format!(
+                        "bad record {key}: {reason}; on_error=\"fail\" stops the run (\"substitute\" would go on)"
+                    ),
+                ));
+            }
+            match self.quarantine.note(&key, batch.cursor.epoch, &refused) {
+                Ok(Some(line)) => {
+                    let did = match self.shared.pipeline.config.on_error {
+                        OnError::Substitute => "another record takes its place",
+                        OnError::Drop => "its row is left out",
+                        OnError::Fail => unreachable!("returned above"),
+                    };
+                    (self.out)(Reply::Log {
+                        level: "warn".into(),
+                        text: format!("bad record: {line}; {did}"),
+                    });
+                }
+                Ok(None) => {}
+                Err(over) => {
+                    return Err(Refusal::new(
+                        ErrorKind::Data,
+                        format!(
+                            "{} distinct records were refused, {} are tolerated (error_budget): {}",
+                            over.refused,
+                            over.limit,
+                            over.first.join("; ")
+                        ),
+                    ));
+                }
+            }
+        }
+        match batch.verdict() {
+            Verdict::Good => Ok(()),
+            Verdict::Failed(refusal) => Err(refusal.clone()),
+        }
+    }
+
+    fn halt(&mut self, generation: u64, refusal: Refusal) {
+        self.halted = true;
+        self.retire();
+        (self.out)(Reply::Failed { generation, kind: refusal.kind, message: refusal.message });
+    }
+
+    /// Makes every open batch stale; their slots are free when their last row is back.
+    fn retire(&mut self) {
+        for batch in std::mem::take(&mut self.open) {
+            if batch.nothing_out() {
+                self.slots[batch.slot()] = Slot::Free;
+            } else {
+                self.stale.insert(batch.id, batch);
+            }
+        }
+    }
+
+    fn seek(&mut self, generation: u64, cursor: Cursor) {
+        self.retire();
+        self.shared.generation.fetch_max(generation, Relaxed);
+        self.cursor = self.batching.settle(cursor);
+        self.halted = false;
+    }
+
+    fn release(&mut self, slot: u32) {
+        match self.slots.get_mut(slot as usize) {
+            Some(state @ Slot::Client) => *state = Slot::Free,
+            _ => {
+                let text = format!("the client released slot {slot}, which it does not hold; ignored");
+                (self.out)(Reply::Log { level: "warn".into(), text });
+            }
+        }
+    }
+
+    fn stats(&self, consumer: Consumer) -> Stats {
+        let mut stats = self.shared.metrics.stats(self.shared.pipeline.threads, consumer);
+        let read = self.reader.stats();
+        stats.backend = read.backend.to_string();
+        stats.reads = read.reads;
+        stats.submissions = read.submissions;
+        stats.read_bytes = read.bytes;
+        stats
+    }
+}

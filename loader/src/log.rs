@@ -1,0 +1,76 @@
+//! Where the daemon's log lines go: a standalone daemon writes to stderr, a private one to the log of its client.
+
+use std::fmt::Write as _;
+use std::sync::{Mutex, PoisonError};
+
+use tracing::field::{Field, Visit};
+use tracing::{Event, Level, Subscriber};
+use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, fmt};
+
+use crate::protocol::Reply;
+
+/// Takes log lines to one client; false when that client is gone.
+pub type Sink = Box<dyn Fn(Reply) -> bool + Send>;
+
+static SINKS: Mutex<Vec<Sink>> = Mutex::new(Vec::new());
+
+/// Lines to stderr, filtered by `FUELRAIL_LOG` (default "info").
+pub fn to_stderr() {
+    let filter = EnvFilter::try_from_env("FUELRAIL_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let _ = tracing_subscriber::registry()
+        .with(filter)
+        .with(fmt::layer().with_writer(std::io::stderr).with_target(false))
+        .try_init();
+}
+
+/// Lines to the first client that is still there.
+pub fn to_clients() {
+    let filter = EnvFilter::try_from_env("FUELRAIL_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let _ = tracing_subscriber::registry().with(filter).with(ClientLayer).try_init();
+}
+
+/// Adds a client.
+pub fn add_sink(sink: Sink) {
+    SINKS.lock().unwrap_or_else(PoisonError::into_inner).push(sink);
+}
+
+struct ClientLayer;
+
+impl<S: Subscriber> Layer<S> for ClientLayer {
+    fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
+        let level = match *event.metadata().level() {
+            Level::ERROR => "error",
+            Level::WARN => "warn",
+            Level::INFO => "info",
+            Level::DEBUG | Level::TRACE => "debug",
+        };
+        let mut text = Text::default();
+        event.record(&mut text);
+        let reply = Reply::Log { level: level.into(), text: text.message + &text.fields };
+        let mut sinks = SINKS.lock().unwrap_or_else(PoisonError::into_inner);
+        while let Some(first) = sinks.first() {
+            if first(reply.clone()) {
+                return;
+            }
+            drop(sinks.remove(0));
+        }
+    }
+}
+
+#[derive(Default)]
+struct Text {
+    message: String,
+    fields: String,
+}
+
+impl Visit for Text {
+    fn record_debug(&mut self, field: &Field, value: &dyn std::fmt::Debug) {
+        let _ = if field.name() == "message" {
+            write!(self.message, "{value:?}")
+        } else {
+            write!(self.fields, " {}={value:?}", field.name())
+        };
+    }
+}

@@ -1,0 +1,5 @@
+//! The `fuelrail` command.
+
+fn main() -> std::process::ExitCode {
+    fuelrail_loader::cli::main()
+}

@@ -1,0 +1,191 @@
+//! Counters of a feed, figures of this process, and the verdict drawn from them.
+
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+use crate::protocol::Stats;
+
+/// What a feed counts; written by its threads, read by `stats`.
+#[derive(Debug)]
+pub struct Metrics {
+    since: Instant,
+    /// Batches handed over.
+    pub batches: AtomicU64,
+    /// Rows handed over.
+    pub rows: AtomicU64,
+    /// Rows that held a substitute.
+    pub substituted: AtomicU64,
+    /// Rows left out.
+    pub dropped: AtomicU64,
+    /// Request to bytes, summed over records.
+    pub read_ns: AtomicU64,
+    /// Bytes to worker, summed over records.
+    pub queue_ns: AtomicU64,
+    /// In the chain, summed over records.
+    pub transform_ns: AtomicU64,
+    /// Coordinator waited with every slot taken and nothing under construction.
+    pub ring_full_ns: AtomicU64,
+    /// Largest sum of encoded bytes in flight.
+    pub peak_in_flight_bytes: AtomicU64,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        let zero = || AtomicU64::new(0);
+        Self {
+            since: Instant::now(),
+            batches: zero(),
+            rows: zero(),
+            substituted: zero(),
+            dropped: zero(),
+            read_ns: zero(),
+            queue_ns: zero(),
+            transform_ns: zero(),
+            ring_full_ns: zero(),
+            peak_in_flight_bytes: zero(),
+        }
+    }
+}
+
+/// Adds a duration to a counter of nanoseconds.
+pub fn add(counter: &AtomicU64, duration: Duration) {
+    counter.fetch_add(duration.as_nanos() as u64, Relaxed);
+}
+
+/// What the client measured: nanoseconds spent waiting for data, and in iteration altogether.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Consumer {
+    /// Waiting in `next()`.
+    pub data_wait_ns: u64,
+    /// Between the first `next()` of an epoch and its end, validation and pauses between epochs left out.
+    pub iteration_ns: u64,
+}
+
+impl Metrics {
+    /// The counters with the verdict; the reader's figures are added by the engine.
+    pub fn stats(&self, threads: usize, consumer: Consumer) -> Stats {
+        let read = |counter: &AtomicU64| counter.load(Relaxed);
+        let wall_ns = self.since.elapsed().as_nanos() as u64;
+        let (ring_full_ns, transform_ns) = (read(&self.ring_full_ns), read(&self.transform_ns));
+        let active_ns = wall_ns.saturating_sub(ring_full_ns);
+        let mut stats = Stats {
+            wall_ns,
+            batches: read(&self.batches),
+            rows: read(&self.rows),
+            substituted: read(&self.substituted),
+            dropped: read(&self.dropped),
+            read_ns: read(&self.read_ns),
+            queue_ns: read(&self.queue_ns),
+            transform_ns,
+            ring_full_ns,
+            starved_ns: active_ns.saturating_sub(transform_ns / threads as u64),
+            threads: threads as u32,
+            peak_rss_bytes: peak_rss_bytes(),
+            cpu_ns: cpu_ns(),
+            peak_in_flight_bytes: read(&self.peak_in_flight_bytes),
+            ..Stats::default()
+        };
+        (stats.limit, stats.verdict) = verdict(&stats, consumer);
+        stats
+    }
+}
+
+/// Which stage was the limit, from where the others waited.
+///
+/// A consumer that hardly waited for data was the limit itself. Otherwise it is the workers when they were busy for
+/// most of the time in which a slot was free, and reading when they were not. Without a consumer's figures the share of
+/// the time in which every slot was taken stands for them.
+pub fn verdict(stats: &Stats, consumer: Consumer) -> (String, String) {
+    let share = |part: u64, whole: u64| if whole == 0 { 0.0 } else { part as f64 / whole as f64 };
+    let active_ns = stats.wall_ns.saturating_sub(stats.ring_full_ns);
+    let busy = share(stats.transform_ns / u64::from(stats.threads.max(1)), active_ns).min(1.0);
+    let (train_is_limit, waited) = if consumer.iteration_ns > 0 {
+        let waited = share(consumer.data_wait_ns, consumer.iteration_ns);
+        (waited < 0.05, format!("the consumer waited for data {:.1} % of its time", 100.0 * waited))
+    } else {
+        let full = share(stats.ring_full_ns, stats.wall_ns);
+        (full > 0.5, format!("every slot was taken {:.0} % of the time", 100.0 * full))
+    };
+    let workers =
+        format!("{} worker threads were busy {:.0} % of the time they could be", stats.threads, 100.0 * busy);
+    let (stage, advice) = if train_is_limit {
+        ("train", "the data arrives in time; only a faster consumer would gain")
+    } else if busy >= 0.5 {
+        ("transform", "more worker threads (num_workers) or cheaper transforms would gain")
+    } else {
+        ("read", "a faster disk or more read-ahead (read_ahead_bytes, read depth) would gain")
+    };
+    (stage.into(), format!("{stage} is the limit: {waited}, {workers}; {advice}"))
+}
+
+/// Peak resident bytes of this process (VmHWM).
+pub fn peak_rss_bytes() -> u64 {
+    status_kib("VmHWM:") << 10
+}
+
+fn status_kib(key: &str) -> u64 {
+    std::fs::read_to_string("/proc/self/status").ok().and_then(|status| kib(&status, key)).unwrap_or(0)
+}
+
+fn kib(text: &str, key: &str) -> Option<u64> {
+    text.lines().find_map(|line| line.strip_prefix(key))?.trim().trim_end_matches("kB").trim().parse().ok()
+}
+
+/// User and system time of this process.
+pub fn cpu_ns() -> u64 {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
+}
+
+/// Memory that can still be had: what the machine has available, or less where a cgroup limits it.
+pub fn available_memory() -> u64 {
+    let machine = std::fs::read_to_string("/proc/meminfo")
+        .ok()
+        .and_then(|text| kib(&text, "MemAvailable:"))
+        .map_or(u64::MAX, |kib| kib << 10);
+    let number = |path: &str| std::fs::read_to_string(path).ok()?.trim().parse::<u64>().ok();
+    let cgroup = std::fs::read_to_string("/proc/self/cgroup").ok().and_then(|text| {
+        let path =
+            text.lines().find_map(|line| line.strip_prefix("0::"))?.trim_start_matches('/').to_string();
+        let folder = format!("/sys/fs/cgroup/{path}");
+        let limit = number(&format!("{folder}/memory.max"))?;
+        // The group's own page cache gives way; anonymous memory does not.
+        let used = number(&format!("{folder}/memory.current"))?;
+        let stat = std::fs::read_to_string(format!("{folder}/memory.stat")).ok()?;
+        let cache = stat.lines().find_map(|line| line.strip_prefix("file "))?.parse::<u64>().ok()?;
+        Some(limit.saturating_sub(used.saturating_sub(cache)))
+    });
+    machine.min(cgroup.unwrap_or(u64::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn stats(ring_full: u64, transform: u64) -> Stats {
+        Stats {
+            wall_ns: 1000,
+            ring_full_ns: ring_full,
+            transform_ns: transform,
+            threads: 2,
+            ..Stats::default()
+        }
+    }
+
+    #[test]
+    fn the_stage_that_the_others_wait_for_is_the_limit() {
+        let waits = Consumer { data_wait_ns: 600, iteration_ns: 1000 };
+        let fed = Consumer { data_wait_ns: 10, iteration_ns: 1000 };
+        let limit = |stats: &Stats, consumer| verdict(stats, consumer).0;
+        assert_eq!(limit(&stats(0, 1900), waits), "transform");
+        assert_eq!(limit(&stats(0, 200), waits), "read");
+        assert_eq!(limit(&stats(800, 300), fed), "train");
+        assert_eq!(limit(&stats(800, 300), Consumer::default()), "train");
+        assert_eq!(limit(&stats(100, 1700), Consumer::default()), "transform");
+    }
+
+    #[test]
+    fn this_process_has_figures() {
+        assert!(peak_rss_bytes() > 1 << 20 && cpu_ns() > 0 && available_memory() > 1 << 20);
+    }
+}

@@ -1,0 +1,192 @@
+//! A pipeline made ready to run: the source opened, the chain compiled, the batch laid out, the memory summed up.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use fuelrail_connectors::{Blocks, IndexedSource};
+use fuelrail_transforms::{Chain, Dtype, Layout, Limits, OutputConfig, compile};
+
+use crate::config::{BlockedConfig, PipelineConfig};
+use crate::order::Order;
+use crate::plan::Batching;
+use crate::protocol::{ErrorKind, Field};
+use crate::ring::PAGE;
+use crate::token::Identity;
+
+/// Why something could not be started or continued, as the client will see it.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct Refusal {
+    /// Whose fault.
+    pub kind: ErrorKind,
+    /// What and what to do.
+    pub message: String,
+}
+
+impl Refusal {
+    /// A refusal for the reason given.
+    pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
+        Self { kind, message: message.into() }
+    }
+}
+
+/// Everything about a pipeline that does not depend on rank and cursor.
+pub struct Pipeline {
+    /// As configured.
+    pub config: PipelineConfig,
+    /// Opened.
+    pub source: Arc<dyn IndexedSource>,
+    /// Compiled.
+    pub chain: Arc<Chain>,
+    /// Which record comes where.
+    pub order: Order,
+    /// What tokens are checked against.
+    pub identity: Identity,
+    /// Worker threads.
+    pub threads: usize,
+}
+
+impl Pipeline {
+    /// Opens what `config` names. `source` is one that is open already (another rank's, another epoch's), if any.
+    ///
+    /// # Errors
+    /// With [`ErrorKind::Config`] or [`ErrorKind::Source`].
+    pub fn open(config: PipelineConfig, source: Option<Arc<dyn IndexedSource>>) -> Result<Self, Refusal> {
+        config.check().map_err(|message| Refusal::new(ErrorKind::Config, message))?;
+        let output = OutputConfig { dtype: config.dtype, layout: config.layout };
+        let limits = Limits { max_sample_bytes: config.max_sample_bytes };
+        let chain = compile(&config.transforms, &output, limits)
+            .map_err(|error| Refusal::new(ErrorKind::Config, error.to_string()))?;
+        let source = match source {
+            Some(source) => source,
+            None => fuelrail_connectors::open(&config.source)
+                .map_err(|error| Refusal::new(ErrorKind::Source, error.to_string()))?,
+        };
+        let blocked = config.blocked.or(match source.blocks() {
+            Blocks::None => None,
+            Blocks::Lengths(_) => Some(BlockedConfig::default()),
+        });
+        let (len, seed) = (source.len(), config.seed);
+        let order = match (config.shuffle, blocked, source.blocks()) {
+            (false, ..) => Order::sequential(len, seed),
+            (true, None, _) => Order::shuffled(len, seed),
+            (true, Some(BlockedConfig { lanes, window }), Blocks::Lengths(shards)) => {
+                Order::blocked(shards, seed, lanes, window)
+            }
+            // A folder has no shards: the blocked order then keeps directory neighbours together.
+            (true, Some(BlockedConfig { lanes, window }), Blocks::None) => {
+                Order::blocked(Arc::from([len]), seed, lanes, window)
+            }
+        };
+        let identity = Identity {
+            dataset: source.fingerprint().to_string(),
+            order: config.order_fingerprint(blocked),
+            pixels: config.pixels_fingerprint(chain.output().dtype),
+            seed,
+            samples: len,
+        };
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let threads = if config.num_workers == 0 { cores } else { config.num_workers as usize };
+        Ok(Self { config, source, chain: Arc::new(chain), order, identity, threads })
+    }
+
+    /// How epochs are cut for a number of ranks.
+    ///
+    /// # Errors
+    /// When no batch would ever come.
+    pub fn batching(&self, world_size: u64) -> Result<Batching, Refusal> {
+        let refuse = |message| Err(Refusal::new(ErrorKind::Config, message));
+        if world_size == 0 || world_size > 1 << 20 {
+            return refuse(format!("world_size = {world_size} is not between 1 and {}", 1 << 20));
+        }
+        let (len, batch_size) = (self.source.len(), self.config.batch_size);
+        let batching = Batching { len, batch_size, world_size, drop_last: self.config.drop_last };
+        if batching.batches_from(0) == 0 {
+            return refuse(format!(
+                "drop_last leaves no batch: {len} samples are fewer than batch_size {batch_size} x world_size {world_size}"
+            ));
+        }
+        Ok(batching)
+    }
+
+    /// Slots in a feed's ring: what is kept ahead, one in the consumer's hands, one being filled.
+    pub fn slots(&self) -> usize {
+        self.config.prefetch_factor as usize + 2
+    }
+
+    /// The fields of a batch and the bytes of a slot.
+    pub fn layout(&self) -> (Vec<Field>, u64) {
+        let output = self.chain.output();
+        let (c, h, w) = (output.channels as u64, output.height as u64, output.width as u64);
+        let strides = match output.layout {
+            Layout::Nchw => vec![h * w, w, 1],
+            Layout::Nhwc => vec![1, w * c, c],
+        };
+        let dtype = match output.dtype {
+            Dtype::U8 => "u8",
+            Dtype::F32 => "f32",
+            Dtype::F16 => "f16",
+            Dtype::Bf16 => "bf16",
+        };
+        let scalar = |name: &str, dtype: &str, row_bytes| {
+            (name.to_string(), dtype.to_string(), vec![], vec![], row_bytes)
+        };
+        let mut offset = 0;
+        let fields = [
+            ("image".to_string(), dtype.to_string(), vec![c, h, w], strides, output.row_bytes() as u64),
+            scalar("label", "i64", 8),
+            scalar("index", "i64", 8),
+            scalar("position", "i64", 8),
+            scalar("substituted", "bool", 1),
+        ]
+        .into_iter()
+        .map(|(name, dtype, shape, strides, row_bytes)| {
+            let field = Field { name, dtype, shape, strides, offset, row_bytes };
+            // 64: a cache line, and what DLPack consumers expect of data pointers.
+            offset = (offset + row_bytes * self.config.batch_size).next_multiple_of(64);
+            field
+        })
+        .collect();
+        (fields, offset)
+    }
+
+    /// The bytes a feed of this pipeline may use, one line per owner, with their "total".
+    ///
+    /// # Errors
+    /// [`ErrorKind::Environment`] when that is more than there is.
+    pub fn budget(&self) -> Result<BTreeMap<String, u64>, Refusal> {
+        let slot = self.layout().1.next_multiple_of(PAGE as u64);
+        let lines = [
+            // Finished batches and those under construction.
+            ("ring", self.slots() as u64 * slot),
+            // Encoded bytes: requested, read, or with a worker. One record may exceed it alone.
+            ("read_ahead", self.config.read_ahead_bytes),
+            // Decoded pixels: at worst every worker holds the largest sample that is allowed.
+            ("scratch", self.threads as u64 * self.config.max_sample_bytes),
+            // The source's manifest.
+            ("index", self.source.memory()),
+            // Program, stacks, allocator.
+            ("base", 64 << 20),
+        ];
+        let total = lines.iter().map(|(_, bytes)| bytes).sum::<u64>();
+        let budget: BTreeMap<String, u64> = lines
+            .iter()
+            .map(|&(owner, bytes)| (owner.to_string(), bytes))
+            .chain([("total".into(), total)])
+            .collect();
+        let available = crate::metrics::available_memory();
+        if total > available {
+            let list = lines.map(|(owner, bytes)| format!("{owner} {} MiB", bytes >> 20)).join(", ");
+            return Err(Refusal::new(
+                ErrorKind::Environment,
+                format!(
+                    "this pipeline may use {} MiB ({list}) and {} MiB are available: lower batch_size or prefetch_factor \
+                     (ring), num_workers or max_sample_bytes (scratch), or read_ahead_bytes",
+                    total >> 20,
+                    available >> 20
+                ),
+            ));
+        }
+        Ok(budget)
+    }
+}

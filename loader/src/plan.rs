@@ -1,0 +1,124 @@
+//! Cutting an epoch into batches: which positions are in a batch, and which of its rows belong to a rank.
+//!
+//! A *global batch* is `batch_size x world_size` consecutive positions; its row `j` belongs to rank `j mod world_size`.
+//! All ranks get the same number of batches; in the last one row counts differ by at most one and may be zero. Batches
+//! are counted from wherever the epoch was entered, so a resume at any position, at any world size, goes on exactly.
+//! Daemon and client share this file, so neither has to tell the other when an epoch ends.
+
+use serde::{Deserialize, Serialize};
+
+/// A place in the endless sequence of epochs: the next row to hand out, counted over all ranks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Cursor {
+    /// Epoch, from 0.
+    pub epoch: u64,
+    /// Position in the epoch, `0..=len`.
+    pub position: u64,
+}
+
+/// How epochs are cut.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Batching {
+    /// Records in an epoch.
+    pub len: u64,
+    /// Rows a rank gets in a full batch.
+    pub batch_size: u64,
+    /// Number of ranks.
+    pub world_size: u64,
+    /// Whether a global batch that would not be full is left out.
+    pub drop_last: bool,
+}
+
+impl Batching {
+    /// Positions in a full global batch.
+    pub fn global_batch(&self) -> u64 {
+        self.batch_size * self.world_size
+    }
+
+    /// Batches from `position` to the end of the epoch, the same on every rank.
+    pub fn batches_from(&self, position: u64) -> u64 {
+        let rest = self.len.saturating_sub(position);
+        if self.drop_last { rest / self.global_batch() } else { rest.div_ceil(self.global_batch()) }
+    }
+
+    /// The cursor itself, or the start of the next epoch when no batch is left in this one.
+    pub fn settle(&self, cursor: Cursor) -> Cursor {
+        if self.batches_from(cursor.position) == 0 {
+            Cursor { epoch: cursor.epoch + 1, position: 0 }
+        } else {
+            cursor
+        }
+    }
+
+    /// The position behind the global batch that begins at `position`.
+    pub fn after(&self, position: u64) -> u64 {
+        self.len.min(position + self.global_batch())
+    }
+
+    /// The positions of `rank`'s rows in the global batch that begins at `position`.
+    pub fn rows(&self, position: u64, rank: u64) -> impl Iterator<Item = u64> + use<> {
+        (position + rank..self.after(position)).step_by(self.world_size as usize)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn epoch_rows(batching: &Batching, start: u64, rank: u64) -> Vec<Vec<u64>> {
+        let mut position = start;
+        (0..batching.batches_from(start))
+            .map(|_| {
+                let rows = batching.rows(position, rank).collect();
+                position = batching.after(position);
+                rows
+            })
+            .collect()
+    }
+
+    proptest! {
+        #[test]
+        fn ranks_together_are_the_global_batches_of_one_rank(
+            len in 1u64..500, batch_size in 1u64..20, world in 1u64..9, start in 0u64..500, drop_last: bool,
+        ) {
+            let start = start % (len + 1);
+            let many = Batching { len, batch_size, world_size: world, drop_last };
+            let one = Batching { len, batch_size: batch_size * world, world_size: 1, drop_last };
+            let ranks: Vec<_> = (0..world).map(|rank| epoch_rows(&many, start, rank)).collect();
+            let whole = epoch_rows(&one, start, 0);
+            prop_assert!(ranks.iter().all(|rank| rank.len() == whole.len()));
+            for (at, global) in whole.iter().enumerate() {
+                let mut joined: Vec<u64> = ranks.iter().flat_map(|rank| rank[at].iter().copied()).collect();
+                joined.sort_unstable();
+                prop_assert_eq!(&joined, global);
+                let counts: Vec<usize> = ranks.iter().map(|rank| rank[at].len()).collect();
+                prop_assert!(counts.iter().max().unwrap() - counts.iter().min().unwrap() <= 1);
+            }
+            if !drop_last {
+                prop_assert_eq!(whole.concat(), (start..len).collect::<Vec<_>>());
+            }
+        }
+
+        #[test]
+        fn a_resume_in_the_middle_sees_the_complement(len in 1u64..500, first in 1u64..20, then in 1u64..20, cut in 0u64..40) {
+            let before = Batching { len, batch_size: first, world_size: 1, drop_last: false };
+            let mut position = 0;
+            let mut seen = Vec::new();
+            for _ in 0..cut.min(before.batches_from(0)) {
+                seen.extend(before.rows(position, 0));
+                position = before.after(position);
+            }
+            let after = Batching { batch_size: then, ..before };
+            seen.extend(epoch_rows(&after, position, 0).concat());
+            prop_assert_eq!(seen, (0..len).collect::<Vec<_>>());
+        }
+    }
+
+    #[test]
+    fn the_end_of_an_epoch_is_the_start_of_the_next() {
+        let batching = Batching { len: 10, batch_size: 4, world_size: 1, drop_last: true };
+        assert_eq!(batching.settle(Cursor { epoch: 2, position: 8 }), Cursor { epoch: 3, position: 0 });
+        assert_eq!(batching.settle(Cursor { epoch: 2, position: 4 }), Cursor { epoch: 2, position: 4 });
+    }
+}

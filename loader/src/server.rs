@@ -1,0 +1,466 @@
+//! The daemon's door: connections, their requests, and when it all ends.
+//!
+//! One async thread does the talking; everything that computes or waits for a disk happens elsewhere (the engines'
+//! threads; opening a source, on a blocking thread). A connection is one feed. It ends at end-of-file, when the
+//! client's process dies (its pidfd says so even where a forked child still holds the socket), when the client breaks
+//! the protocol, or when the daemon is told to stop; whatever the reason, dropping its [`Engine`] frees everything.
+//!
+//! A *private* daemon has its client's socket as standard input, takes further connections over it (`adopt`), ignores
+//! the terminal's signals, and ends when the last connection has ended. A standalone one listens on a socket that
+//! only its own user can open (mode 0600, peer uid checked besides).
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream as StdStream;
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
+
+use fuelrail_connectors::{IndexedSource, SourceConfig};
+use rustix::fs::Mode;
+use rustix::net::RecvFlags;
+use tokio::io::Interest;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, watch};
+
+use crate::config::{DaemonConfig, PipelineConfig};
+use crate::engine::Engine;
+use crate::log;
+use crate::metrics::Consumer;
+use crate::peer::Peer;
+use crate::pipeline::{Pipeline, Refusal};
+use crate::protocol::{self, Attach, Decoder, ErrorKind, PROTOCOL, PipelineRef, Reply, Request};
+
+/// A client that does not say hello within this time is let go.
+const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Connections at a time; each costs a descriptor or two and a little memory before it attaches.
+const MAX_CONNECTIONS: usize = 512;
+
+/// Keys in one answer.
+const MAX_KEYS: usize = 1 << 16;
+
+/// State that connections share.
+struct Server {
+    config: DaemonConfig,
+    private: bool,
+    /// Sources that feeds have open, so that the ranks of a run share one index.
+    sources: Mutex<HashMap<String, Weak<dyn IndexedSource>>>,
+    stop: watch::Receiver<bool>,
+    /// Held by every connection; the receiver sees when the last is gone.
+    alive: mpsc::Sender<()>,
+}
+
+/// Runs a private daemon over the socket on standard input until its last client is gone.
+///
+/// # Errors
+/// When standard input is not a socket.
+pub fn serve_private() -> io::Result<()> {
+    // Out of the trainer's process group and terminal: ctrl-C there must not end us before its last save.
+    let _ = rustix::process::setsid();
+    let control = rustix::io::dup(io::stdin().as_fd())?;
+    log::to_clients();
+    run(DaemonConfig::default(), Door::Private(control))
+}
+
+/// Runs a standalone daemon until SIGTERM or SIGINT.
+///
+/// # Errors
+/// When the socket cannot be made, for instance because another daemon listens there.
+pub fn serve(config: DaemonConfig, socket: &Path) -> io::Result<()> {
+    log::to_stderr();
+    let listener = listen(socket)?;
+    tracing::info!("fuelrail {} listens on {}", env!("CARGO_PKG_VERSION"), socket.display());
+    let result = run(config, Door::Listener(listener));
+    let _ = std::fs::remove_file(socket);
+    tracing::info!("stopped");
+    result
+}
+
+enum Door {
+    Private(OwnedFd),
+    Listener(std::os::unix::net::UnixListener),
+}
+
+fn run(config: DaemonConfig, door: Door) -> io::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let result = runtime.block_on(async {
+        let (stopper, stop) = watch::channel(false);
+        let (alive, last_gone) = mpsc::channel(1);
+        let private = matches!(door, Door::Private(_));
+        let server = Arc::new(Server { config, private, sources: Mutex::default(), stop, alive });
+        match door {
+            Door::Private(control) => private_door(server, control, &stopper, last_gone).await,
+            Door::Listener(listener) => listening_door(server, listener, &stopper, last_gone).await,
+        }
+    });
+    // A source that is still being opened for a client that is gone is not waited for.
+    runtime.shutdown_timeout(Duration::from_millis(200));
+    result
+}
+
+async fn private_door(
+    server: Arc<Server>,
+    control: OwnedFd,
+    stopper: &watch::Sender<bool>,
+    mut last_gone: mpsc::Receiver<()>,
+) -> io::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    // The terminal's own signals are ignored: the client ends us by going away.
+    let _interrupt = signal(SignalKind::interrupt())?;
+    let _hangup = signal(SignalKind::hangup())?;
+    tokio::spawn(connection(StdStream::from(control), server));
+    tokio::select! {
+        _ = last_gone.recv() => {}
+        _ = terminate.recv() => {
+            let _ = stopper.send(true);
+            last_gone.recv().await;
+        }
+    }
+    Ok(())
+}
+
+async fn listening_door(
+    server: Arc<Server>,
+    listener: std::os::unix::net::UnixListener,
+    stopper: &watch::Sender<bool>,
+    mut last_gone: mpsc::Receiver<()>,
+) -> io::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    listener.set_nonblocking(true)?;
+    let listener = UnixListener::from_std(listener)?;
+    let open = Arc::new(tokio::sync::Semaphore::new(MAX_CONNECTIONS));
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+        };
+        match accepted {
+            Ok((stream, _)) => {
+                let Ok(place) = open.clone().try_acquire_owned() else {
+                    tracing::warn!("a connection was refused: {MAX_CONNECTIONS} are open already");
+                    continue;
+                };
+                let (stream, server) = (stream.into_std()?, server.clone());
+                tokio::spawn(async move {
+                    connection(stream, server).await;
+                    drop(place);
+                });
+            }
+            Err(error) => {
+                // Out of descriptors, most likely: those that are open go on, new ones wait.
+                tracing::warn!("no connection could be accepted: {error}");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+    let _ = stopper.send(true);
+    drop(server);
+    let _ = tokio::time::timeout(Duration::from_secs(2), last_gone.recv()).await;
+    Ok(())
+}
+
+/// Binds the socket so that at no moment anyone else could open it, and takes the place of a dead daemon's socket.
+fn listen(path: &Path) -> io::Result<std::os::unix::net::UnixListener> {
+    let explain = |error: io::Error, what: &str| {
+        io::Error::new(error.kind(), format!("{what} {}: {error}", path.display()))
+    };
+    if path.exists() {
+        if StdStream::connect(path).is_ok() {
+            return Err(io::Error::new(
+                io::ErrorKind::AddrInUse,
+                format!(
+                    "another daemon listens on {}; choose another --socket or stop that one",
+                    path.display()
+                ),
+            ));
+        }
+        let kind = std::fs::symlink_metadata(path)?.file_type();
+        if !std::os::unix::fs::FileTypeExt::is_socket(&kind) {
+            return Err(io::Error::other(format!(
+                "{} exists and is not a socket; it is left alone",
+                path.display()
+            )));
+        }
+        std::fs::remove_file(path)
+            .map_err(|error| explain(error, "a dead daemon's socket cannot be removed:"))?;
+    }
+    let socket = rustix::net::socket_with(
+        rustix::net::AddressFamily::UNIX,
+        rustix::net::SocketType::STREAM,
+        rustix::net::SocketFlags::CLOEXEC,
+        None,
+    )?;
+    // Before bind, so that the name never exists with a wider mode.
+    rustix::fs::fchmod(&socket, Mode::RUSR | Mode::WUSR)?;
+    let address = rustix::net::SocketAddrUnix::new(path)
+        .map_err(|error| explain(error.into(), "not a socket path:"))?;
+    rustix::net::bind(&socket, &address).map_err(|error| explain(error.into(), "cannot listen on"))?;
+    rustix::fs::chmod(path, Mode::RUSR | Mode::WUSR)?;
+    rustix::net::listen(&socket, 128)?;
+    Ok(socket.into())
+}
+
+/// Frames on their way to a client, with the descriptor that travels along.
+type Outbox = mpsc::UnboundedSender<(Vec<u8>, Option<OwnedFd>)>;
+
+fn say(outbox: &Outbox, reply: &Reply) -> bool {
+    outbox.send((protocol::encode(reply), None)).is_ok()
+}
+
+async fn connection(stream: StdStream, server: Arc<Server>) {
+    let alive = server.alive.clone();
+    let mut stop = server.stop.clone();
+    let peer = match Peer::identify(&stream) {
+        Ok(peer) => peer,
+        Err(error) => return tracing::warn!("a connection was refused: {error}"),
+    };
+    let Ok(()) = stream.set_nonblocking(true) else { return };
+    let Ok(stream) = UnixStream::from_std(stream) else { return };
+    let stream = Arc::new(stream);
+    let (outbox, inbox) = mpsc::unbounded_channel();
+    let writer = tokio::spawn(write(stream.clone(), inbox));
+    let mut session = Session { server, outbox, engine: None, greeted: false };
+    tokio::select! {
+        result = session.run(&stream) => {
+            if let Err(refusal) = result {
+                tracing::warn!("a connection of process {} ended: {refusal}", peer.pid.as_raw_nonzero());
+                say(&session.outbox, &Reply::Refused { kind: refusal.kind, message: refusal.message });
+            }
+        }
+        () = peer.death() => {}
+        _ = stop.wait_for(|&stop| stop) => {}
+    }
+    let Session { outbox, engine, .. } = session;
+    // Joining the engine's threads takes milliseconds, but not on the thread that serves everyone else.
+    let _ = tokio::task::spawn_blocking(move || drop(engine)).await;
+    drop(outbox);
+    // What was said last (a refusal) still goes out, if the client reads it.
+    let _ = tokio::time::timeout(Duration::from_millis(500), writer).await;
+    drop(alive);
+}
+
+/// A connection that came over another one. Boxed: the future of a connection contains this call.
+fn adopted(stream: StdStream, server: Arc<Server>) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+    Box::pin(connection(stream, server))
+}
+
+async fn write(stream: Arc<UnixStream>, mut inbox: mpsc::UnboundedReceiver<(Vec<u8>, Option<OwnedFd>)>) {
+    while let Some((frame, mut fd)) = inbox.recv().await {
+        let mut sent = 0;
+        while sent < frame.len() {
+            let attempt = stream
+                .async_io(Interest::WRITABLE, || {
+                    protocol::send(stream.as_fd(), &frame[sent..], fd.as_ref().map(AsFd::as_fd))
+                })
+                .await;
+            match attempt {
+                Ok(bytes) => sent += bytes,
+                Err(_) => return,
+            }
+            fd = None;
+        }
+    }
+}
+
+struct Session {
+    server: Arc<Server>,
+    outbox: Outbox,
+    engine: Option<Engine>,
+    greeted: bool,
+}
+
+impl Session {
+    /// Serves requests until end-of-file.
+    async fn run(&mut self, stream: &UnixStream) -> Result<(), Refusal> {
+        let mut decoder = Decoder::default();
+        loop {
+            while let Some(request) = decoder
+                .next::<Request>()
+                .map_err(|error| Refusal::new(ErrorKind::Protocol, error.to_string()))?
+            {
+                self.serve(request, &mut decoder).await?;
+            }
+            let receive =
+                stream.async_io(Interest::READABLE, || decoder.receive(stream.as_fd(), RecvFlags::DONTWAIT));
+            let received = if self.greeted {
+                receive.await
+            } else {
+                tokio::time::timeout(HELLO_TIMEOUT, receive)
+                    .await
+                    .map_err(|_| Refusal::new(ErrorKind::Protocol, "no hello came within 10 seconds"))?
+            };
+            match received {
+                Ok(0) | Err(_) => return Ok(()),
+                Ok(_) => {}
+            }
+        }
+    }
+
+    async fn serve(&mut self, request: Request, decoder: &mut Decoder) -> Result<(), Refusal> {
+        let protocol = |message: &str| Err(Refusal::new(ErrorKind::Protocol, message));
+        match (request, &self.engine) {
+            (Request::Adopt, None) if self.server.private => {
+                self.greeted = true;
+                match decoder.take_fd() {
+                    Some(fd) => drop(tokio::spawn(adopted(StdStream::from(fd), self.server.clone()))),
+                    None => return protocol("adopt came without a socket"),
+                }
+            }
+            (Request::Hello { protocol: theirs, .. }, None) if !self.greeted => {
+                if theirs != PROTOCOL {
+                    let message = format!(
+                        "this daemon (version {}) speaks protocol {PROTOCOL}, the client protocol {theirs}: install the same \
+                         version of fuelrail on both sides",
+                        env!("CARGO_PKG_VERSION")
+                    );
+                    return protocol(&message);
+                }
+                self.greeted = true;
+                let version = env!("CARGO_PKG_VERSION").to_string();
+                say(&self.outbox, &Reply::Welcome { protocol: PROTOCOL, version, pid: std::process::id() });
+                let outbox = self.outbox.downgrade();
+                log::add_sink(Box::new(move |line| {
+                    outbox.upgrade().is_some_and(|outbox| say(&outbox, &line))
+                }));
+            }
+            (Request::Attach(attach), None) if self.greeted => self.attach(*attach).await?,
+            (Request::Seek { generation, cursor }, Some(engine)) => engine.seek(generation, cursor),
+            (Request::Release { slot }, Some(engine)) => engine.release(slot),
+            (Request::Stats { data_wait_ns, iteration_ns }, Some(engine)) => {
+                let outbox = self.outbox.clone();
+                engine.stats(Consumer { data_wait_ns, iteration_ns }, move |stats| {
+                    say(&outbox, &Reply::Stats(Box::new(stats)));
+                });
+            }
+            (Request::Keys { indices }, Some(engine)) => self.keys(&indices, engine)?,
+            (request, _) => {
+                let name = serde_json::to_value(&request)
+                    .ok()
+                    .and_then(|value| Some(value["say"].as_str()?.to_string()));
+                return protocol(&format!("'{}' came out of turn", name.unwrap_or_default()));
+            }
+        }
+        Ok(())
+    }
+
+    fn keys(&self, indices: &[i64], engine: &Engine) -> Result<(), Refusal> {
+        let refuse = |message| Err(Refusal::new(ErrorKind::Config, message));
+        if indices.len() > MAX_KEYS {
+            return refuse(format!(
+                "keys of {} records were asked for, {MAX_KEYS} at a time are given",
+                indices.len()
+            ));
+        }
+        let source = &engine.pipeline().source;
+        let mut keys = Vec::with_capacity(indices.len());
+        for &index in indices {
+            match u64::try_from(index).ok().filter(|&index| index < source.len()) {
+                Some(index) => keys.push(source.key(index)),
+                None => {
+                    return refuse(format!("there is no record {index}: the source has {}", source.len()));
+                }
+            }
+        }
+        say(&self.outbox, &Reply::Keys { keys });
+        Ok(())
+    }
+
+    async fn attach(&mut self, attach: Attach) -> Result<(), Refusal> {
+        let config = self.server.resolve(attach.pipeline)?;
+        let (server, outbox) = (self.server.clone(), self.outbox.clone());
+        let Attach { rank, world_size, start, .. } =
+            Attach { pipeline: PipelineRef::Name(String::new()), ..attach };
+        let started = tokio::task::spawn_blocking(move || {
+            let pipeline = Arc::new(server.open(config)?);
+            // What the engine says waits here until `attached` has gone out first.
+            let (held, mut holding) = mpsc::unbounded_channel();
+            let out = Box::new(move |reply| drop(held.send(reply)));
+            let (engine, attached, ring) = Engine::start(pipeline, rank, world_size, start, out)?;
+            Ok((engine, attached, ring, move || async move {
+                while let Some(reply) = holding.recv().await {
+                    if !say(&outbox, &reply) {
+                        return;
+                    }
+                }
+            }))
+        })
+        .await;
+        let (engine, attached, ring, forward) = match started {
+            Ok(started) => started?,
+            Err(panic) => {
+                return Err(Refusal::new(
+                    ErrorKind::Environment,
+                    format!("opening the source failed: {panic}"),
+                ));
+            }
+        };
+        let memory = ring.as_fd().try_clone_to_owned().map_err(|error| {
+            Refusal::new(ErrorKind::Environment, format!("no descriptor is left: {error}"))
+        })?;
+        let frame = protocol::encode(&Reply::Attached(Box::new(attached)));
+        let _ = self.outbox.send((frame, Some(memory)));
+        tokio::spawn(forward());
+        self.engine = Some(engine);
+        Ok(())
+    }
+}
+
+impl Server {
+    /// The pipeline that a client means, if it may have it.
+    fn resolve(&self, pipeline: PipelineRef) -> Result<PipelineConfig, Refusal> {
+        let refuse = |message| Err(Refusal::new(ErrorKind::Config, message));
+        match pipeline {
+            PipelineRef::Name(name) => match self.config.pipelines.get(&name) {
+                Some(config) => Ok(config.clone()),
+                None => {
+                    let known: Vec<_> = self.config.pipelines.keys().map(String::as_str).collect();
+                    refuse(format!("there is no pipeline '{name}'; this daemon has: {}", known.join(", ")))
+                }
+            },
+            PipelineRef::Inline(value) => {
+                let config = PipelineConfig::from_json(value)
+                    .map_err(|message| Refusal::new(ErrorKind::Config, message))?;
+                self.allowed(&config)?;
+                Ok(config)
+            }
+        }
+    }
+
+    /// A client's own pipeline may read only below the daemon's roots, symbolic links resolved.
+    fn allowed(&self, config: &PipelineConfig) -> Result<(), Refusal> {
+        let SourceConfig::Folder(folder) = &config.source else { return Ok(()) };
+        if self.private {
+            return Ok(());
+        }
+        let path = folder.root.canonicalize().unwrap_or_else(|_| folder.root.clone());
+        let below = |root: &PathBuf| root.canonicalize().is_ok_and(|root| path.starts_with(root));
+        if self.config.roots.iter().any(below) {
+            return Ok(());
+        }
+        Err(Refusal::new(
+            ErrorKind::Config,
+            format!(
+                "this daemon does not let clients read {}: name a folder above it with --root (or `roots` in its \
+                 configuration), or attach to one of its pipelines by name",
+                folder.root.display()
+            ),
+        ))
+    }
+
+    fn open(&self, config: PipelineConfig) -> Result<Pipeline, Refusal> {
+        let name = serde_json::to_string(&config.source).expect("configuration is plain data");
+        let lock = || self.sources.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = lock().get(&name).and_then(Weak::upgrade);
+        let pipeline = Pipeline::open(config, known)?;
+        let mut sources = lock();
+        sources.retain(|_, source| source.strong_count() > 0);
+        sources.insert(name, Arc::downgrade(&pipeline.source));
+        Ok(pipeline)
+    }
+}

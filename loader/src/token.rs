@@ -1,0 +1,231 @@
+//! The resume state a client saves with its model checkpoint: small, plain JSON, and refused whenever it would not
+//! continue *this* run.
+//!
+//! A token says where a run stands (seed, epoch, position) and of what: the *dataset* (sorted keys and sizes), the
+//! *order* (seed, shuffle, blocks, on_error) and the *pixels* (transforms, dtype). Batch size, world size, threads
+//! and device are not in it: changing them between save and load is legal and continues exactly.
+
+use serde::{Deserialize, Serialize};
+use xxhash_rust::xxh3::xxh3_64;
+
+use crate::plan::Cursor;
+
+/// The one version of the token format that this build writes and reads.
+pub const VERSION: u32 = 1;
+
+/// What a run reads and how; two runs with the same identity deliver the same samples in the same order.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Identity {
+    /// Fingerprint of the source: sorted keys, sizes, classes.
+    pub dataset: String,
+    /// Fingerprint of what decides the order: shuffle, blocks, on_error.
+    pub order: String,
+    /// Fingerprint of what decides the pixels: transforms, dtype.
+    pub pixels: String,
+    /// Seed of order and augmentation.
+    pub seed: u64,
+    /// Records in an epoch.
+    pub samples: u64,
+}
+
+/// A saved place in a run.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Token {
+    /// Version of the format.
+    pub fuelrail: u32,
+    /// What the place is in.
+    pub identity: Identity,
+    /// Epoch of the next row.
+    pub epoch: u64,
+    /// Position of the next row, counted over all ranks.
+    pub position: u64,
+    /// Checksum of everything above, so that a cut or edited token is noticed.
+    pub check: String,
+}
+
+/// Why a token was refused. Never repaired, never "start at 0".
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum TokenError {
+    /// Not the JSON of a token.
+    #[error("this is not a fuelrail loader state: {0}. Pass what `loader.state_dict()` returned, unchanged")]
+    Malformed(String),
+    /// Written by a build with another format.
+    #[error(
+        "the loader state has format version {0}, this build reads version {VERSION}; use the fuelrail that wrote it"
+    )]
+    Version(u64),
+    /// The checksum does not fit the contents.
+    #[error(
+        "the loader state was changed after it was saved (checksum {found}, expected {expected}); it is refused rather than trusted"
+    )]
+    Changed {
+        /// Checksum in the token.
+        found: String,
+        /// Checksum of its contents.
+        expected: String,
+    },
+    /// It belongs to another run.
+    #[error("the loader state belongs to another run: {0}")]
+    Foreign(String),
+}
+
+/// A part of the identity that the caller may allow to differ, by name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Allow {
+    /// Other transforms or dtype: the same samples in the same order, with other pixels.
+    Pixels,
+}
+
+impl Token {
+    /// The token of a place in a run.
+    pub fn new(identity: Identity, cursor: Cursor) -> Self {
+        let Cursor { epoch, position } = cursor;
+        let check = checksum(&identity, epoch, position);
+        Self { fuelrail: VERSION, identity, epoch, position, check }
+    }
+
+    /// The place.
+    pub fn cursor(&self) -> Cursor {
+        Cursor { epoch: self.epoch, position: self.position }
+    }
+
+    /// The JSON that goes into a checkpoint.
+    pub fn to_json(&self) -> String {
+        serde_json::to_string(self).expect("a token is plain data")
+    }
+
+    /// Reads a token back and checks that it is whole; [`Token::verify`] then checks that it is ours.
+    ///
+    /// # Errors
+    /// [`TokenError::Malformed`], [`TokenError::Version`], [`TokenError::Changed`].
+    pub fn from_json(text: &str) -> Result<Self, TokenError> {
+        let value: serde_json::Value =
+            serde_json::from_str(text).map_err(|error| TokenError::Malformed(error.to_string()))?;
+        let version = value
+            .as_object()
+            .ok_or_else(|| TokenError::Malformed("it is not a dictionary".into()))?
+            .get("fuelrail")
+            .and_then(serde_json::Value::as_u64)
+            .ok_or_else(|| {
+                TokenError::Malformed("it has no format version under the key 'fuelrail'".into())
+            })?;
+        if version != u64::from(VERSION) {
+            return Err(TokenError::Version(version));
+        }
+        let token: Self =
+            serde_json::from_value(value).map_err(|error| TokenError::Malformed(error.to_string()))?;
+        let expected = checksum(&token.identity, token.epoch, token.position);
+        if token.check != expected {
+            return Err(TokenError::Changed { found: token.check, expected });
+        }
+        Ok(token)
+    }
+
+    /// Checks that the token continues the run described by `ours`.
+    ///
+    /// # Errors
+    /// [`TokenError::Foreign`] with the difference.
+    pub fn verify(&self, ours: &Identity, allow: &[Allow]) -> Result<(), TokenError> {
+        let theirs = &self.identity;
+        let mut differences = Vec::new();
+        if theirs.dataset != ours.dataset {
+            differences.push(format!(
+                "the dataset differs (saved with {} samples, fingerprint {}; now {} samples, fingerprint {}): files were \
+                 added, removed or changed, or it is another folder",
+                theirs.samples, theirs.dataset, ours.samples, ours.dataset
+            ));
+        }
+        if theirs.seed != ours.seed {
+            differences.push(format!("the seed differs (saved {}, now {})", theirs.seed, ours.seed));
+        }
+        if theirs.order != ours.order {
+            differences.push("the order differs (shuffle, blocks or on_error was changed)".into());
+        }
+        if theirs.pixels != ours.pixels && !allow.contains(&Allow::Pixels) {
+            differences.push(
+                "the pixels differ (transforms or dtype were changed; allow it with load_state_dict(..., allow=[\"pixels\"]))"
+                    .into(),
+            );
+        }
+        if differences.is_empty() && self.position > ours.samples {
+            differences.push(format!(
+                "its position {} lies behind the last of {} samples",
+                self.position, ours.samples
+            ));
+        }
+        if differences.is_empty() { Ok(()) } else { Err(TokenError::Foreign(differences.join("; "))) }
+    }
+}
+
+fn checksum(identity: &Identity, epoch: u64, position: u64) -> String {
+    let Identity { dataset, order, pixels, seed, samples } = identity;
+    let text = format!("{VERSION}|{dataset}|{order}|{pixels}|{seed}|{samples}|{epoch}|{position}");
+    format!("{:016x}", xxh3_64(text.as_bytes()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn identity() -> Identity {
+        Identity { dataset: "d1".into(), order: "o1".into(), pixels: "p1".into(), seed: 3, samples: 1000 }
+    }
+
+    fn token() -> Token {
+        Token::new(identity(), Cursor { epoch: 4, position: 128 })
+    }
+
+    #[test]
+    fn a_token_comes_back_whole_and_is_small() {
+        let json = token().to_json();
+        assert!(json.len() < 512, "{json}");
+        let back = Token::from_json(&json).unwrap();
+        assert_eq!(back, token());
+        back.verify(&identity(), &[]).unwrap();
+    }
+
+    #[test]
+    fn a_token_of_another_run_is_refused_with_the_difference() {
+        let refuse = |ours: Identity| token().verify(&ours, &[]).unwrap_err().to_string();
+        assert!(
+            refuse(Identity { dataset: "d2".into(), samples: 999, ..identity() }).contains("1000 samples")
+        );
+        assert!(refuse(Identity { seed: 4, ..identity() }).contains("saved 3, now 4"));
+        assert!(refuse(Identity { order: "o2".into(), ..identity() }).contains("on_error"));
+        assert!(refuse(Identity { pixels: "p2".into(), ..identity() }).contains("allow"));
+        token().verify(&Identity { pixels: "p2".into(), ..identity() }, &[Allow::Pixels]).unwrap();
+    }
+
+    #[test]
+    fn other_versions_and_other_things_are_refused() {
+        assert_eq!(Token::from_json(r#"{"fuelrail": 2}"#), Err(TokenError::Version(2)));
+        assert!(matches!(Token::from_json(r#"{"epoch": 2}"#), Err(TokenError::Malformed(_))));
+        assert!(matches!(Token::from_json("[1]"), Err(TokenError::Malformed(_))));
+        assert!(matches!(Token::from_json(""), Err(TokenError::Malformed(_))));
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(2000))]
+        #[test]
+        fn a_mutated_token_is_refused(at: prop::sample::Index, byte: u8) {
+            let json = token().to_json();
+            let mut bytes = json.clone().into_bytes();
+            let at = at.index(bytes.len());
+            bytes[at] = byte;
+            if let Ok(text) = String::from_utf8(bytes)
+                && let Ok(read) = Token::from_json(&text)
+            {
+                prop_assert_eq!(read, token(), "a changed token was accepted: {}", text);
+            }
+        }
+
+        #[test]
+        fn a_cut_token_is_refused(at: prop::sample::Index) {
+            let json = token().to_json();
+            prop_assert!(Token::from_json(&json[..at.index(json.len())]).is_err());
+        }
+    }
+}

@@ -1,0 +1,29 @@
+"""The `fuelrail` command: `train` runs here, everything else is the daemon's binary."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from fuelrail.errors import FuelrailError
+
+
+def main() -> int:
+    """Run `fuelrail ...`."""
+    arguments = sys.argv[1:]
+    if arguments[:1] == ["train"]:
+        from fuelrail.train.cli import main as train
+
+        return train(arguments[1:])
+    from fuelrail.loader import binary
+
+    try:
+        path = str(binary())
+    except FuelrailError as error:
+        print(f"fuelrail: {error}", file=sys.stderr)
+        return 1
+    os.execv(path, ["fuelrail", *arguments])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

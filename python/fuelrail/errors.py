@@ -1,0 +1,37 @@
+"""What can go wrong, by whose fault it is. Every message names the file, key or argument and what to do."""
+
+
+class FuelrailError(Exception):
+    """Base of all errors that fuelrail raises on purpose."""
+
+
+class ConfigError(FuelrailError, ValueError):
+    """A wrong argument: an unknown transform, a misspelt name, a value out of range."""
+
+
+class SourceError(FuelrailError, OSError):
+    """The data is not there: a missing or empty folder, an unreadable file, a file that changed under the run."""
+
+
+class DataError(FuelrailError):
+    """More bad records than `error_budget` tolerates, or one and `on_error="fail"`."""
+
+
+class DaemonDied(FuelrailError):
+    """The daemon is gone; batches that it had finished were handed out first."""
+
+
+class LoaderTimeout(FuelrailError, TimeoutError):
+    """No batch came within `timeout` seconds; the message says what is stuck."""
+
+
+class TokenError(FuelrailError, ValueError):
+    """A state that was changed, cut, or belongs to another run. It is refused, never reinterpreted."""
+
+
+class ProtocolError(FuelrailError):
+    """Client and daemon do not understand each other, usually because their versions differ."""
+
+
+class EnvironmentFailure(FuelrailError):
+    """The machine cannot give what is needed: memory, threads, descriptors, the daemon's binary."""

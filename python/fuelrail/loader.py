@@ -1,0 +1,455 @@
+"""The loader behind `fuelrail.torch.Loader` and `fuelrail.numpy.Loader`: everything but the array type."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import logging
+import os
+import re
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Generic, NoReturn, TypeVar
+from urllib.parse import parse_qsl, urlsplit
+
+from fuelrail import _native
+from fuelrail.errors import ConfigError, EnvironmentFailure, FuelrailError
+from fuelrail.transforms import Transform
+
+logger = logging.getLogger("fuelrail")
+
+Array = TypeVar("Array")
+
+# Fields that a batch unpacks into; the others are reached by name.
+_UNPACKED = ("image", "label")
+
+# torch.utils.data.DataLoader's arguments that have another place here.
+_ELSEWHERE = {
+    "sampler": "shuffle=, seed= and rank=/world_size= give the order; it is a pure function, so there is no sampler",
+    "batch_sampler": "batch_size= and drop_last= give the batches",
+    "collate_fn": "rows are written into the batch as they are decoded; change the batch after taking it",
+    "worker_init_fn": "workers are threads of the daemon and run no Python; randomness comes from seed=",
+    "generator": "use seed=; augmentation is a pure function of (seed, epoch, position)",
+    "multiprocessing_context": "workers are threads of the daemon; nothing is forked",
+    "persistent_workers": "the daemon stays for the life of the Loader; leave it out",
+    "in_order": "batches always come in order, and slow records do not hold the others up; leave it out",
+    "transform": "use transforms=[...]",
+    "dataset": "pass the folder itself: Loader('data/train', ...)",
+    "pin_memory": "pass device= to get batches on a device; leave pin_memory out",
+}
+
+
+class Batch(Generic[Array]):
+    """One batch. Unpacks into images and labels; fields are also there by name.
+
+    Fields: "image" (N, C, H, W), "label" (N,) int64, "index" (N,) int64 record numbers, "position" (N,) int64 places in
+    the epoch, "substituted" (N,) bool: rows that hold another record because theirs was bad.
+    """
+
+    __slots__ = ("_fields", "dropped", "epoch", "position", "rows")
+
+    def __init__(self, fields: dict[str, Array], native: _native.Batch) -> None:
+        self._fields = fields
+        #: Rows in this batch.
+        self.rows = native.rows
+        #: Epoch it belongs to.
+        self.epoch = native.epoch
+        #: Where its global batch begins in the epoch.
+        self.position = native.position
+        #: Rows left out because of bad records (`on_error="drop"`).
+        self.dropped = native.dropped
+
+    def __iter__(self) -> Iterator[Array]:
+        return (self._fields[name] for name in _UNPACKED)
+
+    def __getitem__(self, name: str) -> Array:
+        try:
+            return self._fields[name]
+        except KeyError:
+            known = ", ".join(self._fields)
+            raise KeyError(f"a batch has no field {name!r}; it has {known}") from None
+
+    def __len__(self) -> int:
+        return len(_UNPACKED)
+
+    def keys(self) -> list[str]:
+        """Names of all fields."""
+        return list(self._fields)
+
+    def __repr__(self) -> str:
+        return f"Batch(epoch={self.epoch}, position={self.position}, rows={self.rows}, fields={self.keys()})"
+
+
+class BaseLoader(Generic[Array]):
+    """Iterates over batches that a daemon prepares. Use `fuelrail.torch.Loader` or `fuelrail.numpy.Loader`."""
+
+    def __init__(
+        self,
+        source: str | os.PathLike[str],
+        *,
+        transforms: Sequence[Transform | Mapping[str, Any]] = (),
+        batch_size: int = 1,
+        shuffle: bool = False,
+        seed: int = 0,
+        num_workers: int | None = None,
+        drop_last: bool = False,
+        dtype: str | None = None,
+        layout: str = "nchw",
+        prefetch_factor: int = 2,
+        rank: int = 0,
+        world_size: int = 1,
+        timeout: float | None = 300.0,
+        on_error: str = "substitute",
+        error_budget: float | None = None,
+        quarantine: str | os.PathLike[str] | None = None,
+        classes: Sequence[str] | None = None,
+        split: str | None = None,
+        read_backend: str = "auto",
+        read_ahead_bytes: int | None = None,
+        max_sample_bytes: int | None = None,
+        pipeline: str | None = None,
+        **unknown: Any,
+    ) -> None:
+        _refuse_unknown(unknown, type(self))
+        self._timeout = None if not timeout else float(timeout)
+        text = os.fspath(source)
+        attach: dict[str, Any] = {"rank": rank, "world_size": world_size, "timeout": self._timeout}
+        if text.startswith("unix://"):
+            if pipeline is None:
+                raise ConfigError("a daemon's socket needs pipeline=NAME, one of the daemon's pipelines")
+            attach |= {"socket": text.removeprefix("unix://"), "name": pipeline}
+        else:
+            if pipeline is not None:
+                raise ConfigError(
+                    "pipeline=NAME goes with a daemon's socket (unix:///run/...), not with a folder"
+                )
+            config: dict[str, Any] = {
+                "source": _source(text, classes, split),
+                "transforms": [_config(item, at) for at, item in enumerate(transforms)],
+                "batch_size": batch_size,
+                "drop_last": bool(drop_last),
+                "shuffle": bool(shuffle),
+                "seed": seed,
+                "dtype": dtype,
+                "layout": layout,
+                "num_workers": num_workers or 0,
+                "prefetch_factor": prefetch_factor,
+                "read": {"backend": read_backend},
+                "on_error": on_error,
+            }
+            optional = {
+                "error_budget": error_budget,
+                "read_ahead_bytes": read_ahead_bytes,
+                "max_sample_bytes": max_sample_bytes,
+                "quarantine": None if quarantine is None else str(Path(quarantine).absolute()),
+            }
+            config |= {key: value for key, value in optional.items() if value is not None}
+            attach |= {"binary": str(binary()), "pipeline": json.dumps(config)}
+        self._feed = _native.Feed(**attach)
+        self._attached: dict[str, Any] = json.loads(self._feed.attached())
+        self._fields: list[dict[str, Any]] = self._attached["fields"]
+        # Where the next iter() begins, and where the caller stands (what a token says).
+        self._start = (0, 0)
+        self._cursor = (0, 0)
+        self._iterator: weakref.ref[_Iterator[Array]] | None = None
+        self._closed = False
+        self._log()
+
+    # What a framework adds -----------------------------------------------------------------------------------------
+
+    def _convert(self, batch: _native.Batch) -> dict[str, Array]:
+        """The fields of a native batch as the framework's arrays."""
+        raise NotImplementedError
+
+    # Iteration -----------------------------------------------------------------------------------------------------
+
+    def __len__(self) -> int:
+        """Batches per epoch, on each rank."""
+        return self._batches_from(0)
+
+    def __iter__(self) -> Iterator[Batch[Array]]:
+        self._usable()
+        epoch, position = self._start
+        self._feed.seek(epoch, position)
+        self._cursor = (epoch, position)
+        self._start = (epoch + 1, 0)
+        iterator = _Iterator(self, epoch)
+        self._iterator = weakref.ref(iterator)
+        return iterator
+
+    @property
+    def epoch(self) -> int:
+        """The epoch under way, or the next one when none is."""
+        return self._cursor[0]
+
+    def set_epoch(self, epoch: int) -> None:
+        """Make the next `iter()` begin at `epoch`; a loaded position within that epoch is kept."""
+        if epoch < 0:
+            raise ConfigError(f"set_epoch({epoch}): epochs count from 0")
+        if epoch == self._start[0]:
+            return
+        if self._start[1] != 0:
+            logger.info(
+                "set_epoch(%d): the loaded position %d of epoch %d is left; epoch %d begins at 0",
+                epoch,
+                self._start[1],
+                self._start[0],
+                epoch,
+            )
+        self._invalidate()
+        self._start = self._cursor = (int(epoch), 0)
+
+    def _next(self, epoch: int) -> Batch[Array] | None:
+        try:
+            native = self._feed.next(self._timeout)
+        finally:
+            self._log()
+        if native is None:
+            self._cursor = (epoch + 1, 0)
+            return None
+        batch = Batch(self._convert(native), native)
+        self._cursor = self._feed.cursor()
+        return batch
+
+    def _invalidate(self) -> None:
+        self._iterator = None
+
+    # State -----------------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where this run stands, as plain JSON data: save it with the model after the step on the batch in hand.
+
+        It is global (the same on every rank), smaller than 1 KiB, and does not depend on batch size, world size or
+        threads: loading it with others of these continues exactly.
+        """
+        return dict(json.loads(self._feed.token(*self._cursor)))
+
+    def load_state_dict(self, state: Mapping[str, Any], *, allow: Sequence[str] = ()) -> None:
+        """Go on from a saved state: the next `iter()` delivers exactly the samples that were left.
+
+        Refused with `TokenError` when it was changed or belongs to another run. `allow=["pixels"]` permits other
+        transforms or another dtype. An iterator that is under way ends with an error.
+        """
+        self._usable()
+        try:
+            text = json.dumps(state)
+        except TypeError as error:
+            raise ConfigError(f"load_state_dict: not what state_dict() returned: {error}") from None
+        self._start = self._cursor = self._feed.read_token(text, list(allow))
+        self._invalidate()
+        # The daemon begins at once, not at the next iter().
+        self._feed.seek(*self._start)
+
+    # What there is to know ---------------------------------------------------------------------------------------------
+
+    @property
+    def num_samples(self) -> int:
+        """Samples in an epoch, over all ranks."""
+        return int(self._attached["batching"]["len"])
+
+    @property
+    def batch_size(self) -> int:
+        """Rows of a full batch on this rank."""
+        return int(self._attached["batching"]["batch_size"])
+
+    @property
+    def classes(self) -> list[str]:
+        """Class names; label i is `classes[i]`."""
+        return list(self._attached["classes"])
+
+    @property
+    def class_to_idx(self) -> dict[str, int]:
+        """Label of each class name."""
+        return {name: index for index, name in enumerate(self._attached["classes"])}
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one image: (C, H, W)."""
+        return tuple(self._fields[0]["shape"])
+
+    @property
+    def daemon_pid(self) -> int:
+        """Process id of the daemon."""
+        return self._feed.daemon_pid
+
+    def keys(self, batch: Batch[Array]) -> list[str]:
+        """Keys (paths) of the records in a batch, in row order."""
+        self._usable()
+        indices: Any = batch["index"]
+        return self._feed.keys([int(index) for index in indices.tolist()], self._timeout)
+
+    def stats(self) -> dict[str, Any]:
+        """Counters of daemon and client, the memory budget, and the verdict: which stage was the limit."""
+        self._usable()
+        stats: dict[str, Any] = json.loads(self._feed.stats(self._timeout))
+        counters = self._feed.counters()
+        budget = self._attached["budget"]
+        self._log()
+        return {
+            **counters,
+            "data_wait_share": counters["data_wait_s"] / counters["iteration_s"]
+            if counters["iteration_s"]
+            else 0.0,
+            "verdict": {"stage": stats["limit"], "text": stats["verdict"]},
+            "budget": budget,
+            "ring_bytes": budget["ring"],
+            "peak_rss_bytes": stats["peak_rss_bytes"],
+            "daemon_cpu_s": stats["cpu_ns"] / 1e9,
+            "threads": stats["threads"],
+            "substituted": stats["substituted"],
+            "dropped": stats["dropped"],
+            "read": {
+                "backend": stats["backend"],
+                "reads": stats["reads"],
+                "submissions": stats["submissions"],
+                "bytes": stats["read_bytes"],
+            },
+            "daemon": stats,
+        }
+
+    # Its end -----------------------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """End the feed, and the private daemon with its last one. Batches in hand stay readable."""
+        if not self._closed:
+            self._closed = True
+            self._invalidate()
+            self._log()
+            self._feed.close()
+
+    def __enter__(self):  # noqa: ANN204 - typing.Self is the subclass
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _usable(self) -> None:
+        if self._closed:
+            raise FuelrailError("this Loader is closed; make a new one")
+
+    def _batches_from(self, position: int) -> int:
+        batching = self._attached["batching"]
+        rest = max(0, batching["len"] - position)
+        size = batching["batch_size"] * batching["world_size"]
+        return int(rest // size if batching["drop_last"] else -(-rest // size))
+
+    def _log(self) -> None:
+        for level, text in self._feed.take_logs():
+            logger.log(logging.getLevelNamesMapping().get(level.upper(), logging.WARNING), "%s", text)
+
+
+class _Iterator(Iterator[Batch[Array]]):
+    """One epoch. A later `iter()`, `load_state_dict` or `set_epoch` ends it with an error."""
+
+    def __init__(self, loader: BaseLoader[Array], epoch: int) -> None:
+        self._loader = loader
+        self._epoch = epoch
+        self._ended = False
+
+    def __iter__(self) -> _Iterator[Array]:
+        return self
+
+    def __next__(self) -> Batch[Array]:
+        if self._ended:
+            raise StopIteration
+        self._loader._usable()
+        current = self._loader._iterator
+        if current is None or current() is not self:
+            raise FuelrailError(
+                "this iterator was ended by a later iter(), set_epoch() or load_state_dict() on its Loader; "
+                "iterate over the Loader again"
+            )
+        batch = self._loader._next(self._epoch)
+        if batch is None:
+            self._ended = True
+            raise StopIteration
+        return batch
+
+    def __length_hint__(self) -> int:
+        return 0 if self._ended else self._loader._feed.batches_left()
+
+
+def binary() -> Path:
+    """The daemon's binary: `FUELRAIL_BINARY`, or the one that came with the package."""
+    override = os.environ.get("FUELRAIL_BINARY")
+    path = Path(override) if override else Path(__file__).parent / "_bin" / "fuelrail"
+    if not os.access(path, os.X_OK):
+        hint = (
+            "FUELRAIL_BINARY names it" if override else "install the wheel, or run `make setup` in a checkout"
+        )
+        raise EnvironmentFailure(f"the daemon's binary {path} is missing or not executable ({hint})")
+    return path
+
+
+def _refuse_unknown(unknown: Mapping[str, Any], loader: type) -> None:
+    import inspect
+
+    for name in unknown:
+        if name in _ELSEWHERE:
+            raise TypeError(f"Loader() has no {name}=: {_ELSEWHERE[name]}")
+        known = {
+            parameter.name
+            for base in loader.__mro__
+            if "__init__" in vars(base) and base is not object
+            for parameter in inspect.signature(vars(base)["__init__"]).parameters.values()
+            if parameter.kind is parameter.KEYWORD_ONLY
+        }
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {near[0]}=?" if near else "it takes " + ", ".join(sorted(known))
+        raise TypeError(f"Loader() got an unknown argument {name}=; {hint}")
+
+
+def _config(item: Transform | Mapping[str, Any], at: int) -> dict[str, Any]:
+    if isinstance(item, Transform):
+        return item.config()
+    if isinstance(item, Mapping):
+        return dict(item)
+    raise ConfigError(
+        f"transforms[{at}] is {type(item).__module__}.{type(item).__qualname__}, not one of fuelrail.transforms; "
+        "they have torchvision's names and arguments and run in the daemon"
+    )
+
+
+def _source(text: str, classes: Sequence[str] | None, split: str | None) -> dict[str, Any]:
+    if text.startswith("synthetic://"):
+        if classes is not None or split is not None:
+            _refuse_for_synthetic("classes" if classes is not None else "split")
+        return {
+            "type": "synthetic",
+            **{key: _number(value) for key, value in parse_qsl(urlsplit(text).query)},
+        }
+    scheme = re.match(r"([a-z][a-z0-9+.-]*)://", text)
+    if scheme and scheme[1] != "file":
+        raise ConfigError(
+            f"{text}: no source of this kind ({scheme[1]}://); known are a folder and synthetic://"
+        )
+    source: dict[str, Any] = {"type": "folder", "root": str(Path(text.removeprefix("file://")).absolute())}
+    if classes is not None:
+        source["classes"] = list(classes)
+    if split is not None:
+        source["split"] = _split(split)
+    return source
+
+
+def _refuse_for_synthetic(argument: str) -> NoReturn:
+    raise ConfigError(f"{argument}= goes with a folder; a synthetic source is described in its address alone")
+
+
+def _number(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
+
+
+def _split(text: str) -> dict[str, Any]:
+    """`"train[:90%]"` and `"train[90%:]"`: two parts that do not overlap, by a hash of each key."""
+    match = re.fullmatch(r"\w+\[(?::(\d+(?:\.\d+)?)%|(\d+(?:\.\d+)?)%:)\]", text)
+    percent = float(match[1] or match[2]) if match else -1.0
+    if match is None or not 0.0 <= percent <= 100.0:
+        raise ConfigError(
+            f'split={text!r} is not understood: write "train[:90%]" for one part and "train[90%:]" for the other; '
+            "a sample's part is decided by a hash of its key"
+        )
+    return {"part": "train" if match[1] else "val", "fraction": round(1.0 - percent / 100.0, 9)}

@@ -1,0 +1,55 @@
+"""fuelrail for numpy: `from fuelrail.numpy import Loader`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from fuelrail import _native, transforms
+from fuelrail.errors import ConfigError
+from fuelrail.loader import BaseLoader, Batch
+from fuelrail.transforms import Transform
+
+__all__ = ["Batch", "Loader", "transforms"]
+
+_SMALL: dict[str, type[np.generic]] = {"i64": np.int64, "bool": np.bool_}
+_NAMES = {"uint8": "u8", "float32": "f32", "float16": "f16"}
+
+
+class Loader(BaseLoader[np.ndarray]):
+    """Iterates over batches of images as numpy arrays; arguments as in `fuelrail.torch.Loader`, without `device`.
+
+    Images are views of shared memory of shape (N, C, H, W); a slot is given back when the last array over it is gone.
+    dtype: "uint8", "float32" or "float16". numpy has no bfloat16.
+    """
+
+    def __init__(
+        self,
+        source: str | os.PathLike[str],
+        *,
+        transforms: Sequence[Transform | Mapping[str, Any]] = (),
+        dtype: Any = None,
+        **options: Any,
+    ) -> None:
+        if dtype is not None:
+            if str(dtype) in ("bf16", "bfloat16", "torch.bfloat16"):
+                raise ConfigError(
+                    "numpy has no bfloat16: use dtype='float32' or 'float16', or fuelrail.torch"
+                )
+            name = dtype if dtype in _NAMES.values() else _NAMES.get(np.dtype(dtype).name)
+            if name is None:
+                raise ConfigError(f"dtype={dtype} is not made by the daemon; it makes {', '.join(_NAMES)}")
+            dtype = name
+        super().__init__(source, transforms=transforms, dtype=dtype, **options)
+        if self._fields[0]["dtype"] == "bf16":
+            self.close()
+            raise ConfigError("this pipeline makes bfloat16, which numpy does not have: use fuelrail.torch")
+
+    def _convert(self, batch: _native.Batch) -> dict[str, np.ndarray]:
+        fields = {"image": np.from_dlpack(batch.tensor())}
+        for at, field in enumerate(self._fields[1:]):
+            fields[field["name"]] = np.frombuffer(batch.small(at), dtype=_SMALL[field["dtype"]])
+        return fields

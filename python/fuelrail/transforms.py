@@ -1,0 +1,231 @@
+"""Transforms, with torchvision v2's names, arguments and meaning.
+
+They describe what the daemon does; nothing is computed in Python. Pixels are uint8 after every step, rounded as Pillow
+does. Crops, resizes and flips in a row are fused into one region and one resize before a byte is decoded.
+
+>>> from fuelrail import transforms as T
+>>> chain = [T.RandomResizedCrop(224), T.RandomHorizontalFlip(), T.Normalize(*T.IMAGENET)]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+#: Mean and standard deviation of ImageNet's channels, for `Normalize(*IMAGENET)`.
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+Size = int | Sequence[int]
+Number = int | float
+
+
+class Transform:
+    """Base of all transforms: a name and its arguments as plain data."""
+
+    def __init__(self, **arguments: Any) -> None:
+        self._arguments = {key: _plain(value) for key, value in arguments.items() if value is not None}
+
+    def config(self) -> dict[str, Any]:
+        """The transform as the daemon takes it."""
+        return {"type": type(self).__name__, **self._arguments}
+
+    def __repr__(self) -> str:
+        arguments = ", ".join(f"{key}={value!r}" for key, value in self._arguments.items())
+        return f"{type(self).__name__}({arguments})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Transform) and self.config() == other.config()
+
+    def __hash__(self) -> int:
+        return hash(repr(self))
+
+
+def _plain(value: Any) -> Any:
+    """Tuples to lists; torchvision's `InterpolationMode` to its name."""
+    if hasattr(value, "value"):  # an Enum member
+        value = value.value
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if hasattr(value, "tolist"):  # a tensor or array of means, say
+        return value.tolist()
+    return value
+
+
+class Resize(Transform):
+    """Resize to `size`: (height, width), or one number for the shorter edge.
+
+    interpolation: "nearest", "bilinear", "bicubic", "lanczos", "box" or "hamming". max_size limits the longer edge.
+    """
+
+    def __init__(
+        self,
+        size: Size | None,
+        interpolation: Any = "bilinear",
+        max_size: int | None = None,
+        antialias: bool = True,
+    ) -> None:
+        super().__init__(size=size, interpolation=interpolation, max_size=max_size, antialias=antialias)
+
+
+class CenterCrop(Transform):
+    """Cut the middle out; a smaller image is padded with black."""
+
+    def __init__(self, size: Size) -> None:
+        super().__init__(size=size)
+
+
+class RandomCrop(Transform):
+    """Cut a window of `size` out at a random place, after optional padding."""
+
+    def __init__(
+        self,
+        size: Size,
+        padding: Size | None = None,
+        pad_if_needed: bool = False,
+        fill: Number | Sequence[Number] = 0,
+        padding_mode: str = "constant",
+    ) -> None:
+        super().__init__(
+            size=size, padding=padding, pad_if_needed=pad_if_needed, fill=fill, padding_mode=padding_mode
+        )
+
+
+class RandomResizedCrop(Transform):
+    """Cut out a random share (`scale`) of the area at a random aspect (`ratio`) and resize it to `size`."""
+
+    def __init__(
+        self,
+        size: Size,
+        scale: Sequence[float] = (0.08, 1.0),
+        ratio: Sequence[float] = (3.0 / 4.0, 4.0 / 3.0),
+        interpolation: Any = "bilinear",
+        antialias: bool = True,
+    ) -> None:
+        super().__init__(
+            size=size, scale=scale, ratio=ratio, interpolation=interpolation, antialias=antialias
+        )
+
+
+class RandomHorizontalFlip(Transform):
+    """Mirror left and right with probability `p`."""
+
+    def __init__(self, p: float = 0.5) -> None:
+        super().__init__(p=p)
+
+
+class RandomVerticalFlip(Transform):
+    """Mirror top and bottom with probability `p`."""
+
+    def __init__(self, p: float = 0.5) -> None:
+        super().__init__(p=p)
+
+
+class RandomRotation(Transform):
+    """Rotate by a random angle in degrees: [least, most], or one number d for [-d, d]."""
+
+    def __init__(
+        self,
+        degrees: Number | Sequence[Number],
+        interpolation: Any = "nearest",
+        expand: bool = False,
+        center: Sequence[float] | None = None,
+        fill: Number | Sequence[Number] = 0,
+    ) -> None:
+        super().__init__(
+            degrees=degrees, interpolation=interpolation, expand=expand, center=center, fill=fill
+        )
+
+
+class Grayscale(Transform):
+    """Make the image gray, with 1 channel or the gray value in 3."""
+
+    def __init__(self, num_output_channels: int = 1) -> None:
+        super().__init__(num_output_channels=num_output_channels)
+
+
+class RandomGrayscale(Transform):
+    """Make the image gray with probability `p`, keeping its channels."""
+
+    def __init__(self, p: float = 0.1) -> None:
+        super().__init__(p=p)
+
+
+class ColorJitter(Transform):
+    """Change brightness, contrast, saturation and hue by random factors, in a random order."""
+
+    def __init__(
+        self,
+        brightness: Number | Sequence[float] | None = None,
+        contrast: Number | Sequence[float] | None = None,
+        saturation: Number | Sequence[float] | None = None,
+        hue: Number | Sequence[float] | None = None,
+    ) -> None:
+        super().__init__(brightness=brightness, contrast=contrast, saturation=saturation, hue=hue)
+
+
+class GaussianBlur(Transform):
+    """Blur with a Gaussian kernel of odd `kernel_size` and a sigma drawn from [least, most]."""
+
+    def __init__(self, kernel_size: Size, sigma: Number | Sequence[float] = (0.1, 2.0)) -> None:
+        super().__init__(kernel_size=kernel_size, sigma=sigma)
+
+
+class Pad(Transform):
+    """Add a border: all sides, (left/right, top/bottom), or (left, top, right, bottom)."""
+
+    def __init__(
+        self, padding: Size, fill: Number | Sequence[Number] = 0, padding_mode: str = "constant"
+    ) -> None:
+        super().__init__(padding=padding, fill=fill, padding_mode=padding_mode)
+
+
+class GaussianNoise(Transform):
+    """Add normally distributed noise; mean and sigma on the scale where white is 1."""
+
+    def __init__(self, mean: float = 0.0, sigma: float = 0.1, clip: bool = True) -> None:
+        super().__init__(mean=mean, sigma=sigma, clip=clip)
+
+
+class RandomErasing(Transform):
+    """Overwrite a random rectangle with probability `p`; the one transform that may follow `Normalize`."""
+
+    def __init__(
+        self,
+        p: float = 0.5,
+        scale: Sequence[float] = (0.02, 0.33),
+        ratio: Sequence[float] = (0.3, 3.3),
+        value: Number | Sequence[Number] | str = 0,
+        inplace: bool = False,
+    ) -> None:
+        # `inplace` is torchvision's and means nothing here: there is no input to spare.
+        del inplace
+        super().__init__(p=p, scale=scale, ratio=ratio, value=value)
+
+
+class Normalize(Transform):
+    """Subtract `mean` and divide by `std`, per channel, on the scale where white is 1."""
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float], inplace: bool = False) -> None:
+        del inplace  # as in RandomErasing
+        super().__init__(mean=mean, std=std)
+
+
+__all__ = [
+    "IMAGENET",
+    "CenterCrop",
+    "ColorJitter",
+    "GaussianBlur",
+    "GaussianNoise",
+    "Grayscale",
+    "Normalize",
+    "Pad",
+    "RandomCrop",
+    "RandomErasing",
+    "RandomGrayscale",
+    "RandomHorizontalFlip",
+    "RandomResizedCrop",
+    "RandomRotation",
+    "RandomVerticalFlip",
+    "Resize",
+    "Transform",
+]

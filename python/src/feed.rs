@@ -1,0 +1,230 @@
+//! A feed and its batches.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use fuelrail_loader::client::{Address, ClientError, Feed as Inner};
+use fuelrail_loader::plan::Cursor;
+use fuelrail_loader::protocol::{Attach, PipelineRef};
+use fuelrail_loader::token::{Allow, Token};
+use pyo3::exceptions::PyValueError;
+use pyo3::prelude::*;
+use pyo3::types::{PyByteArray, PyDict};
+
+use crate::dlpack::Tensor;
+use crate::error::exception;
+
+/// Runs `call` without the interpreter lock; a pending signal (ctrl-C) interrupts it with that signal's exception.
+fn detached<T: Send>(
+    py: Python<'_>,
+    call: impl FnOnce(&mut (dyn FnMut() -> bool + Send)) -> Result<T, ClientError> + Send,
+) -> PyResult<T> {
+    let mut signal = None;
+    let result = py.detach(|| {
+        call(&mut || match Python::attach(|py| py.check_signals()) {
+            Ok(()) => false,
+            Err(raised) => {
+                signal = Some(raised);
+                true
+            }
+        })
+    });
+    result.map_err(|error| match signal {
+        Some(raised) => raised,
+        None => exception(py, &error),
+    })
+}
+
+fn seconds(timeout: Option<f64>) -> PyResult<Option<Duration>> {
+    match timeout {
+        None => Ok(None),
+        Some(timeout) => Duration::try_from_secs_f64(timeout)
+            .map(Some)
+            .map_err(|_| PyValueError::new_err(format!("timeout={timeout} is not a number of seconds"))),
+    }
+}
+
+/// One loader's attachment to a daemon.
+#[pyclass(module = "fuelrail._native")]
+pub struct Feed {
+    inner: Inner,
+}
+
+#[pymethods]
+impl Feed {
+    /// `pipeline` is JSON (a private daemon's, or a listening one's where its roots allow) or the name of a pipeline.
+    #[new]
+    #[pyo3(signature = (*, binary=None, socket=None, pipeline=None, name=None, rank=0, world_size=1, timeout=None))]
+    #[expect(clippy::too_many_arguments, reason = "keyword arguments of one call")]
+    fn new(
+        py: Python<'_>,
+        binary: Option<PathBuf>,
+        socket: Option<PathBuf>,
+        pipeline: Option<&str>,
+        name: Option<String>,
+        rank: u64,
+        world_size: u64,
+        timeout: Option<f64>,
+    ) -> PyResult<Self> {
+        let address = match (socket, binary) {
+            (Some(path), _) => Address::Socket(path),
+            (None, Some(binary)) => Address::Private(binary),
+            (None, None) => return Err(PyValueError::new_err("neither a socket nor a binary was given")),
+        };
+        let pipeline = match (name, pipeline) {
+            (Some(name), _) => PipelineRef::Name(name),
+            (None, Some(json)) => PipelineRef::Inline(
+                serde_json::from_str(json).map_err(|error| PyValueError::new_err(error.to_string()))?,
+            ),
+            (None, None) => return Err(PyValueError::new_err("neither a pipeline nor its name was given")),
+        };
+        let attach = Attach { pipeline, rank, world_size, start: Cursor::default() };
+        let timeout = seconds(timeout)?;
+        let inner = detached(py, |interrupt| Inner::attach(&address, attach, timeout, interrupt))?;
+        Ok(Self { inner })
+    }
+
+    /// What the daemon told about the feed, as JSON.
+    fn attached(&self) -> String {
+        serde_json::to_string(self.inner.attached()).expect("plain data")
+    }
+
+    /// Process id of the daemon.
+    #[getter]
+    fn daemon_pid(&self) -> u32 {
+        self.inner.daemon_pid()
+    }
+
+    /// The next batch of the current epoch, or None at its end.
+    fn next(&mut self, py: Python<'_>, timeout: Option<f64>) -> PyResult<Option<Batch>> {
+        let timeout = seconds(timeout)?;
+        let inner = &mut self.inner;
+        let batch = detached(py, |interrupt| inner.next(timeout, interrupt))?;
+        let Some(batch) = batch else { return Ok(None) };
+        let field = inner.attached().fields[0].clone();
+        let ready = batch.ready;
+        Ok(Some(Batch {
+            rows: ready.rows,
+            epoch: ready.cursor.epoch,
+            position: ready.cursor.position,
+            substituted: ready.substituted,
+            dropped: ready.dropped,
+            image: Tensor::new(batch.memory, field, ready.rows),
+            small: batch.small,
+        }))
+    }
+
+    /// Makes the next batch begin at (epoch, position).
+    fn seek(&mut self, py: Python<'_>, epoch: u64, position: u64) -> PyResult<()> {
+        let inner = &mut self.inner;
+        detached(py, |_| inner.seek(Cursor { epoch, position }))
+    }
+
+    /// (epoch, position) of the next row to hand out.
+    fn cursor(&self) -> (u64, u64) {
+        let Cursor { epoch, position } = self.inner.cursor();
+        (epoch, position)
+    }
+
+    /// Batches left in the current epoch.
+    fn batches_left(&self) -> u64 {
+        self.inner.batches_left()
+    }
+
+    /// The token of a place in this run, as JSON.
+    fn token(&self, epoch: u64, position: u64) -> String {
+        Token::new(self.inner.attached().identity.clone(), Cursor { epoch, position }).to_json()
+    }
+
+    /// (epoch, position) of a token, after checking that it continues this run.
+    fn read_token(&self, py: Python<'_>, token: &str, allow: Vec<String>) -> PyResult<(u64, u64)> {
+        let mut allowed = Vec::new();
+        for name in allow {
+            match name.as_str() {
+                "pixels" => allowed.push(Allow::Pixels),
+                other => {
+                    return Err(PyValueError::new_err(format!(
+                        "allow={other:?} is not known; \"pixels\" can be allowed to differ"
+                    )));
+                }
+            }
+        }
+        let read = Token::from_json(token).and_then(|token| {
+            token.verify(&self.inner.attached().identity, &allowed)?;
+            Ok((token.epoch, token.position))
+        });
+        read.map_err(|error| exception(py, &error.into()))
+    }
+
+    /// Keys of records.
+    fn keys(&mut self, py: Python<'_>, indices: Vec<i64>, timeout: Option<f64>) -> PyResult<Vec<String>> {
+        let timeout = seconds(timeout)?;
+        let inner = &mut self.inner;
+        detached(py, |interrupt| inner.keys(indices, timeout, interrupt))
+    }
+
+    /// The daemon's counters and the verdict, as JSON.
+    fn stats(&mut self, py: Python<'_>, timeout: Option<f64>) -> PyResult<String> {
+        let timeout = seconds(timeout)?;
+        let inner = &mut self.inner;
+        let stats = detached(py, |interrupt| inner.stats(timeout, interrupt))?;
+        Ok(serde_json::to_string(&stats).expect("plain data"))
+    }
+
+    /// What was counted on this side.
+    fn counters<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let counters = self.inner.counters();
+        let dict = PyDict::new(py);
+        dict.set_item("data_wait_s", counters.data_wait_ns as f64 / 1e9)?;
+        dict.set_item("iteration_s", counters.iteration_ns as f64 / 1e9)?;
+        dict.set_item("batches", counters.batches)?;
+        dict.set_item("images", counters.rows)?;
+        dict.set_item("copied_batches", counters.copies)?;
+        dict.set_item("leased_slots", self.inner.leased())?;
+        Ok(dict)
+    }
+
+    /// Log lines of the daemon since the last call: (level, text).
+    fn take_logs(&mut self) -> Vec<(String, String)> {
+        self.inner.take_logs()
+    }
+
+    /// Ends the feed; views of batches stay readable.
+    fn close(&mut self, py: Python<'_>) {
+        let inner = &mut self.inner;
+        py.detach(|| inner.close());
+    }
+}
+
+/// One batch: the image tensor and the small fields.
+#[pyclass(module = "fuelrail._native", frozen)]
+pub struct Batch {
+    #[pyo3(get)]
+    rows: u32,
+    #[pyo3(get)]
+    epoch: u64,
+    #[pyo3(get)]
+    position: u64,
+    #[pyo3(get)]
+    substituted: u32,
+    #[pyo3(get)]
+    dropped: u32,
+    image: Tensor,
+    small: Vec<Vec<u8>>,
+}
+
+#[pymethods]
+impl Batch {
+    /// The first field, as a DLPack producer.
+    fn tensor(&self) -> Tensor {
+        self.image.clone()
+    }
+
+    /// The bytes of small field `at` (0 is the batch's second field), as a fresh bytearray.
+    fn small<'py>(&self, py: Python<'py>, at: usize) -> PyResult<Bound<'py, PyByteArray>> {
+        match self.small.get(at) {
+            Some(bytes) => Ok(PyByteArray::new(py, bytes)),
+            None => Err(PyValueError::new_err(format!("there is no small field {at}"))),
+        }
+    }
+}
