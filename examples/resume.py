@@ -2,8 +2,8 @@
 
     .venv/bin/python examples/resume.py build/demo/digits/train build/resume.pt
 
-Stop it with ctrl-C or kill -9 and start it again: it goes on with the first sample that the saved weights have not
-seen, in the same order. `fuelrail.train.Trainer` does this, and more, for you.
+Stop it with ctrl-C or kill -9 and start it again: it goes on with the first sample that the saved weights
+have not seen, in the same order. `fuelrail.train.Trainer` does this, and more, for you.
 """
 
 import sys

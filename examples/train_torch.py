@@ -1,6 +1,8 @@
 """The loop as you would write it: a folder of class folders, a model, ten lines.
 
-.venv/bin/python examples/train_torch.py build/demo/digits/train
+    .venv/bin/python examples/train_torch.py build/demo/digits/train
+
+`make demo` writes that folder; any other of the same shape will do.
 """
 
 import sys

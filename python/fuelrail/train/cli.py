@@ -138,8 +138,8 @@ def _report(
     if "val_top1" in last:
         top1, top5, best = last["val_top1"], last["val_top5"], trainer.best or 0.0
         print(
-            f"held-out accuracy: top-1 {100 * top1:.2f} %, top-5 {100 * top5:.2f} % on {last['val_rows']} images "
-            f"(best epoch: {100 * best:.2f} %)"
+            f"held-out accuracy: top-1 {100 * top1:.2f} %, top-5 {100 * top5:.2f} % "
+            f"on {last['val_rows']} images (best epoch: {100 * best:.2f} %)"
         )
         if last["val_left_out"]:
             print(f"not counted: {last['val_left_out']} held-out images that could not be read")
