@@ -163,6 +163,8 @@ impl Pipeline {
             ("read_ahead", self.config.read_ahead_bytes),
             // Decoded pixels: at worst every worker holds the largest sample that is allowed.
             ("scratch", self.threads as u64 * self.config.max_sample_bytes),
+            // Buffers that the reader keeps for its next reads.
+            ("buffers", fuelrail_connectors::POOL_BYTES as u64),
             // The source's manifest.
             ("index", self.source.memory()),
             // Program, stacks, allocator.
@@ -174,7 +176,7 @@ impl Pipeline {
             .map(|&(owner, bytes)| (owner.to_string(), bytes))
             .chain([("total".into(), total)])
             .collect();
-        let available = crate::metrics::available_memory();
+        let available = crate::memory::available_memory();
         if total > available {
             let list = lines.map(|(owner, bytes)| format!("{owner} {} MiB", bytes >> 20)).join(", ");
             return Err(Refusal::new(

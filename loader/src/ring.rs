@@ -63,6 +63,10 @@ impl Ring {
                 ),
             )
         };
+        // Asked before it is tried: the kernel would hand out pages until the machine has none left.
+        if total as u64 > crate::memory::available_memory() {
+            return Err(explain(rustix::io::Errno::NOMEM));
+        }
         let fd = rustix::fs::memfd_create("fuelrail-ring", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)
             .map_err(explain)?;
         rustix::fs::ftruncate(&fd, total as u64).map_err(explain)?;
