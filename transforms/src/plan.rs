@@ -205,8 +205,8 @@ impl<'a> Picture<'a> {
             Some(resize) => {
                 self.limits.check_pixels("the resized image", window.w as u64, window.h as u64)?;
                 let needed = resizer.plan((region.w, region.h), resize, window);
-                // Between the two passes: as wide as the result, as high as the source.
-                self.limits.check_pixels("an image half resized", window.w as u64, needed.h as u64)?;
+                let (w, h) = resizer.between_size(window);
+                self.limits.check_pixels("the image between the passes of a resize", w as u64, h as u64)?;
                 region.sub(needed)
             }
             None => region,

@@ -168,7 +168,8 @@ fn bilinear(source: View<'_>, x: f64, y: f64) -> Option<[u8; PIXEL]> {
         let mix = |from: f64, to: f64, by: f64| from + (to - from) * by;
         let top = mix(a[i].into(), b[i].into(), dx);
         let bottom = mix(c[i].into(), d[i].into(), dx);
-        (mix(top, bottom, dy) + 0.5) as u8
+        // Cut off, not rounded, as Pillow does here.
+        mix(top, bottom, dy) as u8
     }))
 }
 
