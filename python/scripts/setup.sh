@@ -111,6 +111,7 @@ wheel() {
     rm -rf build/wheels
     .venv/bin/maturin build --quiet --release --compatibility linux --manifest-path python/Cargo.toml \
         --interpreter .venv/bin/python --out build/wheels
+    .venv/bin/python python/scripts/executable.py build/wheels/*.whl
     .venv/bin/uv pip install --quiet --python .venv/bin/python --force-reinstall --no-deps build/wheels/*.whl
     stamp wheel "$sources"
 }

@@ -33,8 +33,11 @@ def draw_curves(metrics: Path, target: Path, title: str) -> None:
         [record["loss"] for record in steps],
         color=_FAINT,
         linewidth=1,
-        label="train, per line of the log",
+        label="train, as logged",
     )
+    # The held-out loss is plain cross entropy; with smoothed targets the training loss cannot get as low.
+    recipe = next((record["recipe"] for record in records if record["event"] == "run"), {})
+    smoothed = f", targets smoothed by {recipe['label_smoothing']:g}" if recipe.get("label_smoothing") else ""
     ends = [record["epoch"] + 1 for record in epochs]
     left.plot(
         ends,
@@ -53,7 +56,15 @@ def draw_curves(metrics: Path, target: Path, title: str) -> None:
         right.plot(held_out, top5, color=_FAINT, marker=".", label="top-5")
         right.plot(held_out, top1, color=_ORANGE, marker=".", label="top-1")
         best = max(range(len(top1)), key=top1.__getitem__)
-        right.plot([held_out[best]], [top1[best]], "o", markersize=9, markerfacecolor="none", color=_INK)
+        right.plot(
+            [held_out[best]],
+            [top1[best]],
+            "o",
+            markersize=9,
+            markerfacecolor="none",
+            color=_INK,
+            clip_on=False,
+        )
         right.set_title(
             f"held-out accuracy, best {top1[best]:.1f} % after epoch {held_out[best]}", fontsize=10
         )
@@ -89,7 +100,7 @@ def draw_contact_sheet(
     columns = min(8, max(1, len(pixels)))
     rows = -(-len(pixels) // columns)
     figure, grid = _pyplot().subplots(
-        rows, columns, figsize=(1.35 * columns, 1.6 * rows + 0.4), layout="constrained", squeeze=False
+        rows, columns, figsize=(1.35 * columns, 1.52 * rows + 0.4), layout="constrained", squeeze=False
     )
     figure.suptitle(title, color=_INK, fontsize=11)
     for place, axes in enumerate(grid.flat):
