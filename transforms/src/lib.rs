@@ -59,6 +59,8 @@ mod random;
 mod resize;
 mod rotate;
 mod synthesis;
+#[cfg(test)]
+mod tests;
 
 pub use config::{
     Dtype, EraseValue, Interpolation, Layout, Numbers, OutputConfig, PaddingMode, Sides, Size,

@@ -289,3 +289,237 @@ fn rgb_from_inverted_cmyk([c, m, y, k]: [u8; 4]) -> [u8; 4] {
     };
     [scale(c), scale(m), scale(y), 255]
 }
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use std::ptr;
+
+    use proptest::prelude::*;
+    use turbojpeg_sys as tj;
+
+    use super::*;
+    use crate::error::SampleErrorKind;
+
+    /// How a test file is encoded.
+    #[derive(Clone, Copy, Debug)]
+    pub(crate) struct Style {
+        pub sampling: tj::TJSAMP,
+        pub progressive: bool,
+        pub arithmetic: bool,
+        /// Blocks between restart markers, 0 for none.
+        pub restart: i32,
+        pub quality: i32,
+    }
+
+    pub(crate) const PLAIN: Style = Style {
+        sampling: tj::TJSAMP_TJSAMP_420,
+        progressive: false,
+        arithmetic: false,
+        restart: 0,
+        quality: 90,
+    };
+
+    /// Encodes pixels of `format` (RGB or CMYK), or of a gray JPEG where the sampling says so.
+    fn encode_as(
+        pixels: &[u8],
+        w: usize,
+        h: usize,
+        format: tj::TJPF,
+        style: Style,
+        space: Option<tj::TJCS>,
+    ) -> Vec<u8> {
+        let bytes = if format == tj::TJPF_TJPF_CMYK { 4 } else { 3 };
+        assert_eq!(pixels.len(), w * h * bytes);
+        // SAFETY: the handle is made, used and destroyed here; `pixels` holds h rows of w pixels of the format (above);
+        // tj3Compress8 allocates the output, tells its length, and it is copied before tj3Free.
+        unsafe {
+            let handle = tj::tj3Init(tj::TJINIT_TJINIT_COMPRESS as _);
+            let set = |param, value| assert_eq!(tj::tj3Set(handle, param as _, value), 0);
+            set(tj::TJPARAM_TJPARAM_SUBSAMP, style.sampling as i32);
+            set(tj::TJPARAM_TJPARAM_QUALITY, style.quality);
+            set(tj::TJPARAM_TJPARAM_PROGRESSIVE, style.progressive.into());
+            set(tj::TJPARAM_TJPARAM_ARITHMETIC, style.arithmetic.into());
+            set(tj::TJPARAM_TJPARAM_RESTARTBLOCKS, style.restart);
+            if let Some(space) = space {
+                set(tj::TJPARAM_TJPARAM_COLORSPACE, space as i32);
+            }
+            let (mut out, mut len) = (ptr::null_mut(), 0);
+            let status = tj::tj3Compress8(
+                handle,
+                pixels.as_ptr(),
+                w as _,
+                0,
+                h as _,
+                format as _,
+                &raw mut out,
+                &raw mut len,
+            );
+            assert_eq!(status, 0, "{:?}", CStr::from_ptr(tj::tj3GetErrorStr(handle)));
+            let encoded = std::slice::from_raw_parts(out, len as usize).to_vec();
+            tj::tj3Free(out.cast());
+            tj::tj3Destroy(handle);
+            encoded
+        }
+    }
+
+    /// A picture with edges, gradients and noise in all channels, so that every kind of smoothing shows.
+    pub(crate) fn picture(w: usize, h: usize, seed: u64) -> Vec<u8> {
+        let mut draws = crate::random::Draws::new(crate::SampleKey { seed, epoch: 0, position: 0 }, 0);
+        let mut pixels = Vec::with_capacity(w * h * 3);
+        for y in 0..h {
+            for x in 0..w {
+                let noise = (draws.next_u64() & 63) as usize;
+                let edge = if (x / 5 + y / 7) % 2 == 0 { 120 } else { 0 };
+                pixels.extend([(x * 3 + noise) as u8, (edge + noise) as u8, (y * 5 + edge) as u8]);
+            }
+        }
+        pixels
+    }
+
+    pub(crate) fn encode(w: usize, h: usize, seed: u64, style: Style) -> Vec<u8> {
+        encode_as(&picture(w, h, seed), w, h, tj::TJPF_TJPF_RGB, style, None)
+    }
+
+    fn region(bytes: &[u8], rect: Option<Rect>) -> Result<Vec<[u8; 4]>, SampleError> {
+        let mut decoder = Decoder::new();
+        let session = decoder.open(bytes, &Limits::default())?;
+        let (w, h) = session.size();
+        let rect = rect.unwrap_or(Rect::sized(w, h));
+        let mut image = Image::default();
+        let at = session.decode(rect, &mut image)?;
+        let mut out = Image::default();
+        image.view().crop(at).copy_to(&mut out);
+        // The fourth byte has no meaning.
+        Ok(out.pixels().iter().map(|[r, g, b, _]| [*r, *g, *b, 0]).collect())
+    }
+
+    const SAMPLINGS: [tj::TJSAMP; 7] = [
+        tj::TJSAMP_TJSAMP_444,
+        tj::TJSAMP_TJSAMP_422,
+        tj::TJSAMP_TJSAMP_420,
+        tj::TJSAMP_TJSAMP_440,
+        tj::TJSAMP_TJSAMP_411,
+        tj::TJSAMP_TJSAMP_441,
+        tj::TJSAMP_TJSAMP_GRAY,
+    ];
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(1500))]
+        #[test]
+        fn a_region_is_bit_identical_to_that_region_of_a_full_decode(
+            w in 1usize..300, h in 1usize..200, seed: u64, sampling in 0usize..7, progressive: bool, arithmetic: bool,
+            restart in prop_oneof![Just(0), 1i32..20], quality in prop_oneof![Just(30), Just(90), Just(100)],
+            cut in any::<[u16; 4]>(),
+        ) {
+            let style = Style { sampling: SAMPLINGS[sampling], progressive, arithmetic, restart, quality };
+            let bytes = encode(w, h, seed, style);
+            let full = region(&bytes, None).unwrap();
+            let (x, y) = (usize::from(cut[0]) % w, usize::from(cut[1]) % h);
+            let rect = Rect { x, y, w: 1 + usize::from(cut[2]) % (w - x), h: 1 + usize::from(cut[3]) % (h - y) };
+            let expected: Vec<_> =
+                (y..y + rect.h).flat_map(|y| full[y * w + x..y * w + x + rect.w].to_vec()).collect();
+            prop_assert!(region(&bytes, Some(rect)).unwrap() == expected, "{:?} of {} x {}, {:?}", rect, w, h, style);
+        }
+    }
+
+    #[test]
+    fn a_truncated_file_is_malformed_whatever_region_is_wanted() {
+        for progressive in [false, true] {
+            let bytes = encode(120, 90, 5, Style { progressive, ..PLAIN });
+            let corner = Rect { x: 0, y: 0, w: 8, h: 8 };
+            for keep in (4..bytes.len() - 2).step_by(37) {
+                for rect in [None, Some(corner)] {
+                    let error = region(&bytes[..keep], rect).unwrap_err();
+                    assert_eq!(
+                        error.kind(),
+                        SampleErrorKind::Malformed,
+                        "{keep} of {}: {error}",
+                        bytes.len()
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_whole_picture_without_its_end_marker_is_fine_and_so_is_garbage_behind_it() {
+        let bytes = encode(120, 90, 5, PLAIN);
+        let expected = region(&bytes, None).unwrap();
+        assert_eq!(region(&bytes[..bytes.len() - 2], None).unwrap(), expected);
+        let mut longer = bytes.clone();
+        longer.extend(b"trailing garbage");
+        assert_eq!(region(&longer, None).unwrap(), expected);
+    }
+
+    #[test]
+    fn inks_become_rgb_by_pillows_formula() {
+        // What TurboJPEG takes as CMYK is what the file stores: Adobe's inverted inks.
+        assert_eq!(rgb_from_inverted_cmyk([255, 255, 255, 255])[..3], [255, 255, 255]);
+        assert_eq!(rgb_from_inverted_cmyk([0, 255, 255, 255])[..3], [0, 255, 255]);
+        assert_eq!(rgb_from_inverted_cmyk([255, 255, 255, 0])[..3], [0, 0, 0]);
+        for space in [tj::TJCS_TJCS_CMYK, tj::TJCS_TJCS_YCCK] {
+            let flat: Vec<u8> = [200, 100, 50, 220].repeat(32 * 32);
+            let style = Style { sampling: tj::TJSAMP_TJSAMP_444, quality: 100, ..PLAIN };
+            let bytes = encode_as(&flat, 32, 32, tj::TJPF_TJPF_CMYK, style, Some(space));
+            let expected = rgb_from_inverted_cmyk([200, 100, 50, 220]);
+            for pixel in region(&bytes, None).unwrap() {
+                for c in 0..3 {
+                    assert!(pixel[c].abs_diff(expected[c]) <= 3, "{pixel:?} {expected:?}");
+                }
+            }
+        }
+    }
+
+    /// Overwrites the height and width of the first frame header.
+    fn declare(bytes: &mut [u8], w: u16, h: u16) {
+        let at =
+            bytes.windows(2).position(|pair| pair[0] == 0xFF && (0xC0..=0xC2).contains(&pair[1])).unwrap();
+        bytes[at + 5..at + 7].copy_from_slice(&h.to_be_bytes());
+        bytes[at + 7..at + 9].copy_from_slice(&w.to_be_bytes());
+    }
+
+    #[test]
+    fn a_huge_header_is_refused_with_its_numbers() {
+        for progressive in [false, true] {
+            let mut bytes = encode(16, 16, 0, Style { progressive, ..PLAIN });
+            declare(&mut bytes, 60_000, 60_000);
+            let error = region(&bytes, None).unwrap_err();
+            assert_eq!(error.kind(), SampleErrorKind::TooLarge);
+            assert!(error.to_string().contains("60000 x 60000"), "{error}");
+        }
+        // Beyond what libjpeg itself takes.
+        let mut bytes = encode(16, 16, 0, PLAIN);
+        declare(&mut bytes, 65_535, 65_535);
+        assert_eq!(region(&bytes, None).unwrap_err().kind(), SampleErrorKind::TooLarge);
+    }
+
+    #[test]
+    fn a_progressive_file_of_thousands_of_scans_is_refused() {
+        let bytes = encode(64, 64, 0, Style { progressive: true, sampling: tj::TJSAMP_TJSAMP_GRAY, ..PLAIN });
+        let scan = bytes.windows(2).rposition(|pair| pair == [0xFF, 0xDA]).unwrap();
+        let last = bytes[scan..bytes.len() - 2].to_vec();
+        let mut bomb = bytes[..bytes.len() - 2].to_vec();
+        for _ in 0..2000 {
+            bomb.extend(&last);
+        }
+        bomb.extend([0xFF, 0xD9]);
+        let error = region(&bomb, None).unwrap_err();
+        assert_eq!(error.kind(), SampleErrorKind::TooLarge, "{error}");
+        assert!(error.to_string().contains("scans"), "{error}");
+    }
+
+    #[test]
+    fn a_decoder_goes_on_after_an_error() {
+        let good = encode(50, 40, 1, PLAIN);
+        let mut decoder = Decoder::new();
+        let mut image = Image::default();
+        for bad in [&good[..20], &good[..good.len() / 2], b"\xFF\xD8\xFFnonsense"] {
+            let result = decoder
+                .open(bad, &Limits::default())
+                .and_then(|session| session.decode(Rect::sized(50, 40), &mut image));
+            assert!(result.is_err());
+            let session = decoder.open(&good, &Limits::default()).unwrap();
+            session.decode(Rect::sized(50, 40), &mut image).unwrap();
+        }
+    }
+}

@@ -5,7 +5,7 @@
 //! orientation is reported as a [`Symmetry`], which the plan folds into its geometry.
 
 pub(crate) mod exif;
-mod jpeg;
+pub(crate) mod jpeg;
 mod other;
 
 use crate::error::SampleError;

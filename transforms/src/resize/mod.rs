@@ -253,7 +253,8 @@ impl Resizer {
         // Decided by the whole resize, never by the part, or a part would differ from the whole.
         let shrinks = |from: usize, to: usize| from as i64 - to as i64;
         let height = shrinks(from.1, resize.h);
-        self.vertical_first = height > 0 && height > 2 * shrinks(from.0, resize.w);
+        // Without antialiasing torch is the model, which always goes horizontally first.
+        self.vertical_first = resize.antialias && height > 0 && height > 2 * shrinks(from.0, resize.w);
         let (x, y) = (self.x.source(), self.y.source());
         Rect { x: x.start, y: y.start, w: x.len(), h: y.len() }
     }
