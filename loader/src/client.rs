@@ -11,7 +11,7 @@
 //! - it can be interrupted (ctrl-C) within a tenth of a second;
 //! - a lease keeps the mapping alive by itself: views stay readable after close, after the daemon's death, and at
 //!   interpreter exit; dropped in a forked child it sends nothing;
-//! - all but two slots leased: batches are handed out as owned copies, so a caller who collects images never
+//! - all but one slot leased: batches are handed out as owned copies, so a caller who collects images never
 //!   deadlocks.
 
 use std::collections::VecDeque;
@@ -38,8 +38,8 @@ use crate::token::{Allow, Token, TokenError};
 /// How often a waiting client looks whether it is to stop.
 const INTERRUPT_PERIOD: Duration = Duration::from_millis(100);
 
-/// Slots that stay with the daemon however many batches the caller holds.
-const SLOTS_KEPT: usize = 2;
+/// Slots that stay with the daemon however many batches the caller holds: with one, work goes on.
+const SLOTS_KEPT: usize = 1;
 
 /// Why a call failed.
 #[derive(Debug, thiserror::Error)]
@@ -442,6 +442,7 @@ impl Feed {
     /// When the daemon is gone.
     pub fn seek(&mut self, cursor: Cursor) -> Result<(), ClientError> {
         self.usable()?;
+        self.pause();
         self.cursor = cursor;
         let settled = self.attached.batching.settle(cursor);
         let next = self.ready.front().map_or(self.incoming, |ready| ready.cursor);
@@ -474,9 +475,7 @@ impl Feed {
     ) -> Result<Option<Batch>, ClientError> {
         self.usable()?;
         if self.batches_left() == 0 {
-            if let Some(since) = self.iterating_since.take() {
-                self.counters.iteration_ns += since.elapsed().as_nanos() as u64;
-            }
+            self.pause();
             return Ok(None);
         }
         let asked = Instant::now();
@@ -505,6 +504,13 @@ impl Feed {
         self.counters.batches += 1;
         self.counters.rows += u64::from(ready.rows);
         Ok(Some(self.lease(ready)))
+    }
+
+    /// Stops the clock of the iteration: what the caller does between epochs is not the consumer's time.
+    fn pause(&mut self) {
+        if let Some(since) = self.iterating_since.take() {
+            self.counters.iteration_ns += since.elapsed().as_nanos() as u64;
+        }
     }
 
     fn lease(&mut self, ready: Ready) -> Batch {

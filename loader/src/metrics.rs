@@ -124,7 +124,10 @@ pub fn peak_rss_bytes() -> u64 {
 }
 
 fn status_kib(key: &str) -> u64 {
-    std::fs::read_to_string("/proc/self/status").ok().and_then(|status| crate::memory::kib(&status, key)).unwrap_or(0)
+    std::fs::read_to_string("/proc/self/status")
+        .ok()
+        .and_then(|status| crate::memory::kib(&status, key))
+        .unwrap_or(0)
 }
 
 /// User and system time of this process.

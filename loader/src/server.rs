@@ -9,7 +9,7 @@
 //! the terminal's signals, and ends when the last connection has ended. A standalone one listens on a socket that
 //! only its own user can open (mode 0600, peer uid checked besides).
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream as StdStream;
@@ -268,6 +268,14 @@ async fn write(stream: Arc<UnixStream>, mut inbox: mpsc::UnboundedReceiver<(Vec<
     }
 }
 
+/// "64 MiB = base 64 + …", the sum first.
+fn budget_text(budget: &BTreeMap<String, u64>) -> String {
+    let mib = |bytes: u64| bytes.div_ceil(1 << 20);
+    let lines = budget.iter().filter(|(owner, _)| *owner != "total");
+    let parts: Vec<_> = lines.map(|(owner, &bytes)| format!("{owner} {}", mib(bytes))).collect();
+    format!("{} MiB = {}", mib(budget.get("total").copied().unwrap_or(0)), parts.join(" + "))
+}
+
 struct Session {
     server: Arc<Server>,
     outbox: Outbox,
@@ -403,6 +411,12 @@ impl Session {
         let memory = ring.as_fd().try_clone_to_owned().map_err(|error| {
             Refusal::new(ErrorKind::Environment, format!("no descriptor is left: {error}"))
         })?;
+        tracing::info!(
+            "feed of rank {rank} of {world_size}: {} samples, {} worker threads, memory budget {}",
+            attached.batching.len,
+            attached.threads,
+            budget_text(&attached.budget)
+        );
         let frame = protocol::encode(&Reply::Attached(Box::new(attached)));
         let _ = self.outbox.send((frame, Some(memory)));
         tokio::spawn(forward());

@@ -10,7 +10,9 @@ class ConfigError(FuelrailError, ValueError):
 
 
 class SourceError(FuelrailError, OSError):
-    """The data is not there: a missing or empty folder, an unreadable file, a file that changed under the run."""
+    """The data is not there: a missing or empty folder, an unreadable file, a file that changed under the
+    run.
+    """
 
 
 class DataError(FuelrailError):

@@ -10,7 +10,7 @@ import re
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Generic, NoReturn, TypeVar
+from typing import Any, Generic, NoReturn, Self, TypedDict, TypeVar
 from urllib.parse import parse_qsl, urlsplit
 
 from fuelrail import _native
@@ -26,7 +26,7 @@ _UNPACKED = ("image", "label")
 
 # torch.utils.data.DataLoader's arguments that have another place here.
 _ELSEWHERE = {
-    "sampler": "shuffle=, seed= and rank=/world_size= give the order; it is a pure function, so there is no sampler",
+    "sampler": "shuffle=, seed= and rank=/world_size= give the order, which is a pure function",
     "batch_sampler": "batch_size= and drop_last= give the batches",
     "collate_fn": "rows are written into the batch as they are decoded; change the batch after taking it",
     "worker_init_fn": "workers are threads of the daemon and run no Python; randomness comes from seed=",
@@ -40,11 +40,35 @@ _ELSEWHERE = {
 }
 
 
+class LoaderOptions(TypedDict, total=False):
+    """Keyword arguments that every Loader takes; `fuelrail.torch.Loader` says what they mean."""
+
+    batch_size: int
+    shuffle: bool
+    seed: int
+    num_workers: int | None
+    drop_last: bool
+    layout: str
+    prefetch_factor: int
+    rank: int
+    world_size: int
+    timeout: float | None
+    on_error: str
+    error_budget: float | None
+    quarantine: str | os.PathLike[str] | None
+    classes: Sequence[str] | None
+    split: str | None
+    read_backend: str
+    read_ahead_bytes: int | None
+    max_sample_bytes: int | None
+    pipeline: str | None
+
+
 class Batch(Generic[Array]):
     """One batch. Unpacks into images and labels; fields are also there by name.
 
-    Fields: "image" (N, C, H, W), "label" (N,) int64, "index" (N,) int64 record numbers, "position" (N,) int64 places in
-    the epoch, "substituted" (N,) bool: rows that hold another record because theirs was bad.
+    Fields: "image" (N, C, H, W), "label" (N,) int64, "index" (N,) int64 record numbers, "position" (N,) int64
+    places in the epoch, "substituted" (N,) bool: rows that hold another record because theirs was bad.
     """
 
     __slots__ = ("_fields", "dropped", "epoch", "position", "rows")
@@ -156,13 +180,13 @@ class BaseLoader(Generic[Array]):
         self._closed = False
         self._log()
 
-    # What a framework adds -----------------------------------------------------------------------------------------
+    # What a framework adds --------------------------------------------------------------------------------
 
     def _convert(self, batch: _native.Batch) -> dict[str, Array]:
         """The fields of a native batch as the framework's arrays."""
         raise NotImplementedError
 
-    # Iteration -----------------------------------------------------------------------------------------------------
+    # Iteration --------------------------------------------------------------------------------------------
 
     def __len__(self) -> int:
         """Batches per epoch, on each rank."""
@@ -215,12 +239,14 @@ class BaseLoader(Generic[Array]):
     def _invalidate(self) -> None:
         self._iterator = None
 
-    # State -----------------------------------------------------------------------------------------------------------
+    # State ------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Where this run stands, as plain JSON data: save it with the model after the step on the batch in hand.
+        """Where this run stands, as plain JSON data: save it with the model after the step on the batch in
+        hand.
 
-        It is global (the same on every rank), smaller than 1 KiB, and does not depend on batch size, world size or
+        It is global (the same on every rank), smaller than 1 KiB, and does not depend on batch size, world
+        size or
         threads: loading it with others of these continues exactly.
         """
         return dict(json.loads(self._feed.token(*self._cursor)))
@@ -228,8 +254,8 @@ class BaseLoader(Generic[Array]):
     def load_state_dict(self, state: Mapping[str, Any], *, allow: Sequence[str] = ()) -> None:
         """Go on from a saved state: the next `iter()` delivers exactly the samples that were left.
 
-        Refused with `TokenError` when it was changed or belongs to another run. `allow=["pixels"]` permits other
-        transforms or another dtype. An iterator that is under way ends with an error.
+        Refused with `TokenError` when it was changed or belongs to another run. `allow=["pixels"]` permits
+        other transforms or another dtype. An iterator that is under way ends with an error.
         """
         self._usable()
         try:
@@ -241,7 +267,7 @@ class BaseLoader(Generic[Array]):
         # The daemon begins at once, not at the next iter().
         self._feed.seek(*self._start)
 
-    # What there is to know ---------------------------------------------------------------------------------------------
+    # What there is to know --------------------------------------------------------------------------------
 
     @property
     def num_samples(self) -> int:
@@ -308,7 +334,7 @@ class BaseLoader(Generic[Array]):
             "daemon": stats,
         }
 
-    # Its end -----------------------------------------------------------------------------------------------------------
+    # Its end ----------------------------------------------------------------------------------------------
 
     def close(self) -> None:
         """End the feed, and the private daemon with its last one. Batches in hand stay readable."""
@@ -318,7 +344,7 @@ class BaseLoader(Generic[Array]):
             self._log()
             self._feed.close()
 
-    def __enter__(self):  # noqa: ANN204 - typing.Self is the subclass
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -406,8 +432,8 @@ def _config(item: Transform | Mapping[str, Any], at: int) -> dict[str, Any]:
     if isinstance(item, Mapping):
         return dict(item)
     raise ConfigError(
-        f"transforms[{at}] is {type(item).__module__}.{type(item).__qualname__}, not one of fuelrail.transforms; "
-        "they have torchvision's names and arguments and run in the daemon"
+        f"transforms[{at}] is {type(item).__module__}.{type(item).__qualname__}, not one of "
+        "fuelrail.transforms; they have torchvision's names and arguments and run in the daemon"
     )
 
 
@@ -449,7 +475,7 @@ def _split(text: str) -> dict[str, Any]:
     percent = float(match[1] or match[2]) if match else -1.0
     if match is None or not 0.0 <= percent <= 100.0:
         raise ConfigError(
-            f'split={text!r} is not understood: write "train[:90%]" for one part and "train[90%:]" for the other; '
-            "a sample's part is decided by a hash of its key"
+            f'split={text!r} is not understood: write "train[:90%]" for one part and "train[90%:]" for the '
+            "other; a sample's part is decided by a hash of its key"
         )
     return {"part": "train" if match[1] else "val", "fraction": round(1.0 - percent / 100.0, 9)}

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 
 from fuelrail import _native, transforms
 from fuelrail.errors import ConfigError
-from fuelrail.loader import BaseLoader, Batch
+from fuelrail.loader import BaseLoader, Batch, LoaderOptions
 from fuelrail.transforms import Transform
 
 __all__ = ["Batch", "Loader", "transforms"]
@@ -20,9 +20,11 @@ _NAMES = {"uint8": "u8", "float32": "f32", "float16": "f16"}
 
 
 class Loader(BaseLoader[np.ndarray]):
-    """Iterates over batches of images as numpy arrays; arguments as in `fuelrail.torch.Loader`, without `device`.
+    """Iterates over batches of images as numpy arrays; arguments as in `fuelrail.torch.Loader`, without
+    `device`.
 
-    Images are views of shared memory of shape (N, C, H, W); a slot is given back when the last array over it is gone.
+    Images are views of shared memory of shape (N, C, H, W); a slot is given back when the last array over it
+    is gone.
     dtype: "uint8", "float32" or "float16". numpy has no bfloat16.
     """
 
@@ -32,7 +34,7 @@ class Loader(BaseLoader[np.ndarray]):
         *,
         transforms: Sequence[Transform | Mapping[str, Any]] = (),
         dtype: Any = None,
-        **options: Any,
+        **options: Unpack[LoaderOptions],
     ) -> None:
         if dtype is not None:
             if str(dtype) in ("bf16", "bfloat16", "torch.bfloat16"):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Unpack
 
 import torch
+import torch.utils.dlpack
 
 from fuelrail import _native, transforms
 from fuelrail.errors import ConfigError
-from fuelrail.loader import BaseLoader, Batch
+from fuelrail.loader import BaseLoader, Batch, LoaderOptions
 from fuelrail.transforms import Transform
 
 __all__ = ["Batch", "Loader", "transforms"]
@@ -28,8 +29,8 @@ _SMALL = {"i64": torch.int64, "bool": torch.bool}
 class Loader(BaseLoader[torch.Tensor]):
     """Iterates over batches of images as torch tensors, prepared by a daemon in Rust.
 
-    Images have shape (N, C, H, W); on the CPU they are views of shared memory, and a slot is given back when the last
-    tensor over it is gone. Labels are int64 of shape (N,).
+    Images have shape (N, C, H, W); on the CPU they are views of shared memory, and a slot is given back when
+    the last tensor over it is gone. Labels are int64 of shape (N,).
 
     Args:
         source: a folder of class folders; "synthetic://?count=1000&width=500&height=375"; or "unix:///path/to/socket"
@@ -41,16 +42,18 @@ class Loader(BaseLoader[torch.Tensor]):
         num_workers: threads of the daemon for this loader; 0 or None: one per core.
         drop_last: leave out a last batch that is not full.
         device: where batches go; None leaves them on the CPU. Copies are blocking in this version.
-        dtype: torch.uint8, float32, float16 or bfloat16. Default: float32 with a Normalize, else uint8. float32 without
-            Normalize is on the scale where white is 1.
+        dtype: torch.uint8, float32, float16 or bfloat16. Default: float32 with a Normalize, else uint8.
+            float32 without Normalize is on the scale where white is 1.
         layout: "nchw" (contiguous) or "nhwc" (channels_last behind the same shape).
         prefetch_factor: finished batches kept ahead.
         rank, world_size: this process's share: row j of a global batch belongs to rank j mod world_size.
         timeout: seconds after which a batch that does not come is an error; 0 or None waits for ever.
         on_error: "substitute" another record for a bad one, "drop" its row, or "fail".
-        error_budget: bad records tolerated: below 1 a share of the source (default 0.01, at least 16), else a count.
+        error_budget: bad records tolerated: below 1 a share of the source (default 0.01, at least 16), else a
+            count.
         quarantine: file to which bad records are appended, one JSON line each.
-        classes: fixes the mapping from class folders to labels (pass the training loader's to the validation loader).
+        classes: fixes the mapping from class folders to labels (pass the training loader's to the validation
+            loader).
         split: "train[:90%]" or "train[90%:]": a part of the folder, by a hash of each key.
         read_backend: "auto", "io_uring" or "threads".
         read_ahead_bytes: encoded bytes in flight (default 64 MiB).
@@ -58,7 +61,8 @@ class Loader(BaseLoader[torch.Tensor]):
         pipeline: name of a pipeline of the daemon at `source`.
 
     Raises:
-        ConfigError, SourceError, EnvironmentFailure: at once. DataError, DaemonDied, LoaderTimeout: while iterating.
+        ConfigError, SourceError, EnvironmentFailure: at once. DataError, DaemonDied, LoaderTimeout: while
+            iterating.
     """
 
     def __init__(
@@ -68,7 +72,7 @@ class Loader(BaseLoader[torch.Tensor]):
         transforms: Sequence[Transform | Mapping[str, Any]] = (),
         device: torch.device | str | int | None = None,
         dtype: torch.dtype | str | None = None,
-        **options: Any,
+        **options: Unpack[LoaderOptions],
     ) -> None:
         self._device = None if device is None else torch.device(device)
         if isinstance(dtype, torch.dtype):
@@ -79,7 +83,7 @@ class Loader(BaseLoader[torch.Tensor]):
         super().__init__(source, transforms=transforms, dtype=dtype, **options)
 
     def _convert(self, batch: _native.Batch) -> dict[str, torch.Tensor]:
-        fields = {"image": torch.from_dlpack(batch.tensor())}
+        fields = {"image": torch.utils.dlpack.from_dlpack(batch.tensor())}
         for at, field in enumerate(self._fields[1:]):
             dtype = _SMALL[field["dtype"]]
             # torch.frombuffer refuses an empty buffer: a rank without rows in a tail.

@@ -1,7 +1,8 @@
 """Transforms, with torchvision v2's names, arguments and meaning.
 
-They describe what the daemon does; nothing is computed in Python. Pixels are uint8 after every step, rounded as Pillow
-does. Crops, resizes and flips in a row are fused into one region and one resize before a byte is decoded.
+They describe what the daemon does; nothing is computed in Python. Pixels are uint8 after every step, rounded
+as Pillow does. Crops, resizes and flips in a row are fused into one region and one resize before a byte is
+decoded.
 
 >>> from fuelrail import transforms as T
 >>> chain = [T.RandomResizedCrop(224), T.RandomHorizontalFlip(), T.Normalize(*T.IMAGENET)]
@@ -54,7 +55,8 @@ def _plain(value: Any) -> Any:
 class Resize(Transform):
     """Resize to `size`: (height, width), or one number for the shorter edge.
 
-    interpolation: "nearest", "bilinear", "bicubic", "lanczos", "box" or "hamming". max_size limits the longer edge.
+    interpolation: "nearest", "bilinear", "bicubic", "lanczos", "box" or "hamming". max_size limits the longer
+    edge.
     """
 
     def __init__(

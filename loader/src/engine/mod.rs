@@ -33,7 +33,7 @@ use crate::order::EpochOrder;
 use crate::pipeline::{Pipeline, Refusal};
 use crate::plan::{Batching, Cursor};
 use crate::protocol::{Attached, ErrorKind, Ready, Reply, Stats};
-use crate::quarantine::Quarantine;
+use crate::quarantine::{Quarantine, Refused};
 use crate::ring::Ring;
 
 use batch::{Batch, Verdict};
@@ -229,10 +229,6 @@ impl Coordinator {
             self.open_batches();
             self.submit_rows();
             self.deliver();
-            // A delivery frees no slot, but an empty batch (a rank without rows in a tail) makes room to go on at once.
-            if self.can_open() {
-                continue;
-            }
             let idle = self.open.is_empty() && !self.halted;
             let since = Instant::now();
             let Ok(event) = self.inbox.recv() else { return };
@@ -319,8 +315,15 @@ impl Coordinator {
                     break;
                 }
                 let row = batch.take();
-                self.bytes_in_flight += size;
                 self.rows_in_flight += 1;
+                if size > self.shared.pipeline.config.max_sample_bytes {
+                    // Not even read: no buffer of such a size is ever asked for.
+                    let refused = oversized(row.index, size, self.shared.pipeline.config.max_sample_bytes);
+                    let outcome = Outcome::Bad(refused);
+                    let _ = self.events.send(Event::Row(RowDone { batch: batch.id, row, size: 0, outcome }));
+                    continue;
+                }
+                self.bytes_in_flight += size;
                 let job = Job {
                     shared: self.shared.clone(),
                     events: self.events.clone(),
@@ -505,3 +508,11 @@ impl Coordinator {
         stats
     }
 }
+
+fn oversized(index: u64, bytes: u64, limit: u64) -> Refused {
+    let reason = format!("{bytes} encoded bytes are more than the limit of {limit} (max_sample_bytes)");
+    Refused { index, reason, bytes, hash: String::new() }
+}
+
+#[cfg(test)]
+mod tests;

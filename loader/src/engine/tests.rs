@@ -1,0 +1,307 @@
+//! The engine against a synthetic source: what is delivered does not depend on how it was made.
+
+use std::collections::HashSet;
+use std::sync::mpsc;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use super::*;
+use crate::config::PipelineConfig;
+use crate::ring::Mapping;
+
+/// A client in the same process: takes what the engine says, copies slots, gives them back.
+struct Client {
+    engine: Engine,
+    attached: Attached,
+    mapping: Mapping,
+    inbox: mpsc::Receiver<Reply>,
+    generation: u64,
+}
+
+#[derive(Debug, PartialEq)]
+struct Taken {
+    cursor: Cursor,
+    image: Vec<u8>,
+    index: Vec<i64>,
+    position: Vec<i64>,
+    substituted: Vec<u8>,
+}
+
+impl Client {
+    fn start(overrides: Value, rank: u64, world_size: u64, start: Cursor) -> Self {
+        let mut config = json!({
+            "source": {"type": "synthetic", "count": 50, "width": 24, "height": 16, "classes": 3},
+            "transforms": [{"type": "RandomResizedCrop", "size": 8}, {"type": "ColorJitter", "brightness": 0.5},
+                {"type": "RandomHorizontalFlip"}],
+            "batch_size": 4, "shuffle": true, "seed": 5, "num_workers": 2, "max_sample_bytes": 1 << 20,
+        });
+        merge(&mut config, overrides);
+        let pipeline = Pipeline::open(PipelineConfig::from_json(config).unwrap(), None).unwrap();
+        let (sender, inbox) = mpsc::channel();
+        let out = Box::new(move |reply| drop(sender.send(reply)));
+        let (engine, attached, ring) =
+            Engine::start(Arc::new(pipeline), rank, world_size, start, out).unwrap();
+        let mapping = Mapping::new(std::os::fd::AsFd::as_fd(&ring), ring.bytes()).unwrap();
+        Self { engine, attached, mapping, inbox, generation: 0 }
+    }
+
+    fn reply(&self) -> Reply {
+        self.inbox.recv_timeout(Duration::from_secs(60)).expect("the engine says something within a minute")
+    }
+
+    /// The next batch of the generation in force; what a log line says is passed over.
+    fn ready(&self) -> Result<Ready, String> {
+        loop {
+            match self.reply() {
+                Reply::Ready(ready) if ready.generation == self.generation => return Ok(ready),
+                Reply::Ready(stale) => self.engine.release(stale.slot),
+                Reply::Failed { generation, message, .. } if generation == self.generation => {
+                    return Err(message);
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn take(&self) -> Taken {
+        let ready = self.ready().unwrap();
+        let base = ready.slot as usize * self.attached.slot_bytes as usize;
+        let field = |name: &str| {
+            let field = self.attached.fields.iter().find(|field| field.name == name).unwrap();
+            let mut bytes = vec![0; ready.rows as usize * field.row_bytes as usize];
+            self.mapping.copy_to(base + field.offset as usize, &mut bytes);
+            bytes
+        };
+        let numbers = |name: &str| -> Vec<i64> {
+            field(name).chunks_exact(8).map(|bytes| i64::from_le_bytes(bytes.try_into().unwrap())).collect()
+        };
+        let taken = Taken {
+            cursor: ready.cursor,
+            image: field("image"),
+            index: numbers("index"),
+            position: numbers("position"),
+            substituted: field("substituted"),
+        };
+        self.engine.release(ready.slot);
+        taken
+    }
+
+    fn take_many(&self, count: usize) -> Vec<Taken> {
+        (0..count).map(|_| self.take()).collect()
+    }
+
+    fn seek(&mut self, cursor: Cursor) {
+        self.generation += 1;
+        self.engine.seek(self.generation, cursor);
+    }
+
+    fn stats(&self) -> Stats {
+        let (sender, receiver) = mpsc::channel();
+        self.engine.stats(Consumer::default(), move |stats| drop(sender.send(stats)));
+        receiver.recv_timeout(Duration::from_secs(60)).unwrap()
+    }
+}
+
+fn merge(into: &mut Value, from: Value) {
+    match (into, from) {
+        (Value::Object(into), Value::Object(from)) => {
+            for (key, value) in from {
+                merge(into.entry(key).or_insert(Value::Null), value);
+            }
+        }
+        (into, from) => *into = from,
+    }
+}
+
+fn at(epoch: u64, position: u64) -> Cursor {
+    Cursor { epoch, position }
+}
+
+#[test]
+fn batches_are_the_same_whatever_the_threads_queues_and_delays() {
+    // Two epochs of 13 batches, tails included.
+    let reference = Client::start(json!({}), 0, 1, at(0, 0)).take_many(26);
+    assert_eq!(reference[13].cursor, at(1, 0));
+    let settings = [
+        json!({"num_workers": 1, "prefetch_factor": 1}),
+        json!({"num_workers": 8, "prefetch_factor": 7}),
+        json!({"read_ahead_bytes": 1}),
+        json!({"source": {"straggler_every": 5, "straggler_ms": 20}, "num_workers": 3}),
+        json!({"source": {"delay_us": 700, "flaky_rate": 0.2}}),
+    ];
+    for setting in settings {
+        assert_eq!(Client::start(setting.clone(), 0, 1, at(0, 0)).take_many(26), reference, "{setting}");
+    }
+}
+
+#[test]
+fn a_seek_goes_on_exactly_and_voids_what_was_on_its_way() {
+    let reference = Client::start(json!({}), 0, 1, at(0, 0)).take_many(30);
+    let mut client = Client::start(json!({"source": {"delay_us": 300}}), 0, 1, at(0, 0));
+    for (epoch, position) in [(1, 8), (0, 20), (1, 48), (0, 0), (0, 0), (2, 4)] {
+        client.seek(at(epoch, position));
+        let batch = (epoch * 13 + position / 4) as usize;
+        assert_eq!(client.take_many(2), reference[batch..batch + 2], "from {epoch}, {position}");
+    }
+}
+
+#[test]
+fn a_start_anywhere_is_the_rest_of_the_unbroken_run() {
+    let reference = Client::start(json!({}), 0, 1, at(0, 0)).take_many(13);
+    for position in (0..50).step_by(4) {
+        let rest = Client::start(json!({}), 0, 1, at(0, position)).take_many(13 - position as usize / 4);
+        assert_eq!(rest, reference[position as usize / 4..]);
+    }
+}
+
+#[test]
+fn ranks_together_are_the_single_rank_and_empty_tails_are_delivered() {
+    let single = Client::start(json!({"batch_size": 12}), 0, 1, at(0, 0)).take_many(5);
+    let ranks: Vec<_> =
+        (0..3).map(|rank| Client::start(json!({"batch_size": 4}), rank, 3, at(0, 0)).take_many(5)).collect();
+    for (batch, global) in single.iter().enumerate() {
+        let rows = global.index.len();
+        let joined: Vec<i64> = (0..rows).map(|row| ranks[row % 3][batch].index[row / 3]).collect();
+        assert_eq!(joined, global.index);
+    }
+    // 50 = 4 x 12 + 2: in the fifth batch the third rank has no row.
+    assert_eq!(ranks[2][4].index.len(), 0);
+    let all: HashSet<i64> = ranks.iter().flatten().flat_map(|batch| batch.index.iter().copied()).collect();
+    assert_eq!(all.len(), 50);
+}
+
+#[test]
+fn bad_records_are_substituted_alike_in_every_run() {
+    let corrupt = |more: Value| {
+        let mut config = json!({"source": {"corrupt_rate": 0.2}, "error_budget": 40});
+        merge(&mut config, more);
+        Client::start(config, 0, 1, at(0, 0)).take_many(13)
+    };
+    let one = corrupt(json!({"num_workers": 1}));
+    assert_eq!(one, corrupt(json!({"num_workers": 6, "source": {"straggler_every": 3, "straggler_ms": 5}})));
+    let substituted = one.iter().flat_map(|batch| &batch.substituted).filter(|&&flag| flag == 1).count();
+    assert!((1..30).contains(&substituted), "{substituted} of 50 rows");
+    assert!(one.iter().take(12).all(|batch| batch.index.len() == 4), "batches keep their shape");
+}
+
+#[test]
+fn dropping_bad_records_shortens_batches_and_keeps_the_good_rows_in_order() {
+    let config = json!({"source": {"corrupt_rate": 0.2}, "error_budget": 40, "on_error": "drop"});
+    let batches = Client::start(config, 0, 1, at(0, 0)).take_many(13);
+    let clean = Client::start(json!({}), 0, 1, at(0, 0)).take_many(13);
+    let rows: usize = batches.iter().map(|batch| batch.index.len()).sum();
+    assert!((20..50).contains(&rows), "{rows} rows");
+    for (batch, clean) in batches.iter().zip(&clean) {
+        let row_bytes = clean.image.len() / clean.index.len();
+        for (row, position) in batch.position.iter().enumerate() {
+            let at = clean.position.iter().position(|other| other == position).expect("the same batch");
+            assert_eq!(
+                batch.image[row * row_bytes..][..row_bytes],
+                clean.image[at * row_bytes..][..row_bytes]
+            );
+        }
+    }
+}
+
+#[test]
+fn one_bad_record_too_many_ends_the_run_at_the_same_batch_each_time() {
+    let end = |workers: u32| {
+        let config = json!({"source": {"corrupt_rate": 0.2}, "error_budget": 2, "num_workers": workers});
+        let client = Client::start(config, 0, 1, at(0, 0));
+        let mut batches = 0;
+        loop {
+            match client.ready() {
+                Ok(ready) => client.engine.release(ready.slot),
+                Err(message) => return (batches, message),
+            }
+            batches += 1;
+        }
+    };
+    let (batches, message) = end(1);
+    assert!(message.contains("3 distinct records"), "{message}");
+    assert_eq!(end(8), (batches, message));
+}
+
+#[test]
+fn a_read_that_fails_for_good_stops_the_run_and_a_seek_elsewhere_starts_it_again() {
+    let mut client = Client::start(json!({"source": {"fail_rate": 0.1}, "shuffle": false}), 0, 1, at(0, 0));
+    let mut good = 0;
+    let message = loop {
+        match client.ready() {
+            Ok(ready) => client.engine.release(ready.slot),
+            Err(message) => break message,
+        }
+        good += 1;
+    };
+    assert!(good < 13 && !message.is_empty());
+    client.seek(at(0, 0));
+    for _ in 0..good {
+        client.engine.release(client.ready().unwrap().slot);
+    }
+    assert_eq!(client.ready(), Err(message));
+}
+
+#[test]
+fn a_record_above_the_limit_is_bad_before_it_is_read() {
+    let config = json!({"source": {"width": 700, "height": 700, "format": "pnm"}, "on_error": "fail"});
+    let message = Client::start(config, 0, 1, at(0, 0)).ready().unwrap_err();
+    assert!(message.contains("max_sample_bytes"), "{message}");
+}
+
+#[test]
+fn a_consumer_that_stops_stops_the_reading_and_nothing_grows() {
+    let client = Client::start(json!({"read_ahead_bytes": 8000, "prefetch_factor": 2}), 0, 1, at(0, 0));
+    let held: Vec<_> = (0..4).map(|_| client.ready().unwrap()).collect();
+    let reads = client.stats().reads;
+    assert_eq!(reads, 16, "four slots of four rows were read");
+    assert_eq!(client.stats().reads, reads, "a full ring reads nothing more");
+    assert!(client.stats().peak_in_flight_bytes <= 8000);
+    for ready in held {
+        client.engine.release(ready.slot);
+    }
+    client.ready().unwrap();
+}
+
+#[test]
+fn a_forged_release_is_reported_and_harmless() {
+    let client = Client::start(json!({}), 0, 1, at(0, 0));
+    let first = client.ready().unwrap();
+    for slot in [99, u32::MAX] {
+        client.engine.release(slot);
+    }
+    client.engine.release(first.slot);
+    client.engine.release(first.slot);
+    let reference = Client::start(json!({}), 0, 1, at(0, 4)).take_many(12);
+    assert_eq!(client.take_many(12), reference);
+}
+
+#[test]
+fn dropping_the_engine_in_the_middle_is_prompt() {
+    let client = Client::start(json!({"source": {"delay_us": 60_000_000}}), 0, 1, at(0, 0));
+    let since = Instant::now();
+    drop(client);
+    assert!(since.elapsed() < Duration::from_secs(5), "{:?}", since.elapsed());
+}
+
+#[test]
+fn what_cannot_work_is_refused_at_start() {
+    let refuse = |config: Value| {
+        let mut whole = json!({"source": {"type": "synthetic", "count": 5, "width": 8, "height": 8}});
+        merge(&mut whole, config);
+        let pipeline = Pipeline::open(PipelineConfig::from_json(whole).unwrap(), None).map(Arc::new);
+        match pipeline {
+            Err(refusal) => refusal.message,
+            Ok(pipeline) => match Engine::start(pipeline, 0, 1, at(0, 0), Box::new(|_| {})) {
+                Err(refusal) => refusal.message,
+                Ok(_) => "started".into(),
+            },
+        }
+    };
+    let resize = json!([{"type": "Resize", "size": [8, 8]}]);
+    assert_eq!(refuse(json!({"transforms": resize, "max_sample_bytes": 1 << 20})), "started");
+    assert!(refuse(json!({"transforms": resize, "batch_size": 9, "drop_last": true})).contains("drop_last"));
+    assert!(refuse(json!({"transforms": [{"type": "Resize", "size": 8}]})).contains("Resize"));
+    let huge = json!([{"type": "Resize", "size": [8000, 8000]}]);
+    assert!(refuse(json!({"transforms": huge, "batch_size": 100_000})).contains("lower batch_size"));
+}
