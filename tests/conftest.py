@@ -1,0 +1,66 @@
+"""Fixtures of the whole-system tests, and a deadline for each of them."""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import random
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import photographs
+import pytest
+from support import GATE, Footprint, seeds
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "deadline(seconds): the test fails when it takes longer (default 120)")
+
+
+@pytest.fixture(autouse=True)
+def _deadline(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A test that hangs fails with a traceback of where it hung instead of stopping the suite."""
+    marker = request.node.get_closest_marker("deadline")
+    seconds = (marker.args[0] if marker else 120) * (10 if GATE else 1)
+
+    def late(*_: object) -> None:
+        raise AssertionError(f"the test did not end within {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.alarm(seconds)
+    # Should even that not help, because the process is stuck outside Python.
+    faulthandler.dump_traceback_later(seconds + 30, exit=True)
+    try:
+        yield
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@pytest.fixture(scope="session")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of 61 photograph-like images: a prime number, so that nothing divides it."""
+    return photographs.folder(tmp_path_factory.mktemp("images"), 61, seed=1)
+
+
+@pytest.fixture(scope="session")
+def data() -> Path:
+    """The optional test data."""
+    path = Path(os.environ.get("FUELRAIL_TEST_DATA") or Path(__file__).parents[2] / "shared" / "data")
+    if not path.is_dir():
+        pytest.skip(f"no test data at {path}; FUELRAIL_TEST_DATA names another place")
+    return path
+
+
+@pytest.fixture
+def footprint(tmp_path: Path) -> Footprint:
+    """To see what processes leave behind."""
+    return Footprint(tmp_path)
+
+
+@pytest.fixture
+def rng() -> random.Random:
+    """Random choices; the seed is printed with a failure."""
+    return seeds()
