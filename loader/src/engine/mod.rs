@@ -146,6 +146,7 @@ impl Engine {
             bytes_in_flight: 0,
             rows_in_flight: 0,
             halted: false,
+            generation: 0,
         };
         let thread = std::thread::Builder::new()
             .name("fuelrail-feed".into())
@@ -221,6 +222,9 @@ struct Coordinator {
     rows_in_flight: usize,
     /// A batch failed; nothing goes on before a seek.
     halted: bool,
+    /// The generation of `open`. The shared one runs ahead of it between a client's seek and the event that tells of it,
+    /// and a batch of the old place must not go out under the new number.
+    generation: u64,
 }
 
 impl Coordinator {
@@ -327,7 +331,7 @@ impl Coordinator {
                 let job = Job {
                     shared: self.shared.clone(),
                     events: self.events.clone(),
-                    generation: self.shared.generation.load(Relaxed),
+                    generation: self.generation,
                     batch: batch.id,
                     epoch: batch.cursor.epoch,
                     size,
@@ -375,10 +379,9 @@ impl Coordinator {
             Outcome::Written => batch.written(row),
             Outcome::Bad(refused) => batch.refused(row, refused, self.shared.pipeline.config.on_error),
             Outcome::Fatal(refusal) => batch.fail(refusal),
-            // Only rows of a void generation are skipped, and those are stale.
-            Outcome::Skipped => {
-                batch.fail(Refusal::new(ErrorKind::Environment, "a row was skipped: this is a bug"))
-            }
+            // A seek is on its way whose event is still behind this one. Should the batch be judged before it, then as
+            // failed, under a generation that the client no longer listens to.
+            Outcome::Skipped => batch.fail(Refusal::new(ErrorKind::Environment, "void: the client went elsewhere")),
         }
     }
 
@@ -391,7 +394,7 @@ impl Coordinator {
     }
 
     fn hand_over(&mut self, mut batch: Batch) {
-        let generation = self.shared.generation.load(Relaxed);
+        let generation = self.generation;
         let slot = batch.slot();
         if let Err(refusal) = self.judge(&mut batch) {
             self.slots[slot] = Slot::Free;
@@ -483,6 +486,7 @@ impl Coordinator {
 
     fn seek(&mut self, generation: u64, cursor: Cursor) {
         self.retire();
+        self.generation = generation;
         self.shared.generation.fetch_max(generation, Relaxed);
         self.cursor = self.batching.settle(cursor);
         self.halted = false;
