@@ -63,7 +63,10 @@ fn main() -> Result<(), Box<dyn Error>> {
     if failed > 0 && files.len() == 1 { Err("the image was refused".into()) } else { Ok(()) }
 }
 
-fn files(path: &Path) -> Result<Vec<(String, Vec<u8>)>, Box<dyn Error>> {
+/// A name and its bytes.
+type File = (String, Vec<u8>);
+
+fn files(path: &Path) -> Result<Vec<File>, Box<dyn Error>> {
     if !path.is_dir() {
         return Ok(vec![(path.display().to_string(), std::fs::read(path)?)]);
     }

@@ -26,7 +26,9 @@
 //! - **Pure**: a row depends on the bytes, the chain and the [`SampleKey`] only, never on the thread, the [`Scratch`] or
 //!   what was done before.
 //! - **torchvision's semantics** on PIL images: names, arguments, defaults, the order of operations, Pillow's rounding
-//!   after every step. Resizing, cropping, flipping, gray, jitter and rotation are bit-identical to Pillow.
+//!   after every step. Resizing (with antialias), cropping, padding, flipping, gray, jitter and rotation are
+//!   bit-identical to torchvision 0.29 on Pillow 13.0, blurring within one level. `antialias = false` follows
+//!   torchvision's tensors, within two levels. `GaussianNoise` rounds where torchvision cuts off.
 //! - **Exact fusion**: crops, flips and a resize become one plan whose result is that of doing them one by one.
 //! - **Bounded**: what a header announces is checked against [`Limits`] before anything is allocated; malformed bytes
 //!   give a [`SampleError`].
@@ -34,11 +36,14 @@
 //! # Decided here
 //! - The **EXIF orientation is applied** (torchvision's default loader does not): the picture is trained on as it is
 //!   seen. It costs a transposed copy of the decoded region for the files that have one.
-//! - **Alpha is dropped**, not blended, as `convert("RGB")` does; **gray and palettes** become RGB; of **16 bits** the
-//!   upper 8 are taken (Pillow does so for RGB; for 16-bit gray it clips at 255 in some versions, which whitens the
-//!   image).
+//! - **Alpha is dropped**, not blended, as `convert("RGB")` does (a TIFF whose colours are premultiplied keeps them so,
+//!   where Pillow divides); **gray and palettes** become RGB; of **16 bits** the upper 8 are taken. Pillow does that for
+//!   RGB, but clips 16-bit gray at 255, which turns nearly all of it white.
 //! - **CMYK and YCCK JPEGs** are taken as inverted (Adobe) and converted by Pillow's formula, without a colour profile.
-//! - An animated GIF or WebP gives its **first frame**; a TIFF its first page.
+//! - An animated GIF or WebP gives its **first frame**; a TIFF its first page. Where that frame leaves part of the canvas
+//!   open, or an RLE BMP skips pixels, these are black; Pillow fills them from the palette.
+//! - **Refused as unsupported**: TIFF with a palette, in Lab or YCbCr, with fax compression or float samples; lossless
+//!   and 12-bit JPEG.
 //! - The **format is recognised by content**, never by the file's name.
 //! - A JPEG with **bytes missing at its end is refused**; one with damaged data inside is decoded as libjpeg does it,
 //!   because only so the verdict does not depend on the crop.

@@ -140,7 +140,7 @@ fn small_files() -> Vec<Vec<u8>> {
 /// `jpeg` with an EXIF segment behind its first marker.
 fn oriented(jpeg: Vec<u8>, orientation: u16) -> Vec<u8> {
     let mut out = jpeg[..2].to_vec();
-    out.extend(exif::tests::segment(orientation, orientation % 2 == 0));
+    out.extend(exif::tests::segment(orientation, orientation.is_multiple_of(2)));
     out.extend(&jpeg[2..]);
     out
 }

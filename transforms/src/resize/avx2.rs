@@ -38,11 +38,13 @@ pub(super) fn horizontal(source: View<'_>, windows: &Windows<'_>, out: &mut Imag
 #[target_feature(enable = "avx2")]
 unsafe fn horizontal_rows(rows: [&[u8]; ROWS], windows: &Windows<'_>, out: &mut [u8], count: usize) {
     let spread = _mm256_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1);
+    // The rounding in one of the two halves that are added up at the end.
+    let round = _mm256_setr_epi32(ROUND, ROUND, ROUND, ROUND, 0, 0, 0, 0);
     let width = windows.first.len();
     let mut weights = windows.weights.as_ptr();
     for (x, first) in windows.first.iter().enumerate() {
         let start = (*first as usize - windows.offset) * PIXEL;
-        let mut sums = [_mm256_setzero_si256(); ROWS];
+        let mut sums = [round; ROWS];
         for pair in 0..windows.taps / 2 {
             // SAFETY: `weights` points at weight 2 * pair of output x, and there are `taps` (even) of each output.
             let two = unsafe { _mm_loadl_epi64(weights.add(2 * pair).cast()) };
@@ -57,13 +59,22 @@ unsafe fn horizontal_rows(rows: [&[u8]; ROWS], windows: &Windows<'_>, out: &mut 
         }
         // SAFETY: at most one past the last output's weights, where the slice ends.
         weights = unsafe { weights.add(windows.taps) };
-        for (i, sum) in sums.iter().enumerate().take(count) {
-            let sum = _mm_add_epi32(_mm256_castsi256_si128(*sum), _mm256_extracti128_si256::<1>(*sum));
-            let sum = _mm_srai_epi32::<{ PRECISION as i32 }>(_mm_add_epi32(sum, _mm_set1_epi32(ROUND)));
-            let words = _mm_packs_epi32(sum, sum);
-            let pixel = _mm_cvtsi128_si32(_mm_packus_epi16(words, words)).to_le_bytes();
+        // Adds the halves of two rows at a time, which leaves a row in each half.
+        let both = |a: __m256i, b: __m256i| {
+            let sum = _mm256_add_epi32(
+                _mm256_permute2x128_si256::<0x20>(a, b),
+                _mm256_permute2x128_si256::<0x31>(a, b),
+            );
+            _mm256_srai_epi32::<{ PRECISION as i32 }>(sum)
+        };
+        let words = _mm256_packs_epi32(both(sums[0], sums[1]), both(sums[2], sums[3]));
+        let bytes = _mm256_packus_epi16(words, words);
+        let (even, odd) = (_mm256_castsi256_si128(bytes), _mm256_extracti128_si256::<1>(bytes));
+        let (even, odd) = (_mm_cvtsi128_si64(even) as u64, _mm_cvtsi128_si64(odd) as u64);
+        let pixels = [even as u32, odd as u32, (even >> 32) as u32, (odd >> 32) as u32];
+        for (i, pixel) in pixels.into_iter().enumerate().take(count) {
             let at = (i * width + x) * PIXEL;
-            out[at..at + PIXEL].copy_from_slice(&pixel);
+            out[at..at + PIXEL].copy_from_slice(&pixel.to_le_bytes());
         }
     }
 }

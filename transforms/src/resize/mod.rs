@@ -9,9 +9,10 @@
 //!   that [`Axis::source`] names. That is what lets a plan fuse a resize and the crops around it.
 //! - The AVX2 kernels and the plain ones give the same bytes.
 //!
-//! Why not fast_image_resize, which is as fast: it quantises weights to 16 bits with a precision chosen from the
-//! largest weight of the call, so a part may differ from the whole by a level, and from Pillow too. Integer weights of
-//! 22 bits fit a 32-bit multiply, which AVX2 has.
+//! Why not fast_image_resize, which is faster: it quantises weights to 16 bits with a precision chosen from the largest
+//! weight of the call, so a part need not equal the same part of the whole, nor Pillow. Integer weights of 22 bits fit
+//! a 32-bit multiply, which AVX2 has. Measured on one core of an AMD EPYC (Zen 4), 316 x 316 to 224 x 224, bilinear,
+//! medians of 7 interleaved runs: 141 us here, 109 us there; about 3 % of a photograph's whole chain for the exactness.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -156,13 +157,6 @@ impl Axis {
         let filter_scale = if resize.antialias { scale.max(1.0) } else { 1.0 };
         let support = resize.interpolation.support() * filter_scale;
         let cubic_taps = resize.interpolation == Interpolation::Bicubic;
-        let most = match (resize.antialias, cubic_taps) {
-            (true, _) => support.ceil() as usize * 2 + 1,
-            (false, true) => 4,
-            (false, false) => 2,
-        };
-        let most = most.min(from);
-        self.taps = if pairs { (most + most % 2).min(from) } else { most };
         // PyTorch's align_corners=False: sample at the centre, taps beyond the border repeat its pixel.
         let sample = |output: usize| {
             let at = (output as f64 + 0.5) * scale - 0.5;
@@ -179,6 +173,9 @@ impl Axis {
                 (clamp(floor, reach.start), clamp(floor, reach.end - 1) + 1)
             }
         };
+        // The widest window there is, not the bound that Pillow allocates for, which is up to twice that.
+        let most = range.clone().map(bounds).map(|(start, end)| end - start).max().unwrap_or(0);
+        self.taps = if pairs { (most + most % 2).min(from) } else { most };
         // Windows move to the right only. Some may be padded with zero weights up to `taps` pixels, which are then
         // part of the source too, so that a kernel need not know what is padding.
         let (begin, end) =
