@@ -13,7 +13,7 @@ use crate::buffer::{POOL_BYTES, Pool};
 use crate::workers::{Stop, Workers};
 use crate::{Buffer, ReadError, SourceError};
 
-/// More threads than this gain nothing: 16 read 8,100 small cold files a second where one reads 3,700.
+/// Enough requests at once for a disk; more would only fight the workers for cores.
 const MAX_THREADS: u32 = 16;
 
 /// Starts the threads, one per read in flight.
