@@ -142,7 +142,10 @@ impl PipelineConfig {
     /// # Errors
     /// A sentence with the key.
     pub fn from_json(value: serde_json::Value) -> Result<Self, String> {
-        let config: Self = serde_json::from_value(value).map_err(|error| error.to_string())?;
+        let config: Self = serde_json::from_value(value.clone()).map_err(|error| match culprit(&value) {
+            Some(key) => format!("{key}: {error}"),
+            None => error.to_string(),
+        })?;
         config.check()?;
         Ok(config)
     }
@@ -199,6 +202,19 @@ impl PipelineConfig {
     }
 }
 
+/// The key whose value alone is refused: serde says what is wrong with a value, but not where it stands.
+fn culprit(value: &serde_json::Value) -> Option<String> {
+    let refused = |key: &str, value: &serde_json::Value| {
+        let mut probe = serde_json::json!({"source": {"type": "synthetic"}});
+        probe[key] = value.clone();
+        serde_json::from_value::<PipelineConfig>(probe).is_err()
+    };
+    let (key, value) = value.as_object()?.iter().find(|(key, value)| refused(key, value))?;
+    let item = value.as_array().filter(|_| key == "transforms");
+    let item = item.and_then(|list| list.iter().position(|item| refused(key, &serde_json::json!([item]))));
+    Some(item.map_or_else(|| key.clone(), |at| format!("{key}[{at}]")))
+}
+
 fn fingerprint<T: Serialize>(value: &T) -> String {
     format!("{:032x}", xxh3_128(&serde_json::to_vec(value).expect("configuration is plain data")))
 }
@@ -223,6 +239,36 @@ mod tests {
         let mut value = minimal();
         value["batchsize"] = json!(3);
         assert!(PipelineConfig::from_json(value).unwrap_err().contains("batchsize"));
+    }
+
+    #[test]
+    fn a_value_of_the_wrong_type_is_named_with_its_key() {
+        for (key, bad, named) in [
+            ("batch_size", json!(-1), "batch_size"),
+            ("layout", json!("chw"), "layout"),
+            (
+                "transforms",
+                json!([{"type": "RandomHorizontalFlip"}, {"type": "Resize", "sze": 3}]),
+                "transforms[1]",
+            ),
+        ] {
+            let mut value = minimal();
+            value[key] = bad;
+            let error = PipelineConfig::from_json(value).unwrap_err();
+            assert!(error.starts_with(&format!("{named}: ")), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_wrong_value_is_named_by_its_key() {
+        let mut value = minimal();
+        value["read"] = json!({"backend": "magic"});
+        assert!(
+            PipelineConfig::from_json(value).unwrap_err().contains("read.backend: unknown variant `magic`")
+        );
+        let mut value = minimal();
+        value["batch_size"] = json!("many");
+        assert!(PipelineConfig::from_json(value).unwrap_err().starts_with("batch_size: "));
     }
 
     #[test]

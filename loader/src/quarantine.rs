@@ -32,6 +32,9 @@ struct Line<'a> {
     epoch: u64,
 }
 
+/// Refusals that are logged one by one, and named when a run ends over its budget.
+const NAMED: usize = 10;
+
 /// Counts refused records against the budget and writes them down.
 #[derive(Debug)]
 pub struct Quarantine {
@@ -60,7 +63,7 @@ impl Quarantine {
         Self { path, file: None, dataset, limit, seen: HashSet::new(), keys: Vec::new() }
     }
 
-    /// Notes a refusal. `Some(line)` for the log when the record is new in this run.
+    /// Notes a refusal. `Some(line)` for the log while the record is one of the first in this run.
     ///
     /// # Errors
     /// [`OverBudget`] when one more than is tolerated was refused.
@@ -85,14 +88,23 @@ impl Quarantine {
         if let Err(error) = self.write(&line) {
             said.push_str(&format!(" (could not be written to the quarantine list: {error})"));
         }
-        if self.keys.len() < 20 {
-            self.keys.push(format!("{key}: {reason}"));
+        if self.keys.len() < NAMED {
+            self.keys.push(said.clone());
         }
         let refused = self.seen.len() as u64;
         if refused > self.limit {
             return Err(OverBudget { refused, limit: self.limit, first: self.keys.clone() });
         }
-        Ok(Some(said))
+        Ok(match (self.seen.len(), &self.path) {
+            (count, _) if count <= NAMED => Some(said),
+            (count, Some(path)) if count == NAMED + 1 => {
+                Some(format!("{said}; further ones are only listed in {}", path.display()))
+            }
+            (count, None) if count == NAMED + 1 => {
+                Some(format!("{said}; further ones are only counted (quarantine=FILE would list them)"))
+            }
+            _ => None,
+        })
     }
 
     fn write(&mut self, line: &[u8]) -> std::io::Result<()> {

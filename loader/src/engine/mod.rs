@@ -381,7 +381,9 @@ impl Coordinator {
             Outcome::Fatal(refusal) => batch.fail(refusal),
             // A seek is on its way whose event is still behind this one. Should the batch be judged before it, then as
             // failed, under a generation that the client no longer listens to.
-            Outcome::Skipped => batch.fail(Refusal::new(ErrorKind::Environment, "void: the client went elsewhere")),
+            Outcome::Skipped => {
+                batch.fail(Refusal::new(ErrorKind::Environment, "void: the client went elsewhere"))
+            }
         }
     }
 
@@ -452,10 +454,10 @@ impl Coordinator {
                     return Err(Refusal::new(
                         ErrorKind::Data,
                         format!(
-                            "{} distinct records were refused, {} are tolerated (error_budget): {}",
+                            "{} distinct records were refused, {} are tolerated (error_budget). The first of them:\n  {}",
                             over.refused,
                             over.limit,
-                            over.first.join("; ")
+                            over.first.join("\n  ")
                         ),
                     ));
                 }
