@@ -14,7 +14,7 @@ from typing import Any, Generic, NoReturn, Self, TypedDict, TypeVar
 from urllib.parse import parse_qsl, urlsplit
 
 from fuelrail import _native
-from fuelrail.errors import ConfigError, EnvironmentFailure, FuelrailError
+from fuelrail.errors import ConfigError, EnvironmentFailure, FuelrailError, TokenError
 from fuelrail.transforms import Transform
 
 logger = logging.getLogger("fuelrail")
@@ -138,6 +138,9 @@ class BaseLoader(Generic[Array]):
         _refuse_unknown(unknown, type(self))
         self._timeout = None if not timeout else float(timeout)
         text = os.fspath(source)
+        for name, number in (("rank", rank), ("world_size", world_size)):
+            if number < 0:
+                raise ConfigError(f"{name} = {number} is negative")
         attach: dict[str, Any] = {"rank": rank, "world_size": world_size, "timeout": self._timeout}
         if text.startswith("unix://"):
             if pipeline is None:
@@ -260,8 +263,10 @@ class BaseLoader(Generic[Array]):
         self._usable()
         try:
             text = json.dumps(state)
-        except TypeError as error:
-            raise ConfigError(f"load_state_dict: not what state_dict() returned: {error}") from None
+        except (TypeError, ValueError, RecursionError) as error:
+            raise TokenError(
+                f"this is not a fuelrail loader state: {error}. Pass what `loader.state_dict()` returned, unchanged"
+            ) from None
         self._start = self._cursor = self._feed.read_token(text, list(allow))
         self._invalidate()
         # The daemon begins at once, not at the next iter().

@@ -41,7 +41,10 @@ class Loader(BaseLoader[np.ndarray]):
                 raise ConfigError(
                     "numpy has no bfloat16: use dtype='float32' or 'float16', or fuelrail.torch"
                 )
-            name = dtype if dtype in _NAMES.values() else _NAMES.get(np.dtype(dtype).name)
+            try:
+                name = dtype if dtype in _NAMES.values() else _NAMES.get(np.dtype(dtype).name)
+            except TypeError:
+                name = None
             if name is None:
                 raise ConfigError(f"dtype={dtype} is not made by the daemon; it makes {', '.join(_NAMES)}")
             dtype = name
