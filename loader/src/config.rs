@@ -142,9 +142,11 @@ impl PipelineConfig {
     /// # Errors
     /// A sentence with the key.
     pub fn from_json(value: serde_json::Value) -> Result<Self, String> {
-        let config: Self = serde_json::from_value(value.clone()).map_err(|error| match culprit(&value) {
-            Some(key) => format!("{key}: {error}"),
-            None => error.to_string(),
+        // serde's own message says what is wrong, but not under which key.
+        let config: Self = serde_path_to_error::deserialize(value).map_err(|error| {
+            let path = error.path().to_string();
+            let error = error.into_inner();
+            if path == "." { error.to_string() } else { format!("{path}: {error}") }
         })?;
         config.check()?;
         Ok(config)
@@ -202,19 +204,6 @@ impl PipelineConfig {
     }
 }
 
-/// The key whose value alone is refused: serde says what is wrong with a value, but not where it stands.
-fn culprit(value: &serde_json::Value) -> Option<String> {
-    let refused = |key: &str, value: &serde_json::Value| {
-        let mut probe = serde_json::json!({"source": {"type": "synthetic"}});
-        probe[key] = value.clone();
-        serde_json::from_value::<PipelineConfig>(probe).is_err()
-    };
-    let (key, value) = value.as_object()?.iter().find(|(key, value)| refused(key, value))?;
-    let item = value.as_array().filter(|_| key == "transforms");
-    let item = item.and_then(|list| list.iter().position(|item| refused(key, &serde_json::json!([item]))));
-    Some(item.map_or_else(|| key.clone(), |at| format!("{key}[{at}]")))
-}
-
 fn fingerprint<T: Serialize>(value: &T) -> String {
     format!("{:032x}", xxh3_128(&serde_json::to_vec(value).expect("configuration is plain data")))
 }
@@ -263,9 +252,8 @@ mod tests {
     fn a_wrong_value_is_named_by_its_key() {
         let mut value = minimal();
         value["read"] = json!({"backend": "magic"});
-        assert!(
-            PipelineConfig::from_json(value).unwrap_err().contains("read.backend: unknown variant `magic`")
-        );
+        let error = PipelineConfig::from_json(value).unwrap_err();
+        assert!(error.starts_with("read.backend") && error.contains("`magic`, expected one of"), "{error}");
         let mut value = minimal();
         value["batch_size"] = json!("many");
         assert!(PipelineConfig::from_json(value).unwrap_err().starts_with("batch_size: "));
