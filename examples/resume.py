@@ -43,4 +43,4 @@ with Loader(folder, transforms=chain, batch_size=64, shuffle=True, seed=1) as lo
                 torch.save({**state, "loader": loader.state_dict()}, saved.with_suffix(".new"))
                 # Whole or not at all: a kill during the write leaves the checkpoint before it.
                 saved.with_suffix(".new").replace(saved)
-        print(f"epoch {epoch + 1}: step {step}, loss {loss.item():.3f}")
+                print(f"epoch {epoch + 1}: step {step}, loss {loss.item():.3f}")

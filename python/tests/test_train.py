@@ -20,9 +20,6 @@ import pytest
 torch = pytest.importorskip("torch", reason="fuelrail.train needs torch")
 
 import numpy
-from torch import nn
-from train_fakes import FakeLoader
-
 from fuelrail.train import (
     Recipe,
     Stopped,
@@ -40,6 +37,8 @@ from fuelrail.train.models import SmallCNN
 from fuelrail.train.optim import build_optimizer, default_lr
 from fuelrail.train.progress import Pace, Progress
 from fuelrail.train.schedule import CosineSchedule
+from torch import nn
+from train_fakes import FakeLoader
 
 HERE = Path(__file__).parent
 CPU = torch.device("cpu")

@@ -61,7 +61,6 @@ def _open(arguments: argparse.Namespace, opened: contextlib.ExitStack) -> Traine
     """Everything a wrong argument can break: recipe, model, folders, run folder. Says what will be
     trained.
     """
-    import torch
 
     from fuelrail.torch import Loader
     from fuelrail.torch import transforms as T
@@ -72,7 +71,7 @@ def _open(arguments: argparse.Namespace, opened: contextlib.ExitStack) -> Traine
     from .trainer import Trainer
 
     recipe = _recipe(arguments)
-    device = torch.device(arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = _device(arguments.device)
     bf16 = precision.choose(recipe.precision, device).name == "bf16"
     folders = find_folders(arguments.data, arguments.val, arguments.val_fraction)
     # A wrong name is told before any folder is read.
@@ -117,6 +116,21 @@ def _open(arguments: argparse.Namespace, opened: contextlib.ExitStack) -> Traine
         flush=True,
     )
     return trainer
+
+
+def _device(name: str | None) -> torch.device:
+    """The device of that name, or the best there is; ValueError for one that does not exist here."""
+    import torch
+
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"--device {name}: not a device; use cpu, cuda or cuda:1") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"--device {name}: torch sees {torch.cuda.device_count()} GPUs here")
+    return device
 
 
 def _run(trainer: Trainer, arguments: argparse.Namespace) -> None:

@@ -36,7 +36,7 @@ def draw_curves(metrics: Path, target: Path, title: str) -> None:
         label="train, as logged",
     )
     # The held-out loss is plain cross entropy; with smoothed targets the training loss cannot get as low.
-    recipe = next((record["recipe"] for record in records if record["event"] == "run"), {})
+    recipe: dict[str, Any] = next((record["recipe"] for record in records if record["event"] == "run"), {})
     smoothed = f", targets smoothed by {recipe['label_smoothing']:g}" if recipe.get("label_smoothing") else ""
     ends = [record["epoch"] + 1 for record in epochs]
     left.plot(
@@ -44,7 +44,7 @@ def draw_curves(metrics: Path, target: Path, title: str) -> None:
         [record["train_loss"] for record in epochs],
         color=_BLUE,
         marker=".",
-        label="train, mean of epoch",
+        label=f"train{smoothed}",
     )
     if measured:
         held_out = [record["epoch"] + 1 for record in measured]
