@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import faulthandler
+import logging
 import os
 import random
 import signal
@@ -37,6 +38,13 @@ def _deadline(request: pytest.FixtureRequest) -> Iterator[None]:
         faulthandler.cancel_dump_traceback_later()
         signal.alarm(0)
         signal.signal(signal.SIGALRM, before)
+
+
+@pytest.fixture(autouse=True)
+def _log_level() -> Iterator[None]:
+    """A test may turn the log down; the next one hears everything again."""
+    yield
+    logging.getLogger("fuelrail").setLevel(logging.NOTSET)
 
 
 @pytest.fixture(scope="session")
