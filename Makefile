@@ -28,6 +28,7 @@ gate: setup ## the same tests in their long forms
 	FUELRAIL_GATE=1 $(BIN)/pytest $(wildcard python/tests tests)
 
 bench: setup ## compare with torch's DataLoader on DATA=folder (default: generated photographs), into build/bench
+	cargo build --release --quiet -p fuelrail-benches
 	$(BIN)/python benches/compare.py $(if $(DATA),--data "$(DATA)") $(BENCH_ARGS)
 
 lint: setup ## formatting, clippy, ruff, types, and the stubs against the compiled module

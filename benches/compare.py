@@ -32,6 +32,8 @@ PEERS = {
     "torch_pil": "torch DataLoader, PIL",
     "torch_v2": "torch DataLoader, decode_jpeg + v2",
     "fuelrail": "fuelrail",
+    # The same reads and transforms in one Rust program: what is above it is our own overhead.
+    "bare": "the bare chain, no daemon",
 }
 REFERENCE = "torch_pil"
 TASKS = {
@@ -93,7 +95,9 @@ def main() -> int:
 
 def run_peer(peer: str, task: str, data: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     """One measurement in a process of its own, its memory sampled meanwhile."""
-    command = [sys.executable, str(HERE / "peers" / f"{peer}_peer.py"), "--task", task, "--data", str(data)]
+    bare = HERE.parent / os.environ.get("CARGO_TARGET_DIR", "target") / "release" / "bare"
+    program = [str(bare)] if peer == "bare" else [sys.executable, str(HERE / "peers" / f"{peer}_peer.py")]
+    command = [*program, "--task", task, "--data", str(data)]
     command += ["--images", str(arguments.images), "--batch-size", str(arguments.batch_size)]
     command += ["--workers", str(arguments.workers)]
     child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
@@ -213,7 +217,7 @@ def draw(results: list[dict[str, Any]], tasks: list[str], peers: list[str], targ
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    colours = {"torch_pil": "#b8bec9", "torch_v2": "#7d8797", "fuelrail": "#c2571a"}
+    colours = {"torch_pil": "#b8bec9", "torch_v2": "#7d8797", "fuelrail": "#c2571a", "bare": "#e6b89c"}
     figure, panels = pyplot.subplots(1, 2, figsize=(10, 4.2), layout="constrained")
     for axes, name, title in (
         (panels[0], "images_per_s", "images per second (more is better)"),
