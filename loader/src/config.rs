@@ -280,6 +280,15 @@ mod tests {
     }
 
     #[test]
+    fn the_example_file_is_a_configuration() {
+        let daemon: DaemonConfig = toml::from_str(include_str!("../../examples/pipelines.toml")).unwrap();
+        assert_eq!(daemon.pipelines.keys().collect::<Vec<_>>(), ["train", "val"]);
+        for pipeline in daemon.pipelines.values() {
+            pipeline.check().unwrap();
+        }
+    }
+
+    #[test]
     fn toml_and_json_are_the_same_pipeline() {
         let toml = r#"
             [pipelines.train]
