@@ -217,6 +217,7 @@ def draw(results: list[dict[str, Any]], tasks: list[str], peers: list[str], targ
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
+    inks = {"torch_pil": "#1c1e21", "torch_v2": "#ffffff", "fuelrail": "#ffffff"}
     colours = {"torch_pil": "#b8bec9", "torch_v2": "#7d8797", "fuelrail": "#c2571a", "bare": "#e6b89c"}
     figure, panels = pyplot.subplots(1, 2, figsize=(10, 4.2), layout="constrained")
     for axes, name, title in (
@@ -228,10 +229,11 @@ def draw(results: list[dict[str, Any]], tasks: list[str], peers: list[str], targ
             centres = [index + (place - (len(peers) - 1) / 2) * width for index in range(len(tasks))]
             medians = [summary(results, task, peer)[name] for task in tasks]
             bars = axes.bar(centres, medians, width * 0.92, color=colours[peer], label=PEERS[peer])
-            axes.bar_label(bars, fmt="%.0f" if name == "images_per_s" else "%.2f", fontsize=8, padding=2)
+            figures = "%.0f" if name == "images_per_s" else "%.2f"
+            axes.bar_label(bars, fmt=figures, fontsize=9, label_type="center", color=inks[peer])
             for centre, task in zip(centres, tasks, strict=True):
                 rounds = [row[name] for row in results if (row["task"], row["peer"]) == (task, peer)]
-                axes.plot([centre] * len(rounds), rounds, ".", color="#1c1e21", markersize=3)
+                axes.plot([centre + 0.36 * width] * len(rounds), rounds, ".", color="#1c1e21", markersize=4)
         axes.set_title(title, fontsize=10)
         axes.set_xticks(range(len(tasks)), [f"task {task}" for task in tasks])
         axes.margins(y=0.12)
