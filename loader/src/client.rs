@@ -480,7 +480,9 @@ impl Feed {
         }
         let asked = Instant::now();
         self.iterating_since.get_or_insert(asked);
-        // What has arrived is taken in first, so that log lines and failures are not late.
+        // What has arrived is taken in first, so that log lines and failures are not late. Some of it may have come in one
+        // piece with an earlier answer (attached, keys, stats): then the socket will not say that it is there.
+        self.drain()?;
         while self.receive(Duration::ZERO)? {}
         while self.ready.is_empty() {
             if let Some((kind, message)) = self.pending_failure.clone() {
@@ -630,6 +632,11 @@ impl Feed {
         what: &str,
     ) -> Result<(), ClientError> {
         self.poll(asked, timeout, interrupt, what)?;
+        self.drain()
+    }
+
+    /// Files every whole message that is here.
+    fn drain(&mut self) -> Result<(), ClientError> {
         while let Some(reply) = self.take_in()? {
             if let Some(other) = self.sort(reply)? {
                 return Err(ClientError::protocol(format!("the daemon said {other:?} unasked")));
@@ -652,11 +659,7 @@ impl Feed {
             Err(_) if !self.ready.is_empty() => return Ok(false),
             Err(error) => return Err(self.died(&error.to_string())),
         }
-        while let Some(reply) = self.take_in()? {
-            if let Some(other) = self.sort(reply)? {
-                return Err(ClientError::protocol(format!("the daemon said {other:?} unasked")));
-            }
-        }
+        self.drain()?;
         Ok(true)
     }
 
