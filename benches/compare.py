@@ -217,7 +217,7 @@ def draw(results: list[dict[str, Any]], tasks: list[str], peers: list[str], targ
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    inks = {"torch_pil": "#1c1e21", "torch_v2": "#ffffff", "fuelrail": "#ffffff"}
+    inks = {"torch_pil": "#1c1e21", "torch_v2": "#ffffff", "fuelrail": "#ffffff", "bare": "#1c1e21"}
     colours = {"torch_pil": "#b8bec9", "torch_v2": "#7d8797", "fuelrail": "#c2571a", "bare": "#e6b89c"}
     figure, panels = pyplot.subplots(1, 2, figsize=(10, 4.2), layout="constrained")
     for axes, name, title in (
