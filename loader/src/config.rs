@@ -172,7 +172,7 @@ impl PipelineConfig {
         if self.read.depth == 0 || self.read.depth > 4096 {
             return Err(format!("read.depth = {} is not between 1 and 4096", self.read.depth));
         }
-        if !(self.error_budget >= 0.0) {
+        if self.error_budget.is_nan() || self.error_budget < 0.0 {
             return Err(format!(
                 "error_budget = {} is not a share (below 1) or a number of records (1 and more)",
                 self.error_budget

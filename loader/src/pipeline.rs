@@ -164,7 +164,7 @@ impl Pipeline {
             // Decoded pixels: at worst every worker holds the largest sample that is allowed.
             ("scratch", self.threads as u64 * self.config.max_sample_bytes),
             // Buffers that the reader keeps for its next reads.
-            ("buffers", fuelrail_connectors::POOL_BYTES as u64),
+            ("buffers", fuelrail_connectors::POOL_BYTES),
             // The source's manifest.
             ("index", self.source.memory()),
             // Program, stacks, allocator.

@@ -340,7 +340,7 @@ impl Decoder {
     ///
     /// # Errors
     /// When the bytes are not a frame of a known message.
-    pub fn next<T: for<'de> Deserialize<'de>>(&mut self) -> Result<Option<T>, FrameError> {
+    pub fn message<T: for<'de> Deserialize<'de>>(&mut self) -> Result<Option<T>, FrameError> {
         let Some(header) = self.bytes.first_chunk::<4>() else { return Ok(None) };
         let len = u32::from_le_bytes(*header) as usize;
         if len > MAX_FRAME {
@@ -413,7 +413,7 @@ mod tests {
         let mut seen = Vec::new();
         while seen.len() < 2 {
             decoder.receive(theirs.as_fd(), RecvFlags::empty()).unwrap();
-            while let Some(message) = decoder.next::<Request>().unwrap() {
+            while let Some(message) = decoder.message::<Request>().unwrap() {
                 seen.push(message);
             }
         }
@@ -424,19 +424,19 @@ mod tests {
     #[test]
     fn oversized_and_unknown_messages_are_refused() {
         let mut decoder = Decoder { bytes: u32::MAX.to_le_bytes().to_vec(), fds: vec![] };
-        assert!(decoder.next::<Request>().unwrap_err().to_string().contains("longer"));
+        assert!(decoder.message::<Request>().unwrap_err().to_string().contains("longer"));
         let mut decoder = Decoder { bytes: encode(&serde_json::json!({"say": "dance"})), fds: vec![] };
-        assert!(decoder.next::<Request>().unwrap_err().to_string().contains("dance"));
+        assert!(decoder.message::<Request>().unwrap_err().to_string().contains("dance"));
         let mut decoder =
             Decoder { bytes: encode(&serde_json::json!({"say": "release", "slots": 1})), fds: vec![] };
-        assert!(decoder.next::<Request>().is_err());
+        assert!(decoder.message::<Request>().is_err());
     }
 
     proptest! {
         #[test]
         fn any_bytes_give_messages_or_errors_never_a_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
             let mut decoder = Decoder { bytes, fds: vec![] };
-            while let Ok(Some(_)) = decoder.next::<Request>() {}
+            while let Ok(Some(_)) = decoder.message::<Request>() {}
         }
 
         #[test]
@@ -450,10 +450,10 @@ mod tests {
                 decoder.bytes.extend_from_slice(&frame[at..end]);
                 at = end;
                 if at < frame.len() {
-                    prop_assert_eq!(decoder.next::<Request>().unwrap(), None);
+                    prop_assert_eq!(decoder.message::<Request>().unwrap(), None);
                 }
             }
-            prop_assert_eq!(decoder.next::<Request>().unwrap(), Some(message));
+            prop_assert_eq!(decoder.message::<Request>().unwrap(), Some(message));
         }
     }
 }

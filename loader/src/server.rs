@@ -289,7 +289,7 @@ impl Session {
         let mut decoder = Decoder::default();
         loop {
             while let Some(request) = decoder
-                .next::<Request>()
+                .message::<Request>()
                 .map_err(|error| Refusal::new(ErrorKind::Protocol, error.to_string()))?
             {
                 self.serve(request, &mut decoder).await?;

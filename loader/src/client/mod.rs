@@ -14,26 +14,31 @@
 //! - all but one slot leased: batches are handed out as owned copies, so a caller who collects images never
 //!   deadlocks.
 
+mod handshake;
+mod lease;
+mod private;
+
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
-use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::net::RecvFlags;
 
 use crate::plan::Cursor;
-use crate::protocol::{
-    self, Attach, Attached, Decoder, ErrorKind, Field, PROTOCOL, Ready, Reply, Request, Stats,
-};
+use crate::protocol::{Attach, Attached, Decoder, ErrorKind, PROTOCOL, Ready, Reply, Request, Stats};
 use crate::ring::Mapping;
 use crate::token::{Allow, Token, TokenError};
+
+use handshake::{Handshake, check};
+use lease::Link;
+pub use lease::{AlignedBytes, Lease, Memory};
+use private::Private;
 
 /// How often a waiting client looks whether it is to stop.
 const INTERRUPT_PERIOD: Duration = Duration::from_millis(100);
@@ -85,176 +90,6 @@ pub enum Address {
     Private(PathBuf),
     /// A daemon that listens on a socket.
     Socket(PathBuf),
-}
-
-/// The daemon that belongs to this process.
-#[derive(Debug)]
-struct Private {
-    pid: u32,
-    control: UnixStream,
-    child: Mutex<Child>,
-}
-
-static PRIVATE: Mutex<Weak<Private>> = Mutex::new(Weak::new());
-
-impl Private {
-    /// The one that runs, or a new one.
-    fn get(binary: &Path) -> Result<Arc<Self>, ClientError> {
-        let mut slot = PRIVATE.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(private) = slot.upgrade()
-            && private.pid == std::process::id()
-            && private.obituary().is_none()
-        {
-            return Ok(private);
-        }
-        let private = Arc::new(Self::spawn(binary)?);
-        *slot = Arc::downgrade(&private);
-        Ok(private)
-    }
-
-    fn spawn(binary: &Path) -> Result<Self, ClientError> {
-        let failed = |error: io::Error| ClientError::Daemon {
-            kind: ErrorKind::Environment,
-            message: format!("the daemon {} cannot be started: {error}", binary.display()),
-        };
-        let (control, theirs) = UnixStream::pair().map_err(failed)?;
-        // The socket is the child's standard input: nothing to inherit by number, nothing with a name on disk. Its own
-        // process group keeps the terminal's ctrl-C from it until it has made a session of its own.
-        let child = Command::new(binary)
-            .args(["serve", "--private"])
-            .stdin(Stdio::from(OwnedFd::from(theirs)))
-            .stdout(Stdio::null())
-            .process_group(0)
-            .spawn()
-            .map_err(failed)?;
-        Ok(Self { pid: std::process::id(), control, child: Mutex::new(child) })
-    }
-
-    /// A new connection to it: one end of a fresh pair travels over the control socket.
-    fn connect(&self) -> io::Result<UnixStream> {
-        let (ours, theirs) = UnixStream::pair()?;
-        protocol::send_all(&self.control, &Request::Adopt, Some(theirs.as_fd()))?;
-        Ok(ours)
-    }
-
-    /// How it died, if it did.
-    fn obituary(&self) -> Option<String> {
-        let status = self.child.lock().unwrap_or_else(PoisonError::into_inner).try_wait().ok()??;
-        Some(match (status.signal(), status.code()) {
-            (Some(signal), _) => format!("killed by signal {signal}"),
-            (_, code) => format!("exit status {}", code.unwrap_or(-1)),
-        })
-    }
-}
-
-impl Drop for Private {
-    fn drop(&mut self) {
-        if self.pid != std::process::id() {
-            return;
-        }
-        let _ = self.control.shutdown(std::net::Shutdown::Both);
-        let child = self.child.get_mut().unwrap_or_else(PoisonError::into_inner);
-        let deadline = Instant::now() + Duration::from_secs(2);
-        while Instant::now() < deadline {
-            if !matches!(child.try_wait(), Ok(None)) {
-                return;
-            }
-            std::thread::sleep(Duration::from_millis(2));
-        }
-        let _ = child.kill();
-        let _ = child.wait();
-    }
-}
-
-/// The socket of a feed, shared with its leases, which send their releases over it.
-#[derive(Debug)]
-struct Link {
-    socket: UnixStream,
-    pid: u32,
-    sending: Mutex<()>,
-    leased: AtomicUsize,
-}
-
-impl Link {
-    fn send(&self, request: &Request) -> io::Result<()> {
-        let _one_at_a_time = self.sending.lock().unwrap_or_else(PoisonError::into_inner);
-        protocol::send_all(&self.socket, request, None)
-    }
-}
-
-/// The right to read one slot; dropping it gives the slot back.
-#[derive(Debug)]
-pub struct Lease {
-    link: Arc<Link>,
-    mapping: Arc<Mapping>,
-    slot: u32,
-    base: usize,
-}
-
-impl Drop for Lease {
-    fn drop(&mut self) {
-        if self.link.pid != std::process::id() {
-            return;
-        }
-        self.link.leased.fetch_sub(1, Ordering::Relaxed);
-        // A daemon that is gone needs no slot back.
-        let _ = self.link.send(&Request::Release { slot: self.slot });
-    }
-}
-
-/// Bytes of a batch's image field: in the slot, or an owned copy.
-#[derive(Clone, Debug)]
-pub enum Memory {
-    /// A view of shared memory.
-    Slot(Arc<Lease>),
-    /// A copy, aligned to 64 bytes.
-    Owned(Arc<AlignedBytes>),
-}
-
-impl Memory {
-    /// Address of the field's first byte; valid as long as this value or a clone of it lives.
-    pub fn address(&self, field: &Field, len: usize) -> *mut u8 {
-        match self {
-            Self::Slot(lease) => lease.mapping.at(lease.base + field.offset as usize, len),
-            Self::Owned(bytes) => bytes.address(),
-        }
-    }
-
-    /// Copies bytes of the field out, from `offset` on.
-    ///
-    /// # Panics
-    /// When that lies outside the batch.
-    pub fn copy_to(&self, field: &Field, offset: usize, out: &mut [u8]) {
-        match self {
-            Self::Slot(lease) => lease.mapping.copy_to(lease.base + field.offset as usize + offset, out),
-            Self::Owned(bytes) => out.copy_from_slice(&bytes.bytes[bytes.offset + offset..][..out.len()]),
-        }
-    }
-
-    /// Whether it is a view of shared memory.
-    pub fn is_view(&self) -> bool {
-        matches!(self, Self::Slot(_))
-    }
-}
-
-/// Owned bytes that begin on a 64-byte boundary, as DLPack consumers expect.
-#[derive(Debug)]
-pub struct AlignedBytes {
-    bytes: Vec<u8>,
-    offset: usize,
-}
-
-impl AlignedBytes {
-    fn copy(mapping: &Mapping, offset: usize, len: usize) -> Self {
-        let mut bytes = vec![0u8; len + 64];
-        let start = bytes.as_ptr().align_offset(64);
-        mapping.copy_to(offset, &mut bytes[start..start + len]);
-        Self { bytes, offset: start }
-    }
-
-    fn address(&self) -> *mut u8 {
-        self.bytes[self.offset..].as_ptr().cast_mut()
-    }
 }
 
 /// One batch.
@@ -336,8 +171,7 @@ impl Feed {
             }
         };
         let start = attach.start;
-        let link =
-            Link { socket, pid: std::process::id(), sending: Mutex::new(()), leased: AtomicUsize::new(0) };
+        let link = Link::new(socket);
         let mut handshake =
             Handshake { link, private, decoder: Decoder::default(), logs: Vec::new(), daemon_pid: 0 };
         handshake.send(&Request::Hello { protocol: PROTOCOL, pid: std::process::id() })?;
@@ -705,7 +539,7 @@ impl Feed {
     }
 
     fn take_in(&mut self) -> Result<Option<Reply>, ClientError> {
-        self.decoder.next().map_err(|error| ClientError::protocol(error.to_string()))
+        self.decoder.message().map_err(|error| ClientError::protocol(error.to_string()))
     }
 
     /// Files batches and log lines; passes everything else on.
@@ -764,98 +598,6 @@ impl Drop for Feed {
     fn drop(&mut self) {
         self.close();
     }
-}
-
-/// The first two messages of a connection, before there is a feed.
-struct Handshake {
-    link: Link,
-    private: Option<Arc<Private>>,
-    decoder: Decoder,
-    logs: Vec<(String, String)>,
-    daemon_pid: u32,
-}
-
-impl Handshake {
-    fn send(&self, request: &Request) -> Result<(), ClientError> {
-        self.link.send(request).map_err(|error| self.died(&error.to_string()))
-    }
-
-    fn reply(&mut self, timeout: Option<Duration>, interrupt: Interrupt<'_>) -> Result<Reply, ClientError> {
-        let asked = Instant::now();
-        loop {
-            match self.decoder.next().map_err(|error| ClientError::protocol(error.to_string()))? {
-                Some(Reply::Log { level, text }) => self.logs.push((level, text)),
-                Some(Reply::Refused { kind, message }) => return Err(ClientError::Daemon { kind, message }),
-                Some(reply) => return Ok(reply),
-                None => {
-                    if timeout.is_some_and(|timeout| asked.elapsed() >= timeout) {
-                        return Err(ClientError::Timeout(
-                            "the daemon did not answer within the timeout while it opened the source: a network file \
-                             system that does not answer, or a very large folder (raise timeout=)"
-                                .into(),
-                        ));
-                    }
-                    if interrupt() {
-                        return Err(ClientError::Interrupted);
-                    }
-                    if readable(&self.link.socket, INTERRUPT_PERIOD) {
-                        match self.decoder.receive(self.link.socket.as_fd(), RecvFlags::DONTWAIT) {
-                            Ok(0) => return Err(self.died("it closed the connection")),
-                            Err(error) if error.kind() != io::ErrorKind::WouldBlock => {
-                                return Err(self.died(&error.to_string()));
-                            }
-                            _ => {}
-                        }
-                    }
-                }
-            }
-        }
-    }
-
-    fn died(&self, how: &str) -> ClientError {
-        let obituary = self.private.as_ref().and_then(|private| private.wait_for_obituary());
-        ClientError::Died(format!("the fuelrail daemon is gone: {}", obituary.as_deref().unwrap_or(how)))
-    }
-}
-
-impl Private {
-    /// A process whose sockets are closed is about to be reaped; gives it a moment, so that the error can say how.
-    fn wait_for_obituary(&self) -> Option<String> {
-        let deadline = Instant::now() + Duration::from_millis(500);
-        loop {
-            if let Some(obituary) = self.obituary() {
-                return Some(obituary);
-            }
-            if Instant::now() > deadline {
-                return None;
-            }
-            std::thread::sleep(Duration::from_millis(2));
-        }
-    }
-}
-
-/// What the daemon announces is checked before any address is computed from it.
-fn check(attached: &Attached) -> Result<(), ClientError> {
-    let Attached { fields, slots, slot_bytes, batching, .. } = attached;
-    let fits = |field: &Field| {
-        batching
-            .batch_size
-            .checked_mul(field.row_bytes)
-            .and_then(|bytes| bytes.checked_add(field.offset))
-            .is_some_and(|end| end <= *slot_bytes)
-            && field.offset % 64 == 0
-            && field.shape.len() == field.strides.len()
-    };
-    let total = u64::from(*slots).checked_mul(*slot_bytes);
-    if fields.is_empty()
-        || batching.batch_size == 0
-        || batching.world_size == 0
-        || !fields.iter().all(fits)
-        || total.is_none()
-    {
-        return Err(ClientError::protocol("the daemon announced a batch layout that does not fit its slots"));
-    }
-    Ok(())
 }
 
 fn readable(socket: &UnixStream, patience: Duration) -> bool {

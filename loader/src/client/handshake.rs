@@ -1,0 +1,93 @@
+//! The first messages of a connection, before there is a feed: greeting, attaching, and what the daemon announces.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rustix::net::RecvFlags;
+
+use super::lease::Link;
+use super::private::Private;
+use super::{ClientError, INTERRUPT_PERIOD, Interrupt, readable};
+use crate::protocol::{Attached, Decoder, Field, Reply, Request};
+
+/// The first two messages of a connection, before there is a feed.
+pub(super) struct Handshake {
+    pub link: Link,
+    pub private: Option<Arc<Private>>,
+    pub decoder: Decoder,
+    pub logs: Vec<(String, String)>,
+    pub daemon_pid: u32,
+}
+
+impl Handshake {
+    pub fn send(&self, request: &Request) -> Result<(), ClientError> {
+        self.link.send(request).map_err(|error| self.died(&error.to_string()))
+    }
+
+    pub fn reply(
+        &mut self,
+        timeout: Option<Duration>,
+        interrupt: Interrupt<'_>,
+    ) -> Result<Reply, ClientError> {
+        let asked = Instant::now();
+        loop {
+            match self.decoder.message().map_err(|error| ClientError::protocol(error.to_string()))? {
+                Some(Reply::Log { level, text }) => self.logs.push((level, text)),
+                Some(Reply::Refused { kind, message }) => return Err(ClientError::Daemon { kind, message }),
+                Some(reply) => return Ok(reply),
+                None => {
+                    if timeout.is_some_and(|timeout| asked.elapsed() >= timeout) {
+                        return Err(ClientError::Timeout(
+                            "the daemon did not answer within the timeout while it opened the source: a network file \
+                             system that does not answer, or a very large folder (raise timeout=)"
+                                .into(),
+                        ));
+                    }
+                    if interrupt() {
+                        return Err(ClientError::Interrupted);
+                    }
+                    if readable(&self.link.socket, INTERRUPT_PERIOD) {
+                        match self.decoder.receive(self.link.socket.as_fd(), RecvFlags::DONTWAIT) {
+                            Ok(0) => return Err(self.died("it closed the connection")),
+                            Err(error) if error.kind() != io::ErrorKind::WouldBlock => {
+                                return Err(self.died(&error.to_string()));
+                            }
+                            _ => {}
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    fn died(&self, how: &str) -> ClientError {
+        let obituary = self.private.as_ref().and_then(|private| private.wait_for_obituary());
+        ClientError::Died(format!("the fuelrail daemon is gone: {}", obituary.as_deref().unwrap_or(how)))
+    }
+}
+
+/// What the daemon announces is checked before any address is computed from it.
+pub(super) fn check(attached: &Attached) -> Result<(), ClientError> {
+    let Attached { fields, slots, slot_bytes, batching, .. } = attached;
+    let fits = |field: &Field| {
+        batching
+            .batch_size
+            .checked_mul(field.row_bytes)
+            .and_then(|bytes| bytes.checked_add(field.offset))
+            .is_some_and(|end| end <= *slot_bytes)
+            && field.offset.is_multiple_of(64)
+            && field.shape.len() == field.strides.len()
+    };
+    let total = u64::from(*slots).checked_mul(*slot_bytes);
+    if fields.is_empty()
+        || batching.batch_size == 0
+        || batching.world_size == 0
+        || !fields.iter().all(fits)
+        || total.is_none()
+    {
+        return Err(ClientError::protocol("the daemon announced a batch layout that does not fit its slots"));
+    }
+    Ok(())
+}

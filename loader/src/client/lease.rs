@@ -1,0 +1,104 @@
+//! What keeps a slot in the caller's hands, and what a view of it points to.
+
+use std::io;
+use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::protocol::{self, Field, Request};
+use crate::ring::Mapping;
+
+/// The socket of a feed, shared with its leases, which send their releases over it.
+#[derive(Debug)]
+pub(super) struct Link {
+    pub socket: UnixStream,
+    pub pid: u32,
+    sending: Mutex<()>,
+    pub leased: AtomicUsize,
+}
+
+impl Link {
+    pub fn new(socket: UnixStream) -> Self {
+        Self { socket, pid: std::process::id(), sending: Mutex::new(()), leased: AtomicUsize::new(0) }
+    }
+
+    pub fn send(&self, request: &Request) -> io::Result<()> {
+        let _one_at_a_time = self.sending.lock().unwrap_or_else(PoisonError::into_inner);
+        protocol::send_all(&self.socket, request, None)
+    }
+}
+
+/// The right to read one slot; dropping it gives the slot back.
+#[derive(Debug)]
+pub struct Lease {
+    pub(super) link: Arc<Link>,
+    pub(super) mapping: Arc<Mapping>,
+    pub(super) slot: u32,
+    pub(super) base: usize,
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        if self.link.pid != std::process::id() {
+            return;
+        }
+        self.link.leased.fetch_sub(1, Ordering::Relaxed);
+        // A daemon that is gone needs no slot back.
+        let _ = self.link.send(&Request::Release { slot: self.slot });
+    }
+}
+
+/// Bytes of a batch's image field: in the slot, or an owned copy.
+#[derive(Clone, Debug)]
+pub enum Memory {
+    /// A view of shared memory.
+    Slot(Arc<Lease>),
+    /// A copy, aligned to 64 bytes.
+    Owned(Arc<AlignedBytes>),
+}
+
+impl Memory {
+    /// Address of the field's first byte; valid as long as this value or a clone of it lives.
+    pub fn address(&self, field: &Field, len: usize) -> *mut u8 {
+        match self {
+            Self::Slot(lease) => lease.mapping.at(lease.base + field.offset as usize, len),
+            Self::Owned(bytes) => bytes.address(),
+        }
+    }
+
+    /// Copies bytes of the field out, from `offset` on.
+    ///
+    /// # Panics
+    /// When that lies outside the batch.
+    pub fn copy_to(&self, field: &Field, offset: usize, out: &mut [u8]) {
+        match self {
+            Self::Slot(lease) => lease.mapping.copy_to(lease.base + field.offset as usize + offset, out),
+            Self::Owned(bytes) => out.copy_from_slice(&bytes.bytes[bytes.offset + offset..][..out.len()]),
+        }
+    }
+
+    /// Whether it is a view of shared memory.
+    pub fn is_view(&self) -> bool {
+        matches!(self, Self::Slot(_))
+    }
+}
+
+/// Owned bytes that begin on a 64-byte boundary, as DLPack consumers expect.
+#[derive(Debug)]
+pub struct AlignedBytes {
+    bytes: Vec<u8>,
+    offset: usize,
+}
+
+impl AlignedBytes {
+    pub(super) fn copy(mapping: &Mapping, offset: usize, len: usize) -> Self {
+        let mut bytes = vec![0u8; len + 64];
+        let start = bytes.as_ptr().align_offset(64);
+        mapping.copy_to(offset, &mut bytes[start..start + len]);
+        Self { bytes, offset: start }
+    }
+
+    fn address(&self) -> *mut u8 {
+        self.bytes[self.offset..].as_ptr().cast_mut()
+    }
+}

@@ -1,0 +1,106 @@
+//! The daemon that belongs to this process: a child, shared by the process's feeds, ending with the last of them.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
+use super::ClientError;
+use crate::protocol::{self, ErrorKind, Request};
+
+/// The daemon that belongs to this process.
+#[derive(Debug)]
+pub(super) struct Private {
+    pid: u32,
+    control: UnixStream,
+    child: Mutex<Child>,
+}
+
+static PRIVATE: Mutex<Weak<Private>> = Mutex::new(Weak::new());
+
+impl Private {
+    /// The one that runs, or a new one.
+    pub fn get(binary: &Path) -> Result<Arc<Self>, ClientError> {
+        let mut slot = PRIVATE.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(private) = slot.upgrade()
+            && private.pid == std::process::id()
+            && private.obituary().is_none()
+        {
+            return Ok(private);
+        }
+        let private = Arc::new(Self::spawn(binary)?);
+        *slot = Arc::downgrade(&private);
+        Ok(private)
+    }
+
+    fn spawn(binary: &Path) -> Result<Self, ClientError> {
+        let failed = |error: io::Error| ClientError::Daemon {
+            kind: ErrorKind::Environment,
+            message: format!("the daemon {} cannot be started: {error}", binary.display()),
+        };
+        let (control, theirs) = UnixStream::pair().map_err(failed)?;
+        // The socket is the child's standard input: nothing to inherit by number, nothing with a name on disk. Its own
+        // process group keeps the terminal's ctrl-C from it until it has made a session of its own.
+        let child = Command::new(binary)
+            .args(["serve", "--private"])
+            .stdin(Stdio::from(OwnedFd::from(theirs)))
+            .stdout(Stdio::null())
+            .process_group(0)
+            .spawn()
+            .map_err(failed)?;
+        Ok(Self { pid: std::process::id(), control, child: Mutex::new(child) })
+    }
+
+    /// A new connection to it: one end of a fresh pair travels over the control socket.
+    pub fn connect(&self) -> io::Result<UnixStream> {
+        let (ours, theirs) = UnixStream::pair()?;
+        protocol::send_all(&self.control, &Request::Adopt, Some(theirs.as_fd()))?;
+        Ok(ours)
+    }
+
+    /// How it died, if it did.
+    fn obituary(&self) -> Option<String> {
+        let status = self.child.lock().unwrap_or_else(PoisonError::into_inner).try_wait().ok()??;
+        Some(match (status.signal(), status.code()) {
+            (Some(signal), _) => format!("killed by signal {signal}"),
+            (_, code) => format!("exit status {}", code.unwrap_or(-1)),
+        })
+    }
+
+    /// A process whose sockets are closed is about to be reaped; gives it a moment, so that the error can say how.
+    pub fn wait_for_obituary(&self) -> Option<String> {
+        let deadline = Instant::now() + Duration::from_millis(500);
+        loop {
+            if let Some(obituary) = self.obituary() {
+                return Some(obituary);
+            }
+            if Instant::now() > deadline {
+                return None;
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+}
+
+impl Drop for Private {
+    fn drop(&mut self) {
+        if self.pid != std::process::id() {
+            return;
+        }
+        let _ = self.control.shutdown(std::net::Shutdown::Both);
+        let child = self.child.get_mut().unwrap_or_else(PoisonError::into_inner);
+        let deadline = Instant::now() + Duration::from_secs(2);
+        while Instant::now() < deadline {
+            if !matches!(child.try_wait(), Ok(None)) {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        let _ = child.kill();
+        let _ = child.wait();
+    }
+}
