@@ -34,6 +34,7 @@ bench: setup ## compare with torch's DataLoader on DATA=folder (default: generat
 lint: setup ## formatting, clippy, ruff, types, and the stubs against the compiled module
 	cargo fmt --check
 	cargo clippy --release --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --release --quiet --no-deps --workspace --exclude fuelrail-python
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy --strict python/fuelrail

@@ -1,6 +1,6 @@
 //! The engine of one feed: walks the order, keeps several batches under construction, hands them over in order.
 //!
-//! All state lives in the coordinator thread and changes only when an [`Event`] arrives:
+//! All state lives in the coordinator thread and changes only when an event arrives:
 //!
 //! ```text
 //!   Release, Seek, Stop ──┐                  ┌──▶ reader.submit(rows)  ──▶ worker ──┐
