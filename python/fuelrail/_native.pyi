@@ -1,9 +1,12 @@
 """Types of the native half of fuelrail."""
 
-from typing import Any
+from typing import Any, final
+
+__all__ = ["Batch", "Feed", "Tensor", "__version__"]
 
 __version__: str
 
+@final
 class Tensor:
     """The images of a batch, as a DLPack producer."""
 
@@ -19,6 +22,7 @@ class Tensor:
     ) -> Any: ...
     def __dlpack_device__(self) -> tuple[int, int]: ...
 
+@final
 class Batch:
     """One batch: the image tensor and the small fields."""
 
@@ -35,6 +39,7 @@ class Batch:
     def tensor(self) -> Tensor: ...
     def small(self, at: int) -> bytearray: ...
 
+@final
 class Feed:
     """One loader's attachment to a daemon."""
 
