@@ -183,7 +183,8 @@ class Script:
         self, code: str, *arguments: Any, footprint: Footprint | None = None, session: bool = True
     ) -> None:
         environment = footprint.environment if footprint else os.environ | {"PYTHONUNBUFFERED": "1"}
-        prologue = "import json, os, sys\ndef say(value): print(json.dumps(value), flush=True)\n"
+        # One write for a line: a forked child may speak at the same time.
+        prologue = "import json, os, sys\ndef say(value): os.write(1, (json.dumps(value) + '\\n').encode())\n"
         self._process = subprocess.Popen(
             [sys.executable, "-c", prologue + textwrap.dedent(code), *map(str, arguments)],
             stdin=subprocess.DEVNULL,

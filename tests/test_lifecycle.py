@@ -179,8 +179,8 @@ def test_ctrl_c_to_the_whole_group_lets_the_trainer_save_and_go_on(footprint: Fo
         from fuelrail.numpy import Loader, transforms as T
         loader = Loader("synthetic://?count=500", transforms=[T.Resize((8, 8))], batch_size=10)
         iterator = iter(loader)
-        say(next(iterator)["index"].tolist())
         try:
+            say(next(iterator)["index"].tolist())
             while True:
                 pass
         except KeyboardInterrupt:
@@ -445,6 +445,16 @@ def test_a_closed_loader_says_so() -> None:
             attempt()
 
 
+def test_questions_between_batches_lose_none() -> None:
+    """An answer and the next batches may arrive in one piece."""
+    with Loader(SMALL, transforms=TINY, batch_size=2, prefetch_factor=8, shuffle=True, timeout=20) as loader:
+        keys = []
+        for batch in loader:
+            keys += loader.keys(batch)
+            assert loader.stats()["images"] == len(keys)
+        assert len(set(keys)) == 997
+
+
 # Threads ---------------------------------------------------------------------------------------------------------------
 
 
@@ -501,6 +511,7 @@ def test_a_thread_that_waits_for_a_batch_stops_nobody_else() -> None:
 
 def test_a_loader_in_use_by_another_thread_can_be_asked_and_closed() -> None:
     loader = Loader(STUCK, transforms=TINY, timeout=30.0)
+    pid = loader.daemon_pid
     errors: list[BaseException] = []
     started = threading.Event()
 
@@ -516,10 +527,17 @@ def test_a_loader_in_use_by_another_thread_can_be_asked_and_closed() -> None:
     thread.start()
     started.wait()
     time.sleep(0.2)
-    # A progress display in the main thread; ctrl-C handling that closes the loader under a worker thread.
-    assert isinstance(loader.state_dict(), dict)
-    with at_most(SLACK, "close() under a waiting thread"):
-        loader.close()
-        thread.join(SLACK)
-    assert not thread.is_alive()
-    assert isinstance(errors[0], FuelrailError), errors
+    try:
+        # A progress display in the main thread; then ctrl-C, and a handler that closes the loader under the other thread.
+        assert isinstance(loader.state_dict(), dict)
+        assert isinstance(loader.stats(), dict)
+        with at_most(SLACK, "close() under a waiting thread"):
+            loader.close()
+            thread.join(SLACK)
+        assert not thread.is_alive()
+        assert isinstance(errors[0], FuelrailError), errors
+    finally:
+        # Whatever failed, the daemon is not left to the tests that follow.
+        if thread.is_alive():
+            os.kill(pid, signal.SIGKILL)
+            thread.join(SLACK)

@@ -1,0 +1,189 @@
+"""The verdict names the stage that is the limit, and the commands that print it work."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from support import SLACK, TINY, Footprint, Loader, T, fuelrail, wait_until
+
+JSON_FIGURES = ("images_per_s", "cpu_s_per_1000", "first_batch_s", "reads_per_submission", "data_wait", "peak_bytes")
+
+
+def verdict(source: str, step: float = 0.0, **options: Any) -> dict[str, str]:
+    with Loader(source, batch_size=8, num_workers=1, **options) as loader:
+        for _ in loader:
+            # A model's step: the one place where a test has to spend time.
+            time.sleep(step)
+        stats = loader.stats()
+        assert stats["data_wait_share"] == pytest.approx(stats["data_wait_s"] / stats["iteration_s"], abs=0.02)
+        return stats["verdict"]
+
+
+def test_slow_reads_are_named() -> None:
+    answer = verdict("synthetic://?count=400&width=32&height=32&delay_us=30000", transforms=TINY)
+    assert answer["stage"] == "read", answer
+    assert answer["text"].startswith("read is the limit")
+
+
+def test_slow_transforms_are_named() -> None:
+    chain = [T.Resize((400, 400)), T.GaussianBlur(31, 8.0)]
+    answer = verdict("synthetic://?count=80&width=500&height=400", transforms=chain)
+    assert answer["stage"] == "transform", answer
+    assert "num_workers" in answer["text"], "it says what would help"
+
+
+def test_a_slow_trainer_is_named() -> None:
+    answer = verdict("synthetic://?count=400&width=32&height=32", step=0.03, transforms=TINY)
+    assert answer["stage"] == "train", answer
+    assert "consumer" in answer["text"]
+
+
+# bench -----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backend", ["io_uring", "threads"])
+def test_bench_prints_backend_reads_per_submission_memory_and_limit(images: Path, backend: str) -> None:
+    done = fuelrail("bench", images, "--seconds", "0.3", "--size", "32", "--read-backend", backend)
+    assert done.returncode == 0, done.stderr
+    lines = {line.split()[0]: line for line in done.stdout.splitlines()}
+    assert "reads per submission" in lines["reading"]
+    assert backend in lines["reading"] or "threads" in lines["reading"]
+    assert "images/s" in lines["throughput"] and "budget" in lines["memory"]
+    assert "is the limit" in lines["limit"]
+    assert "61 samples, 3 classes" in lines["source"]
+
+
+def test_bench_stays_within_its_memory_budget_and_its_json_parses(images: Path) -> None:
+    done = fuelrail("bench", images, "--epochs", "3", "--size", "64", "--batch-size", "8", "--json")
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert all(isinstance(report[figure], (int, float)) for figure in JSON_FIGURES)
+    assert 0 < report["peak_bytes"] <= report["budget"]["total"]
+    assert report["budget"]["total"] == sum(v for owner, v in report["budget"].items() if owner != "total")
+    assert report["stats"]["limit"] in ("read", "transform", "train")
+    assert report["stats"]["peak_in_flight_bytes"] <= report["budget"]["read_ahead"]
+    assert 61 * 3 - 8 <= report["images"] <= 61 * 3
+
+
+def test_bench_names_a_slow_consumer(images: Path) -> None:
+    done = fuelrail("bench", "synthetic://?count=200", "--size", "8", "--step-ms", "20", "--seconds", "1", "--json")
+    assert json.loads(done.stdout)["stats"]["limit"] == "train", done.stderr
+
+
+def test_the_console_command_of_the_package_is_the_same_binary() -> None:
+    command = Path(sys.executable).parent / "fuelrail"
+    if not command.exists():
+        pytest.skip(f"the package is not installed beside {sys.executable}")
+    for start in ([str(command)], [sys.executable, "-m", "fuelrail"]):
+        arguments = ["bench", "synthetic://?count=100", "--size", "8", "--epochs", "1", "--json"]
+        done = subprocess.run([*start, *arguments], capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["stats"]["backend"] == "synthetic"
+
+
+# preview ---------------------------------------------------------------------------------------------------------------
+
+
+def test_preview_writes_a_contact_sheet_and_lists_its_pictures(images: Path, tmp_path: Path) -> None:
+    out = tmp_path / "sheet.png"
+    done = fuelrail("preview", images, "--out", out, "--size", "48", "--count", "10", "--columns", "4")
+    assert done.returncode == 0, done.stderr
+    with Image.open(out) as sheet:
+        assert sheet.width > 4 * 48 and sheet.height > 3 * 48 and sheet.format == "PNG"
+        assert len(set(sheet.convert("L").tobytes())) > 100, "there is something to see"
+    listed = [line for line in done.stdout.splitlines() if line.startswith("row ")]
+    assert len(listed) == 10
+    assert all((images / line.split(": ")[1]).is_file() for line in listed)
+
+
+def test_preview_shows_one_record_under_many_draws(images: Path, tmp_path: Path) -> None:
+    out = tmp_path / "sheet.png"
+    done = fuelrail("preview", images, "-o", out, "--size", "32", "--epochs", "5", "--columns", "3")
+    assert done.returncode == 0, done.stderr
+    assert "15 pictures" in done.stdout
+
+
+# Mistakes --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        ([], "Usage"),
+        (["bnch"], "bench"),
+        (["bench"], "SOURCE"),
+        (["bench", "synthetic://", "--secnds", "3"], "--seconds"),
+        (["bench", "synthetic://", "--seconds", "-3"], "-3"),
+        (["bench", "synthetic://", "--seconds", "many"], "many"),
+        (["bench", "synthetic://", "--task", "Z"], "A, B, C"),
+        (["bench", "synthetic://", "--batch-size", "x"], "--batch-size"),
+        (["preview", "synthetic://", "--count", "0"], "--count"),
+        (["serve", "--sock", "x"], "--socket"),
+    ],
+)
+def test_wrong_arguments_give_exit_code_2_and_name_what_is_wrong(arguments: list[str], word: str) -> None:
+    done = fuelrail(*arguments)
+    assert done.returncode == 2
+    assert word in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["bench", "/nonexistent"], ["/nonexistent", "does not exist"]),
+        (["bench", "/etc/hostname"], ["/etc/hostname"]),
+        (["bench", "synthetic://?cont=3"], ["cont", "count"]),
+        (["bench", "synthetic://", "--transforms", "[{]"], ["--transforms"]),
+        (["bench", "synthetic://", "--transforms", '[{"type": "Rezise"}]'], ["Rezise", "Resize"]),
+        (["bench", "synthetic://", "--read-backend", "aio"], ["aio", "io_uring"]),
+        (["bench", "synthetic://", "--batch-size", "0"], ["batch_size"]),
+        (["bench", "synthetic://?fail_rate=1"], ["injected"]),
+        (["bench", "synthetic://?corrupt_rate=1"], ["records were refused", "class-"]),
+        (["preview", "synthetic://", "--out", "/nonexistent/x.png"], ["/nonexistent/x.png"]),
+        (["serve"], ["--root"]),
+        (["serve", "/nonexistent.toml"], ["/nonexistent.toml"]),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_what_cannot_be_done_is_said_clearly(arguments: list[str], words: list[str]) -> None:
+    done = fuelrail(*arguments)
+    assert done.returncode == 1
+    # What the daemon logged may stand before it; a list of bad records may follow it.
+    said = done.stderr[done.stderr.index("fuelrail: ") :]
+    assert all(word in said for word in words), done.stderr
+    assert "panicked" not in done.stderr
+
+
+@pytest.mark.parametrize("command", ["bench", "preview"])
+def test_ctrl_c_ends_a_command_with_130_and_leaves_nothing(command: str, footprint: Footprint, tmp_path: Path) -> None:
+    from fuelrail.loader import binary
+
+    arguments = [str(binary()), command, "synthetic://?delay_us=600000000"]
+    if command == "preview":
+        arguments += ["--out", str(tmp_path / "never.png")]
+    process = subprocess.Popen(
+        arguments, env=footprint.environment, start_new_session=True, stderr=subprocess.PIPE, text=True
+    )
+    wait_until(lambda: len(footprint.processes()) == 2, 10, "command and daemon run")
+    # The daemon runs, so the command's own handlers stand.
+    process.send_signal(signal.SIGINT)
+    assert process.wait(SLACK) == 130
+    assert not (tmp_path / "never.png").exists()
+    footprint.is_clean()
+
+
+def test_version_and_help_are_there() -> None:
+    import fuelrail as package
+
+    assert package.__version__ in fuelrail("--version").stdout
+    for command in ("serve", "bench", "preview"):
+        done = fuelrail(command, "--help")
+        assert done.returncode == 0 and "Usage" in done.stdout
