@@ -73,7 +73,7 @@ class Progress:
         columns = shutil.get_terminal_size().columns
         # On a narrow terminal the rate goes first, then the bar: speed and waiting are what the line is for.
         for figures in (f"{done}/{total}  {read}lr {lr:.2g}  {ends}", f"{done}/{total}  {read}{ends}"):
-            room = columns - len(head) - len(figures) - 4
+            room = columns - len(head) - len(figures) - 5
             if room >= 8:
                 break
         bar = f" {_bar(done / max(total, 1), min(room, 40))} " if room >= 8 else ""
