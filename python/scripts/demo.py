@@ -57,7 +57,7 @@ def main() -> int:
 
 
 #: Digits have no mirror images, and a crop must not cut the strokes away.
-DIGITS = ["--model", "small_cnn", "--size", "32", "--epochs", "12", "--batch-size", "64"]
+DIGITS = ["--model", "small_cnn", "--size", "32", "--epochs", "8", "--batch-size", "64"]
 DIGITS += ["--no-flip", "--min-scale", "0.6"]
 PHOTOGRAPHS = ["--model", "resnet18", "--size", "96", "--epochs", "12", "--batch-size", "32"]
 
