@@ -13,7 +13,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream as StdStream;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
@@ -287,6 +287,8 @@ impl Session {
     /// Serves requests until end-of-file.
     async fn run(&mut self, stream: &UnixStream) -> Result<(), Refusal> {
         let mut decoder = Decoder::default();
+        // One for the whole hello, not one for each byte of it.
+        let patience = tokio::time::Instant::now() + HELLO_TIMEOUT;
         loop {
             while let Some(request) = decoder
                 .message::<Request>()
@@ -299,7 +301,7 @@ impl Session {
             let received = if self.greeted {
                 receive.await
             } else {
-                tokio::time::timeout(HELLO_TIMEOUT, receive)
+                tokio::time::timeout_at(patience, receive)
                     .await
                     .map_err(|_| Refusal::new(ErrorKind::Protocol, "no hello came within 10 seconds"))?
             };
@@ -448,12 +450,25 @@ impl Server {
 
     /// A client's own pipeline may read only below the daemon's roots, symbolic links resolved.
     fn allowed(&self, config: &PipelineConfig) -> Result<(), Refusal> {
-        let SourceConfig::Folder(folder) = &config.source else { return Ok(()) };
         if self.private {
             return Ok(());
         }
-        let path = folder.root.canonicalize().unwrap_or_else(|_| folder.root.clone());
-        let below = |root: &PathBuf| root.canonicalize().is_ok_and(|root| path.starts_with(root));
+        if let Some(path) = &config.quarantine {
+            let message = format!(
+                "quarantine: this daemon writes no file for a client's own pipeline ({}); leave it out, or name the list in \
+                 a pipeline of the daemon's configuration",
+                path.display()
+            );
+            return Err(Refusal::new(ErrorKind::Config, message));
+        }
+        let SourceConfig::Folder(folder) = &config.source else { return Ok(()) };
+        // What does not exist cannot be resolved. It is compared as it is, so that the client hears that it is missing, but
+        // not with ".." in it, which would tell what exists elsewhere.
+        let plain = || !folder.root.components().any(|part| part == Component::ParentDir);
+        let path = folder.root.canonicalize().ok().or_else(|| plain().then(|| folder.root.clone()));
+        let below = |root: &PathBuf| {
+            root.canonicalize().is_ok_and(|root| path.as_ref().is_some_and(|path| path.starts_with(root)))
+        };
         if self.config.roots.iter().any(below) {
             return Ok(());
         }

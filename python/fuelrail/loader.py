@@ -135,6 +135,7 @@ class BaseLoader(Generic[Array]):
         pipeline: str | None = None,
         **unknown: Any,
     ) -> None:
+        arguments = dict(locals())
         _refuse_unknown(unknown, type(self))
         self._timeout = None if not timeout else float(timeout)
         text = os.fspath(source)
@@ -145,6 +146,7 @@ class BaseLoader(Generic[Array]):
         if text.startswith("unix://"):
             if pipeline is None:
                 raise ConfigError("a daemon's socket needs pipeline=NAME, one of the daemon's pipelines")
+            _refuse_decided(arguments)
             attach |= {"socket": text.removeprefix("unix://"), "name": pipeline}
         else:
             if pipeline is not None:
@@ -429,6 +431,20 @@ def _refuse_unknown(unknown: Mapping[str, Any], loader: type) -> None:
         near = difflib.get_close_matches(name, known, n=1)
         hint = f"did you mean {near[0]}=?" if near else "it takes " + ", ".join(sorted(known))
         raise TypeError(f"Loader() got an unknown argument {name}=; {hint}")
+
+
+def _refuse_decided(arguments: Mapping[str, Any]) -> None:
+    """Refuses what the daemon's pipeline decides: ignored, it would train on something else than it says."""
+    import inspect
+
+    ours = ("self", "source", "rank", "world_size", "timeout", "pipeline", "unknown")
+    for name, parameter in inspect.signature(BaseLoader.__init__).parameters.items():
+        value = arguments[name]
+        if name not in ours and value != parameter.default and not (name == "transforms" and not value):
+            raise ConfigError(
+                f"{name}= is decided by the daemon's pipeline {arguments['pipeline']!r}: change it in the daemon's "
+                "configuration and leave it out here"
+            )
 
 
 def _config(item: Transform | Mapping[str, Any], at: int) -> dict[str, Any]:
