@@ -24,7 +24,7 @@ use rustix::net::RecvFlags;
 use tokio::io::Interest;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 
 use crate::config::{DaemonConfig, PipelineConfig};
 use crate::engine::Engine;
@@ -39,6 +39,9 @@ const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Connections at a time; each costs a descriptor or two and a little memory before it attaches.
 const MAX_CONNECTIONS: usize = 512;
+
+/// Answers that wait for a client to read them. One that asks more than it reads is not listened to meanwhile.
+const MAX_ANSWERS: usize = 16;
 
 /// Keys in one answer.
 const MAX_KEYS: usize = 1 << 16;
@@ -133,7 +136,7 @@ async fn listening_door(
     let mut interrupt = signal(SignalKind::interrupt())?;
     listener.set_nonblocking(true)?;
     let listener = UnixListener::from_std(listener)?;
-    let open = Arc::new(tokio::sync::Semaphore::new(MAX_CONNECTIONS));
+    let open = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
@@ -206,11 +209,19 @@ fn listen(path: &Path) -> io::Result<std::os::unix::net::UnixListener> {
     Ok(socket.into())
 }
 
-/// Frames on their way to a client, with the descriptor that travels along.
-type Outbox = mpsc::UnboundedSender<(Vec<u8>, Option<OwnedFd>)>;
+/// A frame on its way to a client, with the descriptor that travels along, and its place among the answers.
+type Letter = (Vec<u8>, Option<OwnedFd>, Option<OwnedSemaphorePermit>);
+
+/// Unbounded, because nothing that says something may wait for a slow client. What lies in it is bounded by what there is
+/// to say: a `ready` for each slot, the answers that [`MAX_ANSWERS`] lets wait, and a few log lines.
+type Outbox = mpsc::UnboundedSender<Letter>;
 
 fn say(outbox: &Outbox, reply: &Reply) -> bool {
-    outbox.send((protocol::encode(reply), None)).is_ok()
+    outbox.send((protocol::encode(reply), None, None)).is_ok()
+}
+
+fn answer(outbox: &Outbox, reply: &Reply, place: OwnedSemaphorePermit) -> bool {
+    outbox.send((protocol::encode(reply), None, Some(place))).is_ok()
 }
 
 async fn connection(stream: StdStream, server: Arc<Server>) {
@@ -225,7 +236,8 @@ async fn connection(stream: StdStream, server: Arc<Server>) {
     let stream = Arc::new(stream);
     let (outbox, inbox) = mpsc::unbounded_channel();
     let writer = tokio::spawn(write(stream.clone(), inbox));
-    let mut session = Session { server, outbox, engine: None, greeted: false };
+    let answers = Arc::new(Semaphore::new(MAX_ANSWERS));
+    let mut session = Session { server, outbox, answers, engine: None, greeted: false };
     tokio::select! {
         result = session.run(&stream) => {
             if let Err(refusal) = result {
@@ -250,8 +262,8 @@ fn adopted(stream: StdStream, server: Arc<Server>) -> Pin<Box<dyn Future<Output 
     Box::pin(connection(stream, server))
 }
 
-async fn write(stream: Arc<UnixStream>, mut inbox: mpsc::UnboundedReceiver<(Vec<u8>, Option<OwnedFd>)>) {
-    while let Some((frame, mut fd)) = inbox.recv().await {
+async fn write(stream: Arc<UnixStream>, mut inbox: mpsc::UnboundedReceiver<Letter>) {
+    while let Some((frame, mut fd, _place)) = inbox.recv().await {
         let mut sent = 0;
         while sent < frame.len() {
             let attempt = stream
@@ -279,6 +291,7 @@ fn budget_text(budget: &BTreeMap<String, u64>) -> String {
 struct Session {
     server: Arc<Server>,
     outbox: Outbox,
+    answers: Arc<Semaphore>,
     engine: Option<Engine>,
     greeted: bool,
 }
@@ -343,12 +356,12 @@ impl Session {
             (Request::Seek { generation, cursor }, Some(engine)) => engine.seek(generation, cursor),
             (Request::Release { slot }, Some(engine)) => engine.release(slot),
             (Request::Stats { data_wait_ns, iteration_ns }, Some(engine)) => {
-                let outbox = self.outbox.clone();
+                let (outbox, place) = (self.outbox.clone(), self.place().await);
                 engine.stats(Consumer { data_wait_ns, iteration_ns }, move |stats| {
-                    say(&outbox, &Reply::Stats(Box::new(stats)));
+                    answer(&outbox, &Reply::Stats(Box::new(stats)), place);
                 });
             }
-            (Request::Keys { indices }, Some(engine)) => self.keys(&indices, engine)?,
+            (Request::Keys { indices }, Some(engine)) => self.keys(&indices, engine, self.place().await)?,
             (request, _) => {
                 let name = serde_json::to_value(&request)
                     .ok()
@@ -359,7 +372,12 @@ impl Session {
         Ok(())
     }
 
-    fn keys(&self, indices: &[i64], engine: &Engine) -> Result<(), Refusal> {
+    /// A place for one more answer.
+    async fn place(&self) -> OwnedSemaphorePermit {
+        self.answers.clone().acquire_owned().await.expect("never closed")
+    }
+
+    fn keys(&self, indices: &[i64], engine: &Engine, place: OwnedSemaphorePermit) -> Result<(), Refusal> {
         let refuse = |message| Err(Refusal::new(ErrorKind::Config, message));
         if indices.len() > MAX_KEYS {
             return refuse(format!(
@@ -377,7 +395,7 @@ impl Session {
                 }
             }
         }
-        say(&self.outbox, &Reply::Keys { keys });
+        answer(&self.outbox, &Reply::Keys { keys }, place);
         Ok(())
     }
 
@@ -420,7 +438,7 @@ impl Session {
             budget_text(&attached.budget)
         );
         let frame = protocol::encode(&Reply::Attached(Box::new(attached)));
-        let _ = self.outbox.send((frame, Some(memory)));
+        let _ = self.outbox.send((frame, Some(memory), None));
         tokio::spawn(forward());
         self.engine = Some(engine);
         Ok(())
