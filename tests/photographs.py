@@ -19,7 +19,9 @@ def photograph(seed: int, width: int, height: int) -> Image.Image:
         cells = 2 << octave
         coarse = draw.uniform(-1, 1, (min(cells, height), min(cells, width), 3)).astype(np.float32)
         layers = [
-            np.asarray(Image.fromarray(coarse[:, :, channel]).resize((width, height), Image.Resampling.BICUBIC))
+            np.asarray(
+                Image.fromarray(coarse[:, :, channel]).resize((width, height), Image.Resampling.BICUBIC)
+            )
             for channel in range(3)
         ]
         picture += np.stack(layers, axis=2) * 70.0 / 2**octave
@@ -28,7 +30,11 @@ def photograph(seed: int, width: int, height: int) -> Image.Image:
         # Objects: discs and half-planes with hard edges.
         colour = draw.uniform(-60, 60, 3)
         if draw.random() < 0.5:
-            cx, cy, r = draw.uniform(0, width), draw.uniform(0, height), draw.uniform(0.05, 0.3) * min(width, height)
+            cx, cy, r = (
+                draw.uniform(0, width),
+                draw.uniform(0, height),
+                draw.uniform(0.05, 0.3) * min(width, height),
+            )
             inside = (x - cx) ** 2 + (y - cy) ** 2 < r**2
         else:
             a, b = draw.normal(size=2)

@@ -92,7 +92,9 @@ def row_digests(batches: Iterable[Any]) -> dict[int, str]:
     for batch in batches:
         for row, position in enumerate(batch["position"].tolist()):
             state = hashlib.blake2b(np.ascontiguousarray(batch["image"][row]).tobytes(), digest_size=16)
-            state.update(repr([batch[name][row].item() for name in ("label", "index", "substituted")]).encode())
+            state.update(
+                repr([batch[name][row].item() for name in ("label", "index", "substituted")]).encode()
+            )
             assert position not in rows, f"position {position} came twice"
             rows[position] = state.hexdigest()
     return rows
@@ -141,7 +143,11 @@ class Footprint:
     @property
     def environment(self) -> dict[str, str]:
         """For the processes to watch."""
-        own = {"FUELRAIL_TEST_MARK": self.mark, "XDG_RUNTIME_DIR": str(self.runtime), "TMPDIR": str(self.temporary)}
+        own = {
+            "FUELRAIL_TEST_MARK": self.mark,
+            "XDG_RUNTIME_DIR": str(self.runtime),
+            "TMPDIR": str(self.temporary),
+        }
         return os.environ | own | {"PYTHONUNBUFFERED": "1"}
 
     def processes(self) -> dict[int, str]:
@@ -153,7 +159,9 @@ class Footprint:
                 continue
             try:
                 if needle in (entry / "environ").read_bytes() and state_of(int(entry.name)):
-                    found[int(entry.name)] = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode().strip()
+                    found[int(entry.name)] = (
+                        (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode().strip()
+                    )
             except OSError:
                 continue
         return found
@@ -218,7 +226,9 @@ class Script:
         try:
             line = self._lines.get(timeout=seconds)
         except queue.Empty:
-            raise AssertionError(f"the script said nothing for {seconds:g} s; stderr: {self.stderr}") from None
+            raise AssertionError(
+                f"the script said nothing for {seconds:g} s; stderr: {self.stderr}"
+            ) from None
         assert line is not None, f"the script ended (status {self.ends()}); stderr: {self.stderr}"
         return json.loads(line)
 
@@ -280,13 +290,17 @@ class Daemon:
         )
         self.pid = self._process.pid
         self._log: list[str] = []
-        self._reader = threading.Thread(target=lambda: self._log.extend(self._process.stderr or ()), daemon=True)
+        self._reader = threading.Thread(
+            target=lambda: self._log.extend(self._process.stderr or ()), daemon=True
+        )
         self._reader.start()
         self.url = f"unix://{socket}"
 
     def listens(self) -> Daemon:
         """Waits until it does."""
-        wait_until(lambda: "listens on" in self.log or self._process.poll() is not None, 20, "the daemon listens")
+        wait_until(
+            lambda: "listens on" in self.log or self._process.poll() is not None, 20, "the daemon listens"
+        )
         assert self._process.poll() is None, self.log
         return self
 

@@ -168,14 +168,22 @@ def inline(root: Path | str) -> dict[str, Any]:
     return {"inline": {"source": {"type": "folder", "root": str(root)}, "transforms": chain}}
 
 
-def test_pipelines_of_a_clients_own_stay_below_the_roots(daemon: Daemon, images: Path, tmp_path: Path) -> None:
+def test_pipelines_of_a_clients_own_stay_below_the_roots(
+    daemon: Daemon, images: Path, tmp_path: Path
+) -> None:
     for allowed in (images, images / "forest"):
         with Wire(daemon.socket) as wire:
             assert wire.greets().attaches(inline(allowed))["batching"]["len"] > 0
     outside = tmp_path / "outside"
     (outside / "a").mkdir(parents=True)
     (outside / "a" / "1.jpg").write_bytes(next(images.rglob("*.jpg")).read_bytes())
-    for escape in (outside, images / ".." / outside.name, f"{images}/../../{tmp_path.name}/outside", "/", "/etc"):
+    for escape in (
+        outside,
+        images / ".." / outside.name,
+        f"{images}/../../{tmp_path.name}/outside",
+        "/",
+        "/etc",
+    ):
         with Wire(daemon.socket) as wire:
             wire.greets().say({"say": "attach", "pipeline": inline(escape)})
             assert "--root" in wire.refusal()["message"]
@@ -192,7 +200,9 @@ def test_a_link_out_of_the_roots_is_not_followed_to_the_root_itself(images: Path
             assert "--root" in wire.refusal()["message"]
 
 
-def test_a_clients_own_pipeline_cannot_write_where_it_likes(daemon: Daemon, images: Path, tmp_path: Path) -> None:
+def test_a_clients_own_pipeline_cannot_write_where_it_likes(
+    daemon: Daemon, images: Path, tmp_path: Path
+) -> None:
     pipeline = inline(images)
     victim = tmp_path / "outside.jsonl"
     pipeline["inline"]["quarantine"] = str(victim)
@@ -287,7 +297,9 @@ def test_nothing_is_left_when_it_stops(config: Path, footprint: Footprint, tmp_p
         ("", ["pipelines"]),
     ],
 )
-def test_a_mistake_in_the_configuration_is_named_at_the_start(text: str, words: list[str], tmp_path: Path) -> None:
+def test_a_mistake_in_the_configuration_is_named_at_the_start(
+    text: str, words: list[str], tmp_path: Path
+) -> None:
     path = tmp_path / "bad.toml"
     path.write_text(text)
     done = fuelrail("serve", path, "--socket", tmp_path / "s.sock")
@@ -337,7 +349,9 @@ def test_a_daemon_of_another_version_is_refused_by_the_client(tmp_path: Path) ->
     listener.close()
 
 
-def test_bytes_that_are_no_message_end_the_connection_with_a_reason(daemon: Daemon, rng: random.Random) -> None:
+def test_bytes_that_are_no_message_end_the_connection_with_a_reason(
+    daemon: Daemon, rng: random.Random
+) -> None:
     hello = b'{"say":"hello","protocol":1,"pid":1}'
     cases = {
         "not JSON": struct.pack("<I", 7) + b"garbage",
@@ -403,7 +417,11 @@ def test_keys_of_records_that_do_not_exist_are_refused(daemon: Daemon, indices: 
 
 def test_places_that_do_not_exist_harm_nobody(daemon: Daemon) -> None:
     big = (1 << 64) - 1
-    for cursor in ({"epoch": 0, "position": big}, {"epoch": big, "position": 0}, {"epoch": big, "position": big}):
+    for cursor in (
+        {"epoch": 0, "position": big},
+        {"epoch": big, "position": 0},
+        {"epoch": big, "position": big},
+    ):
         with Wire(daemon.socket) as wire:
             wire.greets().attaches({"name": "synthetic"})
             wire.say({"say": "seek", "generation": 1, "cursor": cursor})
@@ -524,7 +542,9 @@ def test_floods_of_connections_and_descriptors_are_survived(daemon: Daemon) -> N
     except (BrokenPipeError, ConnectionResetError):
         pass
     os.close(gift)
-    wait_until(lambda: descriptors(daemon.pid) <= before + 1, 10, "descriptors that nobody asked for are closed")
+    wait_until(
+        lambda: descriptors(daemon.pid) <= before + 1, 10, "descriptors that nobody asked for are closed"
+    )
     healthy(daemon)
 
 
@@ -586,7 +606,9 @@ def test_augmentation_over_a_socket_is_that_of_a_private_daemon(images: Path, tm
     chain = ", ".join(toml(transform.config()) for transform in AUGMENT)
     path = tmp_path / "p.toml"
     source = f'{{ type = "folder", root = "{images}" }}'
-    path.write_text(f"[pipelines.p]\nbatch_size = 7\nshuffle = true\nsource = {source}\ntransforms = [{chain}]\n")
+    path.write_text(
+        f"[pipelines.p]\nbatch_size = 7\nshuffle = true\nsource = {source}\ntransforms = [{chain}]\n"
+    )
     with Daemon(path, socket=tmp_path / "s.sock") as daemon:
         with Loader(daemon.listens().url, pipeline="p") as loader:
             over = digests(loader)

@@ -14,7 +14,13 @@ from support import AUGMENT, GATE, Loader, T, digest, digests, indices
 
 EPOCHS = 2
 BATCH = 7
-OPTIONS = {"transforms": AUGMENT, "batch_size": BATCH, "shuffle": True, "seed": 5, "max_sample_bytes": 16 << 20}
+OPTIONS = {
+    "transforms": AUGMENT,
+    "batch_size": BATCH,
+    "shuffle": True,
+    "seed": 5,
+    "max_sample_bytes": 16 << 20,
+}
 
 SETTINGS = {
     "8 threads": {"num_workers": 8},
@@ -68,7 +74,9 @@ def test_both_read_backends_are_what_they_say(images: Path) -> None:
 @pytest.mark.parametrize("delays", DELAYS)
 @pytest.mark.parametrize("threads", [1, 8])
 def test_injected_delays_change_no_byte(delays: str, threads: int) -> None:
-    assert run(SYNTHETIC + DELAYS[delays], num_workers=threads, prefetch_factor=3) == run(SYNTHETIC, num_workers=1)
+    assert run(SYNTHETIC + DELAYS[delays], num_workers=threads, prefetch_factor=3) == run(
+        SYNTHETIC, num_workers=1
+    )
 
 
 def test_a_slow_record_does_not_hold_up_the_work_on_later_batches() -> None:
@@ -89,9 +97,11 @@ def test_another_run_of_the_same_process_and_another_framework_give_the_same(
         assert [[digest(batch) for batch in loader] for _ in range(EPOCHS)] == alone
 
 
-def test_a_resume_at_any_position_gives_the_same_rest(images: Path, alone: list[list[str]], rng: random.Random) -> None:
+def test_a_resume_at_any_position_gives_the_same_rest(
+    images: Path, alone: list[list[str]], rng: random.Random
+) -> None:
     batches = len(alone[0])
-    stops = range(batches + 1) if GATE else sorted(rng.sample(range(batches + 1), 4) + [0, batches])
+    stops = range(batches + 1) if GATE else sorted({*rng.sample(range(batches + 1), 4), 0, batches})
     for epoch in range(EPOCHS):
         for stop in stops:
             with Loader(images, num_workers=8, **OPTIONS) as loader:
@@ -135,7 +145,7 @@ def test_epochs_differ_in_order_and_in_pixels(images: Path) -> None:
 
 def test_another_seed_gives_another_order_and_other_pixels(images: Path, alone: list[list[str]]) -> None:
     other = run(images, seed=6)
-    assert not set(sum(other, [])) & set(sum(alone, []))
+    assert not set(itertools.chain(*other)) & set(itertools.chain(*alone))
 
 
 def test_the_default_seed_is_a_constant(images: Path) -> None:
@@ -153,4 +163,6 @@ def test_without_shuffle_the_order_is_the_folders_own_and_augmentation_still_var
         assert digests(first) != digests(second)
         keys = [key for batch in first for key in loader.keys(batch)]
         assert [key.split("/")[0] for key in keys] == sorted(key.split("/")[0] for key in keys)
-        assert [loader.classes[label] for b in first for label in b["label"]] == [key.split("/")[0] for key in keys]
+        assert [loader.classes[label] for b in first for label in b["label"]] == [
+            key.split("/")[0] for key in keys
+        ]

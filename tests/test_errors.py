@@ -105,7 +105,11 @@ def test_a_bad_file_is_substituted_flagged_and_listed(
     with Loader(folder, quarantine=quarantine, **options) as loader:
         batches = list(loader)
         assert [batch.rows for batch in batches] == [4, 4, 4, 4, 4, 1], "shapes and counts stay"
-        flags = {p: f for b in batches for p, f in zip(b["position"].tolist(), b["substituted"].tolist(), strict=True)}
+        flags = {
+            p: f
+            for b in batches
+            for p, f in zip(b["position"].tolist(), b["substituted"].tolist(), strict=True)
+        }
         assert [position for position, flag in flags.items() if flag] == [place]
         # The row says which record it really holds.
         batch = batches[place // 4]
@@ -119,7 +123,9 @@ def test_a_bad_file_is_substituted_flagged_and_listed(
         assert loader.stats()["substituted"] == 2
     lines = [json.loads(line) for line in quarantine.read_text().splitlines()]
     assert len(lines) == 1
-    assert lines[0]["key"] == key and lines[0]["reason"] and lines[0]["bytes"] == (folder / key).stat().st_size
+    assert (
+        lines[0]["key"] == key and lines[0]["reason"] and lines[0]["bytes"] == (folder / key).stat().st_size
+    )
     warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert any(key in text and lines[0]["reason"] in text for text in warnings), warnings
 
@@ -161,7 +167,13 @@ def test_the_same_bad_files_give_the_same_bytes_for_any_number_of_threads(tmp_pa
     for number, make in enumerate(BAD.values()):
         name, content = make()
         (folder / "harbour" / f"{number}{name}").write_bytes(content)
-    options = {"transforms": AUGMENT, "batch_size": 5, "shuffle": True, "error_budget": 100, "max_sample_bytes": 1 << 24}
+    options = {
+        "transforms": AUGMENT,
+        "batch_size": 5,
+        "shuffle": True,
+        "error_budget": 100,
+        "max_sample_bytes": 1 << 24,
+    }
     for on_error in ("substitute", "drop"):
         runs = []
         for threads, backend in ((1, "threads"), (8, "io_uring"), (3, "auto")):
@@ -199,7 +211,9 @@ def test_a_folder_of_nothing_but_bad_files_ends_with_an_error(tmp_path: Path) ->
             pytest.raises(DataError, match=reason),
         ):
             list(loader)
-    with Loader(tmp_path / "data", transforms=CHAIN, on_error="drop", error_budget=99, batch_size=2) as loader:
+    with Loader(
+        tmp_path / "data", transforms=CHAIN, on_error="drop", error_budget=99, batch_size=2
+    ) as loader:
         assert [batch.rows for batch in loader] == [0, 0, 0]
 
 
@@ -229,7 +243,9 @@ def test_an_unwritable_quarantine_list_does_not_stop_the_run(
 
 @pytest.mark.parametrize("backend", ["io_uring", "threads"])
 @pytest.mark.parametrize("change", ["removed", "truncated", "grown", "unreadable"])
-def test_a_file_that_changes_under_the_run_stops_it_by_name(change: str, backend: str, tmp_path: Path) -> None:
+def test_a_file_that_changes_under_the_run_stops_it_by_name(
+    change: str, backend: str, tmp_path: Path
+) -> None:
     if change == "unreadable" and os.geteuid() == 0:
         pytest.skip("root reads everything")
     folder = photographs.folder(tmp_path / "data", 30, seed=4, most=80)
@@ -284,7 +300,9 @@ def test_what_cannot_fit_in_memory_is_refused_at_the_start() -> None:
 
 
 @pytest.mark.parametrize("wrong", ["/nonexistent/fuelrail", "/bin/true", "/bin/cat", "/etc/hostname"])
-def test_a_binary_that_is_missing_or_no_daemon_is_an_error_and_no_hang(wrong: str, footprint: Footprint) -> None:
+def test_a_binary_that_is_missing_or_no_daemon_is_an_error_and_no_hang(
+    wrong: str, footprint: Footprint
+) -> None:
     code = """
         from fuelrail import FuelrailError
         from fuelrail.numpy import Loader, transforms as T
@@ -389,7 +407,9 @@ def test_a_wrong_value_is_refused_by_the_name_of_its_argument(argument: str, val
         ([Image.Image()], ["transforms[0]", "Image"]),
     ],
 )
-def test_a_wrong_transform_is_refused_by_position_name_and_argument(chain: list[Any], words: list[str]) -> None:
+def test_a_wrong_transform_is_refused_by_position_name_and_argument(
+    chain: list[Any], words: list[str]
+) -> None:
     with pytest.raises(ConfigError) as error:
         Loader("synthetic://?count=10", transforms=chain)
     assert all(word in str(error.value) for word in words), str(error.value)
@@ -435,7 +455,10 @@ def test_parts_of_a_split_do_not_overlap_and_lose_nothing(images: Path) -> None:
 def test_classes_fix_the_labels_of_a_folder_that_lacks_one(images: Path, tmp_path: Path) -> None:
     val = tmp_path / "val"
     shutil.copytree(images / "harbour", val / "harbour")
-    with Loader(images, transforms=TINY) as train, Loader(val, transforms=TINY, classes=train.classes) as loader:
+    with (
+        Loader(images, transforms=TINY) as train,
+        Loader(val, transforms=TINY, classes=train.classes) as loader,
+    ):
         assert loader.class_to_idx == train.class_to_idx == {"bridge": 0, "forest": 1, "harbour": 2}
         assert {int(label) for batch in loader for label in batch["label"]} == {2}
     (val / "lighthouse").mkdir()
@@ -513,7 +536,9 @@ def test_no_file_of_the_malformed_corpus_stops_the_daemon_or_touches_its_neighbo
 
 
 @pytest.mark.deadline(300)
-def test_randomly_damaged_images_stop_nothing_and_touch_no_neighbour(tmp_path: Path, rng: random.Random) -> None:
+def test_randomly_damaged_images_stop_nothing_and_touch_no_neighbour(
+    tmp_path: Path, rng: random.Random
+) -> None:
     originals = []
     for suffix, options in {
         "jpg": {"quality": 85},
@@ -553,7 +578,9 @@ def test_a_huge_header_costs_no_memory(tmp_path: Path) -> None:
     for number in range(40):
         make, suffix = (bomb_png, "png") if number % 2 else (bomb_jpeg, "jpg")
         (folder / "forest" / f"bomb{number}.{suffix}").write_bytes(make(20_000 + number, 65_000))
-    with Loader(folder, transforms=CHAIN, num_workers=4, error_budget=100, on_error="drop", batch_size=8) as loader:
+    with Loader(
+        folder, transforms=CHAIN, num_workers=4, error_budget=100, on_error="drop", batch_size=8
+    ) as loader:
         assert sum(batch.rows for batch in loader) == 8
         stats = loader.stats()
         assert stats["peak_rss_bytes"] < (64 << 20) + stats["ring_bytes"]
@@ -561,7 +588,9 @@ def test_a_huge_header_costs_no_memory(tmp_path: Path) -> None:
 
 def test_special_files_and_endless_links_in_a_folder_are_not_opened(tmp_path: Path) -> None:
     folder = photographs.folder(tmp_path / "data", 6, seed=3, most=80)
-    os.mkfifo(folder / "bridge" / "pipe.jpg") if (folder / "bridge").is_dir() else os.mkfifo(folder / "pipe.jpg")
+    os.mkfifo(folder / "bridge" / "pipe.jpg") if (folder / "bridge").is_dir() else os.mkfifo(
+        folder / "pipe.jpg"
+    )
     (folder / "loop").symlink_to(folder)
     (folder / "nowhere.jpg").symlink_to("/nonexistent")
     name = next(path.name for path in folder.iterdir() if path.is_dir() and not path.is_symlink())

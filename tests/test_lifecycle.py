@@ -49,7 +49,9 @@ ITERATE = """
 # Deaths ----------------------------------------------------------------------------------------------------------------
 
 
-def test_a_client_killed_at_any_moment_leaves_nothing(footprint: Footprint, rng: random.Random, images: Path) -> None:
+def test_a_client_killed_at_any_moment_leaves_nothing(
+    footprint: Footprint, rng: random.Random, images: Path
+) -> None:
     for source in [SMALL, images] * (30 if GATE else 3):
         with Script(ITERATE, source, footprint=footprint) as script:
             assert script.hears() == "imported"
@@ -68,14 +70,19 @@ def test_a_client_killed_at_any_moment_leaves_nothing(footprint: Footprint, rng:
 
 
 def test_a_daemon_killed_at_any_moment_is_reported_after_the_finished_batches(rng: random.Random) -> None:
-    options = {"transforms": [T.RandomResizedCrop(24)], "batch_size": 8, "shuffle": True, "prefetch_factor": 4}
+    options = {
+        "transforms": [T.RandomResizedCrop(24)],
+        "batch_size": 8,
+        "shuffle": True,
+        "prefetch_factor": 4,
+    }
     for _ in range(50 if GATE else 6):
         loader = Loader(SMALL, **options)
         token = loader.state_dict()
         kill = threading.Timer(rng.uniform(0, 0.2), os.kill, (loader.daemon_pid, signal.SIGKILL))
         kill.start()
         with pytest.raises(DaemonDied) as died:
-            for epoch in itertools.count():
+            for epoch in itertools.count():  # noqa: B007 - how far it came is asked below
                 seen = []
                 for batch in loader:
                     seen.append(digest(batch))
@@ -301,7 +308,9 @@ def test_collecting_every_batch_never_deadlocks_and_damages_none() -> None:
 
 
 def test_a_slot_is_not_used_again_while_a_view_of_it_lives(rng: random.Random) -> None:
-    with Loader(SMALL, transforms=[T.RandomResizedCrop(32)], batch_size=8, prefetch_factor=4, shuffle=True) as loader:
+    with Loader(
+        SMALL, transforms=[T.RandomResizedCrop(32)], batch_size=8, prefetch_factor=4, shuffle=True
+    ) as loader:
         held: list[tuple[np.ndarray, bytes]] = []
         for _ in range(10 if GATE else 2):
             for batch in loader:
@@ -493,7 +502,10 @@ def test_two_loaders_in_two_threads_do_not_disturb_each_other() -> None:
 
 
 def test_a_thread_that_waits_for_a_batch_stops_nobody_else() -> None:
-    with Loader(STUCK, transforms=TINY, timeout=1.0) as stuck, Loader(SMALL, transforms=TINY, batch_size=50) as loader:
+    with (
+        Loader(STUCK, transforms=TINY, timeout=1.0) as stuck,
+        Loader(SMALL, transforms=TINY, batch_size=50) as loader,
+    ):
         errors: list[Exception] = []
 
         def wait() -> None:
@@ -528,7 +540,7 @@ def test_a_loader_in_use_by_another_thread_can_be_asked_and_closed() -> None:
     started.wait()
     time.sleep(0.2)
     try:
-        # A progress display in the main thread; then ctrl-C, and a handler that closes the loader under the other thread.
+        # A progress display in the main thread; then ctrl-C, and a handler that closes the loader.
         assert isinstance(loader.state_dict(), dict)
         assert isinstance(loader.stats(), dict)
         with at_most(SLACK, "close() under a waiting thread"):

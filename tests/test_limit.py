@@ -14,7 +14,14 @@ import pytest
 from PIL import Image
 from support import SLACK, TINY, Footprint, Loader, T, fuelrail, wait_until
 
-JSON_FIGURES = ("images_per_s", "cpu_s_per_1000", "first_batch_s", "reads_per_submission", "data_wait", "peak_bytes")
+JSON_FIGURES = (
+    "images_per_s",
+    "cpu_s_per_1000",
+    "first_batch_s",
+    "reads_per_submission",
+    "data_wait",
+    "peak_bytes",
+)
 
 
 def verdict(source: str, step: float = 0.0, **options: Any) -> dict[str, str]:
@@ -23,7 +30,9 @@ def verdict(source: str, step: float = 0.0, **options: Any) -> dict[str, str]:
             # A model's step: the one place where a test has to spend time.
             time.sleep(step)
         stats = loader.stats()
-        assert stats["data_wait_share"] == pytest.approx(stats["data_wait_s"] / stats["iteration_s"], abs=0.02)
+        assert stats["data_wait_share"] == pytest.approx(
+            stats["data_wait_s"] / stats["iteration_s"], abs=0.02
+        )
         return stats["verdict"]
 
 
@@ -74,7 +83,9 @@ def test_bench_stays_within_its_memory_budget_and_its_json_parses(images: Path) 
 
 
 def test_bench_names_a_slow_consumer(images: Path) -> None:
-    done = fuelrail("bench", "synthetic://?count=200", "--size", "8", "--step-ms", "20", "--seconds", "1", "--json")
+    done = fuelrail(
+        "bench", "synthetic://?count=200", "--size", "8", "--step-ms", "20", "--seconds", "1", "--json"
+    )
     assert json.loads(done.stdout)["stats"]["limit"] == "train", done.stderr
 
 
@@ -163,7 +174,9 @@ def test_what_cannot_be_done_is_said_clearly(arguments: list[str], words: list[s
 
 
 @pytest.mark.parametrize("command", ["bench", "preview"])
-def test_ctrl_c_ends_a_command_with_130_and_leaves_nothing(command: str, footprint: Footprint, tmp_path: Path) -> None:
+def test_ctrl_c_ends_a_command_with_130_and_leaves_nothing(
+    command: str, footprint: Footprint, tmp_path: Path
+) -> None:
     from fuelrail.loader import binary
 
     arguments = [str(binary()), command, "synthetic://?delay_us=600000000"]

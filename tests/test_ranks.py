@@ -34,7 +34,9 @@ def interleave(parts: list[np.ndarray]) -> np.ndarray:
 
 @pytest.mark.parametrize("drop_last", [False, True])
 @pytest.mark.parametrize("batch_size", [1, 3, 5])
-def test_four_ranks_together_are_the_global_batches_of_one(images: Path, batch_size: int, drop_last: bool) -> None:
+def test_four_ranks_together_are_the_global_batches_of_one(
+    images: Path, batch_size: int, drop_last: bool
+) -> None:
     options = {"transforms": AUGMENT, "shuffle": True, "seed": 3, "drop_last": drop_last}
     four = ranks(images, 4, batch_size=batch_size, **options)
     with Loader(images, batch_size=4 * batch_size, **options) as one:
@@ -50,7 +52,9 @@ def test_four_ranks_together_are_the_global_batches_of_one(images: Path, batch_s
                     assert np.array_equal(interleave([part[field] for part in parts]), whole[field]), field
                 assert {part.position for part in parts} == {whole.position}
                 batches += 1
-            assert batches == len(one) == (61 // (4 * batch_size) if drop_last else -(-61 // (4 * batch_size)))
+            assert (
+                batches == len(one) == (61 // (4 * batch_size) if drop_last else -(-61 // (4 * batch_size)))
+            )
     close(four)
 
 
@@ -102,7 +106,9 @@ def test_every_sample_comes_exactly_once_per_epoch_over_all_ranks(world: int) ->
 
 @pytest.mark.parametrize("world", [1, 4])
 def test_drop_last_leaves_out_less_than_a_global_batch(world: int) -> None:
-    loaders = ranks(SOURCE, world, batch_size=16, drop_last=True, shuffle=True, transforms=TINY, num_workers=1)
+    loaders = ranks(
+        SOURCE, world, batch_size=16, drop_last=True, shuffle=True, transforms=TINY, num_workers=1
+    )
     batches = [list(loader) for loader in loaders]
     assert {batch.rows for rank in batches for batch in rank} == {16}
     seen = [index for rank in batches for index in indices(rank)]
@@ -152,7 +158,13 @@ def test_a_rank_outside_the_world_is_refused(rank: int, world: int) -> None:
 
 
 def test_negative_ranks_and_sizes_are_refused_by_name() -> None:
-    for wrong in ({"rank": -1}, {"world_size": -1}, {"batch_size": -1}, {"batch_size": 0}, {"batch_size": 2.5}):
+    for wrong in (
+        {"rank": -1},
+        {"world_size": -1},
+        {"batch_size": -1},
+        {"batch_size": 0},
+        {"batch_size": 2.5},
+    ):
         with pytest.raises((ConfigError, TypeError, ValueError, OverflowError), match=next(iter(wrong))):
             Loader(SOURCE, transforms=TINY, **wrong)
 

@@ -130,7 +130,9 @@ def test_the_token_counts_rows_handed_out_not_rows_prefetched() -> None:
 # Within one loader -----------------------------------------------------------------------------------------------------
 
 
-def test_loading_in_the_middle_of_an_epoch_ends_the_old_iterator_with_an_error(unbroken: list[list[str]]) -> None:
+def test_loading_in_the_middle_of_an_epoch_ends_the_old_iterator_with_an_error(
+    unbroken: list[list[str]],
+) -> None:
     with open_loader() as loader:
         iterator = iter(loader)
         next(iterator)
@@ -402,7 +404,9 @@ def test_a_token_with_any_entry_changed_missing_or_added_is_refused(token: dict[
         loader.load_state_dict(token)
 
 
-def test_mutated_and_cut_bytes_of_a_saved_token_are_refused(token: dict[str, Any], rng: random.Random) -> None:
+def test_mutated_and_cut_bytes_of_a_saved_token_are_refused(
+    token: dict[str, Any], rng: random.Random
+) -> None:
     text = json.dumps(token)
     with open_loader() as loader:
         for _ in range(10_000 if GATE else 500):
@@ -425,7 +429,19 @@ def test_mutated_and_cut_bytes_of_a_saved_token_are_refused(token: dict[str, Any
 def test_things_that_are_no_token_are_refused_with_the_reason(token: dict[str, Any]) -> None:
     circular: dict[str, Any] = {}
     circular["self"] = circular
-    no_tokens = [None, {}, [], 3, "text", json.dumps(token), {"epoch": 1}, {"model": {}}, [token], b"bytes", {1, 2}]
+    no_tokens = [
+        None,
+        {},
+        [],
+        3,
+        "text",
+        json.dumps(token),
+        {"epoch": 1},
+        {"model": {}},
+        [token],
+        b"bytes",
+        {1, 2},
+    ]
     with open_loader() as loader:
         for thing in [*no_tokens, object(), circular, {"fuelrail": object()}, {"fuelrail": float("nan")}]:
             with pytest.raises(TokenError, match="state"):

@@ -26,7 +26,9 @@ def cargo(*arguments: str) -> str:
     if found is None:
         pytest.skip("cargo is not installed")
     # The lock file says what is used; no network is needed to read it.
-    done = subprocess.run([found, *arguments, "--locked"], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [found, *arguments, "--locked"], cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -50,18 +52,34 @@ def test_crates_depend_on_each_other_only_as_drawn() -> None:
 
 
 def test_python_links_only_the_client_half_of_the_loader() -> None:
-    dependency = next(d for d in packages()["fuelrail-python"]["dependencies"] if d["name"] == "fuelrail-loader")
+    dependency = next(
+        d for d in packages()["fuelrail-python"]["dependencies"] if d["name"] == "fuelrail-loader"
+    )
     assert dependency["features"] == ["client"] and not dependency["uses_default_features"]
     tree = cargo("tree", "-p", "fuelrail-python", "-e", "normal", "--prefix", "none")
     linked = {line.split()[0] for line in tree.splitlines() if line.strip()}
-    heavy = {"tokio", "rayon", "image", "io-uring", "turbojpeg", "turbojpeg-sys", "mozjpeg-sys", "clap", "toml"}
+    heavy = {
+        "tokio",
+        "rayon",
+        "image",
+        "io-uring",
+        "turbojpeg",
+        "turbojpeg-sys",
+        "mozjpeg-sys",
+        "clap",
+        "toml",
+    }
     assert not linked & (heavy | {"fuelrail-transforms", "fuelrail-connectors"}), linked
     assert "fuelrail-loader" in linked
 
 
-@pytest.mark.parametrize("module", ["fuelrail", "fuelrail.transforms", "fuelrail.errors", "fuelrail.__main__"])
+@pytest.mark.parametrize(
+    "module", ["fuelrail", "fuelrail.transforms", "fuelrail.errors", "fuelrail.__main__"]
+)
 def test_importing_the_package_imports_neither_torch_nor_numpy(module: str) -> None:
-    code = f"import sys, {module}; print(sorted(set(sys.modules) & {{'torch', 'numpy', 'torchvision', 'PIL'}}))"
+    code = (
+        f"import sys, {module}; print(sorted(set(sys.modules) & {{'torch', 'numpy', 'torchvision', 'PIL'}}))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.stdout.strip() == "[]", done.stderr
 

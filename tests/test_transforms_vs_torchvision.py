@@ -98,7 +98,10 @@ GEOMETRY: dict[str, Chain] = {
     "Pad reflect": lambda t: [t.Pad((7, 3, 4, 9), padding_mode="reflect"), t.Resize((60, 60))],
     "Pad symmetric": lambda t: [t.Pad((7, 3, 4, 9), padding_mode="symmetric"), t.Resize((60, 60))],
     "RandomCrop of the whole": lambda t: [t.Resize((60, 50)), t.RandomCrop((60, 50))],
-    "RandomCrop of the whole, padded": lambda t: [t.Resize((60, 50)), t.RandomCrop((70, 56), padding=(3, 5), fill=9)],
+    "RandomCrop of the whole, padded": lambda t: [
+        t.Resize((60, 50)),
+        t.RandomCrop((70, 56), padding=(3, 5), fill=9),
+    ],
     "RandomHorizontalFlip always": lambda t: [t.RandomHorizontalFlip(p=1), t.Resize((50, 70))],
     "RandomHorizontalFlip never": lambda t: [t.RandomHorizontalFlip(p=0), t.CenterCrop(33)],
     "RandomVerticalFlip always": lambda t: [t.CenterCrop((33, 47)), t.RandomVerticalFlip(p=1)],
@@ -115,10 +118,16 @@ GEOMETRY: dict[str, Chain] = {
         t.RandomVerticalFlip(p=1),
     ],
     "RandomRotation that expands": lambda t: [t.RandomRotation((30, 30), expand=True), t.CenterCrop(50)],
-    "RandomRotation about a corner": lambda t: [t.RandomRotation((10, 10), center=(0, 0), fill=7), t.CenterCrop(50)],
+    "RandomRotation about a corner": lambda t: [
+        t.RandomRotation((10, 10), center=(0, 0), fill=7),
+        t.CenterCrop(50),
+    ],
 } | {
     f"RandomRotation by {angle}, {mode.value}": (
-        lambda t, angle=angle, mode=mode: [t.RandomRotation((angle, angle), mode, fill=50), t.CenterCrop((32, 32))]
+        lambda t, angle=angle, mode=mode: [
+            t.RandomRotation((angle, angle), mode, fill=50),
+            t.CenterCrop((32, 32)),
+        ]
     )
     for angle in (0, 17, -33, 90, 180, 270, 123.4)
     for mode in (Mode.NEAREST, Mode.BILINEAR)
@@ -213,25 +222,32 @@ def test_colour_is_torchvisions(name: str, pictures: list[Image.Image], tmp_path
 
 
 @pytest.mark.parametrize(
-    "name", ["Resize and CenterCrop", "Resize to a size", "crop, resize, crop, flip", "Resize bicubic", "both flips"]
+    "name",
+    ["Resize and CenterCrop", "Resize to a size", "crop, resize, crop, flip", "Resize bicubic", "both flips"],
 )
 def test_geometry_of_real_photographs_is_torchvisions(name: str, photos: list[Path], tmp_path: Path) -> None:
     chain = GEOMETRY[name]
     decoded = [Image.open(path).convert("RGB") for path in photos]
-    results = load([("png", encoded(picture, compress_level=1)) for picture in decoded], tmp_path / "png", chain(ours))
+    results = load(
+        [("png", encoded(picture, compress_level=1)) for picture in decoded], tmp_path / "png", chain(ours)
+    )
     compare(decoded, results, chain, v1, 1)
     results = load([("jpg", path.read_bytes()) for path in photos], tmp_path / "jpg", chain(ours))
     upright = [ImageOps.exif_transpose(Image.open(path)).convert("RGB") for path in photos]
     compare(upright, results, chain, v1, None)
 
 
-@pytest.mark.parametrize("name", ["ColorJitter contrast 1.6", "ColorJitter hue 0.07", "Grayscale", "GaussianBlur"])
+@pytest.mark.parametrize(
+    "name", ["ColorJitter contrast 1.6", "ColorJitter hue 0.07", "Grayscale", "GaussianBlur"]
+)
 def test_colour_of_real_photographs_is_torchvisions(name: str, photos: list[Path], tmp_path: Path) -> None:
     def chain(t: Any) -> list[Any]:
         return [t.CenterCrop(160), *COLOUR[name](t)]
 
     decoded = [Image.open(path).convert("RGB") for path in photos]
-    results = load([("png", encoded(picture, compress_level=1)) for picture in decoded], tmp_path / "png", chain(ours))
+    results = load(
+        [("png", encoded(picture, compress_level=1)) for picture in decoded], tmp_path / "png", chain(ours)
+    )
     compare(decoded, results, chain, v1, 2)
     results = load([("jpg", path.read_bytes()) for path in photos], tmp_path / "jpg", chain(ours))
     upright = [ImageOps.exif_transpose(Image.open(path)).convert("RGB") for path in photos]
@@ -285,7 +301,9 @@ def test_half_precision_is_torchs_cast_of_the_float_result(
 
 @pytest.mark.parametrize("dtype", ["u8", "f32", "f16", "bf16"])
 @pytest.mark.parametrize("channels", [1, 3])
-def test_layouts_hold_the_same_numbers(dtype: str, channels: int, pictures: list[Image.Image], tmp_path: Path) -> None:
+def test_layouts_hold_the_same_numbers(
+    dtype: str, channels: int, pictures: list[Image.Image], tmp_path: Path
+) -> None:
     from fuelrail.torch import Loader as TorchLoader
 
     for number, picture in enumerate(pictures):
@@ -304,7 +322,9 @@ def test_layouts_hold_the_same_numbers(dtype: str, channels: int, pictures: list
 # Random transforms -----------------------------------------------------------------------------------------------------
 
 
-def many(picture: Image.Image, folder: Path, chain: list[Any], count: int = 600, **options: Any) -> np.ndarray:
+def many(
+    picture: Image.Image, folder: Path, chain: list[Any], count: int = 600, **options: Any
+) -> np.ndarray:
     """`count` draws on the same picture."""
     (folder / "draws").mkdir()
     (folder / "draws" / "original.png").write_bytes(encoded(picture))
@@ -325,7 +345,9 @@ def near(count: float, total: int, probability: float) -> bool:
 
 def test_flips_happen_with_their_probability_and_independently(tmp_path: Path) -> None:
     picture = photographs.photograph(1, 24, 24)
-    images = many(picture, tmp_path, [ours.CenterCrop(24), ours.RandomHorizontalFlip(0.3), ours.RandomVerticalFlip()])
+    images = many(
+        picture, tmp_path, [ours.CenterCrop(24), ours.RandomHorizontalFlip(0.3), ours.RandomVerticalFlip()]
+    )
     original = pixels(picture)
     kinds = [original, original[:, :, ::-1], original[:, ::-1], original[:, ::-1, ::-1]]
     counts = [sum(np.array_equal(image, kind) for image in images) for kind in kinds]
@@ -339,7 +361,12 @@ def test_random_crops_are_windows_of_the_image_everywhere_in_it(tmp_path: Path) 
     images = many(picture, tmp_path, [ours.RandomCrop((20, 21))])
     original = pixels(picture)
     places = {
-        next((y, x) for y in range(3) for x in range(6) if np.array_equal(image, original[:, y : y + 20, x : x + 21]))
+        next(
+            (y, x)
+            for y in range(3)
+            for x in range(6)
+            if np.array_equal(image, original[:, y : y + 20, x : x + 21])
+        )
         for image in images
     }
     assert len(places) == 3 * 6
@@ -364,11 +391,15 @@ def test_random_resized_crop_draws_areas_and_aspects_as_torchvision_does(tmp_pat
         for share in (0.1, 0.25, 0.5, 0.75, 0.9):
             spread = np.std(theirs)
             assert abs(np.quantile(mine, share) - np.quantile(theirs, share)) < 0.15 * spread
-    assert abs(np.mean(images[:, 0]) - (width - 1) / 2) < 5 and abs(np.mean(images[:, 1]) - (height - 1) / 2) < 5
+    assert (
+        abs(np.mean(images[:, 0]) - (width - 1) / 2) < 5 and abs(np.mean(images[:, 1]) - (height - 1) / 2) < 5
+    )
 
 
 def test_gaussian_noise_has_its_mean_and_deviation(tmp_path: Path) -> None:
-    images = many(flat(), tmp_path, [ours.CenterCrop(32), ours.GaussianNoise(mean=0.1, sigma=0.05)], count=100)
+    images = many(
+        flat(), tmp_path, [ours.CenterCrop(32), ours.GaussianNoise(mean=0.1, sigma=0.05)], count=100
+    )
     levels = images.astype(float) - 128
     assert abs(levels.mean() - 25.5) < 0.3
     assert abs(levels.std() - 12.75) < 0.3
@@ -384,7 +415,9 @@ def test_gaussian_noise_stays_within_the_levels(tmp_path: Path) -> None:
 
 
 def test_random_erasing_has_its_probability_area_and_place(tmp_path: Path) -> None:
-    images = many(flat(), tmp_path, [ours.CenterCrop(64), ours.RandomErasing(0.4, (0.05, 0.2), (0.5, 2.0))], count=1000)
+    images = many(
+        flat(), tmp_path, [ours.CenterCrop(64), ours.RandomErasing(0.4, (0.05, 0.2), (0.5, 2.0))], count=1000
+    )
     erased = (images == 0).all(axis=1)
     assert ((images == 128).all(axis=1) | erased).all()
     hit = erased.any(axis=(1, 2))
@@ -398,7 +431,12 @@ def test_random_erasing_has_its_probability_area_and_place(tmp_path: Path) -> No
         assert len(rows) == rows[-1] - rows[0] + 1 and len(columns) == columns[-1] - columns[0] + 1
         assert 0.4 < len(rows) / len(columns) < 2.6
         least, most = (rows[0], columns[0]), (rows[-1], columns[-1])
-        borders = [min(borders[0], least[0]), max(borders[1], most[0]), min(borders[2], least[1]), max(borders[3], most[1])]
+        borders = [
+            min(borders[0], least[0]),
+            max(borders[1], most[0]),
+            min(borders[2], least[1]),
+            max(borders[3], most[1]),
+        ]
     assert borders == [0, 63, 0, 63], "no place is spared"
 
 
@@ -426,8 +464,12 @@ def test_random_rotation_draws_angles_evenly(tmp_path: Path) -> None:
     images = many(Image.fromarray(picture), tmp_path, chain, count=800)[:, 0].astype(float)
     y, x = np.mgrid[-50:51, -50:51]
     mass = images.sum(axis=(1, 2))
-    angles = np.degrees(np.arctan2(-(images * y).sum(axis=(1, 2)) / mass, (images * x).sum(axis=(1, 2)) / mass))
-    assert -61 < angles.min() < -57 and 27 < angles.max() < 31, "counter-clockwise is positive, as in torchvision"
+    angles = np.degrees(
+        np.arctan2(-(images * y).sum(axis=(1, 2)) / mass, (images * x).sum(axis=(1, 2)) / mass)
+    )
+    assert -61 < angles.min() < -57 and 27 < angles.max() < 31, (
+        "counter-clockwise is positive, as in torchvision"
+    )
     for share in (0.1, 0.25, 0.5, 0.75, 0.9):
         assert abs(np.quantile(angles, share) - (-60 + 90 * share)) < 6
 
@@ -457,7 +499,8 @@ def test_gaussian_blur_draws_its_sigma_from_the_range(tmp_path: Path) -> None:
     images = many(Image.fromarray(picture), tmp_path, [ours.CenterCrop(41), ours.GaussianBlur(9, (0.5, 1.5))])
     peaks = images[:, 0, 20, 20]
     expected = {
-        sigma: pixels(v1.GaussianBlur(9, (sigma, sigma))(Image.fromarray(picture)))[0, 20, 20] for sigma in (0.5, 1.5)
+        sigma: pixels(v1.GaussianBlur(9, (sigma, sigma))(Image.fromarray(picture)))[0, 20, 20]
+        for sigma in (0.5, 1.5)
     }
     assert peaks.min() <= int(expected[1.5]) + 1 and peaks.max() >= int(expected[0.5]) - 8
     assert peaks.min() >= int(expected[1.5]) - 1 and peaks.max() <= int(expected[0.5]) + 1
@@ -554,7 +597,9 @@ def png(width: int, height: int, bits: int, kind: int, rows: bytes) -> bytes:
 
 def test_an_animation_gives_its_first_frame(tmp_path: Path) -> None:
     frames = [photographs.photograph(number, 40, 40) for number in range(3)]
-    gif = encoded(frames[0].quantize(64), "GIF", save_all=True, append_images=[f.quantize(64) for f in frames[1:]])
+    gif = encoded(
+        frames[0].quantize(64), "GIF", save_all=True, append_images=[f.quantize(64) for f in frames[1:]]
+    )
     webp = encoded(frames[0], "WEBP", save_all=True, append_images=frames[1:], lossless=True)
     for content, result in zip(
         (gif, webp), load([("gif", gif), ("webp", webp)], tmp_path / "a", [ours.CenterCrop(40)]), strict=True
