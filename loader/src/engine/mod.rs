@@ -147,6 +147,7 @@ impl Engine {
             rows_in_flight: 0,
             halted: false,
             generation: 0,
+            forgery_seen: false,
         };
         let thread = std::thread::Builder::new()
             .name("fuelrail-feed".into())
@@ -225,6 +226,8 @@ struct Coordinator {
     /// The generation of `open`. The shared one runs ahead of it between a client's seek and the event that tells of it,
     /// and a batch of the old place must not go out under the new number.
     generation: u64,
+    /// The client released a slot that it did not hold, and was told so.
+    forgery_seen: bool,
 }
 
 impl Coordinator {
@@ -497,6 +500,8 @@ impl Coordinator {
     fn release(&mut self, slot: u32) {
         match self.slots.get_mut(slot as usize) {
             Some(state @ Slot::Client) => *state = Slot::Free,
+            // Said once: a client that goes on with it fills no memory of ours with complaints.
+            _ if std::mem::replace(&mut self.forgery_seen, true) => {}
             _ => {
                 let text = format!("the client released slot {slot}, which it does not hold; ignored");
                 (self.out)(Reply::Log { level: "warn".into(), text });
