@@ -8,6 +8,7 @@ import logging
 import os
 import re
 import weakref
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Generic, NoReturn, Self, TypedDict, TypeVar
@@ -105,7 +106,7 @@ class Batch(Generic[Array]):
         return f"Batch(epoch={self.epoch}, position={self.position}, rows={self.rows}, fields={self.keys()})"
 
 
-class BaseLoader(Generic[Array]):
+class BaseLoader(ABC, Generic[Array]):
     """Iterates over batches that a daemon prepares. Use `fuelrail.torch.Loader` or `fuelrail.numpy.Loader`."""
 
     def __init__(
@@ -187,9 +188,9 @@ class BaseLoader(Generic[Array]):
 
     # What a framework adds --------------------------------------------------------------------------------
 
+    @abstractmethod
     def _convert(self, batch: _native.Batch) -> dict[str, Array]:
         """The fields of a native batch as the framework's arrays."""
-        raise NotImplementedError
 
     # Iteration --------------------------------------------------------------------------------------------
 
