@@ -1,11 +1,13 @@
 //! A feed and its batches.
 
 use std::path::PathBuf;
-use std::time::Duration;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use fuelrail_loader::client::{Address, ClientError, Feed as Inner};
 use fuelrail_loader::plan::Cursor;
-use fuelrail_loader::protocol::{Attach, PipelineRef};
+use fuelrail_loader::protocol::{Attach, Attached, PipelineRef};
 use fuelrail_loader::token::{Allow, Token};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
@@ -44,10 +46,33 @@ fn seconds(timeout: Option<f64>) -> PyResult<Option<Duration>> {
     }
 }
 
-/// One loader's attachment to a daemon.
-#[pyclass(module = "fuelrail._native")]
+/// One loader's attachment to a daemon. Several threads may use it: one that waits for a batch lets the others in
+/// (a progress display that asks for `stats()`, a handler that calls `close()`) and then waits on.
+#[pyclass(module = "fuelrail._native", frozen)]
 pub struct Feed {
-    inner: Inner,
+    inner: Mutex<Inner>,
+    /// Threads that want `inner`.
+    wanted: AtomicUsize,
+    attached: Attached,
+    daemon_pid: u32,
+}
+
+impl Feed {
+    /// To be called without the interpreter lock: whoever has `inner` may be waiting for that.
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.wanted.fetch_add(1, Ordering::Relaxed);
+        let guard = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        self.wanted.fetch_sub(1, Ordering::Relaxed);
+        guard
+    }
+
+    fn is_wanted(&self) -> bool {
+        self.wanted.load(Ordering::Relaxed) > 0
+    }
+
+    fn with<T: Send>(&self, py: Python<'_>, call: impl FnOnce(&mut Inner) -> T + Send) -> T {
+        py.detach(|| call(&mut self.lock()))
+    }
 }
 
 #[pymethods]
@@ -81,27 +106,46 @@ impl Feed {
         let attach = Attach { pipeline, rank, world_size, start: Cursor::default() };
         let timeout = seconds(timeout)?;
         let inner = detached(py, |interrupt| Inner::attach(&address, attach, timeout, interrupt))?;
-        Ok(Self { inner })
+        let (attached, daemon_pid) = (inner.attached().clone(), inner.daemon_pid());
+        Ok(Self { inner: Mutex::new(inner), wanted: AtomicUsize::new(0), attached, daemon_pid })
     }
 
     /// What the daemon told about the feed, as JSON.
     fn attached(&self) -> String {
-        serde_json::to_string(self.inner.attached()).expect("plain data")
+        serde_json::to_string(&self.attached).expect("plain data")
     }
 
     /// Process id of the daemon.
     #[getter]
     fn daemon_pid(&self) -> u32 {
-        self.inner.daemon_pid()
+        self.daemon_pid
     }
 
     /// The next batch of the current epoch, or None at its end.
-    fn next(&mut self, py: Python<'_>, timeout: Option<f64>) -> PyResult<Option<Batch>> {
+    fn next(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<Option<Batch>> {
         let timeout = seconds(timeout)?;
-        let inner = &mut self.inner;
-        let batch = detached(py, |interrupt| inner.next(timeout, interrupt))?;
+        let asked = Instant::now();
+        let batch = detached(py, |interrupt| {
+            loop {
+                let left = timeout.map(|timeout| timeout.saturating_sub(asked.elapsed()));
+                let mut signalled = false;
+                let result = self.lock().next(left, &mut || {
+                    signalled = interrupt();
+                    signalled || self.is_wanted()
+                });
+                match result {
+                    // Another thread wants in: it goes first.
+                    Err(ClientError::Interrupted) if !signalled => {
+                        while self.is_wanted() {
+                            std::thread::sleep(Duration::from_millis(1));
+                        }
+                    }
+                    result => return result,
+                }
+            }
+        })?;
         let Some(batch) = batch else { return Ok(None) };
-        let field = inner.attached().fields[0].clone();
+        let field = self.attached.fields[0].clone();
         let ready = batch.ready;
         Ok(Some(Batch {
             rows: ready.rows,
@@ -115,25 +159,24 @@ impl Feed {
     }
 
     /// Makes the next batch begin at (epoch, position).
-    fn seek(&mut self, py: Python<'_>, epoch: u64, position: u64) -> PyResult<()> {
-        let inner = &mut self.inner;
-        detached(py, |_| inner.seek(Cursor { epoch, position }))
+    fn seek(&self, py: Python<'_>, epoch: u64, position: u64) -> PyResult<()> {
+        detached(py, |_| self.lock().seek(Cursor { epoch, position }))
     }
 
     /// (epoch, position) of the next row to hand out.
-    fn cursor(&self) -> (u64, u64) {
-        let Cursor { epoch, position } = self.inner.cursor();
+    fn cursor(&self, py: Python<'_>) -> (u64, u64) {
+        let Cursor { epoch, position } = self.with(py, |inner| inner.cursor());
         (epoch, position)
     }
 
     /// Batches left in the current epoch.
-    fn batches_left(&self) -> u64 {
-        self.inner.batches_left()
+    fn batches_left(&self, py: Python<'_>) -> u64 {
+        self.with(py, |inner| inner.batches_left())
     }
 
     /// The token of a place in this run, as JSON.
     fn token(&self, epoch: u64, position: u64) -> String {
-        Token::new(self.inner.attached().identity.clone(), Cursor { epoch, position }).to_json()
+        Token::new(self.attached.identity.clone(), Cursor { epoch, position }).to_json()
     }
 
     /// (epoch, position) of a token, after checking that it continues this run.
@@ -150,49 +193,46 @@ impl Feed {
             }
         }
         let read = Token::from_json(token).and_then(|token| {
-            token.verify(&self.inner.attached().identity, &allowed)?;
+            token.verify(&self.attached.identity, &allowed)?;
             Ok((token.epoch, token.position))
         });
         read.map_err(|error| exception(py, &error.into()))
     }
 
     /// Keys of records.
-    fn keys(&mut self, py: Python<'_>, indices: Vec<i64>, timeout: Option<f64>) -> PyResult<Vec<String>> {
+    fn keys(&self, py: Python<'_>, indices: Vec<i64>, timeout: Option<f64>) -> PyResult<Vec<String>> {
         let timeout = seconds(timeout)?;
-        let inner = &mut self.inner;
-        detached(py, |interrupt| inner.keys(indices, timeout, interrupt))
+        detached(py, |interrupt| self.lock().keys(indices, timeout, interrupt))
     }
 
     /// The daemon's counters and the verdict, as JSON.
-    fn stats(&mut self, py: Python<'_>, timeout: Option<f64>) -> PyResult<String> {
+    fn stats(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<String> {
         let timeout = seconds(timeout)?;
-        let inner = &mut self.inner;
-        let stats = detached(py, |interrupt| inner.stats(timeout, interrupt))?;
+        let stats = detached(py, |interrupt| self.lock().stats(timeout, interrupt))?;
         Ok(serde_json::to_string(&stats).expect("plain data"))
     }
 
     /// What was counted on this side.
     fn counters<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        let counters = self.inner.counters();
+        let (counters, leased) = self.with(py, |inner| (inner.counters(), inner.leased()));
         let dict = PyDict::new(py);
         dict.set_item("data_wait_s", counters.data_wait_ns as f64 / 1e9)?;
         dict.set_item("iteration_s", counters.iteration_ns as f64 / 1e9)?;
         dict.set_item("batches", counters.batches)?;
         dict.set_item("images", counters.rows)?;
         dict.set_item("copied_batches", counters.copies)?;
-        dict.set_item("leased_slots", self.inner.leased())?;
+        dict.set_item("leased_slots", leased)?;
         Ok(dict)
     }
 
     /// Log lines of the daemon since the last call: (level, text).
-    fn take_logs(&mut self) -> Vec<(String, String)> {
-        self.inner.take_logs()
+    fn take_logs(&self, py: Python<'_>) -> Vec<(String, String)> {
+        self.with(py, Inner::take_logs)
     }
 
     /// Ends the feed; views of batches stay readable.
-    fn close(&mut self, py: Python<'_>) {
-        let inner = &mut self.inner;
-        py.detach(|| inner.close());
+    fn close(&self, py: Python<'_>) {
+        self.with(py, Inner::close);
     }
 }
 

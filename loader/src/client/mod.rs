@@ -314,17 +314,10 @@ impl Feed {
         }
         let asked = Instant::now();
         self.iterating_since.get_or_insert(asked);
-        // What has arrived is taken in first, so that log lines and failures are not late. Some of it may have come in one
-        // piece with an earlier answer (attached, keys, stats): then the socket will not say that it is there.
-        self.drain()?;
-        while self.receive(Duration::ZERO)? {}
-        while self.ready.is_empty() {
-            if let Some((kind, message)) = self.pending_failure.clone() {
-                return Err(ClientError::Daemon { kind, message });
-            }
-            self.wait(asked, timeout, interrupt, "a batch")?;
-        }
+        let arrived = self.await_ready(asked, timeout, interrupt);
+        // Counted however it ended: who is interrupted and asks again has waited all the same.
         self.counters.data_wait_ns += asked.elapsed().as_nanos() as u64;
+        arrived?;
         let ready = self.ready.pop_front().expect("just seen");
         if ready.cursor != self.attached.batching.settle(self.cursor) {
             return Err(ClientError::protocol(format!(
@@ -340,6 +333,25 @@ impl Feed {
         self.counters.batches += 1;
         self.counters.rows += u64::from(ready.rows);
         Ok(Some(self.lease(ready)))
+    }
+
+    fn await_ready(
+        &mut self,
+        asked: Instant,
+        timeout: Option<Duration>,
+        interrupt: Interrupt<'_>,
+    ) -> Result<(), ClientError> {
+        // What has arrived is taken in first, so that log lines and failures are not late. Some of it may have come in one
+        // piece with an earlier answer (attached, keys, stats): then the socket will not say that it is there.
+        self.drain()?;
+        while self.receive(Duration::ZERO)? {}
+        while self.ready.is_empty() {
+            if let Some((kind, message)) = self.pending_failure.clone() {
+                return Err(ClientError::Daemon { kind, message });
+            }
+            self.wait(asked, timeout, interrupt, "a batch")?;
+        }
+        Ok(())
     }
 
     /// Stops the clock of the iteration: what the caller does between epochs is not the consumer's time.
