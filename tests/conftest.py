@@ -16,7 +16,7 @@ from support import GATE, Footprint, seeds
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    # A shell lets what it starts in the background ignore ctrl-C, and that is inherited: the tests of it need the default.
+    # What a shell starts in the background ignores ctrl-C, and that is inherited: tests of it need the default.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     config.addinivalue_line("markers", "deadline(seconds): the test fails when it takes longer (default 120)")
 
