@@ -12,6 +12,9 @@ export PATH="$HOME/.cargo/bin:$PATH"
 STAMPS=build/stamps
 TARGET=${CARGO_TARGET_DIR:-target}
 mkdir -p "$STAMPS"
+# Two at once (make test beside make demo) would build over each other.
+exec 9> "$STAMPS/lock"
+flock 9
 
 say() { printf 'setup: %s\n' "$*"; }
 die() { printf 'setup: error: %s\n' "$*" >&2; exit 1; }
