@@ -152,6 +152,20 @@ impl Feed {
         timeout: Option<Duration>,
         interrupt: Interrupt<'_>,
     ) -> Result<Self, ClientError> {
+        match Self::connect(address, attach, timeout, interrupt) {
+            // In the first moments of its life, before it has a process group of its own, the daemon hears the terminal's
+            // ctrl-C too. What happened then is the ctrl-C.
+            Err(ClientError::Died(_)) if interrupt() => Err(ClientError::Interrupted),
+            other => other,
+        }
+    }
+
+    fn connect(
+        address: &Address,
+        attach: Attach,
+        timeout: Option<Duration>,
+        interrupt: Interrupt<'_>,
+    ) -> Result<Self, ClientError> {
         let (socket, private) = match address {
             Address::Private(binary) => {
                 let private = Private::get(binary)?;
