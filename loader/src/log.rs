@@ -18,6 +18,7 @@ static SINKS: Mutex<Vec<Sink>> = Mutex::new(Vec::new());
 
 /// Lines to stderr, filtered by `FUELRAIL_LOG` (default "info").
 pub fn to_stderr() {
+    quiet_worker_panics();
     let filter = EnvFilter::try_from_env("FUELRAIL_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
     let _ = tracing_subscriber::registry()
         .with(filter)
@@ -27,8 +28,19 @@ pub fn to_stderr() {
 
 /// Lines to the first client that is still there.
 pub fn to_clients() {
+    quiet_worker_panics();
     let filter = EnvFilter::try_from_env("FUELRAIL_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
     let _ = tracing_subscriber::registry().with(filter).with(ClientLayer).try_init();
+}
+
+/// A panic while a record is decoded is caught and reported with the record's key; its text is for whoever debugs a
+/// decoder, not for the trainer's terminal. Any other panic is a bug of ours and is printed.
+fn quiet_worker_panics() {
+    let print = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        let worker = std::thread::current().name().is_some_and(|name| name.starts_with("fuelrail-work"));
+        if worker { tracing::debug!("caught while decoding: {panic}") } else { print(panic) }
+    }));
 }
 
 /// Adds a client.

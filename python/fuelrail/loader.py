@@ -314,7 +314,10 @@ class BaseLoader(ABC, Generic[Array]):
         return self._feed.keys([int(index) for index in indices.tolist()], self._timeout)
 
     def stats(self) -> dict[str, Any]:
-        """Counters of daemon and client, the memory budget, and the verdict: which stage was the limit."""
+        """Counters of daemon and client, the memory budget, and the verdict: which stage was the limit.
+
+        The daemon's counters ("substituted", "dropped", "read") include what it has prefetched.
+        """
         self._usable()
         stats: dict[str, Any] = json.loads(self._feed.stats(self._timeout))
         counters = self._feed.counters()
