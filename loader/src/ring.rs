@@ -5,7 +5,7 @@
 //!
 //! - daemon: [`Ring::slot`] lends a [`SlotWriter`]; [`SlotWriter::rows`] splits it into [`RowWriter`]s, one per worker
 //!   at a time; the whole slot can be had again only when all rows are gone ([`SlotWriter::whole`]).
-//! - client: a [`Mapping`] gives read access to a slot; the lease (in `client.rs`) keeps the mapping alive.
+//! - client: a [`Mapping`] gives read access to a slot; the lease (in `client/lease.rs`) keeps the mapping alive.
 //!
 //! The memfd needs no /dev/shm (a container's 64 MB limit does not touch it), has no name that could leak, and is gone
 //! with its last descriptor, kill -9 included. It is sealed against shrinking and growing, so a peer cannot truncate it

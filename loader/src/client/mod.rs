@@ -33,7 +33,7 @@ use rustix::net::RecvFlags;
 use crate::plan::Cursor;
 use crate::protocol::{Attach, Attached, Decoder, ErrorKind, PROTOCOL, Ready, Reply, Request, Stats};
 use crate::ring::Mapping;
-use crate::token::{Allow, Token, TokenError};
+use crate::token::TokenError;
 
 use handshake::{Handshake, check};
 use lease::Link;
@@ -267,20 +267,6 @@ impl Feed {
     /// Log lines that came from the daemon since the last call: (level, text).
     pub fn take_logs(&mut self) -> Vec<(String, String)> {
         std::mem::take(&mut self.logs)
-    }
-
-    /// The token of the place where the caller stands.
-    pub fn token(&self) -> Token {
-        Token::new(self.attached.identity.clone(), self.cursor)
-    }
-
-    /// Goes to where a token says.
-    ///
-    /// # Errors
-    /// When the token is of another run, or the daemon is gone.
-    pub fn load(&mut self, token: &Token, allow: &[Allow]) -> Result<(), ClientError> {
-        token.verify(&self.attached.identity, allow)?;
-        self.seek(token.cursor())
     }
 
     /// Makes the next batch begin at `cursor`. Costs nothing when that is what comes next anyway; otherwise whatever
