@@ -92,6 +92,9 @@ pub enum ReadErrorKind {
     Changed,
     /// The system could not read it.
     Io,
+    /// The bytes are there and hold no such record: a null, a wrong length, a damaged page. A verdict on bytes, the same
+    /// at every attempt.
+    Bad,
 }
 
 impl fmt::Display for ReadErrorKind {
@@ -100,6 +103,7 @@ impl fmt::Display for ReadErrorKind {
             Self::Gone => "gone",
             Self::Changed => "changed",
             Self::Io => "io",
+            Self::Bad => "bad",
         })
     }
 }
@@ -125,6 +129,16 @@ impl ReadError {
 
     pub(crate) fn io(key: String, detail: String, transient: bool) -> Self {
         Self { key, kind: ReadErrorKind::Io, detail, transient }
+    }
+
+    /// The record itself is bad, for a reason that every attempt would find again.
+    pub(crate) fn bad(key: String, detail: String) -> Self {
+        Self { key, kind: ReadErrorKind::Bad, detail, transient: false }
+    }
+
+    /// What is wrong, without the key.
+    pub fn detail(&self) -> &str {
+        &self.detail
     }
 
     /// The record's key.

@@ -24,7 +24,8 @@
 //! - **Every request ends exactly once**: its `done` is called with a record or an error, or, when the [`Reader`] is
 //!   dropped first, `done` itself is dropped uncalled. Requests end in any order.
 //! - **Retries happen inside the reader.** An error that reaches `done` has been retried where that can help. A failed
-//!   read is a broken environment, not bad data: only what a decoder says about *bytes* may be substituted.
+//!   read is a broken environment, not bad data: only what a decoder says about *bytes* may be substituted. A container
+//!   format's own verdict on a record (a null, a damaged page) is such a verdict: [`ReadErrorKind::Bad`].
 //! - **Memory is bounded by the caller.** A reader holds what was submitted and not yet dropped, plus at most
 //!   [`POOL_BYTES`] of idle buffers. The caller submits no more than its byte budget allows ([`IndexedSource::size`] says
 //!   what a record will cost before it is read).
@@ -41,12 +42,19 @@
 //! It decodes nothing, shuffles nothing and caches nothing (the page cache does). Unbounded sources are a different type
 //! with a different life, not a flag on this one.
 
+mod address;
+mod array;
 mod buffer;
 mod disk;
 mod error;
 mod folder;
+mod hdf5;
 mod manifest;
+mod schema;
+mod shards;
 mod synthetic;
+mod table;
+mod tar;
 mod workers;
 
 use std::fmt;
@@ -56,10 +64,17 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+pub use address::AddressConfig;
+pub use array::ArrayConfig;
 pub use buffer::{Buffer, POOL_BYTES};
 pub use error::{ReadError, ReadErrorKind, SourceError};
 pub use folder::{FolderConfig, Split, SplitPart};
+pub use hdf5::Hdf5Config;
+pub use schema::{ElementType, FieldSpec, MAX_FIELD_BYTES, RESERVED, Schema};
+pub use shards::CacheConfig;
 pub use synthetic::{SyntheticConfig, SyntheticFormat};
+pub use table::TableConfig;
+pub use tar::TarConfig;
 
 /// Which records there are: the closed list of sources, as plain data.
 ///
@@ -71,6 +86,31 @@ pub enum SourceConfig {
     Folder(FolderConfig),
     /// Procedural images of chosen size, cost and faults, made on the fly.
     Synthetic(SyntheticConfig),
+    /// Tar shards in WebDataset's naming.
+    Tar(TarConfig),
+    /// Parquet, Arrow, CSV and JSONL tables.
+    Table(TableConfig),
+    /// HDF5 files.
+    Hdf5(Hdf5Config),
+    /// npy and npz files.
+    Array(ArrayConfig),
+    /// An address as a user types it; resolved to one of the others when it is opened.
+    Address(AddressConfig),
+}
+
+impl SourceConfig {
+    /// The files, folders and URLs that opening this would read, as configured; braces, `*` and `?` may be in them.
+    pub fn locations(&self) -> Vec<String> {
+        match self {
+            Self::Folder(config) => vec![config.root.to_string_lossy().into_owned()],
+            Self::Synthetic(_) => Vec::new(),
+            Self::Tar(config) => config.shards.clone(),
+            Self::Table(config) => config.locations(),
+            Self::Hdf5(config) => config.files.clone(),
+            Self::Array(config) => config.locations(),
+            Self::Address(config) => config.locations(),
+        }
+    }
 }
 
 /// Opens a source: walks the folder, builds the manifest, checks the configuration.
@@ -82,6 +122,11 @@ pub fn open(config: &SourceConfig) -> Result<Arc<dyn IndexedSource>, SourceError
     match config {
         SourceConfig::Folder(config) => Ok(Arc::new(folder::Folder::open(config)?)),
         SourceConfig::Synthetic(config) => Ok(Arc::new(synthetic::Synthetic::open(config)?)),
+        SourceConfig::Tar(config) => tar::open(config),
+        SourceConfig::Table(config) => table::open(config),
+        SourceConfig::Hdf5(config) => hdf5::open(config),
+        SourceConfig::Array(config) => array::open(config),
+        SourceConfig::Address(config) => open(&config.resolve()?),
     }
 }
 
@@ -108,8 +153,13 @@ pub trait IndexedSource: Send + Sync + 'static {
     /// Class names in label order; empty for an unlabelled source.
     fn classes(&self) -> &[String];
 
-    /// Size of the encoded record in bytes: exact where it is stored, an upper bound where it is made (synthetic).
-    /// Known without reading, for budgets.
+    /// What every record holds. Default: an encoded image and nothing else.
+    fn schema(&self) -> Schema {
+        Schema::images()
+    }
+
+    /// Bytes of a record, its fields included: exact where it is stored, an upper bound where it is made (synthetic),
+    /// an estimate where a block has to be decoded to know (Parquet). Known without reading, for budgets.
     fn size(&self, index: u64) -> u64;
 
     /// Where the record's bytes lie, if they lie in a file.
@@ -123,6 +173,11 @@ pub trait IndexedSource: Send + Sync + 'static {
 
     /// Bytes of memory that the source's index holds.
     fn memory(&self) -> u64;
+
+    /// Bytes of memory that one reader holds beside the records in flight and [`POOL_BYTES`]: decoded blocks, say.
+    fn reader_memory(&self) -> u64 {
+        0
+    }
 
     /// Starts a reader for this source. Each reader has its own threads and buffers; one per pipeline is enough.
     ///
@@ -147,8 +202,28 @@ pub struct Extent {
 pub enum Blocks {
     /// Every record costs the same in any order.
     None,
-    /// Lengths, in records, of consecutive blocks; they add up to the source's length.
-    Lengths(Arc<[u64]>),
+    /// Consecutive blocks, and how they are best shuffled.
+    Lengths {
+        /// Lengths in records, none of them 0; they add up to the source's length.
+        lengths: Arc<[u64]>,
+        /// Blocks read side by side.
+        lanes: u64,
+        /// Records of one lane that are shuffled together. With a reader that keeps decoded blocks, lanes x window
+        /// records (and a block more a lane) must fit in what it keeps.
+        window: u64,
+    },
+}
+
+impl Blocks {
+    /// Lanes and window for blocks whose records can be fetched one by one, as from a tar file.
+    pub(crate) const LANES: u64 = 8;
+    /// As above.
+    pub(crate) const WINDOW: u64 = 4096;
+
+    /// Blocks whose records can be fetched one by one at the price of a seek.
+    pub(crate) fn seekable(lengths: impl IntoIterator<Item = u64>) -> Self {
+        Self::Lengths { lengths: lengths.into_iter().collect(), lanes: Self::LANES, window: Self::WINDOW }
+    }
 }
 
 /// 128-bit identity of a data set: keys, sizes and classes in order; not the root, not modification times.
@@ -249,7 +324,7 @@ impl fmt::Debug for ReadRequest {
 pub struct Record {
     /// Index of the record in the source.
     pub index: u64,
-    /// The encoded bytes. The memory goes back to the reader's pool when this is dropped.
+    /// The encoded image, then the fields; [`Schema::split`] cuts them apart. The memory goes back to the reader's pool when this is dropped.
     pub bytes: Buffer,
 }
 

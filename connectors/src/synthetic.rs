@@ -284,7 +284,7 @@ impl IndexedSource for Synthetic {
         let count = self.config.count;
         let full = std::iter::repeat_n(records, (count / records) as usize);
         let rest = Some(count % records).filter(|&rest| rest > 0);
-        Blocks::Lengths(full.chain(rest).collect())
+        Blocks::seekable(full.chain(rest))
     }
 
     fn fingerprint(&self) -> Fingerprint {
@@ -678,9 +678,9 @@ mod tests {
             open(SyntheticConfig { count: 10, block_records, ..SyntheticConfig::default() }).blocks()
         };
         assert_eq!(blocks(None), Blocks::None);
-        assert_eq!(blocks(Some(4)), Blocks::Lengths([4, 4, 2].into()));
-        assert_eq!(blocks(Some(5)), Blocks::Lengths([5, 5].into()));
-        assert_eq!(blocks(Some(11)), Blocks::Lengths([10].into()));
+        assert_eq!(blocks(Some(4)), Blocks::seekable([4, 4, 2]));
+        assert_eq!(blocks(Some(5)), Blocks::seekable([5, 5]));
+        assert_eq!(blocks(Some(11)), Blocks::seekable([10]));
     }
 
     #[test]

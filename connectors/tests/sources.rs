@@ -55,7 +55,7 @@ fn conforms(config: &SourceConfig) {
         }
         assert!(keys.insert(key), "keys are unique");
     }
-    if let Blocks::Lengths(lengths) = source.blocks() {
+    if let Blocks::Lengths { lengths, .. } = source.blocks() {
         assert_eq!(lengths.iter().sum::<u64>(), len);
         assert!(lengths.iter().all(|&length| length > 0));
     }

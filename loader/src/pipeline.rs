@@ -64,14 +64,14 @@ impl Pipeline {
         };
         let blocked = config.blocked.or(match source.blocks() {
             Blocks::None => None,
-            Blocks::Lengths(_) => Some(BlockedConfig::default()),
+            Blocks::Lengths { lanes, window, .. } => Some(BlockedConfig { lanes, window }),
         });
         let (len, seed) = (source.len(), config.seed);
         let order = match (config.shuffle, blocked, source.blocks()) {
             (false, ..) => Order::sequential(len, seed),
             (true, None, _) => Order::shuffled(len, seed),
-            (true, Some(BlockedConfig { lanes, window }), Blocks::Lengths(shards)) => {
-                Order::blocked(shards, seed, lanes, window)
+            (true, Some(BlockedConfig { lanes, window }), Blocks::Lengths { lengths, .. }) => {
+                Order::blocked(lengths, seed, lanes, window)
             }
             // A folder has no shards: the blocked order then keeps directory neighbours together.
             (true, Some(BlockedConfig { lanes, window }), Blocks::None) => {

@@ -1,0 +1,207 @@
+//! A source as a user types it, resolved to what it is.
+//!
+//! | address | source |
+//! |---|---|
+//! | `data/train` with class folders or images in it | folder |
+//! | `data/train` with shards directly in it | what their ending says, as below |
+//! | `train-{000..127}.tar`, `*.tar.gz`, `*.tgz`, `*.tar.zst` | tar |
+//! | `*.parquet`, `*.arrow`, `*.feather`, `*.csv`, `*.tsv`, `*.jsonl`, `*.ndjson` | table |
+//! | `*.h5`, `*.hdf5` | hdf5 |
+//! | `*.npy`, `*.npz` | array |
+//! | `synthetic://?count=1000&width=500` | synthetic |
+//! | `s3://`, `gs://`, `az://`, `http://`, `https://` before any of these | the same, read through the cache |
+//! | `file://` before any of these | the same |
+//!
+//! Options are the keys of that source's configuration, so that a wrong one is named where the address was given.
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::shards::ends_with;
+use crate::{SourceConfig, SourceError};
+
+/// An address with the options of whatever source it turns out to be.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct AddressConfig {
+    /// As typed.
+    pub address: String,
+    /// The folder that a relative path starts from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base: Option<PathBuf>,
+    /// Keys of the source's own configuration.
+    #[serde(flatten)]
+    pub options: serde_json::Map<String, serde_json::Value>,
+}
+
+/// Which source an ending means.
+const KINDS: [(&str, &str, &[&str]); 4] = [
+    ("tar", "shards", &[".tar", ".tar.gz", ".tgz", ".tar.zst", ".tar.zstd"]),
+    ("table", "files", &[".parquet", ".arrow", ".feather", ".ipc", ".csv", ".tsv", ".jsonl", ".ndjson"]),
+    ("hdf5", "files", &[".h5", ".hdf5"]),
+    ("array", "files", &[".npy", ".npz"]),
+];
+
+/// Schemes whose data is not on this machine.
+const REMOTE: [&str; 5] = ["s3", "gs", "az", "http", "https"];
+
+impl AddressConfig {
+    /// The local path or URL, absolute, as one location.
+    pub(crate) fn locations(&self) -> Vec<String> {
+        if self.address.starts_with("synthetic://") { Vec::new() } else { vec![self.absolute()] }
+    }
+
+    fn absolute(&self) -> String {
+        let path = self.address.strip_prefix("file://").unwrap_or(&self.address);
+        if scheme(path).is_some() {
+            return path.to_owned();
+        }
+        let base = self.base.clone().unwrap_or_else(|| PathBuf::from("/"));
+        // Joined by text first: a trailing slash says "a folder" and Path would drop it.
+        let joined =
+            if path.starts_with('/') { path.to_owned() } else { format!("{}/{path}", base.display()) };
+        normal(&joined)
+    }
+
+    /// What it stands for: looks at the ending or, for a folder, at what lies in it.
+    ///
+    /// # Errors
+    /// [`SourceError`] when the scheme is unknown or an option does not belong to the source.
+    pub fn resolve(&self) -> Result<SourceConfig, SourceError> {
+        let location = self.absolute();
+        let mut value = self.options.clone();
+        let kind = match scheme(&location) {
+            Some("synthetic") => {
+                let query = location.split_once('?').map_or("", |(_, query)| query);
+                for pair in query.split('&').filter(|pair| !pair.is_empty()) {
+                    let (key, text) = pair.split_once('=').ok_or_else(|| {
+                        SourceError::config(format!(
+                            "{}: '{pair}' is not of the form key=value",
+                            self.address
+                        ))
+                    })?;
+                    let number = serde_json::from_str(text).unwrap_or_else(|_| text.into());
+                    value.insert(key.to_owned(), number);
+                }
+                "synthetic"
+            }
+            Some(remote) if REMOTE.contains(&remote) => by_ending(&location).unwrap_or("folder"),
+            Some(other) => {
+                return Err(SourceError::config(format!(
+                    "{}: no source of this kind ({other}://); known are paths, synthetic://, {}://",
+                    self.address,
+                    REMOTE.join("://, ")
+                )));
+            }
+            None => match by_ending(&location) {
+                Some(kind) if !Path::new(&location).is_dir() => kind,
+                _ => by_content(Path::new(&location)),
+            },
+        };
+        if kind == "folder" {
+            value.insert("root".into(), location.into());
+        } else if let Some((_, key, _)) = KINDS.iter().find(|(name, ..)| *name == kind) {
+            value.insert((*key).into(), vec![location].into());
+        }
+        value.insert("type".into(), kind.into());
+        serde_json::from_value(value.into()).map_err(|error| {
+            SourceError::config(format!("{} is a source of type {kind}: {error}", self.address))
+        })
+    }
+}
+
+/// The part before "://".
+fn scheme(text: &str) -> Option<&str> {
+    let (scheme, _) = text.split_once("://")?;
+    let named = !scheme.is_empty() && scheme.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
+    named.then_some(scheme)
+}
+
+/// Without "." and doubled slashes; ".." is left to be refused or resolved by whoever opens it.
+fn normal(path: &str) -> String {
+    let parts: Vec<_> = path.split('/').filter(|part| !part.is_empty() && *part != ".").collect();
+    let mut kept: Vec<&str> = Vec::new();
+    for part in parts {
+        if part == ".." && kept.last().is_some_and(|last| *last != "..") {
+            kept.pop();
+        } else if part != ".." {
+            kept.push(part);
+        }
+    }
+    format!("/{}", kept.join("/"))
+}
+
+fn by_ending(location: &str) -> Option<&'static str> {
+    let location = location.split(['?', '#']).next().unwrap_or_default();
+    let location = location.trim_end_matches(['*', '}', '/']);
+    KINDS.iter().find(|(_, _, endings)| ends_with(location, endings)).map(|(kind, ..)| *kind)
+}
+
+/// What a local folder holds: shards directly in it decide, anything else is an image folder (which says what is missing).
+fn by_content(folder: &Path) -> &'static str {
+    let Ok(entries) = std::fs::read_dir(folder) else { return "folder" };
+    let mut kinds = [0usize; KINDS.len()];
+    for entry in entries.flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if let Some(at) = KINDS.iter().position(|(_, _, endings)| ends_with(&name, endings)) {
+            // A table of labels beside class folders describes them and is not the data.
+            kinds[at] += usize::from(!ends_with(&name, &[".csv", ".tsv", ".jsonl", ".ndjson"]));
+        } else if entry.path().is_dir() {
+            continue;
+        }
+    }
+    let most = (0..KINDS.len()).rev().max_by_key(|&at| kinds[at]).expect("there are kinds");
+    if kinds[most] == 0 { "folder" } else { KINDS[most].0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn resolve(address: &str, options: serde_json::Value) -> Result<SourceConfig, SourceError> {
+        let options = options.as_object().unwrap().clone();
+        AddressConfig { address: address.into(), base: Some("/base".into()), options }.resolve()
+    }
+
+    fn value(address: &str) -> serde_json::Value {
+        serde_json::to_value(resolve(address, serde_json::json!({})).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn an_ending_says_what_it_is() {
+        assert_eq!(value("x/{000..010}.tar")["shards"][0], "/base/x/{000..010}.tar");
+        assert_eq!(value("s3://bucket/a.tar.zst")["shards"][0], "s3://bucket/a.tar.zst");
+        for (address, kind) in [
+            ("/a/b.parquet", "table"),
+            ("file:///a/b.jsonl", "table"),
+            ("https://host/b.h5?version=3", "hdf5"),
+            ("a.NPY", "array"),
+            ("gs://bucket/images/", "folder"),
+            ("a/./../images", "folder"),
+            ("synthetic://?count=3", "synthetic"),
+        ] {
+            assert_eq!(value(address)["type"], kind, "{address}");
+        }
+        assert_eq!(value("a/./../images//x")["root"], "/base/images/x");
+        assert_eq!(value("synthetic://?count=3&format=jpeg")["format"], "jpeg");
+        let error = resolve("ftp://x", serde_json::json!({})).unwrap_err().to_string();
+        assert!(error.contains("ftp://") && error.contains("s3://"), "{error}");
+    }
+
+    #[test]
+    fn a_folder_is_what_lies_in_it() {
+        let root = tempfile::tempdir().unwrap();
+        let kind = || value(root.path().to_str().unwrap())["type"].as_str().unwrap().to_owned();
+        std::fs::create_dir(root.path().join("cat")).unwrap();
+        std::fs::write(root.path().join("labels.csv"), "").unwrap();
+        assert_eq!(kind(), "folder");
+        std::fs::write(root.path().join("0.tar"), "").unwrap();
+        assert_eq!(kind(), "tar");
+    }
+
+    #[test]
+    fn an_option_of_another_source_is_named() {
+        let error = resolve("a.tar", serde_json::json!({"root": "/x"})).unwrap_err().to_string();
+        assert!(error.contains("a.tar is a source of type tar") && error.contains("root"), "{error}");
+    }
+}

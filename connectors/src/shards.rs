@@ -1,0 +1,400 @@
+//! The files of a sharded source: found from patterns, in a fixed order, each with its size and version.
+//!
+//! ```text
+//!  "data/train-{000..127}.tar"   braces: every name written out; one that is missing is an error
+//!  "data/*.parquet"              * and ? within one folder, sorted by name
+//!  "data/"                       every file below it that has one of the source's endings, sorted by path
+//! ```
+//!
+//! Sources read shards in two ways: a record that *is* a byte range is fetched by [`Shards::reader`], which is the disk
+//! readers of this crate; formats that have to be understood first are read by [`Shards::read_at`], which blocks.
+
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Component, Path, PathBuf};
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use crate::disk::{self, Files, Span};
+use crate::{Extent, Reader, ReaderConfig, SourceError};
+
+/// Where copies of remote and unpacked shards are kept.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct CacheConfig {
+    /// The folder; default: `fuelrail` in the user's cache folder (`$XDG_CACHE_HOME`, else `~/.cache`).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dir: Option<PathBuf>,
+    /// Most bytes it may hold; default 100 GB.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub limit_bytes: Option<u64>,
+}
+
+impl CacheConfig {
+    /// Whether nothing was said.
+    pub fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// More files than this are a pattern that went wrong.
+const MAX_SHARDS: usize = 4 << 20;
+
+/// Folders may be nested this deep below a pattern.
+const MAX_DEPTH: usize = 64;
+
+/// One file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Shard {
+    /// Its path relative to the folder that all shards share, with `/`: part of keys and of the fingerprint.
+    pub name: String,
+    /// Its size in bytes.
+    pub size: u64,
+    /// Changes whenever its content may have: modification time and inode here, the ETag of an object. Never part of a
+    /// fingerprint.
+    pub version: String,
+}
+
+/// The files of a source, in order.
+#[derive(Debug)]
+pub(crate) struct Shards {
+    root: PathBuf,
+    files: Vec<Shard>,
+}
+
+/// Which range of which shard a record is.
+pub(crate) trait Ranges: Send + Sync + 'static {
+    /// The shard's number, the first byte and the number of bytes.
+    fn locate(&self, index: u64) -> (usize, u64, u64);
+
+    /// The record's key, for errors.
+    fn key(&self, index: u64) -> String;
+}
+
+impl Shards {
+    /// Finds the files that `patterns` name, in the order of the patterns. `endings` (lower case, with the dot, like
+    /// ".tar") choose the files of a folder; a file named outright may be called anything.
+    ///
+    /// # Errors
+    /// [`SourceError`] that names the pattern: nothing there, a brace that does not close, a file that cannot be read.
+    pub(crate) fn open(
+        patterns: &[String],
+        endings: &[&str],
+        _cache: &CacheConfig,
+    ) -> Result<Arc<Self>, SourceError> {
+        let mut paths = Vec::new();
+        for pattern in patterns {
+            for text in expand_braces(pattern)? {
+                find(Path::new(&text), pattern, endings, &mut paths)?;
+                if paths.len() > MAX_SHARDS {
+                    return Err(SourceError::config(format!("{pattern} names more than {MAX_SHARDS} files")));
+                }
+            }
+        }
+        let Some(first) = paths.first() else {
+            return Err(SourceError::config("a source needs at least one file".into()));
+        };
+        let mut root = first.parent().unwrap_or(Path::new("/")).to_path_buf();
+        while !paths.iter().all(|path| path.starts_with(&root)) {
+            assert!(root.pop(), "absolute paths share the root");
+        }
+        let mut files = Vec::with_capacity(paths.len());
+        for path in &paths {
+            let meta = std::fs::metadata(path).map_err(|error| unreadable(path, &error))?;
+            if !meta.is_file() {
+                return Err(SourceError::data(format!("{} is not a regular file", path.display())));
+            }
+            let name = path.strip_prefix(&root).expect("the root is a parent of all");
+            let Some(name) = name.to_str() else {
+                return Err(SourceError::data(format!("{}: names of shards must be UTF-8", path.display())));
+            };
+            files.push(Shard {
+                name: name.to_owned(),
+                size: meta.len(),
+                version: format!("{}.{:09}-{}", meta.mtime(), meta.mtime_nsec(), meta.ino()),
+            });
+        }
+        let mut seen = std::collections::HashSet::new();
+        if let Some(twice) = files.iter().find(|file| !seen.insert(&file.name)) {
+            return Err(SourceError::config(format!("{} is named twice", root.join(&twice.name).display())));
+        }
+        Ok(Arc::new(Self { root, files }))
+    }
+
+    /// All files.
+    pub(crate) fn files(&self) -> &[Shard] {
+        &self.files
+    }
+
+    /// Where a file is, in full, for messages.
+    pub(crate) fn display(&self, shard: usize) -> String {
+        self.root.join(&self.files[shard].name).display().to_string()
+    }
+
+    /// Where a range lies on the local disk, if it does.
+    pub(crate) fn extent(&self, shard: usize, offset: u64, len: u64) -> Option<Extent> {
+        Some(Extent { file: self.root.join(&self.files[shard].name), offset, len })
+    }
+
+    /// Fills `buffer` from a place in a file; blocks. Fewer bytes than that are an error: the file was cut short.
+    ///
+    /// # Errors
+    /// The system's, with the file's name and what to do in its text.
+    pub(crate) fn read_at(&self, shard: usize, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        let path = self.root.join(&self.files[shard].name);
+        let file = std::fs::File::open(&path).map_err(|error| named(&path, &error))?;
+        file.read_exact_at(buffer, offset).map_err(|error| match error.kind() {
+            io::ErrorKind::UnexpectedEof => io::Error::new(
+                error.kind(),
+                format!(
+                    "{} ends before byte {}: it has changed or was cut",
+                    path.display(),
+                    offset + buffer.len() as u64
+                ),
+            ),
+            _ => named(&path, &error),
+        })
+    }
+
+    /// Bytes of memory held.
+    pub(crate) fn memory(&self) -> u64 {
+        let texts: usize = self.files.iter().map(|file| file.name.capacity() + file.version.capacity()).sum();
+        (self.files.capacity() * size_of::<Shard>() + texts) as u64
+    }
+
+    /// Starts a reader for records that are byte ranges.
+    ///
+    /// # Errors
+    /// As [`crate::IndexedSource::reader`].
+    pub(crate) fn reader(
+        self: Arc<Self>,
+        ranges: Arc<dyn Ranges>,
+        config: &ReaderConfig,
+    ) -> Result<Box<dyn Reader>, SourceError> {
+        disk::open(Arc::new(OnDisk { shards: self, ranges }), config)
+    }
+}
+
+/// Ranges of local shards, as the disk readers ask for them.
+struct OnDisk {
+    shards: Arc<Shards>,
+    ranges: Arc<dyn Ranges>,
+}
+
+impl Files for OnDisk {
+    fn root(&self) -> &Path {
+        &self.shards.root
+    }
+
+    fn locate(&self, index: u64, file: &mut Vec<u8>) -> Span {
+        let (shard, offset, len) = self.ranges.locate(index);
+        file.extend_from_slice(self.shards.files[shard].name.as_bytes());
+        Span { offset, len, whole: false }
+    }
+
+    fn key(&self, index: u64) -> String {
+        self.ranges.key(index)
+    }
+}
+
+fn named(path: &Path, error: &io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("{} cannot be read: {error}", path.display()))
+}
+
+fn unreadable(path: &Path, error: &io::Error) -> SourceError {
+    SourceError::data(match error.kind() {
+        io::ErrorKind::NotFound => format!("{} does not exist; check the path", path.display()),
+        _ => format!("{} cannot be read: {error}", path.display()),
+    })
+}
+
+/// `a{00..11}b` and `a{x,y}b` written out, from left to right; `..` counts with the digits of its first number.
+///
+/// # Errors
+/// When a brace does not close, a range runs backwards, or there are too many names.
+pub(crate) fn expand_braces(pattern: &str) -> Result<Vec<String>, SourceError> {
+    let refuse = |why: &str| Err(SourceError::config(format!("{pattern}: {why}")));
+    let Some(open) = pattern.find('{') else { return Ok(vec![pattern.to_owned()]) };
+    let Some(close) = pattern[open..].find('}').map(|at| at + open) else {
+        return refuse("a brace is not closed; write {000..127} or {train,val}");
+    };
+    let inside = &pattern[open + 1..close];
+    let middles: Vec<String> = if let Some((from, to)) = inside.split_once("..") {
+        let digits =
+            |text: &str| !text.is_empty() && text.len() <= 18 && text.bytes().all(|b| b.is_ascii_digit());
+        if !digits(from) || !digits(to) {
+            return refuse("a range of braces is written {000..127}");
+        }
+        let (first, last): (u64, u64) = (from.parse().expect("digits"), to.parse().expect("digits"));
+        if last < first {
+            return refuse("a range of braces runs from the smaller to the larger number");
+        }
+        if last - first >= MAX_SHARDS as u64 {
+            return refuse("a range of braces names too many files");
+        }
+        (first..=last).map(|number| format!("{number:0width$}", width = from.len())).collect()
+    } else {
+        inside.split(',').map(str::to_owned).collect()
+    };
+    let rest = expand_braces(&pattern[close + 1..])?;
+    if middles.len().saturating_mul(rest.len()) > MAX_SHARDS {
+        return refuse("the braces name too many files");
+    }
+    let join = |middle: &String| {
+        let before = format!("{}{middle}", &pattern[..open]);
+        rest.iter().map(move |rest| format!("{before}{rest}")).collect::<Vec<_>>()
+    };
+    Ok(middles.iter().flat_map(join).collect())
+}
+
+/// Appends the files that one path stands for: itself, those of a folder, or those that match `*` and `?` in its last part.
+fn find(path: &Path, pattern: &str, endings: &[&str], paths: &mut Vec<PathBuf>) -> Result<(), SourceError> {
+    if !path.is_absolute() || path.components().any(|part| part == Component::ParentDir) {
+        return Err(SourceError::config(format!("{pattern} must be an absolute path without \"..\"")));
+    }
+    let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    let before = paths.len();
+    if name.contains(['*', '?']) && !path.exists() {
+        let folder = path.parent().unwrap_or(Path::new("/"));
+        for entry in std::fs::read_dir(folder).map_err(|error| unreadable(folder, &error))? {
+            let entry = entry.map_err(|error| unreadable(folder, &error))?;
+            let found = entry.file_name();
+            if !found.as_bytes().starts_with(b".") && matches(name.as_bytes(), found.as_bytes()) {
+                paths.push(entry.path());
+            }
+        }
+    } else if path.is_dir() {
+        walk(path, endings, 0, paths)?;
+    } else {
+        paths.push(path.to_path_buf());
+        return Ok(());
+    }
+    paths[before..].sort_unstable_by(|a, b| a.as_os_str().as_bytes().cmp(b.as_os_str().as_bytes()));
+    if paths.len() == before {
+        let kinds = endings.join(", ");
+        return Err(SourceError::data(format!("{pattern}: no file there has one of the endings {kinds}")));
+    }
+    Ok(())
+}
+
+fn walk(folder: &Path, endings: &[&str], depth: usize, paths: &mut Vec<PathBuf>) -> Result<(), SourceError> {
+    if depth > MAX_DEPTH {
+        return Err(SourceError::data(format!(
+            "folders are nested deeper than {MAX_DEPTH} at {}",
+            folder.display()
+        )));
+    }
+    for entry in std::fs::read_dir(folder).map_err(|error| unreadable(folder, &error))? {
+        let entry = entry.map_err(|error| unreadable(folder, &error))?;
+        let (path, name) = (entry.path(), entry.file_name());
+        if name.as_bytes().starts_with(b".") {
+            continue;
+        }
+        let kind = std::fs::metadata(&path).map_err(|error| unreadable(&path, &error))?;
+        if kind.is_dir() {
+            walk(&path, endings, depth + 1, paths)?;
+        } else if kind.is_file() && ends_with(&name.to_string_lossy(), endings) {
+            paths.push(path);
+            if paths.len() > MAX_SHARDS {
+                return Err(SourceError::config(format!("{} holds too many files", folder.display())));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Whether a name has one of the endings, in any case.
+pub(crate) fn ends_with(name: &str, endings: &[&str]) -> bool {
+    let name = name.to_ascii_lowercase();
+    endings.iter().any(|ending| name.ends_with(ending))
+}
+
+/// Shell-like matching with `*` and `?`, in time O(pattern x name).
+fn matches(pattern: &[u8], name: &[u8]) -> bool {
+    let (mut p, mut n, mut star) = (0, 0, None);
+    while n < name.len() {
+        match pattern.get(p) {
+            Some(b'*') => {
+                star = Some((p, n));
+                p += 1;
+            }
+            Some(&b) if b == b'?' || b == name[n] => {
+                p += 1;
+                n += 1;
+            }
+            _ => match star {
+                Some((at, from)) => {
+                    star = Some((at, from + 1));
+                    p = at + 1;
+                    n = from + 1;
+                }
+                None => return false,
+            },
+        }
+    }
+    pattern[p..].iter().all(|&b| b == b'*')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn braces_are_written_out_from_left_to_right() {
+        let all = |pattern| expand_braces(pattern).unwrap();
+        assert_eq!(all("a{08..11}"), ["a08", "a09", "a10", "a11"]);
+        assert_eq!(all("{x,y}-{1..2}"), ["x-1", "x-2", "y-1", "y-2"]);
+        assert_eq!(all("plain"), ["plain"]);
+        for wrong in ["a{1..", "a{2..1}", "a{1..x}", "{0..9999999}{0..9}", "a{0..99999999999999999999}"] {
+            assert!(expand_braces(wrong).unwrap_err().is_config(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn stars_match_as_in_a_shell() {
+        for (pattern, name, expected) in [
+            ("*.tar", "a.tar", true),
+            ("*.tar", "a.tar.gz", false),
+            ("a?c*", "abcd", true),
+            ("*a*b*", "xxaxxbxx", true),
+            ("*a*b", "ab-ba", false),
+            ("", "", true),
+        ] {
+            assert_eq!(matches(pattern.as_bytes(), name.as_bytes()), expected, "{pattern} {name}");
+        }
+    }
+
+    #[test]
+    fn a_folder_gives_its_files_sorted_and_names_are_relative() {
+        let root = tempfile::tempdir().unwrap();
+        std::fs::create_dir(root.path().join("b")).unwrap();
+        for name in ["b/1.tar", "a.tar", "c.TAR", "notes.txt", ".hidden.tar"] {
+            std::fs::write(root.path().join(name), name).unwrap();
+        }
+        let at = |text: &str| format!("{}/{text}", root.path().display());
+        let open = |patterns: &[String]| Shards::open(patterns, &[".tar"], &CacheConfig::default());
+        let shards = open(&[at("")]).unwrap();
+        let names: Vec<_> = shards.files().iter().map(|file| file.name.as_str()).collect();
+        assert_eq!(names, ["a.tar", "b/1.tar", "c.TAR"]);
+        let mut bytes = [0; 3];
+        shards.read_at(1, 2, &mut bytes).unwrap();
+        assert_eq!(&bytes, b"1.t");
+        assert!(
+            shards.read_at(1, 6, &mut bytes).unwrap_err().to_string().contains("b/1.tar ends before byte 9")
+        );
+        assert_eq!(open(&[at("{a,b/1}.tar")]).unwrap().files().len(), 2);
+        assert_eq!(open(&[at("*.tar")]).unwrap().files().len(), 1);
+        for (patterns, expected) in [
+            (vec![at("{a,x}.tar")], "x.tar does not exist"),
+            (vec![at("*.zip")], "no file there"),
+            (vec![at("a.tar"), at("a.tar")], "named twice"),
+            (vec!["relative.tar".into()], "absolute"),
+            (vec![], "at least one"),
+        ] {
+            let error = open(&patterns).unwrap_err().to_string();
+            assert!(error.contains(expected), "{error}");
+        }
+    }
+}
