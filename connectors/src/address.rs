@@ -24,14 +24,29 @@ use crate::{SourceConfig, SourceError};
 /// An address with the options of whatever source it turns out to be.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct AddressConfig {
-    /// As typed.
-    pub address: String,
-    /// The folder that a relative path starts from.
+    /// As typed; several of one kind make one source.
+    #[serde(deserialize_with = "one_or_many")]
+    pub address: Vec<String>,
+    /// The folder that a relative path starts from. Default: the process's current one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub base: Option<PathBuf>,
     /// Keys of the source's own configuration.
     #[serde(flatten)]
     pub options: serde_json::Map<String, serde_json::Value>,
+}
+
+/// A list, or text that is a list of one.
+fn one_or_many<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged, expecting = "an address: text, or a list of texts")]
+    enum OneOrMany {
+        One(String),
+        Many(Vec<String>),
+    }
+    Ok(match OneOrMany::deserialize(deserializer)? {
+        OneOrMany::One(address) => vec![address],
+        OneOrMany::Many(addresses) => addresses,
+    })
 }
 
 /// Which source an ending means.
@@ -46,21 +61,23 @@ const KINDS: [(&str, &str, &[&str]); 4] = [
 const REMOTE: [&str; 5] = ["s3", "gs", "az", "http", "https"];
 
 impl AddressConfig {
-    /// The local path or URL, absolute, as one location.
+    /// The local paths and URLs, absolute.
     pub(crate) fn locations(&self) -> Vec<String> {
-        if self.address.starts_with("synthetic://") { Vec::new() } else { vec![self.absolute()] }
+        self.address
+            .iter()
+            .filter(|address| !address.starts_with("synthetic://"))
+            .map(|one| self.absolute(one))
+            .collect()
     }
 
-    fn absolute(&self) -> String {
-        let path = self.address.strip_prefix("file://").unwrap_or(&self.address);
+    fn absolute(&self, address: &str) -> String {
+        let path = address.strip_prefix("file://").unwrap_or(address);
         if scheme(path).is_some() {
             return path.to_owned();
         }
-        let base = self.base.clone().unwrap_or_else(|| PathBuf::from("/"));
-        // Joined by text first: a trailing slash says "a folder" and Path would drop it.
-        let joined =
-            if path.starts_with('/') { path.to_owned() } else { format!("{}/{path}", base.display()) };
-        normal(&joined)
+        let base =
+            self.base.clone().or_else(|| std::env::current_dir().ok()).unwrap_or_else(|| PathBuf::from("/"));
+        normal(&if path.starts_with('/') { path.to_owned() } else { format!("{}/{path}", base.display()) })
     }
 
     /// What it stands for: looks at the ending or, for a folder, at what lies in it.
@@ -68,17 +85,17 @@ impl AddressConfig {
     /// # Errors
     /// [`SourceError`] when the scheme is unknown or an option does not belong to the source.
     pub fn resolve(&self) -> Result<SourceConfig, SourceError> {
-        let location = self.absolute();
+        let Some(first) = self.address.first() else {
+            return Err(SourceError::config("a source needs at least one address".into()));
+        };
+        let (name, location) = (self.address.join(", "), self.absolute(first));
         let mut value = self.options.clone();
         let kind = match scheme(&location) {
             Some("synthetic") => {
                 let query = location.split_once('?').map_or("", |(_, query)| query);
                 for pair in query.split('&').filter(|pair| !pair.is_empty()) {
                     let (key, text) = pair.split_once('=').ok_or_else(|| {
-                        SourceError::config(format!(
-                            "{}: '{pair}' is not of the form key=value",
-                            self.address
-                        ))
+                        SourceError::config(format!("{name}: '{pair}' is not of the form key=value"))
                     })?;
                     let number = serde_json::from_str(text).unwrap_or_else(|_| text.into());
                     value.insert(key.to_owned(), number);
@@ -88,8 +105,7 @@ impl AddressConfig {
             Some(remote) if REMOTE.contains(&remote) => by_ending(&location).unwrap_or("folder"),
             Some(other) => {
                 return Err(SourceError::config(format!(
-                    "{}: no source of this kind ({other}://); known are paths, synthetic://, {}://",
-                    self.address,
+                    "{name}: no source of this kind ({other}://); known are paths, synthetic://, {}://",
                     REMOTE.join("://, ")
                 )));
             }
@@ -98,15 +114,28 @@ impl AddressConfig {
                 _ => by_content(Path::new(&location)),
             },
         };
+        // A folder splits itself, by the same rule; the others are split from outside.
+        let split = if kind == "folder" { None } else { value.remove("split") };
         if kind == "folder" {
+            if self.address.len() > 1 {
+                return Err(SourceError::config(format!(
+                    "{name}: several image folders are a mixture (fuelrail.Mix, or type = \"mix\"), which says how they \
+                     are drawn"
+                )));
+            }
             value.insert("root".into(), location.into());
         } else if let Some((_, key, _)) = KINDS.iter().find(|(name, ..)| *name == kind) {
-            value.insert((*key).into(), vec![location].into());
+            value.insert((*key).into(), self.locations().into());
         }
         value.insert("type".into(), kind.into());
-        serde_json::from_value(value.into()).map_err(|error| {
-            SourceError::config(format!("{} is a source of type {kind}: {error}", self.address))
-        })
+        if let Some(split) = split {
+            let whole = std::mem::take(&mut value);
+            value.insert("type".into(), "subset".into());
+            value.insert("source".into(), whole.into());
+            value.insert("split".into(), split);
+        }
+        serde_json::from_value(value.into())
+            .map_err(|error| SourceError::config(format!("{name} is a source of type {kind}: {error}")))
     }
 }
 
@@ -160,7 +189,7 @@ mod tests {
 
     fn resolve(address: &str, options: serde_json::Value) -> Result<SourceConfig, SourceError> {
         let options = options.as_object().unwrap().clone();
-        AddressConfig { address: address.into(), base: Some("/base".into()), options }.resolve()
+        AddressConfig { address: vec![address.into()], base: Some("/base".into()), options }.resolve()
     }
 
     fn value(address: &str) -> serde_json::Value {
@@ -201,6 +230,9 @@ mod tests {
 
     #[test]
     fn an_option_of_another_source_is_named() {
+        let split = serde_json::json!({"split": {"part": "val", "fraction": 0.5}});
+        let config = resolve("a.tar", split).unwrap();
+        assert!(matches!(config, SourceConfig::Subset(_)), "{config:?}");
         let error = resolve("a.tar", serde_json::json!({"root": "/x"})).unwrap_err().to_string();
         assert!(error.contains("a.tar is a source of type tar") && error.contains("root"), "{error}");
     }

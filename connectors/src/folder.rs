@@ -91,7 +91,7 @@ pub enum SplitPart {
 }
 
 impl Split {
-    fn check(&self) -> Result<(), SourceError> {
+    pub(crate) fn check(&self) -> Result<(), SourceError> {
         if (0.0..=1.0).contains(&self.fraction) {
             return Ok(());
         }
@@ -102,7 +102,7 @@ impl Split {
     }
 
     /// Whether the record with this relative path belongs to the part.
-    fn holds(&self, path: &[u8]) -> bool {
+    pub(crate) fn holds(&self, path: &[u8]) -> bool {
         // 53 bits, so that the fraction is exact in f64 and always below 1: with fraction 1 nothing is left for train.
         let fraction = (xxh3_64(path) >> 11) as f64 / (1u64 << 53) as f64;
         match self.part {

@@ -50,8 +50,11 @@ mod error;
 mod folder;
 mod hdf5;
 mod manifest;
+mod mix;
+mod numbers;
 mod schema;
 mod shards;
+mod subset;
 mod synthetic;
 mod table;
 mod tar;
@@ -70,8 +73,11 @@ pub use buffer::{Buffer, POOL_BYTES};
 pub use error::{ReadError, ReadErrorKind, SourceError};
 pub use folder::{FolderConfig, Split, SplitPart};
 pub use hdf5::Hdf5Config;
+pub use mix::{MixConfig, MixPart, Part, apportion};
+pub use numbers::read_numbers;
 pub use schema::{ElementType, FieldSpec, MAX_FIELD_BYTES, RESERVED, Schema};
 pub use shards::CacheConfig;
+pub use subset::SubsetConfig;
 pub use synthetic::{SyntheticConfig, SyntheticFormat};
 pub use table::TableConfig;
 pub use tar::TarConfig;
@@ -94,6 +100,10 @@ pub enum SourceConfig {
     Hdf5(Hdf5Config),
     /// npy and npz files.
     Array(ArrayConfig),
+    /// A part of another source.
+    Subset(SubsetConfig),
+    /// Several sources drawn in proportion.
+    Mix(MixConfig),
     /// An address as a user types it; resolved to one of the others when it is opened.
     Address(AddressConfig),
 }
@@ -108,6 +118,8 @@ impl SourceConfig {
             Self::Table(config) => config.locations(),
             Self::Hdf5(config) => config.files.clone(),
             Self::Array(config) => config.locations(),
+            Self::Subset(config) => config.source.locations(),
+            Self::Mix(config) => config.parts.iter().flat_map(|part| part.source.locations()).collect(),
             Self::Address(config) => config.locations(),
         }
     }
@@ -126,6 +138,8 @@ pub fn open(config: &SourceConfig) -> Result<Arc<dyn IndexedSource>, SourceError
         SourceConfig::Table(config) => table::open(config),
         SourceConfig::Hdf5(config) => hdf5::open(config),
         SourceConfig::Array(config) => array::open(config),
+        SourceConfig::Subset(config) => Ok(Arc::new(subset::Subset::open(config)?)),
+        SourceConfig::Mix(config) => Ok(Arc::new(mix::Mix::open(config)?)),
         SourceConfig::Address(config) => open(&config.resolve()?),
     }
 }
@@ -167,6 +181,12 @@ pub trait IndexedSource: Send + Sync + 'static {
 
     /// Stretches of records that should be read together.
     fn blocks(&self) -> Blocks;
+
+    /// The stretches of records that an epoch draws from in proportion, in index order; empty when it draws each record
+    /// once. Where there are parts, their blocks count and [`blocks`](Self::blocks) is [`Blocks::None`].
+    fn parts(&self) -> &[Part] {
+        &[]
+    }
 
     /// Identity of the data: equal for equal keys, sizes and classes, wherever the data lies.
     fn fingerprint(&self) -> Fingerprint;

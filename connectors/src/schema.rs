@@ -51,7 +51,7 @@ pub enum ElementType {
 }
 
 /// Names that a batch uses itself.
-pub const RESERVED: [&str; 5] = ["image", "label", "index", "position", "substituted"];
+pub const RESERVED: [&str; 6] = ["image", "label", "index", "position", "substituted", "part"];
 
 /// A field of one record may not be larger than this; a larger one is a mistake in the shape, not a sample.
 pub const MAX_FIELD_BYTES: u64 = 64 << 20;

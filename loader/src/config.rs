@@ -26,7 +26,8 @@ pub struct DaemonConfig {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PipelineConfig {
-    /// Where the records come from.
+    /// Where the records come from: an address as text, or a source of a type with its keys.
+    #[serde(deserialize_with = "source")]
     pub source: SourceConfig,
     /// What is done to each, in order.
     #[serde(default)]
@@ -43,6 +44,9 @@ pub struct PipelineConfig {
     /// Seed of order and augmentation.
     #[serde(default)]
     pub seed: u64,
+    /// Draws classes or records in chosen proportions instead of each record once an epoch.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sampling: Option<Sampling>,
     /// Blocked order: keeps the reads of sharded sources sequential. Absent: the source's own hint decides.
     #[serde(default)]
     pub blocked: Option<BlockedConfig>,
@@ -79,6 +83,21 @@ pub struct PipelineConfig {
     pub quarantine: Option<PathBuf>,
 }
 
+/// A source is written as plain text or as a table; of a table without a type, the address says what it is.
+fn source<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<SourceConfig, D::Error> {
+    use serde::de::Error;
+    let mut value = serde_json::Value::deserialize(deserializer)?;
+    if let serde_json::Value::String(address) = value {
+        value = serde_json::json!({"type": "address", "address": address});
+    } else if let Some(table) = value.as_object_mut()
+        && table.contains_key("address")
+        && !table.contains_key("type")
+    {
+        table.insert("type".into(), "address".into());
+    }
+    serde_json::from_value(value).map_err(Error::custom)
+}
+
 fn one() -> u64 {
     1
 }
@@ -96,6 +115,34 @@ fn max_sample() -> u64 {
 }
 fn budget() -> f64 {
     0.01
+}
+
+/// How an epoch draws records by weight. The order is random in any case.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Sampling {
+    /// Every class equally often.
+    ClassBalanced {
+        /// Draws in an epoch, rounded up to a multiple of the classes. Default: the number of records.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        samples_per_epoch: Option<u64>,
+    },
+    /// Classes in these shares.
+    ClassShares {
+        /// Each class's share of the draws, relative to the others; every class that has records is in it.
+        shares: BTreeMap<String, f64>,
+        /// Draws in an epoch. Default: the number of records.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        samples_per_epoch: Option<u64>,
+    },
+    /// Records by weights of their own.
+    Weights {
+        /// A .npy file with one number a record, in index order: its expected number of draws, relative to the others.
+        file: PathBuf,
+        /// Draws in an epoch. Default: the number of records.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        samples_per_epoch: Option<u64>,
+    },
 }
 
 /// The blocked order's two figures.
@@ -193,13 +240,8 @@ impl PipelineConfig {
         }
     }
 
-    /// Fingerprint of everything that decides which record comes at which position.
-    pub fn order_fingerprint(&self, blocked: Option<BlockedConfig>) -> String {
-        fingerprint(&(self.shuffle, self.shuffle.then_some(blocked), self.on_error))
-    }
-
     /// Fingerprint of everything that decides the pixels.
-    pub fn pixels_fingerprint(&self, dtype: Dtype) -> String {
+    pub fn pixels_fingerprint(&self, dtype: Option<Dtype>) -> String {
         fingerprint(&(&self.transforms, dtype))
     }
 }

@@ -45,6 +45,8 @@ pub mod log;
 #[cfg(feature = "daemon")]
 pub mod metrics;
 #[cfg(feature = "daemon")]
+mod ordering;
+#[cfg(feature = "daemon")]
 pub mod peer;
 #[cfg(feature = "daemon")]
 pub mod pipeline;

@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use fuelrail_connectors::{Blocks, IndexedSource};
+use fuelrail_connectors::{IndexedSource, Schema};
 use fuelrail_transforms::{Chain, Dtype, Layout, Limits, OutputConfig, compile};
 
-use crate::config::{BlockedConfig, PipelineConfig};
+use crate::config::PipelineConfig;
 use crate::order::Order;
+use crate::ordering;
 use crate::plan::Batching;
 use crate::protocol::{ErrorKind, Field};
 use crate::ring::PAGE;
@@ -30,14 +31,23 @@ impl Refusal {
     }
 }
 
+fn compile_chain(config: &PipelineConfig) -> Result<Chain, Refusal> {
+    let output = OutputConfig { dtype: config.dtype, layout: config.layout };
+    let limits = Limits { max_sample_bytes: config.max_sample_bytes };
+    compile(&config.transforms, &output, limits)
+        .map_err(|error| Refusal::new(ErrorKind::Config, error.to_string()))
+}
+
 /// Everything about a pipeline that does not depend on rank and cursor.
 pub struct Pipeline {
     /// As configured.
     pub config: PipelineConfig,
     /// Opened.
     pub source: Arc<dyn IndexedSource>,
-    /// Compiled.
-    pub chain: Arc<Chain>,
+    /// What its records hold.
+    pub schema: Schema,
+    /// Compiled; none for a source without images.
+    pub chain: Option<Arc<Chain>>,
     /// Which record comes where.
     pub order: Order,
     /// What tokens are checked against.
@@ -53,41 +63,48 @@ impl Pipeline {
     /// With [`ErrorKind::Config`] or [`ErrorKind::Source`].
     pub fn open(config: PipelineConfig, source: Option<Arc<dyn IndexedSource>>) -> Result<Self, Refusal> {
         config.check().map_err(|message| Refusal::new(ErrorKind::Config, message))?;
-        let output = OutputConfig { dtype: config.dtype, layout: config.layout };
-        let limits = Limits { max_sample_bytes: config.max_sample_bytes };
-        let chain = compile(&config.transforms, &output, limits)
-            .map_err(|error| Refusal::new(ErrorKind::Config, error.to_string()))?;
+        // Before the source, whose opening may take long: a mistake in the chain shows at once.
+        let compiled = compile_chain(&config);
+        if !config.transforms.is_empty()
+            && let Err(refusal) = compiled
+        {
+            return Err(refusal);
+        }
         let source = match source {
             Some(source) => source,
-            None => fuelrail_connectors::open(&config.source)
-                .map_err(|error| Refusal::new(ErrorKind::Source, error.to_string()))?,
+            None => fuelrail_connectors::open(&config.source).map_err(|error| {
+                let kind = if error.is_config() { ErrorKind::Config } else { ErrorKind::Source };
+                Refusal::new(kind, error.to_string())
+            })?,
         };
-        let blocked = config.blocked.or(match source.blocks() {
-            Blocks::None => None,
-            Blocks::Lengths { lanes, window, .. } => Some(BlockedConfig { lanes, window }),
-        });
-        let (len, seed) = (source.len(), config.seed);
-        let order = match (config.shuffle, blocked, source.blocks()) {
-            (false, ..) => Order::sequential(len, seed),
-            (true, None, _) => Order::shuffled(len, seed),
-            (true, Some(BlockedConfig { lanes, window }), Blocks::Lengths { lengths, .. }) => {
-                Order::blocked(lengths, seed, lanes, window)
-            }
-            // A folder has no shards: the blocked order then keeps directory neighbours together.
-            (true, Some(BlockedConfig { lanes, window }), Blocks::None) => {
-                Order::blocked(Arc::from([len]), seed, lanes, window)
-            }
+        let schema = source.schema();
+        schema.check().map_err(|message| Refusal::new(ErrorKind::Source, message))?;
+        let chain = if schema.image {
+            Some(Arc::new(compiled?))
+        } else if config.transforms.is_empty() && config.dtype.is_none() {
+            None
+        } else {
+            let fields: Vec<_> = schema.fields.iter().map(|field| field.name.as_str()).collect();
+            return Err(Refusal::new(
+                ErrorKind::Config,
+                format!(
+                    "transforms and dtype are for images, and this source has none (its fields: {}): leave them out, or name \
+                     the column or array that holds images with image=",
+                    fields.join(", ")
+                ),
+            ));
         };
+        let (order, order_fingerprint) = ordering::order(&config, &*source)?;
         let identity = Identity {
             dataset: source.fingerprint().to_string(),
-            order: config.order_fingerprint(blocked),
-            pixels: config.pixels_fingerprint(chain.output().dtype),
-            seed,
-            samples: len,
+            order: order_fingerprint,
+            pixels: config.pixels_fingerprint(chain.as_ref().map(|chain| chain.output().dtype)),
+            seed: config.seed,
+            samples: order.len(),
         };
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let threads = if config.num_workers == 0 { cores } else { config.num_workers as usize };
-        Ok(Self { config, source, chain: Arc::new(chain), order, identity, threads })
+        Ok(Self { config, source, schema, chain, order, identity, threads })
     }
 
     /// How epochs are cut for a number of ranks.
@@ -99,7 +116,7 @@ impl Pipeline {
         if world_size == 0 || world_size > 1 << 20 {
             return refuse(format!("world_size = {world_size} is not between 1 and {}", 1 << 20));
         }
-        let (len, batch_size) = (self.source.len(), self.config.batch_size);
+        let (len, batch_size) = (self.order.len(), self.config.batch_size);
         let batching = Batching { len, batch_size, world_size, drop_last: self.config.drop_last };
         if batching.batches_from(0) == 0 {
             return refuse(format!(
@@ -114,39 +131,58 @@ impl Pipeline {
         self.config.prefetch_factor as usize + 2
     }
 
+    /// How many of the batch's fields are the records' own.
+    pub fn payload(&self) -> usize {
+        usize::from(self.schema.image) + self.schema.fields.len()
+    }
+
     /// The fields of a batch and the bytes of a slot.
     pub fn layout(&self) -> (Vec<Field>, u64) {
-        let output = self.chain.output();
-        let (c, h, w) = (output.channels as u64, output.height as u64, output.width as u64);
-        let strides = match output.layout {
-            Layout::Nchw => vec![h * w, w, 1],
-            Layout::Nhwc => vec![1, w * c, c],
-        };
-        let dtype = match output.dtype {
-            Dtype::U8 => "u8",
-            Dtype::F32 => "f32",
-            Dtype::F16 => "f16",
-            Dtype::Bf16 => "bf16",
-        };
         let scalar = |name: &str, dtype: &str, row_bytes| {
             (name.to_string(), dtype.to_string(), vec![], vec![], row_bytes)
         };
-        let mut offset = 0;
-        let fields = [
-            ("image".to_string(), dtype.to_string(), vec![c, h, w], strides, output.row_bytes() as u64),
+        let image = self.chain.as_ref().map(|chain| {
+            let output = chain.output();
+            let (c, h, w) = (output.channels as u64, output.height as u64, output.width as u64);
+            let strides = match output.layout {
+                Layout::Nchw => vec![h * w, w, 1],
+                Layout::Nhwc => vec![1, w * c, c],
+            };
+            let dtype = match output.dtype {
+                Dtype::U8 => "u8",
+                Dtype::F32 => "f32",
+                Dtype::F16 => "f16",
+                Dtype::Bf16 => "bf16",
+            };
+            ("image".to_string(), dtype.to_string(), vec![c, h, w], strides, output.row_bytes() as u64)
+        });
+        let own = self.schema.fields.iter().map(|field| {
+            // C order: the last axis is dense.
+            let strides: Vec<u64> =
+                (1..=field.shape.len()).map(|axis| field.shape[axis..].iter().product()).collect();
+            (field.name.clone(), field.dtype.to_string(), field.shape.clone(), strides, field.bytes() as u64)
+        });
+        let mut small = vec![
             scalar("label", "i64", 8),
             scalar("index", "i64", 8),
             scalar("position", "i64", 8),
             scalar("substituted", "bool", 1),
-        ]
-        .into_iter()
-        .map(|(name, dtype, shape, strides, row_bytes)| {
-            let field = Field { name, dtype, shape, strides, offset, row_bytes };
-            // 64: a cache line, and what DLPack consumers expect of data pointers.
-            offset = (offset + row_bytes * self.config.batch_size).next_multiple_of(64);
-            field
-        })
-        .collect();
+        ];
+        if !self.source.parts().is_empty() {
+            small.push(scalar("part", "i64", 8));
+        }
+        let mut offset = 0;
+        let fields = image
+            .into_iter()
+            .chain(own)
+            .chain(small)
+            .map(|(name, dtype, shape, strides, row_bytes)| {
+                let field = Field { name, dtype, shape, strides, offset, row_bytes };
+                // 64: a cache line, and what DLPack consumers expect of data pointers.
+                offset = (offset + row_bytes * self.config.batch_size).next_multiple_of(64);
+                field
+            })
+            .collect();
         (fields, offset)
     }
 
@@ -166,7 +202,9 @@ impl Pipeline {
             // Buffers that the reader keeps for its next reads.
             ("buffers", fuelrail_connectors::POOL_BYTES),
             // The source's manifest.
-            ("index", self.source.memory()),
+            ("index", self.source.memory() + self.order.memory()),
+            // Decoded blocks that the reader keeps.
+            ("blocks", self.source.reader_memory()),
             // Program, stacks, allocator.
             ("base", 64 << 20),
         ];

@@ -183,8 +183,11 @@ pub enum ErrorKind {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Attached {
-    /// The fields of a batch, in the order in which it unpacks.
+    /// The fields of a batch: first what its records hold ([`payload`](Self::payload) of them: "image", if there is one,
+    /// and the source's own fields), then "label", "index", "position", "substituted".
     pub fields: Vec<Field>,
+    /// How many of the fields are the records' own. They are handed out as views of the slot, the others as copies.
+    pub payload: u32,
     /// Slots in the ring.
     pub slots: u32,
     /// Bytes of a slot.
@@ -209,7 +212,7 @@ pub struct Attached {
 pub struct Field {
     /// Name, e.g. "image".
     pub name: String,
-    /// "u8", "bool", "i64", "f32", "f16" or "bf16".
+    /// "bool", "u8" to "u64", "i8" to "i64", "f16", "bf16", "f32" or "f64".
     pub dtype: String,
     /// Shape of one row (without the batch dimension).
     pub shape: Vec<u64>,

@@ -167,38 +167,46 @@ impl SlotWriter {
         Some(unsafe { slice::from_raw_parts_mut(span.start(), span.memory.slot_bytes) })
     }
 
-    /// Splits `count` rows of `row_bytes` bytes from `offset` on into writers that may go to different threads; `None`
-    /// while rows of an earlier split are still out.
-    pub fn rows(&mut self, offset: usize, row_bytes: usize, count: usize) -> Option<Vec<RowWriter>> {
+    /// Splits `count` rows into writers that may go to different threads; `None` while rows of an earlier split are
+    /// still out. A row has one part in each of `fields` (offset of the field in the slot, bytes of a row), which must
+    /// be in ascending order and not overlap.
+    pub fn rows(&mut self, fields: &[(usize, usize)], count: usize) -> Option<Vec<RowWriter>> {
         let span = Arc::get_mut(&mut self.span)?;
-        assert!(
-            row_bytes
-                .checked_mul(count)
-                .and_then(|bytes| bytes.checked_add(offset))
-                .is_some_and(|end| end <= span.memory.slot_bytes),
-            "{count} rows of {row_bytes} bytes at {offset} exceed the slot"
-        );
-        let row =
-            |row| RowWriter { span: self.span.clone(), offset: offset + row * row_bytes, len: row_bytes };
+        let mut free_from = 0;
+        for &(offset, row_bytes) in fields {
+            let end = row_bytes.checked_mul(count).and_then(|bytes| bytes.checked_add(offset));
+            assert!(
+                offset >= free_from && end.is_some_and(|end| end <= span.memory.slot_bytes),
+                "{count} rows of {row_bytes} bytes at {offset} exceed the slot or the field before them"
+            );
+            free_from = offset + row_bytes * count;
+        }
+        let fields: Arc<[(usize, usize)]> = fields.into();
+        let row = |row| RowWriter { span: self.span.clone(), fields: fields.clone(), row };
         Some((0..count).map(row).collect())
     }
 }
 
-/// Exclusive access to one row of a slot.
+/// Exclusive access to one row of a slot: its part in each field.
 #[derive(Debug)]
 pub struct RowWriter {
     span: Arc<Span>,
-    offset: usize,
-    len: usize,
+    fields: Arc<[(usize, usize)]>,
+    row: usize,
 }
 
 impl RowWriter {
-    /// The row's bytes.
-    pub fn bytes(&mut self) -> &mut [u8] {
-        // SAFETY: offset + len lies inside the slot (asserted in `SlotWriter::rows`). The rows of one split are
-        // disjoint, a second split or `whole` is impossible while any of them lives (`Arc::get_mut` fails), and
-        // `&mut self` makes this the only access through this writer.
-        unsafe { slice::from_raw_parts_mut(self.span.start().add(self.offset), self.len) }
+    /// The row's bytes in a field.
+    ///
+    /// # Panics
+    /// When there is no such field.
+    pub fn bytes(&mut self, field: usize) -> &mut [u8] {
+        let (offset, row_bytes) = self.fields[field];
+        // SAFETY: offset + (row + 1) x row_bytes lies inside the slot, and no two fields overlap (both asserted in
+        // `SlotWriter::rows`, for rows up to its count). So the parts of different rows and fields are disjoint, a second
+        // split or `whole` is impossible while any writer lives (`Arc::get_mut` fails), and `&mut self` makes this the
+        // only access through this writer.
+        unsafe { slice::from_raw_parts_mut(self.span.start().add(offset + self.row * row_bytes), row_bytes) }
     }
 }
 
@@ -305,8 +313,8 @@ mod tests {
         let ring = Ring::create(2, 100).unwrap();
         let client = Mapping::new(ring.as_fd(), ring.bytes()).unwrap();
         let mut slot = ring.slot(1).unwrap();
-        for (at, row) in slot.rows(64, 8, 4).unwrap().iter_mut().enumerate() {
-            row.bytes().fill(at as u8 + 1);
+        for (at, row) in slot.rows(&[(64, 8)], 4).unwrap().iter_mut().enumerate() {
+            row.bytes(0).fill(at as u8 + 1);
         }
         let mut seen = [0; 32];
         client.copy_to(PAGE + 64, &mut seen);
@@ -319,8 +327,8 @@ mod tests {
         let ring = Ring::create(1, 100).unwrap();
         let mut slot = ring.slot(0).unwrap();
         assert!(ring.slot(0).is_none());
-        let rows = slot.rows(0, 10, 2).unwrap();
-        assert!(slot.whole().is_none() && slot.rows(0, 10, 2).is_none());
+        let rows = slot.rows(&[(0, 10), (20, 3)], 2).unwrap();
+        assert!(slot.whole().is_none() && slot.rows(&[(0, 10)], 2).is_none());
         drop(slot);
         assert!(ring.slot(0).is_none(), "a row still out keeps the slot lent");
         drop(rows);

@@ -18,7 +18,7 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
-use fuelrail_connectors::{IndexedSource, SourceConfig};
+use fuelrail_connectors::IndexedSource;
 use rustix::fs::Mode;
 use rustix::net::RecvFlags;
 use tokio::io::Interest;
@@ -26,7 +26,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 
-use crate::config::{DaemonConfig, PipelineConfig};
+use crate::config::{DaemonConfig, PipelineConfig, Sampling};
 use crate::engine::Engine;
 use crate::log;
 use crate::metrics::Consumer;
@@ -445,6 +445,37 @@ impl Session {
     }
 }
 
+/// Whether a location of a source lies below a root: a URL below a URL, a path below a folder with links resolved.
+fn below(root: &Path, location: &str) -> bool {
+    if location.contains("://") {
+        let root = root.to_string_lossy();
+        let root = root.trim_end_matches('/');
+        // No "..", which some servers resolve.
+        return root.contains("://")
+            && !location.split('/').any(|part| part == ".." || part.to_ascii_lowercase().contains("%2e%2e"))
+            && location.strip_prefix(root).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
+    }
+    // Of a pattern, what comes before its first brace or star; ".." behind that is refused when it is opened.
+    let fixed = match location.find(['{', '*', '?']) {
+        Some(special) => Path::new(&location[..location[..special].rfind('/').unwrap_or(0)]),
+        None => Path::new(location),
+    };
+    // What does not exist cannot be resolved. It is compared as it is, so that the client hears that it is missing, but
+    // not with ".." in it, which would tell what exists elsewhere.
+    let plain = !fixed.components().any(|part| part == Component::ParentDir);
+    let path = fixed.canonicalize().ok().or_else(|| plain.then(|| fixed.to_path_buf()));
+    root.canonicalize().is_ok_and(|root| path.is_some_and(|path| path.starts_with(root)))
+}
+
+/// Whether a key occurs anywhere in plain data.
+fn mentions(value: &serde_json::Value, key: &str) -> bool {
+    match value {
+        serde_json::Value::Object(map) => map.iter().any(|(name, value)| name == key || mentions(value, key)),
+        serde_json::Value::Array(list) => list.iter().any(|value| mentions(value, key)),
+        _ => false,
+    }
+}
+
 impl Server {
     /// The pipeline that a client means, if it may have it.
     fn resolve(&self, pipeline: PipelineRef) -> Result<PipelineConfig, Refusal> {
@@ -479,25 +510,27 @@ impl Server {
             );
             return Err(Refusal::new(ErrorKind::Config, message));
         }
-        let SourceConfig::Folder(folder) = &config.source else { return Ok(()) };
-        // What does not exist cannot be resolved. It is compared as it is, so that the client hears that it is missing, but
-        // not with ".." in it, which would tell what exists elsewhere.
-        let plain = || !folder.root.components().any(|part| part == Component::ParentDir);
-        let path = folder.root.canonicalize().ok().or_else(|| plain().then(|| folder.root.clone()));
-        let below = |root: &PathBuf| {
-            root.canonicalize().is_ok_and(|root| path.as_ref().is_some_and(|path| path.starts_with(root)))
-        };
-        if self.config.roots.iter().any(below) {
-            return Ok(());
+        let source = serde_json::to_value(&config.source).expect("configuration is plain data");
+        if mentions(&source, "cache") {
+            return Err(Refusal::new(
+                ErrorKind::Config,
+                "source.cache: this daemon writes copies only where its own configuration says; leave it out",
+            ));
         }
-        Err(Refusal::new(
-            ErrorKind::Config,
-            format!(
-                "this daemon does not let clients read {}: name a folder above it with --root (or `roots` in its \
-                 configuration), or attach to one of its pipelines by name",
-                folder.root.display()
-            ),
-        ))
+        let mut locations = config.source.locations();
+        if let Some(Sampling::Weights { file, .. }) = &config.sampling {
+            locations.push(file.to_string_lossy().into_owned());
+        }
+        match locations.iter().find(|location| !self.config.roots.iter().any(|root| below(root, location))) {
+            None => Ok(()),
+            Some(location) => Err(Refusal::new(
+                ErrorKind::Config,
+                format!(
+                    "this daemon does not let clients read {location}: name a folder above it with --root (or `roots` in \
+                     its configuration), or attach to one of its pipelines by name"
+                ),
+            )),
+        }
     }
 
     fn open(&self, config: PipelineConfig) -> Result<Pipeline, Refusal> {

@@ -18,6 +18,7 @@ from fuelrail.errors import (
     SourceError,
     TokenError,
 )
+from fuelrail.sources import Mix, Source
 
 __all__ = [
     "ConfigError",
@@ -26,7 +27,9 @@ __all__ = [
     "EnvironmentFailure",
     "FuelrailError",
     "LoaderTimeout",
+    "Mix",
     "ProtocolError",
+    "Source",
     "SourceError",
     "TokenError",
     "__version__",

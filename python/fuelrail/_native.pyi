@@ -8,7 +8,7 @@ __version__: str
 
 @final
 class Tensor:
-    """The images of a batch, as a DLPack producer."""
+    """One field of a batch, as a DLPack producer."""
 
     @property
     def is_view(self) -> bool: ...
@@ -24,7 +24,7 @@ class Tensor:
 
 @final
 class Batch:
-    """One batch: the image tensor and the small fields."""
+    """One batch: the records' own fields as tensors, and the small fields."""
 
     @property
     def rows(self) -> int: ...
@@ -36,7 +36,7 @@ class Batch:
     def substituted(self) -> int: ...
     @property
     def dropped(self) -> int: ...
-    def tensor(self) -> Tensor: ...
+    def tensor(self, at: int) -> Tensor: ...
     def small(self, at: int) -> bytearray: ...
 
 @final

@@ -6,24 +6,24 @@ import difflib
 import json
 import logging
 import os
-import re
+import sys
+import tempfile
 import weakref
 from abc import ABC, abstractmethod
+from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Generic, NoReturn, Self, TypedDict, TypeVar
-from urllib.parse import parse_qsl, urlsplit
 
 from fuelrail import _native
 from fuelrail.errors import ConfigError, EnvironmentFailure, FuelrailError, TokenError
+from fuelrail.sources import Address, Mix, Source
 from fuelrail.transforms import Transform
 
 logger = logging.getLogger("fuelrail")
 
 Array = TypeVar("Array")
 
-# Fields that a batch unpacks into; the others are reached by name.
-_UNPACKED = ("image", "label")
 
 # torch.utils.data.DataLoader's arguments that have another place here.
 _ELSEWHERE = {
@@ -57,8 +57,18 @@ class LoaderOptions(TypedDict, total=False):
     on_error: str
     error_budget: float | None
     quarantine: str | os.PathLike[str] | None
+    image: str | Sequence[str] | None
+    label: str | None
+    fields: Sequence[str] | None
+    tokens: Mapping[str, Any] | None
     classes: Sequence[str] | None
     split: str | None
+    cache_dir: str | os.PathLike[str] | None
+    cache_limit: int | str | None
+    source_options: Mapping[str, Any] | None
+    sampling: str | Mapping[str, float] | None
+    weights: Any
+    samples_per_epoch: int | None
     read_backend: str
     read_ahead_bytes: int | None
     max_sample_bytes: int | None
@@ -68,8 +78,10 @@ class LoaderOptions(TypedDict, total=False):
 class Batch(Generic[Array]):
     """One batch. Unpacks into images and labels; fields are also there by name.
 
-    Fields: "image" (N, C, H, W), "label" (N,) int64, "index" (N,) int64 record numbers, "position" (N,) int64
-    places in the epoch, "substituted" (N,) bool: rows that hold another record because theirs was bad.
+    Fields: "image" (N, C, H, W), then the source's own fields (N, ...), "label" (N,) int64, "index" (N,) int64
+    record numbers, "position" (N,) int64 places in the epoch, "substituted" (N,) bool: rows that hold another
+    record because theirs was bad; of a mixture also "part" (N,) int64. Without images, it unpacks into the
+    source's first field and the labels.
     """
 
     __slots__ = ("_fields", "dropped", "epoch", "position", "rows")
@@ -86,7 +98,8 @@ class Batch(Generic[Array]):
         self.dropped = native.dropped
 
     def __iter__(self) -> Iterator[Array]:
-        return (self._fields[name] for name in _UNPACKED)
+        first = next(iter(self._fields))
+        return iter((self._fields[first], self._fields["label"]))
 
     def __getitem__(self, name: str) -> Array:
         try:
@@ -96,7 +109,7 @@ class Batch(Generic[Array]):
             raise KeyError(f"a batch has no field {name!r}; it has {known}") from None
 
     def __len__(self) -> int:
-        return len(_UNPACKED)
+        return 2
 
     def keys(self) -> list[str]:
         """Names of all fields."""
@@ -111,7 +124,7 @@ class BaseLoader(ABC, Generic[Array]):
 
     def __init__(
         self,
-        source: str | os.PathLike[str],
+        source: Address | Source | Mix | Mapping[str, Any],
         *,
         transforms: Sequence[Transform | Mapping[str, Any]] = (),
         batch_size: int = 1,
@@ -128,8 +141,18 @@ class BaseLoader(ABC, Generic[Array]):
         on_error: str = "substitute",
         error_budget: float | None = None,
         quarantine: str | os.PathLike[str] | None = None,
+        image: str | Sequence[str] | None = None,
+        label: str | None = None,
+        fields: Sequence[str] | None = None,
+        tokens: Mapping[str, Any] | None = None,
         classes: Sequence[str] | None = None,
         split: str | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        cache_limit: int | str | None = None,
+        source_options: Mapping[str, Any] | None = None,
+        sampling: str | Mapping[str, float] | None = None,
+        weights: Any = None,
+        samples_per_epoch: int | None = None,
         read_backend: str = "auto",
         read_ahead_bytes: int | None = None,
         max_sample_bytes: int | None = None,
@@ -139,23 +162,34 @@ class BaseLoader(ABC, Generic[Array]):
         arguments = dict(locals())
         _refuse_unknown(unknown, type(self))
         self._timeout = None if not timeout else float(timeout)
-        text = os.fspath(source)
+        weights_folder = None
         for name, number in (("rank", rank), ("world_size", world_size)):
             if number < 0:
                 raise ConfigError(f"{name} = {number} is negative")
         attach: dict[str, Any] = {"rank": rank, "world_size": world_size, "timeout": self._timeout}
-        if text.startswith("unix://"):
+        if isinstance(source, str) and source.startswith("unix://"):
             if pipeline is None:
                 raise ConfigError("a daemon's socket needs pipeline=NAME, one of the daemon's pipelines")
             _refuse_decided(arguments)
-            attach |= {"socket": text.removeprefix("unix://"), "name": pipeline}
+            attach |= {"socket": source.removeprefix("unix://"), "name": pipeline}
         else:
             if pipeline is not None:
                 raise ConfigError(
-                    "pipeline=NAME goes with a daemon's socket (unix:///run/...), not with a folder"
+                    "pipeline=NAME goes with a daemon's socket (unix:///run/...), not with a source"
                 )
+            described = {
+                "image": image,
+                "label": label,
+                "fields": fields,
+                "tokens": tokens,
+                "classes": classes,
+                "split": split,
+                "cache_dir": cache_dir,
+                "cache_limit": cache_limit,
+                **(source_options or {}),
+            }
             config: dict[str, Any] = {
-                "source": _source(text, classes, split),
+                "source": _source(source, described),
                 "transforms": [_config(item, at) for at, item in enumerate(transforms)],
                 "batch_size": batch_size,
                 "drop_last": bool(drop_last),
@@ -175,10 +209,20 @@ class BaseLoader(ABC, Generic[Array]):
                 "quarantine": None if quarantine is None else str(Path(quarantine).absolute()),
             }
             config |= {key: value for key, value in optional.items() if value is not None}
+            sampled, weights_folder = _sampling(sampling, weights, samples_per_epoch)
+            if sampled is not None:
+                config["sampling"] = sampled
             attach |= {"binary": str(binary()), "pipeline": json.dumps(config)}
-        self._feed = _native.Feed(**attach)
+        try:
+            self._feed = _native.Feed(**attach)
+        finally:
+            # The daemon has read it, or never will.
+            if weights_folder is not None:
+                weights_folder.cleanup()
         self._attached: dict[str, Any] = json.loads(self._feed.attached())
-        self._fields: list[dict[str, Any]] = self._attached["fields"]
+        fields_: list[dict[str, Any]] = self._attached["fields"]
+        # The records' own fields (the image first, if there is one) are views, the others copies.
+        self._own, self._small = fields_[: self._attached["payload"]], fields_[self._attached["payload"] :]
         # Where the next iter() begins, and where the caller stands (what a token says).
         self._start = (0, 0)
         self._cursor = (0, 0)
@@ -300,7 +344,12 @@ class BaseLoader(ABC, Generic[Array]):
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of one image: (C, H, W)."""
-        return tuple(self._fields[0]["shape"])
+        return self.shapes["image"] if "image" in self.shapes else ()
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of one row of each of the records' own fields."""
+        return {field["name"]: tuple(field["shape"]) for field in self._own}
 
     @property
     def daemon_pid(self) -> int:
@@ -462,45 +511,66 @@ def _config(item: Transform | Mapping[str, Any], at: int) -> dict[str, Any]:
     )
 
 
-def _source(text: str, classes: Sequence[str] | None, split: str | None) -> dict[str, Any]:
-    if text.startswith("synthetic://"):
-        if classes is not None or split is not None:
-            _refuse_for_synthetic("classes" if classes is not None else "split")
-        return {
-            "type": "synthetic",
-            **{key: _number(value) for key, value in parse_qsl(urlsplit(text).query)},
+def _source(source: Address | Source | Mix | Mapping[str, Any], described: dict[str, Any]) -> dict[str, Any]:
+    if isinstance(source, str | os.PathLike) or (
+        isinstance(source, Sequence) and not isinstance(source, Mapping)
+    ):
+        return Source(source, **described).config()
+    for name, value in described.items():
+        if value is not None:
+            raise ConfigError(
+                f"{name}= is decided where the source is described: give it to Source(...) instead"
+            )
+    if isinstance(source, Mapping):
+        return dict(source)
+    if isinstance(source, Source | Mix):
+        return source.config()
+    raise ConfigError(
+        f"a source is a path, a URL, a list of them, fuelrail.Source or fuelrail.Mix, not {type(source).__qualname__}"
+    )
+
+
+def _sampling(
+    sampling: str | Mapping[str, float] | None, weights: Any, samples_per_epoch: int | None
+) -> tuple[dict[str, Any] | None, tempfile.TemporaryDirectory[str] | None]:
+    """The configuration, and the folder of a file in it that the daemon reads while it attaches."""
+    config: dict[str, Any]
+    folder = None
+    if weights is not None:
+        if sampling is not None:
+            raise ConfigError("sampling= and weights= exclude each other: draws by class, or by record")
+        if isinstance(weights, str | os.PathLike):
+            path = str(Path(weights).absolute())
+        else:
+            folder = tempfile.TemporaryDirectory(prefix="fuelrail-")
+            path = os.path.join(folder.name, "weights.npy")
+            Path(path).write_bytes(_npy(array("d", (float(weight) for weight in weights))))
+        config = {"type": "weights", "file": path}
+    elif isinstance(sampling, Mapping):
+        config = {
+            "type": "class_shares",
+            "shares": {str(name): float(share) for name, share in sampling.items()},
         }
-    scheme = re.match(r"([a-z][a-z0-9+.-]*)://", text)
-    if scheme and scheme[1] != "file":
+    elif sampling == "class_balanced":
+        config = {"type": "class_balanced"}
+    elif sampling is None:
+        if samples_per_epoch is not None:
+            raise ConfigError("samples_per_epoch= goes with sampling= or weights=")
+        return None, None
+    else:
         raise ConfigError(
-            f"{text}: no source of this kind ({scheme[1]}://); known are a folder and synthetic://"
+            f'sampling={sampling!r} is not understood: use "class_balanced" or a share for each class, like '
+            '{"cat": 2, "dog": 1}; weights= takes one number a record'
         )
-    source: dict[str, Any] = {"type": "folder", "root": str(Path(text.removeprefix("file://")).absolute())}
-    if classes is not None:
-        source["classes"] = list(classes)
-    if split is not None:
-        source["split"] = _split(split)
-    return source
+    if samples_per_epoch is not None:
+        config["samples_per_epoch"] = samples_per_epoch
+    return config, folder
 
 
-def _refuse_for_synthetic(argument: str) -> NoReturn:
-    raise ConfigError(f"{argument}= goes with a folder; a synthetic source is described in its address alone")
-
-
-def _number(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError:
-        return text
-
-
-def _split(text: str) -> dict[str, Any]:
-    """`"train[:90%]"` and `"train[90%:]"`: two parts that do not overlap, by a hash of each key."""
-    match = re.fullmatch(r"\w+\[(?::(\d+(?:\.\d+)?)%|(\d+(?:\.\d+)?)%:)\]", text)
-    percent = float(match[1] or match[2]) if match else -1.0
-    if match is None or not 0.0 <= percent <= 100.0:
-        raise ConfigError(
-            f'split={text!r} is not understood: write "train[:90%]" for one part and "train[90%:]" for the '
-            "other; a sample's part is decided by a hash of its key"
-        )
-    return {"part": "train" if match[1] else "val", "fraction": round(1.0 - percent / 100.0, 9)}
+def _npy(numbers: array[float]) -> bytes:
+    """A .npy file (version 1.0) of float64, as numpy.save writes it."""
+    if sys.byteorder == "big":
+        numbers.byteswap()
+    header = f"{{'descr': '<f8', 'fortran_order': False, 'shape': ({len(numbers)},), }}"
+    header = header.ljust(117) + "\n"
+    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header.encode() + numbers.tobytes()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Unpack
 
@@ -11,6 +10,7 @@ import numpy as np
 from fuelrail import _native, transforms
 from fuelrail.errors import ConfigError
 from fuelrail.loader import BaseLoader, Batch, LoaderOptions
+from fuelrail.sources import Address, Mix, Source
 from fuelrail.transforms import Transform
 
 __all__ = ["Batch", "Loader", "transforms"]
@@ -30,7 +30,7 @@ class Loader(BaseLoader[np.ndarray]):
 
     def __init__(
         self,
-        source: str | os.PathLike[str],
+        source: Address | Source | Mix | Mapping[str, Any],
         *,
         transforms: Sequence[Transform | Mapping[str, Any]] = (),
         dtype: Any = None,
@@ -49,12 +49,12 @@ class Loader(BaseLoader[np.ndarray]):
                 raise ConfigError(f"dtype={dtype} is not made by the daemon; it makes {', '.join(_NAMES)}")
             dtype = name
         super().__init__(source, transforms=transforms, dtype=dtype, **options)
-        if self._fields[0]["dtype"] == "bf16":
+        if any(field["dtype"] == "bf16" for field in self._own):
             self.close()
             raise ConfigError("this pipeline makes bfloat16, which numpy does not have: use fuelrail.torch")
 
     def _convert(self, batch: _native.Batch) -> dict[str, np.ndarray]:
-        fields = {"image": np.from_dlpack(batch.tensor())}
-        for at, field in enumerate(self._fields[1:]):
+        fields = {field["name"]: np.from_dlpack(batch.tensor(at)) for at, field in enumerate(self._own)}
+        for at, field in enumerate(self._small):
             fields[field["name"]] = np.frombuffer(batch.small(at), dtype=_SMALL[field["dtype"]])
         return fields

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Unpack
 
@@ -12,6 +11,7 @@ import torch.utils.dlpack
 from fuelrail import _native, transforms
 from fuelrail.errors import ConfigError
 from fuelrail.loader import BaseLoader, Batch, LoaderOptions
+from fuelrail.sources import Address, Mix, Source
 from fuelrail.transforms import Transform
 
 __all__ = ["Batch", "Loader", "transforms"]
@@ -33,8 +33,9 @@ class Loader(BaseLoader[torch.Tensor]):
     the last tensor over it is gone. Labels are int64 of shape (N,).
 
     Args:
-        source: a folder of class folders; "synthetic://?count=1000&width=500&height=375"; or "unix:///path/to/socket"
-            of a running `fuelrail serve`, with `pipeline=`.
+        source: a folder of class folders, tar shards, Parquet, Arrow, CSV, JSONL, HDF5, .npy or .npz files, here or
+            behind s3://, gs://, az:// or https:// (see `fuelrail.Source`); "synthetic://?count=1000&width=500&height=375";
+            a `fuelrail.Mix` of several; or "unix:///path/to/socket" of a running `fuelrail serve`, with `pipeline=`.
         transforms: what happens to each image, from `fuelrail.transforms`. The last size must be fixed.
         batch_size: rows per batch and rank.
         shuffle: a new order in every epoch; a pure function of (seed, epoch, position).
@@ -52,9 +53,17 @@ class Loader(BaseLoader[torch.Tensor]):
         error_budget: bad records tolerated: below 1 a share of the source (default 0.01, at least 16), else a
             count.
         quarantine: file to which bad records are appended, one JSON line each.
-        classes: fixes the mapping from class folders to labels (pass the training loader's to the validation
+        image, label, fields, tokens: which columns, arrays, datasets or tar members to take, as `fuelrail.Source` says.
+        classes: fixes the mapping from class names to labels (pass the training loader's to the validation
             loader).
-        split: "train[:90%]" or "train[90%:]": a part of the folder, by a hash of each key.
+        split: "train[:90%]" or "train[90%:]": a part of the source, by a hash of each key.
+        cache_dir, cache_limit: where copies of remote and unpacked files are kept, and how many bytes of them
+            ("100gb").
+        source_options: further keys of this kind of source, like `{"root": "images/"}` for a manifest.
+        sampling: "class_balanced" draws every class equally often; {"cat": 2, "dog": 1} draws classes in these
+            shares. Within a class, no record comes again before all others of it. The order is random.
+        weights: one number a record (or a .npy file of them): how often it is drawn, relative to the others.
+        samples_per_epoch: draws in an epoch, with sampling or weights. Default: the number of records.
         read_backend: "auto", "io_uring" or "threads".
         read_ahead_bytes: encoded bytes in flight (default 64 MiB).
         max_sample_bytes: decoded bytes of one sample above which it is bad (default 256 MiB).
@@ -67,7 +76,7 @@ class Loader(BaseLoader[torch.Tensor]):
 
     def __init__(
         self,
-        source: str | os.PathLike[str],
+        source: Address | Source | Mix | Mapping[str, Any],
         *,
         transforms: Sequence[Transform | Mapping[str, Any]] = (),
         device: torch.device | str | int | None = None,
@@ -83,14 +92,18 @@ class Loader(BaseLoader[torch.Tensor]):
         super().__init__(source, transforms=transforms, dtype=dtype, **options)
 
     def _convert(self, batch: _native.Batch) -> dict[str, torch.Tensor]:
-        fields = {"image": torch.utils.dlpack.from_dlpack(batch.tensor())}
-        for at, field in enumerate(self._fields[1:]):
+        fields = {
+            field["name"]: torch.utils.dlpack.from_dlpack(batch.tensor(at))
+            for at, field in enumerate(self._own)
+        }
+        own = list(fields)
+        for at, field in enumerate(self._small):
             dtype = _SMALL[field["dtype"]]
             # torch.frombuffer refuses an empty buffer: a rank without rows in a tail.
             fields[field["name"]] = (
                 torch.frombuffer(batch.small(at), dtype=dtype) if batch.rows else torch.empty(0, dtype=dtype)
             )
         if self._device is not None and self._device.type != "cpu":
-            for name in ("image", "label"):
+            for name in (*own, "label"):
                 fields[name] = fields[name].to(self._device)
         return fields

@@ -1,4 +1,4 @@
-//! DLPack: a batch's images as a view that torch, numpy and others take without a copy.
+//! DLPack: a batch's fields as views that torch, numpy and others take without a copy.
 //!
 //! The structures are those of dlpack.h, version 1.0 (<https://github.com/dmlc/dlpack>). Slots are exported as plain CPU
 //! memory (kDLCPU), since torch refuses kDLCUDAHost. The deleter drops a clone of the batch's [`Memory`], hence gives the
@@ -70,7 +70,7 @@ struct Context {
 const NAME: &CStr = c"dltensor";
 const NAME_VERSIONED: &CStr = c"dltensor_versioned";
 
-/// The images of a batch: shape (rows, C, H, W), with strides that say which layout lies behind.
+/// One field of a batch, rows first; images have shape (rows, C, H, W) and strides that say which layout lies behind.
 #[pyclass(module = "fuelrail._native", frozen)]
 #[derive(Clone)]
 pub struct Tensor {
@@ -86,10 +86,19 @@ impl Tensor {
     }
 
     fn dtype(&self) -> DlDataType {
-        // Codes of dlpack.h: 1 unsigned, 2 float, 4 bfloat.
+        // Codes of dlpack.h: 0 signed, 1 unsigned, 2 float, 4 bfloat, 6 bool.
         let (code, bits) = match self.field.dtype.as_str() {
-            "f32" => (2, 32),
+            "bool" => (6, 8),
+            "i8" => (0, 8),
+            "i16" => (0, 16),
+            "i32" => (0, 32),
+            "i64" => (0, 64),
+            "u16" => (1, 16),
+            "u32" => (1, 32),
+            "u64" => (1, 64),
             "f16" => (2, 16),
+            "f32" => (2, 32),
+            "f64" => (2, 64),
             "bf16" => (4, 16),
             _ => (1, 8),
         };

@@ -145,15 +145,17 @@ impl Feed {
             }
         })?;
         let Some(batch) = batch else { return Ok(None) };
-        let field = self.attached.fields[0].clone();
         let ready = batch.ready;
+        let own = &self.attached.fields[..self.attached.payload as usize];
+        let tensors =
+            own.iter().map(|field| Tensor::new(batch.memory.clone(), field.clone(), ready.rows)).collect();
         Ok(Some(Batch {
             rows: ready.rows,
             epoch: ready.cursor.epoch,
             position: ready.cursor.position,
             substituted: ready.substituted,
             dropped: ready.dropped,
-            image: Tensor::new(batch.memory, field, ready.rows),
+            tensors,
             small: batch.small,
         }))
     }
@@ -236,7 +238,7 @@ impl Feed {
     }
 }
 
-/// One batch: the image tensor and the small fields.
+/// One batch: the records' own fields as tensors, and the small fields.
 #[pyclass(module = "fuelrail._native", frozen)]
 pub struct Batch {
     #[pyo3(get)]
@@ -249,18 +251,18 @@ pub struct Batch {
     substituted: u32,
     #[pyo3(get)]
     dropped: u32,
-    image: Tensor,
+    tensors: Vec<Tensor>,
     small: Vec<Vec<u8>>,
 }
 
 #[pymethods]
 impl Batch {
-    /// The first field, as a DLPack producer.
-    fn tensor(&self) -> Tensor {
-        self.image.clone()
+    /// Field `at` of the records' own, as a DLPack producer.
+    fn tensor(&self, at: usize) -> PyResult<Tensor> {
+        self.tensors.get(at).cloned().ok_or_else(|| PyValueError::new_err(format!("there is no tensor {at}")))
     }
 
-    /// The bytes of small field `at` (0 is the batch's second field), as a fresh bytearray.
+    /// The bytes of small field `at` (0 is the first behind the records' own), as a fresh bytearray.
     fn small<'py>(&self, py: Python<'py>, at: usize) -> PyResult<Bound<'py, PyByteArray>> {
         match self.small.get(at) {
             Some(bytes) => Ok(PyByteArray::new(py, bytes)),

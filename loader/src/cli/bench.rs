@@ -119,12 +119,14 @@ struct Run {
 impl Run {
     /// Touches one byte of each page, as a copy to a device would at least, and pretends to compute.
     fn consume(&mut self, feed: &Feed, batch: &Batch) {
-        let image = &feed.attached().fields[0];
-        let bytes = batch.ready.rows as usize * image.row_bytes as usize;
-        let mut byte = [0];
-        for offset in (0..bytes).step_by(crate::ring::PAGE) {
-            batch.memory.copy_to(image, offset, &mut byte);
-            self.touched = self.touched.wrapping_add(u64::from(byte[0]));
+        let attached = feed.attached();
+        for field in &attached.fields[..attached.payload as usize] {
+            let bytes = batch.ready.rows as usize * field.row_bytes as usize;
+            let mut byte = [0];
+            for offset in (0..bytes).step_by(crate::ring::PAGE) {
+                batch.memory.copy_to(field, offset, &mut byte);
+                self.touched = self.touched.wrapping_add(u64::from(byte[0]));
+            }
         }
         self.rows += u64::from(batch.ready.rows);
         std::thread::sleep(self.step);
@@ -167,11 +169,16 @@ impl Report<'_> {
     fn print(&self) {
         let mib = |bytes: u64| format!("{:.0} MiB", bytes as f64 / f64::from(1 << 20));
         let (attached, stats) = (self.feed.attached(), self.stats);
-        let image = &attached.fields[0];
+        let own: Vec<_> = attached.fields[..attached.payload as usize]
+            .iter()
+            .map(|field| format!("{} {:?} {}", field.name, field.shape, field.dtype))
+            .collect();
         println!("source       {} samples, {} classes", attached.batching.len, attached.classes.len());
         println!(
-            "batch        {} x {:?} {}, {} slots",
-            attached.batching.batch_size, image.shape, image.dtype, attached.slots
+            "batch        {} x {}, {} slots",
+            attached.batching.batch_size,
+            own.join(", "),
+            attached.slots
         );
         println!(
             "throughput   {:.0} images/s over {:.1} s ({} images)",

@@ -54,6 +54,11 @@ impl Preview {
                 .next(Some(Duration::from_secs(300)), &mut spec::interrupted)?
                 .ok_or("the source has no batch")?;
             let image = feed.attached().fields[0].clone();
+            if image.name != "image" {
+                return Err(
+                    "the source has no images to show; `fuelrail inspect` describes its fields".into()
+                );
+            }
             let (channels, height, width) = (image.shape[0], image.shape[1] as u32, image.shape[2] as u32);
             for row in 0..batch.ready.rows as usize {
                 let mut bytes = vec![0; image.row_bytes as usize];

@@ -15,7 +15,8 @@ use crate::protocol::{Attach, PipelineRef};
 /// A pipeline, as flags.
 #[derive(Debug, Args)]
 pub(super) struct Spec {
-    /// A folder of class folders, or synthetic://?count=10000&width=500&height=375
+    /// A folder, shards like train-{000..127}.tar or "*.parquet", an .h5, .npy or .csv file, an s3://, gs://, az:// or
+    /// https:// URL of these, or synthetic://?count=10000&width=500&height=375
     #[arg(value_name = "SOURCE", required_unless_present = "config")]
     source: Option<String>,
     /// Take a pipeline from a daemon configuration file instead
@@ -24,6 +25,9 @@ pub(super) struct Spec {
     /// Which pipeline of that file
     #[arg(long, value_name = "NAME", requires = "config")]
     pipeline: Option<String>,
+    /// An option of the source, like image=jpg, label=class or fields='["box"]' (JSON or text); may be given repeatedly
+    #[arg(long = "source-option", short = 'o', value_name = "KEY=VALUE")]
+    options: Vec<String>,
     /// Transforms as JSON: a list like [{"type": "Resize", "size": 256}, …]; overrides --task
     #[arg(long, value_name = "JSON")]
     transforms: Option<String>,
@@ -67,7 +71,7 @@ impl Spec {
             }
             _ => {
                 let source = self.source.as_deref().expect("clap requires a source or a config");
-                json!({"source": source_value(source)?, "shuffle": true, "batch_size": 64, "transforms": self.task_transforms()})
+                json!({"source": source_value(source, &self.options)?, "shuffle": true, "batch_size": 64, "transforms": self.task_transforms()})
             }
         };
         if self.config.is_none() && self.task == "C" {
@@ -115,16 +119,16 @@ impl Spec {
     }
 }
 
-/// "synthetic://?count=…" or a folder.
-fn source_value(source: &str) -> Result<Value, Failure> {
-    let Some(query) = source.strip_prefix("synthetic://") else {
-        let root = std::path::absolute(source)?;
-        return Ok(json!({"type": "folder", "root": root}));
-    };
-    let mut value = json!({"type": "synthetic"});
-    for pair in query.trim_start_matches('?').split('&').filter(|pair| !pair.is_empty()) {
-        let (key, text) =
-            pair.split_once('=').ok_or_else(|| format!("{source}: '{pair}' is not of the form key=value"))?;
+/// A source as typed, relative to the current folder, with its options.
+pub(super) fn source_value(source: &str, options: &[String]) -> Result<Value, Failure> {
+    let mut value = json!({"type": "address", "address": source, "base": std::env::current_dir()?});
+    for option in options {
+        let (key, text) = option
+            .split_once('=')
+            .ok_or_else(|| format!("--source-option {option}: it is not of the form KEY=VALUE"))?;
+        if ["type", "address", "base"].contains(&key) {
+            return Err(format!("--source-option {option}: {key} is no option of a source").into());
+        }
         value[key] = serde_json::from_str(text).unwrap_or_else(|_| json!(text));
     }
     Ok(value)

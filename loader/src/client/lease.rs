@@ -48,7 +48,7 @@ impl Drop for Lease {
     }
 }
 
-/// Bytes of a batch's image field: in the slot, or an owned copy.
+/// Bytes of a batch's own fields (the image and what the source adds): in the slot, or an owned copy.
 #[derive(Clone, Debug)]
 pub enum Memory {
     /// A view of shared memory.
@@ -62,7 +62,7 @@ impl Memory {
     pub fn address(&self, field: &Field, len: usize) -> *mut u8 {
         match self {
             Self::Slot(lease) => lease.mapping.at(lease.base + field.offset as usize, len),
-            Self::Owned(bytes) => bytes.address(),
+            Self::Owned(bytes) => bytes.address(field.offset as usize, len),
         }
     }
 
@@ -73,7 +73,10 @@ impl Memory {
     pub fn copy_to(&self, field: &Field, offset: usize, out: &mut [u8]) {
         match self {
             Self::Slot(lease) => lease.mapping.copy_to(lease.base + field.offset as usize + offset, out),
-            Self::Owned(bytes) => out.copy_from_slice(&bytes.bytes[bytes.offset + offset..][..out.len()]),
+            Self::Owned(bytes) => {
+                let from = bytes.offset + field.offset as usize + offset;
+                out.copy_from_slice(&bytes.bytes[from..][..out.len()]);
+            }
         }
     }
 
@@ -98,7 +101,7 @@ impl AlignedBytes {
         Self { bytes, offset: start }
     }
 
-    fn address(&self) -> *mut u8 {
-        self.bytes[self.offset..].as_ptr().cast_mut()
+    fn address(&self, offset: usize, len: usize) -> *mut u8 {
+        self.bytes[self.offset + offset..][..len].as_ptr().cast_mut()
     }
 }

@@ -364,7 +364,8 @@ impl Feed {
     fn lease(&mut self, ready: Ready) -> Batch {
         let base = ready.slot as usize * self.attached.slot_bytes as usize;
         let rows = ready.rows as usize;
-        let small = self.attached.fields[1..]
+        let (own, small) = self.attached.fields.split_at(self.attached.payload as usize);
+        let small = small
             .iter()
             .map(|field| {
                 let mut bytes = vec![0; rows * field.row_bytes as usize];
@@ -376,12 +377,9 @@ impl Feed {
         let lease = Lease { link: self.link.clone(), mapping: self.mapping.clone(), slot: ready.slot, base };
         let memory = if leased + SLOTS_KEPT >= self.attached.slots as usize {
             self.counters.copies += 1;
-            let image = &self.attached.fields[0];
-            let bytes = AlignedBytes::copy(
-                &self.mapping,
-                base + image.offset as usize,
-                rows * image.row_bytes as usize,
-            );
+            // From the slot's beginning, so that fields lie at the offsets they have there.
+            let len = own.last().map_or(0, |last| last.offset as usize + rows * last.row_bytes as usize);
+            let bytes = AlignedBytes::copy(&self.mapping, base, len);
             Memory::Owned(Arc::new(bytes))
         } else {
             Memory::Slot(Arc::new(lease))

@@ -3,6 +3,8 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use fuelrail_connectors::IndexedSource;
+
 use crate::config::OnError;
 use crate::order::EpochOrder;
 use crate::pipeline::Refusal;
@@ -170,10 +172,9 @@ impl Batch {
     }
 
     /// Closes the gaps of dropped rows and writes the small fields.
-    pub fn finish(&mut self, fields: &[Field], label: impl Fn(u64) -> i64) -> Counts {
+    pub fn finish(&mut self, fields: &[Field], payload: usize, source: &dyn IndexedSource) -> Counts {
         let memory = self.slot.whole().expect("every row is back");
-        let image = &fields[0];
-        let row_bytes = image.row_bytes as usize;
+        let (written, small) = fields.split_at(payload);
         let mut counts = Counts { rows: 0, substituted: 0, dropped: 0 };
         for (at, content) in self.contents.iter().enumerate() {
             let (index, position, substituted) = match *content {
@@ -187,17 +188,21 @@ impl Batch {
             let to = counts.rows as usize;
             if to != at {
                 // The only time the daemon reads a slot back: on_error = "drop" met a bad record.
-                let from = image.offset as usize + at * row_bytes;
-                memory.copy_within(from..from + row_bytes, image.offset as usize + to * row_bytes);
+                for field in written {
+                    let (offset, row_bytes) = (field.offset as usize, field.row_bytes as usize);
+                    let from = offset + at * row_bytes;
+                    memory.copy_within(from..from + row_bytes, offset + to * row_bytes);
+                }
             }
-            for field in &fields[1..] {
+            for field in small {
                 let offset = (field.offset + to as u64 * field.row_bytes) as usize;
                 let out = &mut memory[offset..offset + field.row_bytes as usize];
                 match field.name.as_str() {
-                    "label" => out.copy_from_slice(&label(index).to_le_bytes()),
+                    "label" => out.copy_from_slice(&source.label(index).to_le_bytes()),
                     "index" => out.copy_from_slice(&(index as i64).to_le_bytes()),
                     "position" => out.copy_from_slice(&(position as i64).to_le_bytes()),
                     "substituted" => out[0] = u8::from(substituted),
+                    "part" => out.copy_from_slice(&part_of(source, index).to_le_bytes()),
                     other => unreachable!("no field is called {other}"),
                 }
             }
@@ -206,4 +211,14 @@ impl Batch {
         }
         counts
     }
+}
+
+/// Number of the part of a mixture that a record is from.
+fn part_of(source: &dyn IndexedSource, index: u64) -> i64 {
+    let mut end = 0;
+    let part = source.parts().iter().position(|part| {
+        end += part.len;
+        index < end
+    });
+    part.expect("the parts hold every record") as i64
 }

@@ -106,6 +106,7 @@ impl Engine {
             })?;
         let attached = Attached {
             fields,
+            payload: pipeline.payload() as u32,
             slots: ring.slots() as u32,
             slot_bytes: ring.slot_bytes() as u64,
             batching,
@@ -119,7 +120,7 @@ impl Engine {
         let quarantine = Quarantine::new(
             config.quarantine.clone(),
             pipeline.identity.dataset.clone(),
-            config.error_limit(pipeline.source.len()),
+            config.error_limit(pipeline.order.len()),
         );
         let shared =
             Arc::new(Shared { pipeline, metrics: Metrics::default(), generation: AtomicU64::new(0) });
@@ -280,10 +281,11 @@ impl Coordinator {
             let order = self.epoch_order();
             let rows: Vec<_> =
                 self.batching.rows(self.cursor.position, self.rank).map(|p| (p, order.index(p))).collect();
-            let image = &self.attached.fields[0];
-            let writers = writer
-                .rows(image.offset as usize, image.row_bytes as usize, rows.len())
-                .expect("nothing of a fresh slot is out");
+            let parts: Vec<_> = self.attached.fields[..self.attached.payload as usize]
+                .iter()
+                .map(|field| (field.offset as usize, field.row_bytes as usize))
+                .collect();
+            let writers = writer.rows(&parts, rows.len()).expect("nothing of a fresh slot is out");
             let behind = Cursor { position: self.batching.after(self.cursor.position), ..self.cursor };
             let next = self.batching.settle(behind);
             self.slots[slot] = Slot::Filling;
@@ -407,7 +409,7 @@ impl Coordinator {
             return;
         }
         let source = &self.shared.pipeline.source;
-        let counts = batch.finish(&self.attached.fields, |index| source.label(index));
+        let counts = batch.finish(&self.attached.fields, self.attached.payload as usize, &**source);
         let metrics = &self.shared.metrics;
         metrics.batches.fetch_add(1, Relaxed);
         metrics.rows.fetch_add(u64::from(counts.rows), Relaxed);

@@ -7,16 +7,17 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
 
 use crossbeam_channel::Sender;
-use fuelrail_connectors::{ReadError, Record};
+use fuelrail_connectors::{ReadError, ReadErrorKind, Record};
 use fuelrail_transforms::{SampleKey, Scratch};
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::batch::Row;
 use super::{Event, Shared};
 use crate::metrics;
-use crate::pipeline::Refusal;
+use crate::pipeline::{Pipeline, Refusal};
 use crate::protocol::ErrorKind;
 use crate::quarantine::Refused;
+use crate::ring::RowWriter;
 
 /// A row on its way.
 pub(super) struct Job {
@@ -67,6 +68,12 @@ impl Job {
                     self.work(record);
                 });
             }
+            // The source's own verdict on the record's bytes.
+            Err(error) if error.kind() == ReadErrorKind::Bad => {
+                let index = self.row.index;
+                let reason = error.detail().to_string();
+                self.finish(Outcome::Bad(Refused { index, reason, bytes: 0, hash: String::new() }));
+            }
             Err(error) => {
                 let fatal = Outcome::Fatal(Refusal::new(ErrorKind::Source, error.to_string()));
                 self.finish(fatal);
@@ -85,10 +92,10 @@ impl Job {
         let row = &mut self.row;
         let reason = SCRATCH.with_borrow_mut(|scratch| {
             let applied = catch_unwind(AssertUnwindSafe(|| {
-                pipeline.chain.apply(&record.bytes, key, scratch, row.writer.bytes())
+                write(pipeline, &record.bytes, key, scratch, &mut row.writer)
             }));
             match applied {
-                Ok(applied) => applied.err().map(|error| error.to_string()),
+                Ok(applied) => applied.err(),
                 Err(panic) => {
                     // Whatever the panic left in the scratch is not trusted again.
                     *scratch = Scratch::default();
@@ -119,6 +126,33 @@ impl Job {
         // The coordinator may be gone: then so is everything that wanted this row.
         let _ = events.send(Event::Row(RowDone { batch, row, size, outcome }));
     }
+}
+
+/// Writes a record into its row: the image through the chain, then the fields as they are.
+fn write(
+    pipeline: &Pipeline,
+    bytes: &[u8],
+    key: SampleKey,
+    scratch: &mut Scratch,
+    writer: &mut RowWriter,
+) -> Result<(), String> {
+    let Some((image, mut fields)) = pipeline.schema.split(bytes) else {
+        return Err(format!(
+            "its {} bytes are fewer than the {} of its fields",
+            bytes.len(),
+            pipeline.schema.fields_bytes()
+        ));
+    };
+    let images = usize::from(pipeline.chain.is_some());
+    if let Some(chain) = &pipeline.chain {
+        chain.apply(image, key, scratch, writer.bytes(0)).map_err(|error| error.to_string())?;
+    }
+    for (at, field) in pipeline.schema.fields.iter().enumerate() {
+        let (value, rest) = fields.split_at(field.bytes());
+        writer.bytes(images + at).copy_from_slice(value);
+        fields = rest;
+    }
+    Ok(())
 }
 
 fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {

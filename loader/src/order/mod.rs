@@ -1,25 +1,26 @@
 //! Which record comes at which position: a pure function of (seed, epoch, position).
 //!
 //! Promises
-//! - a bijection: over one epoch every record of the source is named exactly once;
-//! - O(1) memory and O(1) seek for the plain shuffle, O(shards) memory and O(log shards) seek for the blocked one;
+//! - a bijection, unless parts, classes or records are drawn by weight: over one epoch every record is named exactly once;
+//! - drawn by weight, an epoch names each part, class or record as often as its share says, and no record of a part or
+//!   class again before all others of it;
+//! - O(1) memory and O(1) seek for the plain shuffle, O(shards) and O(log shards) for the blocked one, 4 or 8 bytes a
+//!   record and O(log) where classes or records are weighted;
 //! - nothing else goes in: neither batch size, nor world size, nor threads, nor what was read before.
-//!
-//! The plain shuffle is a keyed permutation: an alternating Feistel network over the smallest power of two that
-//! holds the source, *cycle-walked* (Black & Rogaway, "Ciphers with Arbitrary Finite Domains", 2002): a value that
-//! falls outside is enciphered again until it falls inside, which keeps it a bijection and takes less than two
-//! rounds on average.
-//!
-//! The blocked shuffle keeps reads of shards sequential:
-//!
-//! ```text
-//!  shards permuted        [ s3 | s0 | s4 | s1 | s2 ]     laid end to end: one line of N records
-//!  cut into L lanes       [ lane 0 | lane 1 | lane 2 ]   equal, the first N mod L one longer
-//!  position p             row p div L of lane p mod L
-//!  inside a lane          rows are permuted within windows of fixed length
-//! ```
+
+mod blocked;
+mod mixed;
+mod permutation;
+mod sampled;
 
 use std::sync::Arc;
+
+use blocked::BlockedEpoch;
+use mixed::{MixedEpoch, MixedPart};
+use permutation::{Permutation, below};
+use sampled::{Classes, Weights};
+
+pub(crate) use permutation::derive;
 
 /// How positions map to records, as configured. Built once per feed; [`Order::epoch`] gives the mapping itself.
 #[derive(Clone, Debug)]
@@ -34,6 +35,9 @@ enum Kind {
     Sequential,
     Shuffled,
     Blocked { shards: Arc<[u64]>, lanes: u64, window: u64 },
+    Mixed { parts: Arc<[MixedPart]>, shuffle: bool },
+    Classes(Classes),
+    Weights(Weights),
 }
 
 impl Order {
@@ -58,7 +62,43 @@ impl Order {
         }
     }
 
-    /// Records in one epoch.
+    /// Several orders over consecutive stretches of records, each drawn the given number of times in an epoch.
+    /// `part` makes the order of one from a seed of its own.
+    ///
+    /// # Panics
+    /// When a part is empty or never drawn.
+    pub fn mixed(draws: &[u64], seed: u64, shuffle: bool, part: impl Fn(usize, u64) -> Self) -> Self {
+        let mut first = 0;
+        let parts: Arc<[MixedPart]> = draws
+            .iter()
+            .enumerate()
+            .map(|(at, &draws)| {
+                // Parts of equal length would otherwise be shuffled alike.
+                let order = part(at, derive(seed, at as u64, u64::MAX - 3));
+                assert!(order.len() > 0 && draws > 0, "part {at} of a mixture has records and is drawn");
+                let begin = first;
+                first += order.len();
+                MixedPart { order, first: begin, draws }
+            })
+            .collect();
+        Self { len: draws.iter().sum(), seed, kind: Kind::Mixed { parts, shuffle } }
+    }
+
+    /// Records of a source of `records` drawn class by class: `draws[class]` times an epoch, in a new order in each.
+    ///
+    /// # Panics
+    /// When a class without records is drawn.
+    pub fn by_class(records: u64, class: impl Fn(u64) -> usize, draws: &[u64], seed: u64) -> Self {
+        let classes = Classes::new(records, class, draws, seed);
+        Self { len: classes.len(), seed, kind: Kind::Classes(classes) }
+    }
+
+    /// Records drawn by weights of their own, `len` times an epoch. The weights are finite, not negative, and not all 0.
+    pub fn by_weight(weights: impl Iterator<Item = f64>, len: u64, seed: u64) -> Self {
+        Self { len, seed, kind: Kind::Weights(Weights::new(weights, len)) }
+    }
+
+    /// Positions in one epoch.
     pub fn len(&self) -> u64 {
         self.len
     }
@@ -66,6 +106,17 @@ impl Order {
     /// Whether there is nothing to order.
     pub fn is_empty(&self) -> bool {
         self.len == 0
+    }
+
+    /// Bytes of memory held, one epoch's layout included.
+    pub fn memory(&self) -> u64 {
+        match &self.kind {
+            Kind::Sequential | Kind::Shuffled => 0,
+            Kind::Blocked { shards, .. } => shards.len() as u64 * 24,
+            Kind::Mixed { parts, .. } => parts.iter().map(|part| part.order.memory()).sum(),
+            Kind::Classes(classes) => classes.memory(),
+            Kind::Weights(weights) => weights.memory(),
+        }
     }
 
     /// The mapping of one epoch.
@@ -77,6 +128,11 @@ impl Order {
             Kind::Blocked { shards, lanes, window } => {
                 Map::Blocked(BlockedEpoch::new(shards, self.len, key, *lanes, *window))
             }
+            Kind::Mixed { parts, shuffle } => {
+                Map::Mixed(MixedEpoch::new(parts, epoch, shuffle.then_some(key)))
+            }
+            Kind::Classes(classes) => Map::Classes(classes.clone(), epoch),
+            Kind::Weights(weights) => Map::Weights(weights.clone()),
         };
         EpochOrder { len: self.len, key, map }
     }
@@ -95,6 +151,9 @@ enum Map {
     Sequential,
     Shuffled(Permutation),
     Blocked(BlockedEpoch),
+    Mixed(MixedEpoch),
+    Classes(Classes, u64),
+    Weights(Weights),
 }
 
 impl EpochOrder {
@@ -105,154 +164,25 @@ impl EpochOrder {
             Map::Sequential => position,
             Map::Shuffled(permutation) => permutation.apply(position),
             Map::Blocked(blocked) => blocked.index(position),
+            Map::Mixed(mixed) => mixed.index(position),
+            Map::Classes(classes, epoch) => classes.index(*epoch, self.key, position),
+            Map::Weights(weights) => weights.index(self.key, position),
         }
     }
 
     /// The record that stands in for the one at `position` when its bytes are bad: drawn from the same window
-    /// (blocked) or from the whole source, by (seed, epoch, position, attempt), so that a resume draws it again.
+    /// (blocked), part or class, or else from the whole source, by (seed, epoch, position, attempt), so that a resume
+    /// draws it again.
     pub fn substitute(&self, position: u64, attempt: u32) -> u64 {
         let draw = derive(self.key, position, 1 + u64::from(attempt));
         match &self.map {
             Map::Sequential | Map::Shuffled(_) => below(draw, self.len),
             Map::Blocked(blocked) => blocked.neighbour(position, draw),
+            Map::Mixed(mixed) => mixed.substitute(position, attempt),
+            Map::Classes(classes, _) => classes.substitute(self.key, position, draw),
+            Map::Weights(weights) => weights.substitute(draw),
         }
     }
-}
-
-#[derive(Clone, Debug)]
-struct BlockedEpoch {
-    len: u64,
-    key: u64,
-    lanes: u64,
-    window: u64,
-    /// Per shard in laid-out order: where it begins on the line, and the record index of its first row.
-    layout: Arc<[(u64, u64)]>,
-}
-
-impl BlockedEpoch {
-    fn new(shards: &[u64], len: u64, key: u64, lanes: u64, window: u64) -> Self {
-        let mut first_record = Vec::with_capacity(shards.len());
-        let mut total = 0;
-        for &rows in shards {
-            first_record.push(total);
-            total += rows;
-        }
-        let permutation = Permutation::new(shards.len() as u64, derive(key, 0, u64::MAX));
-        let mut begin = 0;
-        let layout = (0..shards.len() as u64)
-            .map(|place| {
-                let shard = permutation.apply(place) as usize;
-                let entry = (begin, first_record[shard]);
-                begin += shards[shard];
-                entry
-            })
-            .collect();
-        Self { len, key, lanes, window, layout }
-    }
-
-    /// Lane, row in the lane.
-    fn split(&self, position: u64) -> (u64, u64) {
-        (position % self.lanes, position / self.lanes)
-    }
-
-    /// Where a lane begins on the line and how many rows it has.
-    fn lane(&self, lane: u64) -> (u64, u64) {
-        let (quotient, rest) = (self.len / self.lanes, self.len % self.lanes);
-        (lane * quotient + lane.min(rest), quotient + u64::from(lane < rest))
-    }
-
-    /// First row and length of the window of a lane in which `row` lies.
-    fn window_of(&self, rows: u64, row: u64) -> (u64, u64) {
-        let first = row / self.window * self.window;
-        (first, self.window.min(rows - first))
-    }
-
-    fn index(&self, position: u64) -> u64 {
-        let (lane, row) = self.split(position);
-        let (begin, rows) = self.lane(lane);
-        let (first, length) = self.window_of(rows, row);
-        let permutation = Permutation::new(length, derive(self.key, lane, first));
-        self.record(begin + first + permutation.apply(row - first))
-    }
-
-    fn neighbour(&self, position: u64, draw: u64) -> u64 {
-        let (lane, row) = self.split(position);
-        let (begin, rows) = self.lane(lane);
-        let (first, length) = self.window_of(rows, row);
-        self.record(begin + first + below(draw, length))
-    }
-
-    /// The record at a place on the line.
-    fn record(&self, place: u64) -> u64 {
-        // Empty shards share their begin with the next one; the last with `begin <= place` is the one that has it.
-        let shard = self.layout.partition_point(|&(begin, _)| begin <= place) - 1;
-        let (begin, first_record) = self.layout[shard];
-        first_record + (place - begin)
-    }
-}
-
-/// A keyed permutation of `0..len`.
-#[derive(Clone, Copy, Debug)]
-struct Permutation {
-    len: u64,
-    key: u64,
-    rounds: u64,
-    left_bits: u32,
-    right_bits: u32,
-}
-
-impl Permutation {
-    fn new(len: u64, key: u64) -> Self {
-        let bits = if len <= 2 { 2 } else { (len - 1).ilog2() + 1 };
-        // Half-rounds. Eight are twice what Luby and Rackoff need for a pseudorandom permutation; but their bound grows
-        // useless when a half has a few bits only, and there (up to 4096 records) many more are needed to be fair.
-        let rounds = if bits <= 12 { 32 } else { 8 };
-        Self { len, key, rounds, left_bits: bits / 2, right_bits: bits - bits / 2 }
-    }
-
-    fn apply(&self, value: u64) -> u64 {
-        if self.len <= 1 {
-            return value;
-        }
-        let mut value = value;
-        loop {
-            value = self.encipher(value);
-            if value < self.len {
-                return value;
-            }
-        }
-    }
-
-    fn encipher(&self, value: u64) -> u64 {
-        let (left_mask, right_mask) = ((1u64 << self.left_bits) - 1, (1u64 << self.right_bits) - 1);
-        let (mut left, mut right) = ((value >> self.right_bits) & left_mask, value & right_mask);
-        let mut round = 0;
-        while round < self.rounds {
-            left ^= derive(self.key, right, round) & left_mask;
-            right ^= derive(self.key, left, round + 1) & right_mask;
-            round += 2;
-        }
-        left << self.right_bits | right
-    }
-}
-
-/// A well-mixed 64-bit value of three: two rounds of the SplitMix64 finaliser (Steele, Lea & Flood, 2014), each with
-/// its own odd constant between the inputs, so that neighbouring inputs share nothing.
-pub(crate) fn derive(a: u64, b: u64, c: u64) -> u64 {
-    let mut value = a ^ b.wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    value = finalise(value.wrapping_add(0x2545_f491_4f6c_dd1d));
-    finalise(value ^ c.wrapping_mul(0xd1b5_4a32_d192_ed03).wrapping_add(0x8cb9_2ba7_2f3d_8dd7))
-}
-
-fn finalise(mut value: u64) -> u64 {
-    value = (value ^ (value >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    value = (value ^ (value >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    value ^ (value >> 31)
-}
-
-/// A 64-bit draw scaled to `0..len` (Lemire's multiplication; its bias of len/2^64 is far below what can be seen).
-fn below(draw: u64, len: u64) -> u64 {
-    ((u128::from(draw) * u128::from(len)) >> 64) as u64
 }
 
 #[cfg(test)]

@@ -1,0 +1,179 @@
+"""Where samples come from, as plain data for the daemon: one place, or several mixed.
+
+>>> from fuelrail import Mix, Source
+>>> Source("shards/train-{000..127}.tar", label="cls")
+Source('shards/train-{000..127}.tar', label='cls')
+>>> Mix({"photos": "photos/", "web": Source("web/*.parquet", image="jpg")}, weights={"photos": 3, "web": 1})
+Mix(photos=Source('photos/'), web=Source('web/*.parquet', image='jpg'))
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fuelrail.errors import ConfigError
+
+#: One path or URL, or several that make one source.
+Address = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+
+
+class Source:
+    """One place with samples in it. What it is follows from its ending or, for a folder, from what lies in it.
+
+    Args:
+        address: a folder of class folders; tar shards (`"train-{000..127}.tar"`, also .tar.gz and .tar.zst);
+            Parquet, Arrow or Feather files; .csv and .jsonl manifests; .h5, .npy and .npz arrays; any of these
+            behind `s3://`, `gs://`, `az://` or `https://`; `"synthetic://?count=1000"`. Several addresses of
+            one kind make one source.
+        image: the column, array, dataset or tar endings that hold images. Default: found by name and type.
+        label: the column, array, dataset or tar member that holds labels.
+        fields: further numeric fields of fixed shape, delivered as tensors of the same batch.
+        tokens: a column or array of token ids, padded or packed into rows:
+            `{"column": "input_ids", "length": 1024, "mode": "pack"}`.
+        classes: fixes the mapping from class names to labels.
+        split: "train[:90%]" or "train[90%:]": a part of it, by a hash of each key.
+        cache_dir: where copies of remote and unpacked files are kept. Default: ~/.cache/fuelrail.
+        cache_limit: most bytes kept there: a number, or "100gb" (the default).
+        options: further keys of this kind of source; an unknown one is refused by name.
+    """
+
+    def __init__(
+        self,
+        address: Address,
+        *,
+        image: str | Sequence[str] | None = None,
+        label: str | None = None,
+        fields: Sequence[str] | None = None,
+        tokens: Mapping[str, Any] | None = None,
+        classes: Sequence[str] | None = None,
+        split: str | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        cache_limit: int | str | None = None,
+        **options: Any,
+    ) -> None:
+        many = isinstance(address, Sequence) and not isinstance(address, str)
+        self._addresses = [os.fspath(one) for one in (address if many else [address])]  # type: ignore[union-attr,list-item]
+        if isinstance(fields, str):
+            raise ConfigError(f"fields={fields!r} is text; give a list of names: fields=[{fields!r}]")
+        given: dict[str, Any] = {
+            "image": image,
+            "label": label,
+            "fields": fields,
+            "tokens": tokens,
+            "classes": classes,
+            "split": split,
+            "cache_dir": None if cache_dir is None else os.fspath(cache_dir),
+            "cache_limit": cache_limit,
+            **options,
+        }
+        self._options = {key: value for key, value in given.items() if value is not None}
+
+    def config(self) -> dict[str, Any]:
+        """The source as the daemon takes it; relative paths start at the current folder."""
+        config: dict[str, Any] = {"type": "address", "address": self._addresses, "base": os.getcwd()}
+        for key, value in self._options.items():
+            if key == "split":
+                config["split"] = _split(value)
+            elif key == "cache_dir":
+                config.setdefault("cache", {})["dir"] = str(Path(value).absolute())
+            elif key == "cache_limit":
+                config.setdefault("cache", {})["limit_bytes"] = value
+            elif key in ("type", "address", "base"):
+                raise ConfigError(f"{key}= is no option of a source")
+            else:
+                config[key] = _plain(value)
+        return config
+
+    def __repr__(self) -> str:
+        addresses = self._addresses[0] if len(self._addresses) == 1 else self._addresses
+        options = "".join(f", {key}={value!r}" for key, value in self._options.items())
+        return f"Source({addresses!r}{options})"
+
+
+class Mix:
+    """Several sources as one, each drawn in proportion; every batch holds them in nearly their shares.
+
+    A part's records come in passes: none comes again before all others of the part have come, also across
+    epochs. `batch["part"]` says which part a row is from (its number in the mapping). Order and resume are as
+    exact as with one source.
+
+    Args:
+        parts: sources (or addresses) by name.
+        weights: each part's share of an epoch's draws, relative to the others.
+        repeat: instead of weights, how often an epoch goes through each part (default 1; 0.5 is half of it).
+        samples_per_epoch: draws in an epoch, with weights. Default: the number of records.
+    """
+
+    def __init__(
+        self,
+        parts: Mapping[str, Source | Address],
+        *,
+        weights: Mapping[str, float] | None = None,
+        repeat: Mapping[str, float] | None = None,
+        samples_per_epoch: int | None = None,
+    ) -> None:
+        self._parts = {
+            name: part if isinstance(part, Source) else Source(part) for name, part in parts.items()
+        }
+        for argument, numbers in (("weights", weights), ("repeat", repeat)):
+            for name in numbers or {}:
+                if name not in self._parts:
+                    known = ", ".join(self._parts)
+                    raise ConfigError(
+                        f"{argument}[{name!r}]: the mixture has no part of this name; it has {known}"
+                    )
+        if weights is not None:
+            if repeat is not None:
+                raise ConfigError(
+                    "weights= and repeat= exclude each other: shares of an epoch, or passes in it"
+                )
+            for name in self._parts:
+                if name not in weights:
+                    raise ConfigError(f"weights has no weight for part {name!r}; give every part one")
+        self._weights = weights
+        self._repeat = repeat
+        self._samples_per_epoch = samples_per_epoch
+
+    def config(self) -> dict[str, Any]:
+        """The mixture as the daemon takes it."""
+        parts = []
+        for name, source in self._parts.items():
+            part: dict[str, Any] = {"source": source.config(), "name": name}
+            if self._weights is not None:
+                part["weight"] = float(self._weights[name])
+            if self._repeat is not None and name in self._repeat:
+                part["repeat"] = float(self._repeat[name])
+            parts.append(part)
+        config: dict[str, Any] = {"type": "mix", "parts": parts}
+        if self._samples_per_epoch is not None:
+            config["samples_per_epoch"] = self._samples_per_epoch
+        return config
+
+    def __repr__(self) -> str:
+        return "Mix(" + ", ".join(f"{name}={part!r}" for name, part in self._parts.items()) + ")"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _split(text: str) -> dict[str, Any]:
+    """`"train[:90%]"` and `"train[90%:]"`: two parts that do not overlap, by a hash of each key."""
+    match = re.fullmatch(r"\w+\[(?::(\d+(?:\.\d+)?)%|(\d+(?:\.\d+)?)%:)\]", text)
+    percent = float(match[1] or match[2]) if match else -1.0
+    if match is None or not 0.0 <= percent <= 100.0:
+        raise ConfigError(
+            f'split={text!r} is not understood: write "train[:90%]" for one part and "train[90%:]" for the '
+            "other; a sample's part is decided by a hash of its key"
+        )
+    return {"part": "train" if match[1] else "val", "fraction": round(1.0 - percent / 100.0, 9)}
