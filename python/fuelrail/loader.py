@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Generic, NoReturn, Self, TypedDict, TypeVar
+from typing import Any, Generic, Self, TypedDict, TypeVar
 
 from fuelrail import _native
 from fuelrail.errors import ConfigError, EnvironmentFailure, FuelrailError, TokenError
@@ -344,7 +344,7 @@ class BaseLoader(ABC, Generic[Array]):
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of one image: (C, H, W)."""
-        return self.shapes["image"] if "image" in self.shapes else ()
+        return self.shapes.get("image", ())
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -543,8 +543,9 @@ def _sampling(
             path = str(Path(weights).absolute())
         else:
             folder = tempfile.TemporaryDirectory(prefix="fuelrail-")
-            path = os.path.join(folder.name, "weights.npy")
-            Path(path).write_bytes(_npy(array("d", (float(weight) for weight in weights))))
+            file = Path(folder.name, "weights.npy")
+            file.write_bytes(_npy(array("d", (float(weight) for weight in weights))))
+            path = str(file)
         config = {"type": "weights", "file": path}
     elif isinstance(sampling, Mapping):
         config = {

@@ -55,8 +55,9 @@ class Source:
         cache_limit: int | str | None = None,
         **options: Any,
     ) -> None:
-        many = isinstance(address, Sequence) and not isinstance(address, str)
-        self._addresses = [os.fspath(one) for one in (address if many else [address])]  # type: ignore[union-attr,list-item]
+        one = isinstance(address, str | os.PathLike)
+        addresses: Sequence[Any] = [address] if one else list(address)  # type: ignore[arg-type]
+        self._addresses: list[str] = [os.fspath(item) for item in addresses]
         if isinstance(fields, str):
             raise ConfigError(f"fields={fields!r} is text; give a list of names: fields=[{fields!r}]")
         given: dict[str, Any] = {
@@ -74,7 +75,7 @@ class Source:
 
     def config(self) -> dict[str, Any]:
         """The source as the daemon takes it; relative paths start at the current folder."""
-        config: dict[str, Any] = {"type": "address", "address": self._addresses, "base": os.getcwd()}
+        config: dict[str, Any] = {"type": "address", "address": self._addresses, "base": str(Path.cwd())}
         for key, value in self._options.items():
             if key == "split":
                 config["split"] = _split(value)
