@@ -45,6 +45,7 @@
 mod address;
 mod array;
 mod buffer;
+mod cache;
 mod disk;
 mod error;
 mod folder;
