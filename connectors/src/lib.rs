@@ -51,6 +51,7 @@ mod error;
 mod folder;
 mod hdf5;
 mod manifest;
+mod remote;
 mod schema;
 mod shards;
 mod synthetic;
@@ -121,6 +122,9 @@ impl SourceConfig {
 /// and says what to do.
 pub fn open(config: &SourceConfig) -> Result<Arc<dyn IndexedSource>, SourceError> {
     match config {
+        SourceConfig::Folder(config) if remote::is_url(&config.root.to_string_lossy()) => {
+            Ok(Arc::new(remote::Images::open(config)?))
+        }
         SourceConfig::Folder(config) => Ok(Arc::new(folder::Folder::open(config)?)),
         SourceConfig::Synthetic(config) => Ok(Arc::new(synthetic::Synthetic::open(config)?)),
         SourceConfig::Tar(config) => tar::open(config),
