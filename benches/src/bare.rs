@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use clap::Parser;
-use fuelrail_connectors::{FolderConfig, SourceConfig};
+use fuelrail_connectors::{CacheConfig, FolderConfig, SourceConfig};
 use fuelrail_loader::order::Order;
 use fuelrail_transforms::{Layout, Limits, OutputConfig, SampleKey, Scratch, TransformConfig, compile};
 use rayon::prelude::*;
@@ -47,7 +47,12 @@ fn main() -> Result<(), Box<dyn Error>> {
     let layout = if settings.task == "C" { Layout::Nhwc } else { Layout::Nchw };
     let chain: Vec<TransformConfig> = serde_json::from_value(chain)?;
     let chain = compile(&chain, &OutputConfig { dtype: None, layout }, Limits::default())?;
-    let config = FolderConfig { root: settings.data.clone(), classes: None, split: None };
+    let config = FolderConfig {
+        root: settings.data.clone(),
+        classes: None,
+        split: None,
+        cache: CacheConfig::default(),
+    };
     let source = fuelrail_connectors::open(&SourceConfig::Folder(config))?;
     let order = Order::shuffled(source.len(), 0);
     let pool = rayon::ThreadPoolBuilder::new().num_threads(settings.workers).build()?;

@@ -9,7 +9,9 @@ use std::error::Error;
 use std::sync::mpsc;
 use std::time::Instant;
 
-use fuelrail_connectors::{Backend, FolderConfig, ReadRequest, ReaderConfig, SourceConfig, open};
+use fuelrail_connectors::{
+    Backend, CacheConfig, FolderConfig, ReadRequest, ReaderConfig, SourceConfig, open,
+};
 
 fn main() -> Result<(), Box<dyn Error>> {
     let mut arguments = env::args().skip(1);
@@ -24,7 +26,12 @@ fn main() -> Result<(), Box<dyn Error>> {
     let depth = arguments.next().map_or(Ok(32), |depth| depth.parse())?;
 
     let begin = Instant::now();
-    let source = open(&SourceConfig::Folder(FolderConfig { root: root.into(), classes: None, split: None }))?;
+    let source = open(&SourceConfig::Folder(FolderConfig {
+        root: root.into(),
+        classes: None,
+        split: None,
+        cache: CacheConfig::default(),
+    }))?;
     println!(
         "{} records in {} classes, opened in {:.3} s, {:.1} bytes each, fingerprint {}",
         source.len(),

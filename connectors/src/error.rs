@@ -4,6 +4,8 @@ use std::fmt;
 use std::io;
 use std::path::Path;
 
+use crate::remote::Fault;
+
 /// A source cannot be opened or read at all: the configuration or the environment is wrong.
 ///
 /// The text names the folder or the key and says what to do.
@@ -129,6 +131,19 @@ impl ReadError {
 
     pub(crate) fn io(key: String, detail: String, transient: bool) -> Self {
         Self { key, kind: ReadErrorKind::Io, detail, transient }
+    }
+
+    /// An error of reading that already says what it was: one of [`crate::remote`] keeps its kind.
+    pub(crate) fn from_io(key: String, error: &io::Error) -> Self {
+        match error.get_ref().and_then(|inner| inner.downcast_ref::<Fault>()) {
+            Some(fault) => Self::remote(key, fault.clone()),
+            None => Self::io(key, error.to_string(), false),
+        }
+    }
+
+    /// What became of a remote read.
+    pub(crate) fn remote(key: String, fault: Fault) -> Self {
+        Self { key, kind: fault.kind, detail: fault.detail, transient: fault.transient }
     }
 
     /// The record itself is bad, for a reason that every attempt would find again.

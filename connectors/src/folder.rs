@@ -38,7 +38,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use crate::disk::{self, Files, Span};
 use crate::manifest::{Manifest, ManifestBuilder, escape};
-use crate::{Blocks, Extent, Fingerprint, IndexedSource, Reader, ReaderConfig, SourceError};
+use crate::{Blocks, CacheConfig, Extent, Fingerprint, IndexedSource, Reader, ReaderConfig, SourceError};
 
 /// Endings (without the dot, lower case) that make a file an image.
 const EXTENSIONS: [&str; 11] =
@@ -57,7 +57,7 @@ const FILES_PER_TASK: usize = 2048;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct FolderConfig {
-    /// The folder that holds the class folders.
+    /// The folder that holds the class folders: a path, or `s3://bucket/path` (also gs, az).
     pub root: PathBuf,
     /// Class names in label order. Default: the names of the class folders, sorted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -65,6 +65,9 @@ pub struct FolderConfig {
     /// Use only a part of the records.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub split: Option<Split>,
+    /// Where copies are kept when the root is in a bucket.
+    #[serde(default, skip_serializing_if = "CacheConfig::is_default")]
+    pub cache: CacheConfig,
 }
 
 /// A part of a source, chosen by a hash of each record's key.
@@ -216,7 +219,7 @@ fn build(config: &FolderConfig) -> Result<Manifest, SourceError> {
     if top.folders.is_empty() {
         return unlabelled(config, &root, top);
     }
-    let folders = class_folders(config, &root, &top)?;
+    let folders = class_folders(config, &top)?;
     let classes = match &config.classes {
         Some(classes) => classes.clone(),
         None => folders.iter().map(|(name, ..)| name.clone()).collect(),
@@ -297,7 +300,7 @@ fn unlabelled(config: &FolderConfig, root: &Root, top: Listing) -> Result<Manife
     Ok(manifest)
 }
 
-fn check_split(config: &FolderConfig, manifest: &Manifest, seen: u64) -> Result<(), SourceError> {
+pub(crate) fn check_split(config: &FolderConfig, manifest: &Manifest, seen: u64) -> Result<(), SourceError> {
     match config.split {
         Some(split) if manifest.is_empty() => Err(SourceError::config(format!(
             "the {} part of {} is empty: split.fraction is {} and the folder has {seen} images; choose another fraction",
@@ -317,37 +320,35 @@ fn check_split(config: &FolderConfig, manifest: &Manifest, seen: u64) -> Result<
 }
 
 /// The class folders with their names and labels, in order.
-fn class_folders(
-    config: &FolderConfig,
-    root: &Root,
-    top: &Listing,
-) -> Result<Vec<(String, u32, Subfolder)>, SourceError> {
-    let mut folders = Vec::with_capacity(top.folders.len());
-    for folder in &top.folders {
-        let name = escape(folder.path.as_os_str().as_bytes());
-        let class = match &config.classes {
-            None => folders.len() as u32,
-            Some(classes) => match classes.iter().position(|class| *class == name) {
-                Some(class) => class as u32,
-                None => {
-                    return Err(SourceError::data(format!(
-                        "folder {} is not in the list of classes ({}); add {name:?} to classes or move the folder away",
-                        root.path.join(&folder.path).display(),
-                        some(classes)
-                    )));
-                }
-            },
-        };
-        folders.push((name, class, folder.clone()));
+fn class_folders(config: &FolderConfig, top: &Listing) -> Result<Vec<(String, u32, Subfolder)>, SourceError> {
+    let names: Vec<_> = top.folders.iter().map(|folder| escape(folder.path.as_os_str().as_bytes())).collect();
+    let labels = class_labels(config, &names)?;
+    let folders = top.folders.iter().cloned();
+    Ok(names
+        .into_iter()
+        .zip(labels)
+        .zip(folders)
+        .map(|((name, label), folder)| (name, label, folder))
+        .collect())
+}
+
+/// The labels of class folders whose names come sorted.
+pub(crate) fn class_labels(config: &FolderConfig, names: &[String]) -> Result<Vec<u32>, SourceError> {
+    let Some(classes) = &config.classes else { return Ok((0..names.len() as u32).collect()) };
+    let mut sorted: Vec<_> = classes.iter().collect();
+    sorted.sort_unstable();
+    if let Some(pair) = sorted.windows(2).find(|pair| pair[0] == pair[1]) {
+        return Err(SourceError::config(format!("classes lists {:?} twice; remove one", pair[0])));
     }
-    if let Some(classes) = &config.classes {
-        let mut sorted: Vec<_> = classes.iter().collect();
-        sorted.sort_unstable();
-        if let Some(pair) = sorted.windows(2).find(|pair| pair[0] == pair[1]) {
-            return Err(SourceError::config(format!("classes lists {:?} twice; remove one", pair[0])));
-        }
-    }
-    Ok(folders)
+    let label = |name: &String| match classes.iter().position(|class| class == name) {
+        Some(class) => Ok(class as u32),
+        None => Err(SourceError::data(format!(
+            "folder {} is not in the list of classes ({}); add {name:?} to classes or move the folder away",
+            config.root.join(name).display(),
+            some(classes)
+        ))),
+    };
+    names.iter().map(label).collect()
 }
 
 /// The first few names of a long list.
@@ -359,12 +360,12 @@ fn some(names: &[String]) -> String {
     }
 }
 
-fn extensions() -> String {
+pub(crate) fn extensions() -> String {
     EXTENSIONS.map(|extension| format!(".{extension}")).join(" ")
 }
 
 /// `train` and `val` as classes are almost always a path that is one level too high.
-fn hint_at_wrong_level(root: &Path, classes: &[String]) {
+pub(crate) fn hint_at_wrong_level(root: &Path, classes: &[String]) {
     let parts = ["train", "training", "val", "valid", "validation", "test", "testing"];
     if !classes.is_empty() && classes.iter().all(|class| parts.contains(&class.as_str())) {
         tracing::warn!(
@@ -667,7 +668,7 @@ impl Root {
 }
 
 /// Whether a file name has the ending of an image.
-fn is_image(name: &[u8]) -> bool {
+pub(crate) fn is_image(name: &[u8]) -> bool {
     let Some(dot) = name.iter().rposition(|&byte| byte == b'.') else { return false };
     let ending = &name[dot + 1..];
     EXTENSIONS.iter().any(|extension| ending.eq_ignore_ascii_case(extension.as_bytes()))
@@ -698,7 +699,12 @@ mod tests {
     }
 
     fn config(folder: &TempDir) -> FolderConfig {
-        FolderConfig { root: folder.path().to_owned(), classes: None, split: None }
+        FolderConfig {
+            root: folder.path().to_owned(),
+            classes: None,
+            split: None,
+            cache: CacheConfig::default(),
+        }
     }
 
     fn keys(folder: &Folder) -> Vec<String> {
@@ -817,7 +823,12 @@ mod tests {
     #[test]
     fn folders_that_cannot_be_used_are_named_with_what_to_do() {
         let root = folder(&["file.jpg", "empty/", "texts/a/1.txt", "classes/a/"]);
-        let at = |name: &str| FolderConfig { root: root.path().join(name), classes: None, split: None };
+        let at = |name: &str| FolderConfig {
+            root: root.path().join(name),
+            classes: None,
+            split: None,
+            cache: CacheConfig::default(),
+        };
         assert!(error(&at("missing")).contains("does not exist"));
         assert!(error(&at("file.jpg")).contains("is not a directory"));
         assert!(error(&at("file.jpg/deeper")).contains("is not a directory"));
@@ -858,7 +869,13 @@ mod tests {
         let fifo = path.join("a/pipe.jpg");
         rustix::fs::mknodat(rustix::fs::CWD, &fifo, FileType::Fifo, Mode::RUSR, 0).unwrap();
         symlink(&fifo, path.join("a/to-pipe.jpg")).unwrap();
-        let source = Folder::open(&FolderConfig { root: path, classes: None, split: None }).unwrap();
+        let source = Folder::open(&FolderConfig {
+            root: path,
+            classes: None,
+            split: None,
+            cache: CacheConfig::default(),
+        })
+        .unwrap();
         assert_eq!(keys(&source), ["a/1.jpg", "a/link.jpg", "a/sub/2.jpg", "b/4.jpg", "b/x/3.jpg"]);
         assert_eq!(source.size(1), 3, "the size of what the link leads to");
     }

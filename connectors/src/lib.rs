@@ -45,6 +45,7 @@
 mod address;
 mod array;
 mod buffer;
+mod cache;
 mod disk;
 mod error;
 mod folder;
@@ -52,6 +53,7 @@ mod hdf5;
 mod manifest;
 mod mix;
 mod numbers;
+mod remote;
 mod schema;
 mod shards;
 mod subset;
@@ -132,6 +134,9 @@ impl SourceConfig {
 /// and says what to do.
 pub fn open(config: &SourceConfig) -> Result<Arc<dyn IndexedSource>, SourceError> {
     match config {
+        SourceConfig::Folder(config) if remote::is_url(&config.root.to_string_lossy()) => {
+            Ok(Arc::new(remote::Images::open(config)?))
+        }
         SourceConfig::Folder(config) => Ok(Arc::new(folder::Folder::open(config)?)),
         SourceConfig::Synthetic(config) => Ok(Arc::new(synthetic::Synthetic::open(config)?)),
         SourceConfig::Tar(config) => tar::open(config),

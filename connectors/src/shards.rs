@@ -4,6 +4,7 @@
 //!  "data/train-{000..127}.tar"   braces: every name written out; one that is missing is an error
 //!  "data/*.parquet"              * and ? within one folder, sorted by name
 //!  "data/"                       every file below it that has one of the source's endings, sorted by path
+//!  "s3://bucket/x-{000..127}.tar"   all of these also in buckets; web servers list nothing, so there only with braces
 //! ```
 //!
 //! Sources read shards in two ways: a record that *is* a byte range is fetched by [`Shards::reader`], which is the disk
@@ -18,6 +19,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::disk::{self, Files, Span};
+use crate::remote::{self, Object, Remote, Version};
 use crate::{Extent, Reader, ReaderConfig, SourceError};
 
 /// Where copies of remote and unpacked shards are kept.
@@ -27,8 +29,8 @@ pub struct CacheConfig {
     /// The folder; default: `fuelrail` in the user's cache folder (`$XDG_CACHE_HOME`, else `~/.cache`).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dir: Option<PathBuf>,
-    /// Most bytes it may hold; default 100 GB.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    /// Most bytes it may hold; default 100 GB. A number, or a string like `"500 MiB"`.
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "crate::cache::deserialize_limit")]
     pub limit_bytes: Option<u64>,
 }
 
@@ -60,8 +62,23 @@ pub(crate) struct Shard {
 /// The files of a source, in order.
 #[derive(Debug)]
 pub(crate) struct Shards {
-    root: PathBuf,
+    place: Place,
     files: Vec<Shard>,
+}
+
+/// Where the names of the files begin.
+#[derive(Debug)]
+enum Place {
+    Local {
+        root: PathBuf,
+    },
+    Remote {
+        remote: Arc<Remote>,
+        /// Empty, or with a slash at the end.
+        root: String,
+        /// What follows each path in an http address; empty where nothing does.
+        queries: Vec<String>,
+    },
 }
 
 /// Which range of which shard a record is.
@@ -82,8 +99,13 @@ impl Shards {
     pub(crate) fn open(
         patterns: &[String],
         endings: &[&str],
-        _cache: &CacheConfig,
+        cache: &CacheConfig,
     ) -> Result<Arc<Self>, SourceError> {
+        if patterns.iter().any(|pattern| remote::is_url(pattern)) {
+            let addresses = remote::addresses(patterns)?;
+            let Some(first) = addresses.first() else { return Err(nothing()) };
+            return Self::open_remote(Remote::connect(&first.place, cache)?, &addresses, endings);
+        }
         let mut paths = Vec::new();
         for pattern in patterns {
             for text in expand_braces(pattern)? {
@@ -93,9 +115,7 @@ impl Shards {
                 }
             }
         }
-        let Some(first) = paths.first() else {
-            return Err(SourceError::config("a source needs at least one file".into()));
-        };
+        let Some(first) = paths.first() else { return Err(nothing()) };
         let mut root = first.parent().unwrap_or(Path::new("/")).to_path_buf();
         while !paths.iter().all(|path| path.starts_with(&root)) {
             assert!(root.pop(), "absolute paths share the root");
@@ -116,11 +136,44 @@ impl Shards {
                 version: format!("{}.{:09}-{}", meta.mtime(), meta.mtime_nsec(), meta.ino()),
             });
         }
-        let mut seen = std::collections::HashSet::new();
-        if let Some(twice) = files.iter().find(|file| !seen.insert(&file.name)) {
-            return Err(SourceError::config(format!("{} is named twice", root.join(&twice.name).display())));
+        Self { place: Place::Local { root }, files }.checked()
+    }
+
+    /// The objects that addresses of one place name.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub(crate) fn open_remote(
+        remote: Arc<Remote>,
+        addresses: &[remote::Address],
+        endings: &[&str],
+    ) -> Result<Arc<Self>, SourceError> {
+        let found = remote.find(addresses, endings)?;
+        let Some(first) = found.first() else { return Err(nothing()) };
+        let mut root = first.path[..first.path.rfind('/').map_or(0, |at| at + 1)].to_owned();
+        while !found.iter().all(|object| object.path.starts_with(&root)) {
+            root.truncate(root[..root.len() - 1].rfind('/').map_or(0, |at| at + 1));
         }
-        Ok(Arc::new(Self { root, files }))
+        let mut queries: Vec<_> = found.iter().map(|object| object.query.clone()).collect();
+        if queries.iter().all(String::is_empty) {
+            queries = Vec::new();
+        }
+        let shard = |object: remote::Listed| Shard {
+            name: object.path[root.len()..].to_owned(),
+            size: object.size,
+            version: object.version.text(),
+        };
+        let files = found.into_iter().map(shard).collect();
+        Self { place: Place::Remote { remote, root, queries }, files }.checked()
+    }
+
+    /// Refuses a file that is there twice.
+    fn checked(self) -> Result<Arc<Self>, SourceError> {
+        let mut seen = std::collections::HashSet::new();
+        if let Some(twice) = self.files.iter().position(|file| !seen.insert(&file.name)) {
+            return Err(SourceError::config(format!("{} is named twice", self.display(twice))));
+        }
+        Ok(Arc::new(self))
     }
 
     /// All files.
@@ -130,20 +183,31 @@ impl Shards {
 
     /// Where a file is, in full, for messages.
     pub(crate) fn display(&self, shard: usize) -> String {
-        self.root.join(&self.files[shard].name).display().to_string()
+        let name = &self.files[shard].name;
+        match &self.place {
+            Place::Local { root } => root.join(name).display().to_string(),
+            Place::Remote { remote, root, .. } => remote.display(&format!("{root}{name}")),
+        }
     }
 
     /// Where a range lies on the local disk, if it does.
     pub(crate) fn extent(&self, shard: usize, offset: u64, len: u64) -> Option<Extent> {
-        Some(Extent { file: self.root.join(&self.files[shard].name), offset, len })
+        match &self.place {
+            Place::Local { root } => Some(Extent { file: root.join(&self.files[shard].name), offset, len }),
+            Place::Remote { .. } => None,
+        }
     }
 
     /// Fills `buffer` from a place in a file; blocks. Fewer bytes than that are an error: the file was cut short.
+    /// On a thread of a reader that is being dropped, reading from the network ends at once with an error.
     ///
     /// # Errors
-    /// The system's, with the file's name and what to do in its text.
+    /// The system's, with the file's name and what to do in its text; [`crate::ReadError::from_io`] keeps its kind.
     pub(crate) fn read_at(&self, shard: usize, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
-        let path = self.root.join(&self.files[shard].name);
+        let path = match &self.place {
+            Place::Local { root } => root.join(&self.files[shard].name),
+            Place::Remote { remote, .. } => return Ok(remote.read(&self.object(shard), offset, buffer)?),
+        };
         let file = std::fs::File::open(&path).map_err(|error| named(&path, &error))?;
         file.read_exact_at(buffer, offset).map_err(|error| match error.kind() {
             io::ErrorKind::UnexpectedEof => io::Error::new(
@@ -158,10 +222,41 @@ impl Shards {
         })
     }
 
+    /// A remote file, as it was found.
+    ///
+    /// # Panics
+    /// When the files are local.
+    fn object(&self, shard: usize) -> Object {
+        let Place::Remote { root, queries, .. } = &self.place else {
+            unreachable!("a local file is no object")
+        };
+        let file = &self.files[shard];
+        Object {
+            path: format!("{root}{}", file.name),
+            query: queries.get(shard).cloned().unwrap_or_default(),
+            size: file.size,
+            version: Version::Text(file.version.clone()),
+        }
+    }
+
     /// Bytes of memory held.
     pub(crate) fn memory(&self) -> u64 {
         let texts: usize = self.files.iter().map(|file| file.name.capacity() + file.version.capacity()).sum();
-        (self.files.capacity() * size_of::<Shard>() + texts) as u64
+        let queries = match &self.place {
+            Place::Local { .. } => 0,
+            Place::Remote { queries, .. } => {
+                queries.iter().map(|query| query.capacity() + size_of::<String>()).sum()
+            }
+        };
+        (self.files.capacity() * size_of::<Shard>() + texts + queries) as u64
+    }
+
+    /// Bytes of memory for blocks on their way from the network; 0 for local files.
+    pub(crate) fn reader_memory(&self) -> u64 {
+        match self.place {
+            Place::Local { .. } => 0,
+            Place::Remote { .. } => remote::MEMORY,
+        }
     }
 
     /// Starts a reader for records that are byte ranges.
@@ -173,19 +268,37 @@ impl Shards {
         ranges: Arc<dyn Ranges>,
         config: &ReaderConfig,
     ) -> Result<Box<dyn Reader>, SourceError> {
-        disk::open(Arc::new(OnDisk { shards: self, ranges }), config)
+        match &self.place {
+            Place::Local { root } => {
+                let root = root.clone();
+                disk::open(Arc::new(OnDisk { root, shards: self, ranges }), config)
+            }
+            Place::Remote { remote, .. } => {
+                let keys = ranges.clone();
+                let (remote, shards) = (remote.clone(), self.clone());
+                remote.reader(
+                    config,
+                    move |index| keys.key(index),
+                    move |index| {
+                        let (shard, offset, len) = ranges.locate(index);
+                        (shards.object(shard), offset, len)
+                    },
+                )
+            }
+        }
     }
 }
 
 /// Ranges of local shards, as the disk readers ask for them.
 struct OnDisk {
+    root: PathBuf,
     shards: Arc<Shards>,
     ranges: Arc<dyn Ranges>,
 }
 
 impl Files for OnDisk {
     fn root(&self) -> &Path {
-        &self.shards.root
+        &self.root
     }
 
     fn locate(&self, index: u64, file: &mut Vec<u8>) -> Span {
@@ -197,6 +310,10 @@ impl Files for OnDisk {
     fn key(&self, index: u64) -> String {
         self.ranges.key(index)
     }
+}
+
+fn nothing() -> SourceError {
+    SourceError::config("a source needs at least one file".into())
 }
 
 fn named(path: &Path, error: &io::Error) -> io::Error {
@@ -312,7 +429,7 @@ pub(crate) fn ends_with(name: &str, endings: &[&str]) -> bool {
 }
 
 /// Shell-like matching with `*` and `?`, in time O(pattern x name).
-fn matches(pattern: &[u8], name: &[u8]) -> bool {
+pub(crate) fn matches(pattern: &[u8], name: &[u8]) -> bool {
     let (mut p, mut n, mut star) = (0, 0, None);
     while n < name.len() {
         match pattern.get(p) {

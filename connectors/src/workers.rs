@@ -5,6 +5,7 @@
 //! not begun are dropped uncalled.
 
 use std::any::Any;
+use std::cell::OnceCell;
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -125,6 +126,17 @@ impl Stop {
     }
 }
 
+thread_local! {
+    /// The reader that this thread works for.
+    static READER: OnceCell<Arc<Shared>> = const { OnceCell::new() };
+}
+
+/// Whether this is a thread of a reader that is being dropped. What waits for a network looks here, so that whoever
+/// calls it from a reader's work need not pass [`Stop`] on; an error it then returns reaches no callback.
+pub(crate) fn stopping() -> bool {
+    READER.with(|reader| reader.get().is_some_and(|shared| lock(&shared.stop.queue).stopped))
+}
+
 /// What a thread does for one request. `None` when it gave up because of [`Stop`].
 pub(crate) type Work = dyn Fn(u64, &Stop) -> Option<Result<Buffer, ReadError>> + Send + Sync;
 
@@ -154,8 +166,10 @@ impl Workers {
         let mut workers = Self { shared, threads: Vec::new(), backend };
         for number in 0..threads {
             let shared = workers.shared.clone();
-            let thread =
-                thread::Builder::new().name(format!("fuelrail-read-{number}")).spawn(move || shared.run());
+            let thread = thread::Builder::new().name(format!("fuelrail-read-{number}")).spawn(move || {
+                READER.with(|reader| drop(reader.set(shared.clone())));
+                shared.run();
+            });
             match thread {
                 Ok(thread) => workers.threads.push(thread),
                 // A process near its limit of threads reads more slowly instead of not at all.
@@ -203,6 +217,10 @@ impl Shared {
                     Err(ReadError::io((self.key)(request.index), text, false))
                 }
             };
+            if result.is_err() && lock(&self.stop.queue).stopped {
+                // Perhaps an error only because the reader ends: the request is dropped uncalled, like those not begun.
+                return;
+            }
             self.meter.end(&result);
             finish(request, result);
         }

@@ -3,7 +3,9 @@
 use std::fs;
 use std::sync::mpsc;
 
-use fuelrail_connectors::{Backend, FolderConfig, ReadRequest, ReaderConfig, SourceConfig, open};
+use fuelrail_connectors::{
+    Backend, CacheConfig, FolderConfig, ReadRequest, ReaderConfig, SourceConfig, open,
+};
 
 fn descriptors() -> usize {
     fs::read_dir("/proc/self/fd").unwrap().count()
@@ -16,8 +18,12 @@ fn readers_leave_no_descriptor_open() {
     for index in 0..100 {
         fs::write(root.path().join(format!("a/{index}.jpg")), vec![1; 10_000]).unwrap();
     }
-    let config =
-        SourceConfig::Folder(FolderConfig { root: root.path().to_owned(), classes: None, split: None });
+    let config = SourceConfig::Folder(FolderConfig {
+        root: root.path().to_owned(),
+        classes: None,
+        split: None,
+        cache: CacheConfig::default(),
+    });
     let source = open(&config).unwrap();
     let before = descriptors();
     for round in 0..40 {

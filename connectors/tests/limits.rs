@@ -6,8 +6,8 @@ use std::thread;
 use std::time::Duration;
 
 use fuelrail_connectors::{
-    Backend, FolderConfig, ReadError, ReadErrorKind, ReadRequest, Reader, ReaderConfig, Record, SourceConfig,
-    open,
+    Backend, CacheConfig, FolderConfig, ReadError, ReadErrorKind, ReadRequest, Reader, ReaderConfig, Record,
+    SourceConfig, open,
 };
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
@@ -28,8 +28,12 @@ fn a_lack_of_descriptors_is_waited_for_then_reported_and_does_not_touch_io_uring
     for index in 0..20 {
         fs::write(root.path().join(format!("a/{index:02}.jpg")), [index]).unwrap();
     }
-    let config =
-        SourceConfig::Folder(FolderConfig { root: root.path().to_owned(), classes: None, split: None });
+    let config = SourceConfig::Folder(FolderConfig {
+        root: root.path().to_owned(),
+        classes: None,
+        split: None,
+        cache: CacheConfig::default(),
+    });
     let source = open(&config).unwrap();
     let reader = |backend| source.clone().reader(&ReaderConfig { backend, depth: 4 });
     let (ring, threads) = (reader(Backend::IoUring), reader(Backend::Threads).unwrap());

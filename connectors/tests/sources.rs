@@ -5,8 +5,8 @@ use std::fs;
 use std::sync::{Arc, mpsc};
 
 use fuelrail_connectors::{
-    Backend, Blocks, FolderConfig, IndexedSource, ReadRequest, ReaderConfig, SourceConfig, SyntheticConfig,
-    SyntheticFormat, open,
+    Backend, Blocks, CacheConfig, FolderConfig, IndexedSource, ReadRequest, ReaderConfig, SourceConfig,
+    SyntheticConfig, SyntheticFormat, open,
 };
 
 /// Reads all records in a mixed order and returns them by index.
@@ -93,6 +93,7 @@ fn an_image_folder_conforms() {
         root: root.path().to_owned(),
         classes: None,
         split: None,
+        cache: CacheConfig::default(),
     }));
 }
 
@@ -106,6 +107,7 @@ fn a_flat_folder_conforms() {
         root: root.path().to_owned(),
         classes: None,
         split: None,
+        cache: CacheConfig::default(),
     }));
 }
 

@@ -1,0 +1,233 @@
+//! An image folder in a bucket: objects below a path, with the order, labels and keys that the same files have on disk.
+//!
+//! What a bucket does not have: empty folders (a class without any object is no class unless `classes` names it), links,
+//! names that are not UTF-8. Everything else is as [`crate::folder`] says.
+
+use std::collections::{BTreeSet, HashMap};
+use std::ffi::OsStr;
+use std::path::Path;
+use std::sync::Arc;
+
+use super::list::addresses;
+use super::{MEMORY, Object, Remote, Version};
+use crate::folder::{check_split, class_labels, extensions, hint_at_wrong_level, is_image};
+use crate::manifest::{Manifest, ManifestBuilder, escape};
+use crate::{Blocks, Extent, Fingerprint, FolderConfig, IndexedSource, Reader, ReaderConfig, SourceError};
+
+/// Parts of a path below the class's folder; more are a loop that somebody copied.
+const MAX_DEPTH: usize = 64;
+
+/// An open image folder in a bucket: 26 bytes and a name per record as on disk, and eight for the version.
+#[derive(Debug)]
+pub(crate) struct Images {
+    remote: Arc<Remote>,
+    /// What comes before the keys in the objects' names: empty, or with a slash at the end.
+    prefix: String,
+    manifest: Manifest,
+    versions: Vec<u64>,
+}
+
+/// An image while the list is put in order.
+struct Image {
+    /// Below the root.
+    path: String,
+    size: u64,
+    version: u64,
+}
+
+impl Image {
+    fn class(&self) -> &str {
+        self.path.split_once('/').map_or("", |(class, _)| class)
+    }
+
+    fn folder_and_name(&self) -> (&str, &str) {
+        self.path.rsplit_once('/').unwrap_or(("", &self.path))
+    }
+}
+
+impl Images {
+    /// Lists the objects below the root and makes the manifest.
+    ///
+    /// # Errors
+    /// [`SourceError`] as for a folder on disk, and for a bucket that cannot be listed.
+    pub(crate) fn open(config: &FolderConfig) -> Result<Self, SourceError> {
+        Self::open_with(config, |place| Remote::connect(place, &config.cache))
+    }
+
+    pub(super) fn open_with(
+        config: &FolderConfig,
+        connect: impl FnOnce(&super::Place) -> Result<Arc<Remote>, SourceError>,
+    ) -> Result<Self, SourceError> {
+        if let Some(split) = &config.split {
+            split.check()?;
+        }
+        let root = config.root.to_string_lossy().into_owned();
+        let [address] = &addresses(&[root])?[..] else {
+            return Err(SourceError::config(format!(
+                "{} has braces; the root of an image folder is one folder",
+                config.root.display()
+            )));
+        };
+        if address.place.scheme.is_http() {
+            return Err(SourceError::config(format!(
+                "{}/{}: a web server does not list its files, so it cannot be an image folder; pack the images into tar \
+                 shards, or use a bucket",
+                address.place, address.path
+            )));
+        }
+        let remote = connect(&address.place)?;
+        let below = address.path.trim_end_matches('/');
+        let prefix = if below.is_empty() { String::new() } else { format!("{below}/") };
+
+        let (mut others, mut folders) = (0u64, BTreeSet::new());
+        let mut images = remote.wait(remote.list(below, |meta| {
+            let path = meta.location.as_ref().strip_prefix(&prefix)?;
+            if path.is_empty() || path.split('/').any(|part| part.starts_with('.')) {
+                return None;
+            }
+            // A class keeps its label when all that is in it is no image.
+            if let Some((class, _)) = path.split_once('/')
+                && !folders.contains(class)
+            {
+                folders.insert(class.to_owned());
+            }
+            let name = path.rsplit('/').next().unwrap_or_default();
+            if !is_image(name.as_bytes()) {
+                others += 1;
+                return None;
+            }
+            Some(Image { path: path.to_owned(), size: meta.size, version: Version::of(&meta).hash() })
+        }))?;
+        if let Some(deep) = images.iter().find(|image| image.path.split('/').count() > MAX_DEPTH) {
+            return Err(SourceError::data(format!(
+                "folders are nested deeper than {MAX_DEPTH} at {}",
+                deep.path
+            )));
+        }
+        let shown = config.root.display();
+        if images.is_empty() {
+            return Err(SourceError::data(format!(
+                "no images below {shown}: no object there ends in {}; give the path that holds one folder per class",
+                extensions()
+            )));
+        }
+        if others > 0 {
+            tracing::info!("ignored in {shown}: {others} objects that are no images by their name");
+        }
+
+        let names: Vec<String> = folders.iter().map(|name| escape(name.as_bytes())).collect();
+        if names.is_empty() && config.classes.is_some() {
+            return Err(SourceError::data(format!(
+                "{shown} has no class folders, only images, but classes are given; move the images into one folder per \
+                 class, or leave out classes to use them without labels"
+            )));
+        }
+        let labels = class_labels(config, &names)?;
+        if !names.is_empty() {
+            let before = images.len();
+            images.retain(|image| !image.class().is_empty());
+            if images.len() < before {
+                tracing::warn!(
+                    "{} images directly in {shown} have no class and are ignored; move them into class folders",
+                    before - images.len()
+                );
+            }
+        }
+        let by_name: HashMap<&str, u32> =
+            folders.iter().map(String::as_str).zip(labels.iter().copied()).collect();
+        let label = |image: &Image| by_name.get(image.class()).copied().unwrap_or(0);
+        images.sort_unstable_by(|a, b| (label(a), a.folder_and_name()).cmp(&(label(b), b.folder_and_name())));
+
+        let mut manifest = ManifestBuilder::with_capacity(images.len(), 0);
+        let mut versions = Vec::with_capacity(images.len());
+        let mut current = None;
+        let seen = images.len() as u64;
+        for image in &images {
+            if config.split.as_ref().is_some_and(|split| !split.holds(image.path.as_bytes())) {
+                continue;
+            }
+            let (folder, name) = image.folder_and_name();
+            if current != Some(folder) {
+                manifest.directory(Path::new(folder), label(image));
+                current = Some(folder);
+            }
+            manifest.file(OsStr::new(name), image.size);
+            versions.push(image.version);
+        }
+        versions.shrink_to_fit();
+        let manifest = manifest.build(match &config.classes {
+            Some(classes) => classes.clone(),
+            None => names,
+        });
+        check_split(config, &manifest, seen)?;
+        hint_at_wrong_level(&config.root, manifest.classes());
+        Ok(Self { remote, prefix, manifest, versions })
+    }
+
+    fn object(&self, index: u64) -> Object {
+        let mut path = self.prefix.clone().into_bytes();
+        self.manifest.path(index, &mut path);
+        Object {
+            // Names of objects are UTF-8, so nothing is lost.
+            path: String::from_utf8_lossy(&path).into_owned(),
+            query: String::new(),
+            size: self.manifest.size(index),
+            version: Version::Hash(self.versions[index as usize]),
+        }
+    }
+}
+
+impl IndexedSource for Images {
+    fn len(&self) -> u64 {
+        self.manifest.len()
+    }
+
+    fn key(&self, index: u64) -> String {
+        self.manifest.key(index)
+    }
+
+    fn label(&self, index: u64) -> i64 {
+        i64::from(self.manifest.label(index))
+    }
+
+    fn classes(&self) -> &[String] {
+        self.manifest.classes()
+    }
+
+    fn size(&self, index: u64) -> u64 {
+        self.manifest.size(index)
+    }
+
+    fn extent(&self, _index: u64) -> Option<Extent> {
+        None
+    }
+
+    fn blocks(&self) -> Blocks {
+        Blocks::None
+    }
+
+    fn fingerprint(&self) -> Fingerprint {
+        self.manifest.fingerprint()
+    }
+
+    fn memory(&self) -> u64 {
+        self.manifest.memory() + (self.versions.capacity() * 8 + self.prefix.capacity()) as u64
+    }
+
+    fn reader_memory(&self) -> u64 {
+        MEMORY
+    }
+
+    fn reader(self: Arc<Self>, config: &ReaderConfig) -> Result<Box<dyn Reader>, SourceError> {
+        let keys = self.clone();
+        self.remote.clone().reader(
+            config,
+            move |index| IndexedSource::key(&*keys, index),
+            move |index| {
+                let object = self.object(index);
+                let size = object.size;
+                (object, 0, size)
+            },
+        )
+    }
+}
