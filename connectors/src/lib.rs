@@ -45,6 +45,7 @@
 mod address;
 mod array;
 mod buffer;
+mod cache;
 mod disk;
 mod error;
 mod folder;
@@ -73,7 +74,7 @@ pub use hdf5::Hdf5Config;
 pub use schema::{ElementType, FieldSpec, MAX_FIELD_BYTES, RESERVED, Schema};
 pub use shards::CacheConfig;
 pub use synthetic::{SyntheticConfig, SyntheticFormat};
-pub use table::TableConfig;
+pub use table::{TableConfig, TableFormat, TokenMode, TokenTail, TokensConfig};
 pub use tar::TarConfig;
 
 /// Which records there are: the closed list of sources, as plain data.

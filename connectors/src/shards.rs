@@ -110,11 +110,7 @@ impl Shards {
             let Some(name) = name.to_str() else {
                 return Err(SourceError::data(format!("{}: names of shards must be UTF-8", path.display())));
             };
-            files.push(Shard {
-                name: name.to_owned(),
-                size: meta.len(),
-                version: format!("{}.{:09}-{}", meta.mtime(), meta.mtime_nsec(), meta.ino()),
-            });
+            files.push(Shard { name: name.to_owned(), size: meta.len(), version: version(&meta) });
         }
         let mut seen = std::collections::HashSet::new();
         if let Some(twice) = files.iter().find(|file| !seen.insert(&file.name)) {
@@ -158,6 +154,17 @@ impl Shards {
         })
     }
 
+    /// Whether a file is still the one that was opened: of the same size and version.
+    ///
+    /// # Errors
+    /// The system's, with the file's name.
+    pub(crate) fn unchanged(&self, shard: usize) -> io::Result<bool> {
+        let file = &self.files[shard];
+        let path = self.root.join(&file.name);
+        let meta = std::fs::metadata(&path).map_err(|error| named(&path, &error))?;
+        Ok(meta.len() == file.size && version(&meta) == file.version)
+    }
+
     /// Bytes of memory held.
     pub(crate) fn memory(&self) -> u64 {
         let texts: usize = self.files.iter().map(|file| file.name.capacity() + file.version.capacity()).sum();
@@ -197,6 +204,10 @@ impl Files for OnDisk {
     fn key(&self, index: u64) -> String {
         self.ranges.key(index)
     }
+}
+
+fn version(meta: &std::fs::Metadata) -> String {
+    format!("{}.{:09}-{}", meta.mtime(), meta.mtime_nsec(), meta.ino())
 }
 
 fn named(path: &Path, error: &io::Error) -> io::Error {
