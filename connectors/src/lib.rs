@@ -44,6 +44,7 @@
 
 mod address;
 mod array;
+mod arrow;
 mod buffer;
 mod cache;
 mod disk;
@@ -81,7 +82,7 @@ pub use schema::{ElementType, FieldSpec, MAX_FIELD_BYTES, RESERVED, Schema};
 pub use shards::CacheConfig;
 pub use subset::SubsetConfig;
 pub use synthetic::{SyntheticConfig, SyntheticFormat};
-pub use table::TableConfig;
+pub use table::{TableConfig, TableFormat, TokenMode, TokenTail, TokensConfig};
 pub use tar::TarConfig;
 
 /// Which records there are: the closed list of sources, as plain data.

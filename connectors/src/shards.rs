@@ -130,11 +130,7 @@ impl Shards {
             let Some(name) = name.to_str() else {
                 return Err(SourceError::data(format!("{}: names of shards must be UTF-8", path.display())));
             };
-            files.push(Shard {
-                name: name.to_owned(),
-                size: meta.len(),
-                version: format!("{}.{:09}-{}", meta.mtime(), meta.mtime_nsec(), meta.ino()),
-            });
+            files.push(Shard { name: name.to_owned(), size: meta.len(), version: version(&meta) });
         }
         Self { place: Place::Local { root }, files }.checked()
     }
@@ -239,6 +235,19 @@ impl Shards {
         }
     }
 
+    /// Whether a file is still the one that was opened: of the same size and version.
+    ///
+    /// # Errors
+    /// The system's, with the file's name.
+    pub(crate) fn unchanged(&self, shard: usize) -> io::Result<bool> {
+        // Every range of an object is asked for by its version.
+        let Place::Local { root } = &self.place else { return Ok(true) };
+        let file = &self.files[shard];
+        let path = root.join(&file.name);
+        let meta = std::fs::metadata(&path).map_err(|error| named(&path, &error))?;
+        Ok(meta.len() == file.size && version(&meta) == file.version)
+    }
+
     /// Bytes of memory held.
     pub(crate) fn memory(&self) -> u64 {
         let texts: usize = self.files.iter().map(|file| file.name.capacity() + file.version.capacity()).sum();
@@ -314,6 +323,10 @@ impl Files for OnDisk {
 
 fn nothing() -> SourceError {
     SourceError::config("a source needs at least one file".into())
+}
+
+fn version(meta: &std::fs::Metadata) -> String {
+    format!("{}.{:09}-{}", meta.mtime(), meta.mtime_nsec(), meta.ino())
 }
 
 fn named(path: &Path, error: &io::Error) -> io::Error {

@@ -1,0 +1,578 @@
+//! Which columns of a table become the image, the label and the fields, and how a row of them becomes a record's bytes.
+//!
+//! | wanted | default | may be |
+//! |---|---|---|
+//! | image | the column that Hugging Face's metadata calls an image, else `image`, `img`, `jpg`, `jpeg`, `png`, `bytes` or `content` if it holds bytes | binary; struct of `bytes` and `path`; text (paths of files) when named |
+//! | label | the column that this metadata calls a class label, else `label`, `labels`, `cls`, `class`, `target`, `fine_label`, `class_id` or `class_name` | integers, bool, text |
+//! | fields | none | numbers, and lists of them with a fixed shape |
+
+use crate::arrow::array::{Array, ArrayRef, AsArray};
+use crate::arrow::datatypes::{self as types, DataType, Schema, TimeUnit};
+
+use super::TableConfig;
+use crate::{ElementType, FieldSpec, RESERVED, SourceError};
+
+/// Names that an image column may have without being named.
+const IMAGES: [&str; 7] = ["image", "img", "jpg", "jpeg", "png", "bytes", "content"];
+
+/// Names that a column of paths may have in a text file without being named.
+const PATHS: [&str; 9] =
+    ["path", "file", "filepath", "file_path", "filename", "file_name", "image", "img", "image_path"];
+
+/// Names that a label column may have without being named.
+const LABELS: [&str; 8] =
+    ["label", "labels", "cls", "class", "target", "fine_label", "class_id", "class_name"];
+
+/// Names that a column of tokens may have without being named.
+const TOKENS: [&str; 3] = ["tokens", "input_ids", "token_ids"];
+
+/// Which columns are used, by name.
+#[derive(Debug)]
+pub(super) struct Choice {
+    pub image: Option<Image>,
+    pub label: Option<String>,
+    /// Names of integer labels, where the table knows them.
+    pub label_names: Option<Vec<String>>,
+    /// The fields and their columns, which have their names.
+    pub fields: Vec<FieldSpec>,
+    pub tokens: Option<String>,
+}
+
+/// The image column.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Image {
+    pub column: String,
+    pub kind: ImageKind,
+}
+
+/// What an image column holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum ImageKind {
+    /// Encoded images.
+    Bytes,
+    /// Paths of image files.
+    Path,
+    /// Hugging Face's struct of `bytes` and `path`.
+    Struct,
+}
+
+impl Choice {
+    /// Chooses from a schema. `text` says that it is that of a text file, where a column of paths may be found by name.
+    pub(super) fn new(
+        schema: &Schema,
+        config: &TableConfig,
+        name: &str,
+        text: bool,
+    ) -> Result<Self, SourceError> {
+        let features = features(schema);
+        let of_type = |kind: &str| {
+            let found = features.as_ref()?.iter().find(|(_, feature)| feature["_type"] == kind)?;
+            schema.field_with_name(found.0).ok().map(|field| field.name().clone())
+        };
+        let listed = || list(schema);
+        let field = |column: &str, key: &str| {
+            if schema.fields().iter().filter(|field| field.name() == column).count() > 1 {
+                return Err(SourceError::data(format!(
+                    "{name} has several columns {column:?}; rename all but one"
+                )));
+            }
+            schema.field_with_name(column).map_err(|_| {
+                SourceError::config(format!(
+                    "{key} is {column:?}, but {name} has no such column; it has {}",
+                    listed()
+                ))
+            })
+        };
+        let image = match config.image.as_deref() {
+            Some("") => None,
+            _ if config.tokens.is_some() => {
+                if let Some(column) = &config.image {
+                    return Err(SourceError::config(format!(
+                        "image is {column:?}, but records of tokens have no image; leave one of image and tokens out"
+                    )));
+                }
+                None
+            }
+            Some(column) => {
+                let kind = field(column, "image")?.data_type();
+                Some(Image { column: column.to_owned(), kind: image_kind(kind).ok_or_else(|| {
+                    SourceError::config(format!(
+                        "image is {column:?}, a column of type {kind} in {name}; an image column holds bytes, a struct of bytes \
+                         and path, or the paths of image files"
+                    ))
+                })? })
+            }
+            None => {
+                let holds_bytes = |column: &String| {
+                    let kind = image_kind(schema.field_with_name(column).ok()?.data_type())?;
+                    (kind != ImageKind::Path).then(|| Image { column: column.clone(), kind })
+                };
+                let by_name = || IMAGES.iter().find_map(|column| holds_bytes(&(*column).to_owned()));
+                let path = || {
+                    let is_text = |column: &&&str| {
+                        schema
+                            .field_with_name(column)
+                            .is_ok_and(|field| image_kind(field.data_type()) == Some(ImageKind::Path))
+                    };
+                    let column = PATHS.iter().find(is_text)?;
+                    Some(Image { column: (*column).to_owned(), kind: ImageKind::Path })
+                };
+                let found = of_type("Image").as_ref().and_then(holds_bytes).or_else(by_name);
+                let found = found.or_else(|| if text { path() } else { None });
+                if found.is_none() && config.fields.is_none() {
+                    return Err(SourceError::config(format!(
+                        "{name} has no column that is clearly an image; name it (image=\"…\"), or the columns of numbers that a \
+                         record is made of (fields=[\"…\"]); it has {}",
+                        listed()
+                    )));
+                }
+                found
+            }
+        };
+        let label = match config.label.as_deref() {
+            Some("") => None,
+            Some(column) => {
+                let kind = field(column, "label")?.data_type();
+                if !is_label(kind) {
+                    return Err(SourceError::config(format!(
+                        "label is {column:?}, a column of type {kind} in {name}; labels are integers or texts (numbers of other \
+                         types can be fields)"
+                    )));
+                }
+                Some(column.to_owned())
+            }
+            None if config.tokens.is_some() => None,
+            None => {
+                let fits = |column: &String| {
+                    schema.field_with_name(column).is_ok_and(|field| is_label(field.data_type()))
+                };
+                let by_name = || LABELS.iter().map(|label| (*label).to_owned()).find(|column| fits(column));
+                of_type("ClassLabel").filter(fits).or_else(by_name)
+            }
+        };
+        let label_names = label.as_ref().and_then(|label| {
+            let names = features.as_ref()?.get(label)?["names"].as_array()?;
+            names.iter().map(|name| name.as_str().map(str::to_owned)).collect()
+        });
+        let tokens = match &config.tokens {
+            None => None,
+            Some(tokens) => {
+                let column = match &tokens.column {
+                    Some(column) => column.clone(),
+                    None => {
+                        let known = TOKENS.iter().find(|column| schema.field_with_name(column).is_ok());
+                        known.map(|column| (*column).to_owned()).ok_or_else(|| {
+                            SourceError::config(format!(
+                                "{name} has no column of tokens with a usual name; name it (tokens.column); it has {}",
+                                listed()
+                            ))
+                        })?
+                    }
+                };
+                let kind = field(&column, "tokens.column")?.data_type();
+                let inner = match kind {
+                    DataType::List(inner)
+                    | DataType::LargeList(inner)
+                    | DataType::FixedSizeList(inner, _) => Some(inner),
+                    _ => None,
+                };
+                if !inner.is_some_and(|inner| inner.data_type().is_integer()) {
+                    return Err(SourceError::config(format!(
+                        "tokens.column is {column:?}, a column of type {kind} in {name}; tokens are lists of integers"
+                    )));
+                }
+                Some(column)
+            }
+        };
+        let mut choice = Self { image, label, label_names, fields: Vec::new(), tokens };
+        choice.fields = choice.fields(schema, config, name, &field)?;
+        Ok(choice)
+    }
+
+    fn fields<'schema>(
+        &self,
+        schema: &'schema Schema,
+        config: &TableConfig,
+        name: &str,
+        field: &dyn Fn(&str, &str) -> Result<&'schema types::Field, SourceError>,
+    ) -> Result<Vec<FieldSpec>, SourceError> {
+        let mut specs = Vec::new();
+        for wanted in config.fields.iter().flatten() {
+            if wanted == "*" {
+                let used = |column: &String| {
+                    Some(column) == self.label.as_ref()
+                        || self.image.as_ref().is_some_and(|image| image.column == *column)
+                        || RESERVED.contains(&column.as_str())
+                };
+                for field in schema.fields().iter().filter(|field| !used(field.name())) {
+                    if let Some((dtype, shape)) = numeric(field.data_type())
+                        && let Some(shape) = shape.into_iter().collect()
+                    {
+                        specs.push(FieldSpec { name: field.name().clone(), dtype, shape });
+                    }
+                }
+                continue;
+            }
+            let (column, declared) = match schema.field_with_name(wanted) {
+                Ok(_) => (wanted.as_str(), None),
+                Err(_) => with_shape(wanted)?,
+            };
+            let kind = field(column, "a name in fields")?.data_type();
+            let Some((dtype, found)) = numeric(kind) else {
+                return Err(SourceError::config(format!(
+                    "the field {column:?} is a column of type {kind} in {name}; fields are numbers and lists of numbers"
+                )));
+            };
+            let shape: Option<Vec<u64>> = match declared {
+                None => found.iter().copied().collect(),
+                Some(shape) => {
+                    let agrees = shape.len() == found.len()
+                        && shape
+                            .iter()
+                            .zip(&found)
+                            .all(|(declared, found)| found.is_none_or(|found| found == *declared));
+                    if !agrees {
+                        return Err(SourceError::config(format!(
+                            "the field {wanted:?} does not fit its column, which is of type {kind} in {name}"
+                        )));
+                    }
+                    Some(shape)
+                }
+            };
+            let Some(shape) = shape else {
+                return Err(SourceError::config(format!(
+                    "the column {column:?} of {name} has lists of any length; say which shape every record has: \
+                     \"{column}[{}]\"",
+                    vec!["N"; found.len()].join(",")
+                )));
+            };
+            specs.push(FieldSpec { name: column.to_owned(), dtype, shape });
+        }
+        Ok(specs)
+    }
+
+    /// The columns of a record's bytes: image, then fields, then tokens.
+    pub(super) fn record_columns(&self) -> Vec<String> {
+        let image = self.image.iter().map(|image| image.column.clone());
+        let fields = self.fields.iter().map(|field| field.name.clone());
+        let mut columns: Vec<String> = image.chain(fields).chain(self.tokens.clone()).collect();
+        let mut seen = std::collections::HashSet::new();
+        columns.retain(|column| seen.insert(column.clone()));
+        columns
+    }
+
+    /// Refuses a further file whose columns are others.
+    pub(super) fn check(
+        &self,
+        first: &Schema,
+        schema: &Schema,
+        first_name: &str,
+        name: &str,
+    ) -> Result<(), SourceError> {
+        for column in self.record_columns().iter().chain(&self.label) {
+            let expected = first.field_with_name(column).expect("the choice was made from it").data_type();
+            let mut found = schema.fields().iter().filter(|field| field.name() == column);
+            let refuse = |why: String| {
+                Err(SourceError::data(format!("{name}: {why}; all files of a table need the same columns")))
+            };
+            match (found.next(), found.next()) {
+                (None, _) => return refuse(format!("the column {column:?} of {first_name} is missing")),
+                (Some(_), Some(_)) => return refuse(format!("there are several columns {column:?}")),
+                (Some(field), None) if !same(field.data_type(), expected) => {
+                    return refuse(format!(
+                        "the column {column:?} is of type {}, in {first_name} of type {expected}",
+                        field.data_type()
+                    ));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Whether two types are the same but for names and nullability inside them.
+fn same(a: &DataType, b: &DataType) -> bool {
+    a.equals_datatype(b)
+}
+
+fn list(schema: &Schema) -> String {
+    let mut names: Vec<String> = schema
+        .fields()
+        .iter()
+        .take(40)
+        .map(|field| format!("{} ({})", field.name(), field.data_type()))
+        .collect();
+    if schema.fields().len() > names.len() {
+        names.push(format!("… {} in all", schema.fields().len()));
+    }
+    if names.is_empty() { "no columns".into() } else { names.join(", ") }
+}
+
+/// The features in Hugging Face's metadata.
+fn features(schema: &Schema) -> Option<serde_json::Map<String, serde_json::Value>> {
+    let text = schema.metadata().get("huggingface")?;
+    let mut value: serde_json::Value = serde_json::from_str(text).ok()?;
+    match value["info"]["features"].take() {
+        serde_json::Value::Object(features) => Some(features),
+        _ => None,
+    }
+}
+
+fn image_kind(kind: &DataType) -> Option<ImageKind> {
+    match kind {
+        DataType::Binary | DataType::LargeBinary | DataType::BinaryView => Some(ImageKind::Bytes),
+        DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View => Some(ImageKind::Path),
+        DataType::Dictionary(_, values) if image_kind(values) == Some(ImageKind::Path) => {
+            Some(ImageKind::Path)
+        }
+        DataType::Struct(fields) => {
+            let (_, bytes) = fields.find("bytes")?;
+            (image_kind(bytes.data_type()) == Some(ImageKind::Bytes)).then_some(ImageKind::Struct)
+        }
+        _ => None,
+    }
+}
+
+fn is_label(kind: &DataType) -> bool {
+    match kind {
+        DataType::Dictionary(_, values) => is_label(values),
+        DataType::Boolean | DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View => true,
+        other => other.is_integer(),
+    }
+}
+
+/// Element type and dimensions of a column of numbers; a dimension that varies is `None`.
+fn numeric(kind: &DataType) -> Option<(ElementType, Vec<Option<u64>>)> {
+    let scalar = |dtype| Some((dtype, Vec::new()));
+    match kind {
+        DataType::Boolean => scalar(ElementType::Bool),
+        DataType::UInt8 => scalar(ElementType::U8),
+        DataType::Int8 => scalar(ElementType::I8),
+        DataType::UInt16 => scalar(ElementType::U16),
+        DataType::Int16 => scalar(ElementType::I16),
+        DataType::UInt32 => scalar(ElementType::U32),
+        DataType::Int32 | DataType::Date32 | DataType::Time32(_) => scalar(ElementType::I32),
+        DataType::UInt64 => scalar(ElementType::U64),
+        DataType::Int64
+        | DataType::Date64
+        | DataType::Time64(_)
+        | DataType::Timestamp(..)
+        | DataType::Duration(_) => scalar(ElementType::I64),
+        DataType::Float16 => scalar(ElementType::F16),
+        DataType::Float32 => scalar(ElementType::F32),
+        DataType::Float64 => scalar(ElementType::F64),
+        DataType::Dictionary(_, values) => numeric(values).filter(|(_, shape)| shape.is_empty()),
+        DataType::FixedSizeList(field, len) => {
+            let (dtype, mut shape) = numeric(field.data_type())?;
+            shape.insert(0, Some(u64::try_from(*len).ok()?));
+            Some((dtype, shape))
+        }
+        DataType::List(field) | DataType::LargeList(field) => {
+            let (dtype, mut shape) = numeric(field.data_type())?;
+            shape.insert(0, None);
+            Some((dtype, shape))
+        }
+        _ => None,
+    }
+}
+
+/// `box[2,4]` as a name and a shape.
+fn with_shape(text: &str) -> Result<(&str, Option<Vec<u64>>), SourceError> {
+    let Some((name, rest)) = text.split_once('[') else { return Ok((text, None)) };
+    let shape = rest.strip_suffix(']').and_then(|inside| {
+        inside
+            .split(',')
+            .map(|number| number.trim().parse().ok().filter(|&number| number > 0))
+            .collect::<Option<Vec<u64>>>()
+    });
+    match shape {
+        Some(shape) if !name.is_empty() => Ok((name, Some(shape))),
+        _ => Err(SourceError::config(format!(
+            "{text:?} in fields is neither a name nor a name with a shape like \"box[4]\""
+        ))),
+    }
+}
+
+/// The bytes at a row of a column of bytes or texts; `None` for a null.
+pub(super) fn bytes_at(array: &dyn Array, row: usize) -> Option<&[u8]> {
+    if array.is_null(row) {
+        return None;
+    }
+    match array.data_type() {
+        DataType::Binary => Some(array.as_binary::<i32>().value(row)),
+        DataType::LargeBinary => Some(array.as_binary::<i64>().value(row)),
+        DataType::BinaryView => Some(array.as_binary_view().value(row)),
+        DataType::Utf8 => Some(array.as_string::<i32>().value(row).as_bytes()),
+        DataType::LargeUtf8 => Some(array.as_string::<i64>().value(row).as_bytes()),
+        DataType::Utf8View => Some(array.as_string_view().value(row).as_bytes()),
+        DataType::Dictionary(..) => {
+            let array = array.as_any_dictionary();
+            let keys = array.normalized_keys_at(row)?;
+            bytes_at(array.values().as_ref(), keys)
+        }
+        _ => None,
+    }
+}
+
+/// A key of a dictionary array as a place in its values.
+trait KeyAt {
+    fn normalized_keys_at(&self, row: usize) -> Option<usize>;
+}
+
+impl KeyAt for dyn crate::arrow::array::AnyDictionaryArray + '_ {
+    fn normalized_keys_at(&self, row: usize) -> Option<usize> {
+        let key = integer_at(self.keys(), row)?;
+        usize::try_from(key).ok().filter(|&key| key < self.values().len())
+    }
+}
+
+/// The integer at a row; `None` for a null or a number beyond i64.
+pub(super) fn integer_at(array: &dyn Array, row: usize) -> Option<i64> {
+    if array.is_null(row) {
+        return None;
+    }
+    Some(match array.data_type() {
+        DataType::Boolean => i64::from(array.as_boolean().value(row)),
+        DataType::Int8 => i64::from(array.as_primitive::<types::Int8Type>().value(row)),
+        DataType::Int16 => i64::from(array.as_primitive::<types::Int16Type>().value(row)),
+        DataType::Int32 => i64::from(array.as_primitive::<types::Int32Type>().value(row)),
+        DataType::Int64 => array.as_primitive::<types::Int64Type>().value(row),
+        DataType::UInt8 => i64::from(array.as_primitive::<types::UInt8Type>().value(row)),
+        DataType::UInt16 => i64::from(array.as_primitive::<types::UInt16Type>().value(row)),
+        DataType::UInt32 => i64::from(array.as_primitive::<types::UInt32Type>().value(row)),
+        DataType::UInt64 => i64::try_from(array.as_primitive::<types::UInt64Type>().value(row)).ok()?,
+        DataType::Dictionary(..) => {
+            let array = array.as_any_dictionary();
+            let key = array.normalized_keys_at(row)?;
+            return integer_at(array.values().as_ref(), key);
+        }
+        _ => return None,
+    })
+}
+
+/// A list's elements at a row: the array they are in, the first and their number. `None` for a null.
+pub(super) fn list_at(array: &dyn Array, row: usize) -> Option<(&ArrayRef, usize, usize)> {
+    if array.is_null(row) {
+        return None;
+    }
+    match array.data_type() {
+        DataType::List(_) => {
+            let list = array.as_list::<i32>();
+            let offsets = list.value_offsets();
+            Some((list.values(), offsets[row] as usize, (offsets[row + 1] - offsets[row]) as usize))
+        }
+        DataType::LargeList(_) => {
+            let list = array.as_list::<i64>();
+            let offsets = list.value_offsets();
+            Some((list.values(), offsets[row] as usize, (offsets[row + 1] - offsets[row]) as usize))
+        }
+        DataType::FixedSizeList(..) => {
+            let list = array.as_fixed_size_list();
+            let len = list.value_length() as usize;
+            Some((list.values(), list.value_offset_at(row), len))
+        }
+        _ => None,
+    }
+}
+
+/// Appends a field's value at a row.
+///
+/// # Errors
+/// A verdict on the row: a null, a list of another length.
+pub(super) fn append(
+    array: &dyn Array,
+    row: usize,
+    spec: &FieldSpec,
+    out: &mut Vec<u8>,
+) -> Result<(), String> {
+    append_dimensions(array, row, &spec.shape, out).map_err(|why| format!("the field {:?} {why}", spec.name))
+}
+
+fn append_dimensions(array: &dyn Array, row: usize, shape: &[u64], out: &mut Vec<u8>) -> Result<(), String> {
+    let Some((&len, inner)) = shape.split_first() else { return elements(array, row, 1, out) };
+    let (values, first, found) = list_at(array, row).ok_or("is null")?;
+    if found as u64 != len {
+        return Err(format!("has a list of {found} where {len} are expected"));
+    }
+    if inner.is_empty() {
+        return elements(values.as_ref(), first, found, out);
+    }
+    (first..first + found).try_for_each(|row| append_dimensions(values.as_ref(), row, inner, out))
+}
+
+/// Appends numbers, little-endian.
+fn elements(array: &dyn Array, first: usize, len: usize, out: &mut Vec<u8>) -> Result<(), String> {
+    if let Some(nulls) = array.nulls()
+        && nulls.slice(first, len).null_count() > 0
+    {
+        return Err("is null".into());
+    }
+    // Arrow's buffers are little-endian as this machine is, so numbers are copied as they lie.
+    macro_rules! copy {
+        ($($kind:pat => $type:ty),* $(,)?) => {
+            match array.data_type() {
+                $($kind => {
+                    let width = size_of::<<$type as types::ArrowPrimitiveType>::Native>();
+                    let bytes = array.as_primitive::<$type>().values().inner();
+                    out.extend_from_slice(&bytes.as_slice()[first * width..(first + len) * width]);
+                })*
+                DataType::Boolean => {
+                    let array = array.as_boolean();
+                    out.extend((first..first + len).map(|row| u8::from(array.value(row))));
+                }
+                DataType::Dictionary(..) => {
+                    let array = array.as_any_dictionary();
+                    for row in first..first + len {
+                        let key = array.normalized_keys_at(row).ok_or("is null")?;
+                        elements(array.values().as_ref(), key, 1, out)?;
+                    }
+                }
+                other => return Err(format!("is of type {other}")),
+            }
+        };
+    }
+    copy! {
+        DataType::Int8 => types::Int8Type,
+        DataType::Int16 => types::Int16Type,
+        DataType::Int32 => types::Int32Type,
+        DataType::Int64 => types::Int64Type,
+        DataType::UInt8 => types::UInt8Type,
+        DataType::UInt16 => types::UInt16Type,
+        DataType::UInt32 => types::UInt32Type,
+        DataType::UInt64 => types::UInt64Type,
+        DataType::Float16 => types::Float16Type,
+        DataType::Float32 => types::Float32Type,
+        DataType::Float64 => types::Float64Type,
+        DataType::Date32 => types::Date32Type,
+        DataType::Date64 => types::Date64Type,
+        DataType::Time32(TimeUnit::Second) => types::Time32SecondType,
+        DataType::Time32(TimeUnit::Millisecond) => types::Time32MillisecondType,
+        DataType::Time64(TimeUnit::Microsecond) => types::Time64MicrosecondType,
+        DataType::Time64(TimeUnit::Nanosecond) => types::Time64NanosecondType,
+        DataType::Timestamp(TimeUnit::Second, _) => types::TimestampSecondType,
+        DataType::Timestamp(TimeUnit::Millisecond, _) => types::TimestampMillisecondType,
+        DataType::Timestamp(TimeUnit::Microsecond, _) => types::TimestampMicrosecondType,
+        DataType::Timestamp(TimeUnit::Nanosecond, _) => types::TimestampNanosecondType,
+        DataType::Duration(TimeUnit::Second) => types::DurationSecondType,
+        DataType::Duration(TimeUnit::Millisecond) => types::DurationMillisecondType,
+        DataType::Duration(TimeUnit::Microsecond) => types::DurationMicrosecondType,
+        DataType::Duration(TimeUnit::Nanosecond) => types::DurationNanosecondType,
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_shape_is_read_from_a_field() {
+        assert_eq!(with_shape("a").unwrap(), ("a", None));
+        assert_eq!(with_shape("a[4]").unwrap(), ("a", Some(vec![4])));
+        assert_eq!(with_shape("a[2, 3]").unwrap(), ("a", Some(vec![2, 3])));
+        for wrong in ["a[", "a[]", "a[x]", "a[0]", "[4]", "a[4]b", "a[-1]"] {
+            assert!(with_shape(wrong).unwrap_err().is_config(), "{wrong}");
+        }
+    }
+}
