@@ -116,7 +116,7 @@ fn locate(parts: &[MixedPart], len: u64, place: u64) -> (usize, u64) {
     let mut sum: u64 = taken.iter().sum();
     // (2 j + 1) / 2 n of part a against part b, exactly.
     let earlier = |a: (usize, u64), b: (usize, u64)| {
-        let time = |(part, draw): (usize, u64), other: usize| {
+        let time = |(_, draw): (usize, u64), other: usize| {
             (2 * u128::from(draw) + 1) * u128::from(parts[other].draws)
         };
         (time(a, b.0), a.0) < (time(b, a.0), b.0)

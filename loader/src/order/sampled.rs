@@ -124,10 +124,6 @@ impl Weights {
         Self { ends: ends.collect(), len }
     }
 
-    pub fn len(&self) -> u64 {
-        self.len
-    }
-
     pub fn memory(&self) -> u64 {
         self.ends.len() as u64 * 8
     }
