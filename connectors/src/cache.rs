@@ -27,6 +27,8 @@
 mod blocks;
 mod room;
 mod size;
+#[cfg(test)]
+pub(crate) mod tests;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -268,59 +270,5 @@ fn touch(file: &fs::File, meta: &fs::Metadata) {
     if meta.modified().is_ok_and(old) {
         // A cache on a read-only file system can still be read.
         let _ = file.set_modified(std::time::SystemTime::now());
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn config(dir: &Path) -> CacheConfig {
-        CacheConfig { dir: Some(dir.to_owned()), limit_bytes: None }
-    }
-
-    fn cache(dir: &Path, limit: u64) -> Arc<Cache> {
-        open(&CacheConfig { dir: Some(dir.to_owned()), limit_bytes: Some(limit) }).unwrap()
-    }
-
-    #[test]
-    fn what_was_put_is_got_and_a_damaged_entry_is_absent() {
-        let root = tempfile::tempdir().unwrap();
-        let dir = dir(&config(&root.path().join("a/b"))).unwrap();
-        assert_eq!(get(&dir, "x.index", 100), None);
-        put(&dir, "x.index", b"first");
-        put(&dir, "x.index", b"bytes");
-        assert_eq!(get(&dir, "x.index", 5).as_deref(), Some(&b"bytes"[..]));
-        assert_eq!(get(&dir, "x.index", 4), None, "longer than the caller can use");
-        let file = dir.join("x.index.fuelrail");
-        let whole = fs::read(&file).unwrap();
-        for at in 0..whole.len() {
-            let mut damaged = whole.clone();
-            damaged[at] ^= 1;
-            fs::write(&file, &damaged).unwrap();
-            assert_eq!(get(&dir, "x.index", 100), None, "byte {at}");
-            fs::write(&file, &whole[..at]).unwrap();
-            assert_eq!(get(&dir, "x.index", 100), None, "cut at {at}");
-        }
-    }
-
-    #[test]
-    fn a_folder_with_files_of_others_is_refused_and_one_of_ours_is_taken_again() {
-        let root = tempfile::tempdir().unwrap();
-        let ours = dir(&config(root.path())).unwrap();
-        assert_eq!(dir(&config(root.path())).unwrap(), ours);
-        fs::remove_file(ours.join(MARKER)).unwrap();
-        fs::write(ours.join("thesis.tex"), "years of work").unwrap();
-        let error = dir(&config(root.path())).unwrap_err();
-        assert!(error.is_config() && error.to_string().contains("thesis.tex"), "{error}");
-        assert!(dir(&config(Path::new("relative"))).unwrap_err().to_string().contains("absolute"));
-    }
-
-    #[test]
-    fn a_cache_that_cannot_be_written_is_no_error() {
-        let root = tempfile::tempdir().unwrap();
-        let gone = root.path().join("gone");
-        put(&gone, "x", b"bytes");
-        assert_eq!(get(&gone, "x", 100), None);
     }
 }

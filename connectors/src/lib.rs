@@ -39,7 +39,7 @@
 //!
 //! # What this crate does not do
 //!
-//! It decodes nothing, shuffles nothing and caches nothing (the page cache does). Unbounded sources are a different type
+//! It decodes nothing and shuffles nothing, and of local files it caches nothing (the page cache does). Unbounded sources are a different type
 //! with a different life, not a flag on this one.
 
 mod address;
@@ -369,7 +369,7 @@ pub trait Reader: Send + Sync {
 /// What a reader has done since it was started.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct ReadStats {
-    /// `"io_uring"`, `"threads"` or `"synthetic"`.
+    /// `"io_uring"`, `"threads"`, `"remote"` or `"synthetic"`.
     pub backend: &'static str,
     /// Times the kernel was entered to hand over work: `io_uring_enter` calls, or one per read with threads.
     pub submissions: u64,

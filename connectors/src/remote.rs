@@ -25,6 +25,8 @@ mod client;
 mod fetch;
 mod images;
 mod list;
+#[cfg(test)]
+mod tests;
 mod url;
 
 use std::sync::{Arc, Mutex, Weak};
@@ -60,9 +62,6 @@ const BLOCKS_PER_READ: usize = 4;
 
 /// More threads of one reader than this wait for the same network.
 const MAX_THREADS: u32 = 32;
-
-/// How soon a read that waits notices that its reader is being dropped.
-const NOTICE: std::time::Duration = std::time::Duration::from_millis(5);
 
 /// One bucket, container or web server, with its cache.
 #[derive(Debug)]
@@ -218,7 +217,7 @@ impl Remote {
             tokio::select! {
                 biased;
                 result = work => result,
-                () = stopped() => Err(Fault::io("the reader was dropped".into(), true)),
+                () = workers::stopped() => Err(Fault::io("the reader was dropped".into(), true)),
             }
         })
     }
@@ -263,14 +262,6 @@ struct Piece {
     inside: usize,
 }
 
-/// Ends when the reader that this thread belongs to is being dropped; never on other threads.
-async fn stopped() {
-    let mut tick = tokio::time::interval(NOTICE);
-    while !workers::stopping() {
-        tick.tick().await;
-    }
-}
-
 /// The threads that wait for the network: two for the whole process, while anything remote is open.
 #[derive(Debug)]
 struct Network {
@@ -281,12 +272,18 @@ struct Network {
 
 impl Network {
     fn shared() -> Result<Arc<Self>, SourceError> {
-        use std::hash::{BuildHasher, Hasher};
         static SHARED: Mutex<Weak<Network>> = Mutex::new(Weak::new());
         let mut shared = lock(&SHARED);
         if let Some(network) = shared.upgrade() {
             return Ok(network);
         }
+        let network = Arc::new(Self::start()?);
+        *shared = Arc::downgrade(&network);
+        Ok(network)
+    }
+
+    fn start() -> Result<Self, SourceError> {
+        use std::hash::{BuildHasher, Hasher};
         let runtime = Builder::new_multi_thread()
             .worker_threads(2)
             // For the names of hosts.
@@ -296,9 +293,7 @@ impl Network {
             .build()
             .map_err(|error| SourceError::backend(format!("no threads for the network: {error}")))?;
         let number = std::hash::RandomState::new().build_hasher().finish();
-        let network = Arc::new(Self { runtime: Some(runtime), number });
-        *shared = Arc::downgrade(&network);
-        Ok(network)
+        Ok(Self { runtime: Some(runtime), number })
     }
 
     fn block_on<T>(&self, work: impl Future<Output = T>) -> T {

@@ -102,6 +102,7 @@ pub(crate) struct Stop {
     queue: Mutex<Queue>,
     requests: Condvar,
     stopping: Condvar,
+    ended: tokio::sync::Notify,
 }
 
 #[derive(Default)]
@@ -131,10 +132,19 @@ thread_local! {
     static READER: OnceCell<Arc<Shared>> = const { OnceCell::new() };
 }
 
-/// Whether this is a thread of a reader that is being dropped. What waits for a network looks here, so that whoever
-/// calls it from a reader's work need not pass [`Stop`] on; an error it then returns reaches no callback.
-pub(crate) fn stopping() -> bool {
-    READER.with(|reader| reader.get().is_some_and(|shared| lock(&shared.stop.queue).stopped))
+/// Ends when the reader that this thread works for is being dropped; never on other threads. What waits for a network
+/// waits for this, too, so that whoever calls it from a reader's work need not pass [`Stop`] on; an error it then returns
+/// reaches no callback.
+pub(crate) async fn stopped() {
+    let Some(shared) = READER.with(|reader| reader.get().cloned()) else {
+        return std::future::pending().await;
+    };
+    let mut ended = std::pin::pin!(shared.stop.ended.notified());
+    // Before the look: an end between the two is not missed.
+    ended.as_mut().enable();
+    if !lock(&shared.stop.queue).stopped {
+        ended.await;
+    }
 }
 
 /// What a thread does for one request. `None` when it gave up because of [`Stop`].
@@ -248,6 +258,7 @@ impl Drop for Workers {
         drop(queue);
         self.shared.stop.requests.notify_all();
         self.shared.stop.stopping.notify_all();
+        self.shared.stop.ended.notify_waiters();
         // Outside the lock: what a callback owns may do anything when it goes.
         drop(undone);
         for thread in self.threads.drain(..) {

@@ -79,6 +79,8 @@ impl Client {
         let failed = |error: object_store::Error| {
             SourceError::config(format!("{place} cannot be used: {}", cause(&error)))
         };
+        // Chosen at compile time for the requests' signatures, at run time for TLS. An error says that one is there already.
+        let _ = rustls::crypto::ring::default_provider().install_default();
         let connector = Watching { patience };
         let timeouts = [
             // A request as a whole may take as long as bytes come; `Watch` and the reader mind the silences.

@@ -25,7 +25,7 @@ const MOST_ATTEMPTS: u32 = 200;
 #[derive(Debug)]
 pub(super) struct Fetched {
     pub bytes: Vec<u8>,
-    _share: Option<OwnedSemaphorePermit>,
+    _share: OwnedSemaphorePermit,
 }
 
 type Flight = BoxFuture<'static, Result<Arc<Fetched>, Fault>>;
@@ -79,24 +79,31 @@ impl Remote {
     }
 
     async fn bring(&self, object: &Object, piece: Piece) -> Result<Fetched, Fault> {
+        let share = self.share().await;
         // Another thread may have kept it between this one's look at the disk and its take-off.
-        let mut bytes = Vec::new();
-        if bytes.try_reserve_exact(piece.len).is_ok() {
-            bytes.resize(piece.len, 0);
-            if self.cache.read_block(piece.id, piece.len, 0, &mut bytes) {
-                return Ok(Fetched { bytes, _share: None });
-            }
+        let mut bytes = vec![0; piece.len];
+        if self.cache.read_block(piece.id, piece.len, 0, &mut bytes) {
+            return Ok(Fetched { bytes, _share: share });
         }
         drop(bytes);
-        let fetched = self.fetch(object, piece.begin..piece.begin + piece.len as u64).await?;
-        self.cache.write_block(piece.id, &fetched.bytes);
-        Ok(fetched)
+        let range = piece.begin..piece.begin + piece.len as u64;
+        let bytes = self.range(object, range).await?;
+        self.cache.write_block(piece.id, &bytes);
+        Ok(Fetched { bytes, _share: share })
     }
 
-    /// One range of an object, at most [`BLOCK`] long.
+    /// One range of an object, at most [`BLOCK`] long, which is not kept.
     pub(super) async fn fetch(&self, object: &Object, range: Range<u64>) -> Result<Fetched, Fault> {
+        let share = self.share().await;
+        Ok(Fetched { bytes: self.range(object, range).await?, _share: share })
+    }
+
+    async fn share(&self) -> OwnedSemaphorePermit {
+        self.permits.clone().acquire_owned().await.expect("the semaphore is never closed")
+    }
+
+    async fn range(&self, object: &Object, range: Range<u64>) -> Result<Vec<u8>, Fault> {
         assert!(range.end - range.start <= BLOCK, "the caller asks for pieces");
-        let share = self.permits.clone().acquire_owned().await.expect("the semaphore is never closed");
         let len = (range.end - range.start) as usize;
         let mut bytes = Vec::new();
         if bytes.try_reserve_exact(len).is_err() {
@@ -107,7 +114,7 @@ impl Remote {
         loop {
             let before = bytes.len();
             let Err(trouble) = self.attempt(object, &range, whole, &mut bytes).await else {
-                return Ok(Fetched { bytes, _share: Some(share) });
+                return Ok(bytes);
             };
             if bytes.len() > before {
                 attempts.progress();

@@ -82,14 +82,15 @@ impl Images {
         let (mut others, mut folders) = (0u64, BTreeSet::new());
         let mut images = remote.wait(remote.list(below, |meta| {
             let path = meta.location.as_ref().strip_prefix(&prefix)?;
-            if path.is_empty() || path.split('/').any(|part| part.starts_with('.')) {
-                return None;
-            }
-            // A class keeps its label when all that is in it is no image.
+            // A class keeps its label when all that is in it is hidden or no image.
             if let Some((class, _)) = path.split_once('/')
+                && !class.starts_with('.')
                 && !folders.contains(class)
             {
                 folders.insert(class.to_owned());
+            }
+            if path.is_empty() || path.split('/').any(|part| part.starts_with('.')) {
+                return None;
             }
             let name = path.rsplit('/').next().unwrap_or_default();
             if !is_image(name.as_bytes()) {
