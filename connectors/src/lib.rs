@@ -45,9 +45,12 @@
 mod address;
 mod array;
 mod buffer;
+mod cache;
+mod column;
 mod disk;
 mod error;
 mod folder;
+mod gather;
 mod hdf5;
 mod manifest;
 mod schema;
@@ -65,8 +68,9 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 pub use address::AddressConfig;
-pub use array::ArrayConfig;
+pub use array::{ArrayConfig, TokensConfig};
 pub use buffer::{Buffer, POOL_BYTES};
+pub use column::PixelLayout;
 pub use error::{ReadError, ReadErrorKind, SourceError};
 pub use folder::{FolderConfig, Split, SplitPart};
 pub use hdf5::Hdf5Config;
