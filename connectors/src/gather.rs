@@ -1,0 +1,308 @@
+//! A reader for records whose parts lie in several places: pixels in one array, numbers in another.
+//!
+//! ```text
+//!  record ──┬─ part 0: range of a shard ──▶ Shards::reader ──┐
+//!           ├─ part 1: range of a shard ──▶ Shards::reader ──┼─ all there? ──▶ join() ──▶ done(Record)
+//!           └─ part 2: …                                     ┘
+//! ```
+//!
+//! Each part is a request of its own to the readers below, so parts are fetched side by side, locally or not, and nothing
+//! here waits. When the last part of a record has come, the thread that brought it joins them into one buffer. Memory
+//! beside the parts themselves is one record for each thread that joins, and a pool of idle buffers: [`memory`].
+//!
+//! A record one of whose parts failed fails with the error of its first such part, whatever order they came in.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+
+use crate::buffer::{POOL_BYTES, Pool};
+use crate::shards::{Ranges, Shards};
+use crate::workers::{Meter, finish, lock, panic_text};
+use crate::{Buffer, ReadError, ReadRequest, ReadStats, Reader, ReaderConfig, SourceError};
+
+/// Threads of the readers below that may join records at the same time: two readers of 16.
+const JOINERS: u64 = 32;
+
+/// Where one part of a record lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Place {
+    /// Which of the [`Shards`] given to [`open`].
+    pub store: usize,
+    /// Which of its files.
+    pub shard: usize,
+    pub offset: u64,
+    pub len: u64,
+}
+
+/// Records made of a fixed number of parts.
+pub(crate) trait Parts: Send + Sync + 'static {
+    /// Parts of every record, at least 1.
+    fn parts(&self) -> usize;
+
+    /// Where a part lies.
+    fn locate(&self, index: u64, part: usize) -> Place;
+
+    /// Bytes of the joined record.
+    fn size(&self, index: u64) -> u64;
+
+    /// Makes the record of its parts, in place: `record` has [`size`](Self::size) bytes, whose content is left over.
+    ///
+    /// # Errors
+    /// What is wrong with the bytes.
+    fn join(&self, index: u64, parts: &[Buffer], record: &mut [u8]) -> Result<(), String>;
+
+    /// The record's key, for errors.
+    fn key(&self, index: u64) -> String;
+}
+
+/// Bytes of memory that a gathering reader holds beside the records in flight and the pool of the readers below.
+pub(crate) fn memory(largest_record: u64) -> u64 {
+    POOL_BYTES + JOINERS * largest_record
+}
+
+/// Starts a reader over `stores`.
+///
+/// # Errors
+/// As [`crate::IndexedSource::reader`].
+pub(crate) fn open(
+    parts: Arc<dyn Parts>,
+    stores: &[Arc<Shards>],
+    config: &ReaderConfig,
+) -> Result<Box<dyn Reader>, SourceError> {
+    let shared = Arc::new(Shared { pool: Pool::new(POOL_BYTES), meter: Meter::default(), parts });
+    let below = stores
+        .iter()
+        .map(|store| store.clone().reader(Arc::new(PartRanges(shared.parts.clone())), config))
+        .collect::<Result<_, _>>()?;
+    Ok(Box::new(Gather { below, shared }))
+}
+
+/// The parts of all records as records of the readers below: `index * parts + part`.
+struct PartRanges(Arc<dyn Parts>);
+
+impl PartRanges {
+    fn cut(&self, index: u64) -> (u64, usize) {
+        let parts = self.0.parts() as u64;
+        (index / parts, (index % parts) as usize)
+    }
+}
+
+impl Ranges for PartRanges {
+    fn locate(&self, index: u64) -> (usize, u64, u64) {
+        let (index, part) = self.cut(index);
+        let place = self.0.locate(index, part);
+        (place.shard, place.offset, place.len)
+    }
+
+    fn key(&self, index: u64) -> String {
+        self.0.key(self.cut(index).0)
+    }
+}
+
+struct Gather {
+    below: Vec<Box<dyn Reader>>,
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    parts: Arc<dyn Parts>,
+    pool: Arc<Pool>,
+    meter: Meter,
+}
+
+/// A record whose parts are on their way. Dropped unfinished, it drops its request uncalled.
+struct Pending {
+    shared: Arc<Shared>,
+    missing: AtomicUsize,
+    state: Mutex<State>,
+}
+
+struct State {
+    request: Option<ReadRequest>,
+    parts: Vec<Option<Result<Buffer, ReadError>>>,
+}
+
+impl Reader for Gather {
+    fn submit(&self, requests: Vec<ReadRequest>) {
+        let parts = self.shared.parts.parts();
+        self.shared.meter.begin(requests.len() as u64);
+        let mut below: Vec<Vec<ReadRequest>> = self.below.iter().map(|_| Vec::new()).collect();
+        for request in requests {
+            let index = request.index;
+            let pending = Arc::new(Pending {
+                shared: self.shared.clone(),
+                missing: AtomicUsize::new(parts),
+                state: Mutex::new(State {
+                    request: Some(request),
+                    parts: (0..parts).map(|_| None).collect(),
+                }),
+            });
+            for part in 0..parts {
+                let pending = pending.clone();
+                below[self.shared.parts.locate(index, part).store].push(ReadRequest {
+                    index: index * parts as u64 + part as u64,
+                    done: Box::new(move |result| pending.arrived(part, result.map(|record| record.bytes))),
+                });
+            }
+        }
+        for (reader, requests) in self.below.iter().zip(below) {
+            if !requests.is_empty() {
+                reader.submit(requests);
+            }
+        }
+    }
+
+    fn stats(&self) -> ReadStats {
+        let below: Vec<_> = self.below.iter().map(|reader| reader.stats()).collect();
+        let backend = below.first().map_or("threads", |stats| stats.backend);
+        let submissions = below.iter().map(|stats| stats.submissions).sum();
+        ReadStats { submissions, ..self.shared.meter.stats(backend) }
+    }
+}
+
+impl Pending {
+    fn arrived(&self, part: usize, result: Result<Buffer, ReadError>) {
+        lock(&self.state).parts[part] = Some(result);
+        if self.missing.fetch_sub(1, Ordering::AcqRel) != 1 {
+            return;
+        }
+        let (request, parts) = {
+            let mut state = lock(&self.state);
+            (state.request.take(), std::mem::take(&mut state.parts))
+        };
+        let request = request.expect("a record is joined once");
+        let index = request.index;
+        let parts: Result<Vec<Buffer>, ReadError> =
+            parts.into_iter().map(|part| part.expect("every part has come")).collect();
+        let result = parts.and_then(|parts| {
+            catch_unwind(AssertUnwindSafe(|| self.shared.join(index, &parts))).unwrap_or_else(|panic| {
+                let text = format!("joining it panicked: {}; this is a bug in fuelrail", panic_text(&*panic));
+                Err(ReadError::io(self.shared.parts.key(index), text, false))
+            })
+        });
+        self.shared.meter.end(&result);
+        finish(request, result);
+    }
+}
+
+impl Shared {
+    fn join(&self, index: u64, parts: &[Buffer]) -> Result<Buffer, ReadError> {
+        let key = || self.parts.key(index);
+        let size = self.parts.size(index);
+        let buffer = usize::try_from(size).ok().and_then(|size| self.pool.take(size));
+        let mut buffer = buffer
+            .ok_or_else(|| ReadError::io(key(), format!("no memory for a record of {size} bytes"), true))?;
+        let joined = &mut buffer.storage()[..size as usize];
+        self.parts.join(index, parts, joined).map_err(|detail| ReadError::bad(key(), detail))?;
+        buffer.set_len(size as usize);
+        Ok(buffer)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+    use crate::{Backend, CacheConfig, ReadErrorKind};
+
+    /// Record i is byte i of the first file and bytes 2i, 2i+1 of the second.
+    struct Pairs;
+
+    impl Parts for Pairs {
+        fn parts(&self) -> usize {
+            2
+        }
+
+        fn locate(&self, index: u64, part: usize) -> Place {
+            let len = part as u64 + 1;
+            Place { store: part, shard: 0, offset: index * len, len }
+        }
+
+        fn size(&self, _index: u64) -> u64 {
+            3
+        }
+
+        fn join(&self, index: u64, parts: &[Buffer], record: &mut [u8]) -> Result<(), String> {
+            record[0] = parts[0][0];
+            record[1..].copy_from_slice(&parts[1]);
+            match index {
+                7 => Err("seven is bad".into()),
+                8 => panic!("eight"),
+                _ => Ok(()),
+            }
+        }
+
+        fn key(&self, index: u64) -> String {
+            format!("pair {index}")
+        }
+    }
+
+    fn stores(short: usize) -> (tempfile::TempDir, Vec<Arc<Shards>>) {
+        let root = tempfile::tempdir().unwrap();
+        let bytes: Vec<u8> = (0..=255).collect();
+        let open = |name: &str, bytes: &[u8]| {
+            let path = root.path().join(name);
+            std::fs::write(&path, bytes).unwrap();
+            let pattern = path.to_str().unwrap().to_owned();
+            Shards::open(&[pattern], &[".npy"], &CacheConfig::default()).unwrap()
+        };
+        let stores = vec![open("a", &bytes), open("b", &bytes[..short])];
+        (root, stores)
+    }
+
+    #[test]
+    fn parts_of_several_files_come_as_one_record_and_errors_end_only_their_own() {
+        let (_root, stores) = stores(200);
+        for backend in [Backend::Auto, Backend::Threads] {
+            let reader = open(Arc::new(Pairs), &stores, &ReaderConfig { backend, depth: 4 }).unwrap();
+            let (tell, told) = mpsc::channel();
+            let request = |index| {
+                let tell = tell.clone();
+                ReadRequest { index, done: Box::new(move |result| tell.send((index, result)).unwrap()) }
+            };
+            reader.submit((0..128).map(request).collect());
+            drop(tell);
+            let mut count = 0;
+            for (index, result) in told {
+                count += 1;
+                match (index, result) {
+                    (7, Err(error)) => {
+                        assert_eq!(error.kind(), ReadErrorKind::Bad);
+                        assert_eq!(error.to_string(), "pair 7: seven is bad");
+                    }
+                    (8, Err(error)) => assert!(error.detail().contains("panicked: eight"), "{error}"),
+                    (100.., Err(error)) => assert_eq!(error.kind(), ReadErrorKind::Changed, "{error}"),
+                    (index, result) => {
+                        let index = index as u8;
+                        assert_eq!(*result.unwrap().bytes, [index, 2 * index, 2 * index + 1]);
+                    }
+                }
+            }
+            assert_eq!(count, 128, "each request ends once");
+            assert_eq!(reader.stats().reads, 98);
+        }
+    }
+
+    #[test]
+    fn a_dropped_reader_drops_what_it_has_not_done() {
+        let (_root, stores) = stores(256);
+        let reader =
+            open(Arc::new(Pairs), &stores, &ReaderConfig { backend: Backend::Threads, depth: 1 }).unwrap();
+        let (tell, told) = mpsc::channel();
+        let request = |index| {
+            let tell = tell.clone();
+            ReadRequest {
+                index: index % 100,
+                done: Box::new(move |_| {
+                    let _ = tell.send(());
+                }),
+            }
+        };
+        reader.submit((0..100_000u64).map(request).collect());
+        drop((reader, tell));
+        // Every sender is gone, or this would wait for ever.
+        assert!(told.iter().count() <= 100_000);
+    }
+}

@@ -1,0 +1,569 @@
+//! HDF5 files: datasets whose first axis is the record.
+//!
+//! | dataset | becomes |
+//! |---|---|
+//! | bytes of any length, `h5py.special_dtype(vlen=np.uint8)`, one a record | encoded images |
+//! | opaque bytes of a fixed length, one a record | encoded images |
+//! | u8 of (records, height, width) or with 1, 3 or 4 channels | images, as PNM |
+//! | integers, booleans, floats | fields |
+//! | integers or texts, one a record | labels |
+//!
+//! What is taken for what, unless the configuration says: the image is the only dataset that could be one; the label is
+//! called `y`, `labels` or `label` and lies in the same group; the fields are the other numbers of that group with a row
+//! for each record. Several files hold the same datasets, strung together along the first axis.
+//!
+//! # How a crafted file is kept from doing harm
+//!
+//! No C library is involved. The file's structures are read by `hdf5-reader` within the three walls that [`meta`]
+//! describes: a budget of bytes, a thread of its own, and questions that have bounded answers. A helper process was
+//! considered and is not needed: the crate asks for memory only in proportion to bytes it has read, which the budget
+//! bounds, and some 400,000 mutated files, among them all those of the HDF5 library's CVE list, were opened in one process
+//! without an abort or a peak above what the budget allows. Data is read by this module itself: [`chunk`] undoes filters
+//! in memory of a known size, [`heap`] finds objects in at most 65,536 steps.
+//!
+//! # Promises
+//! - A record's place is known when the source is open: 16 bytes a record for objects of the heap and 16 bytes a chunk,
+//!   plus 8 bytes a label.
+//! - A damaged chunk or object makes its own records bad, and none else. A file that has changed since it was opened is
+//!   not judged: that is an error of its own.
+//! - Unpacked chunks are kept within [`IndexedSource::reader_memory`], and [`IndexedSource::blocks`] makes an epoch unpack
+//!   each about once.
+//!
+//! # What it does not do
+//! Filters other than gzip, lzf, shuffle and fletcher32; compound types; virtual datasets; external files and links.
+
+mod chunk;
+mod heap;
+mod meta;
+mod read;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use xxhash_rust::xxh3::Xxh3;
+
+use crate::column::{self, Part, PixelLayout};
+use crate::schema::Schema;
+use crate::shards::Shards;
+use crate::{Blocks, CacheConfig, Extent, Fingerprint, IndexedSource, Reader, ReaderConfig, SourceError};
+use heap::{Heap, HeapError, Ref};
+use meta::{Dataset, Kind, Layout};
+use read::{Column, File, Place, Records};
+
+/// Configuration of HDF5 datasets as records.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Hdf5Config {
+    /// The files: paths or URLs with braces, `*` and `?`, or folders.
+    pub files: Vec<String>,
+    /// Path of the dataset of images within the file, such as `train/images`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub image: Option<String>,
+    /// Path of the dataset of labels: integers or texts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub label: Option<String>,
+    /// Paths of the datasets that become fields, in this order; a field's name is the last part of the path.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fields: Option<Vec<String>>,
+    /// What the axes of the image dataset are, if it holds pixels.
+    #[serde(skip_serializing_if = "PixelLayout::is_default")]
+    pub layout: PixelLayout,
+    /// Names of the classes, in label order; every label must be one of them, or below their number.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub classes: Option<Vec<String>>,
+    /// Where copies of remote files are kept.
+    #[serde(skip_serializing_if = "CacheConfig::is_default")]
+    pub cache: CacheConfig,
+}
+
+/// Names that mean the label where nothing else was said.
+const LABEL_NAMES: [&str; 3] = ["y", "labels", "label"];
+
+/// More records than this cannot have their label or heap reference in memory.
+const MAX_LISTED: u64 = 1 << 28;
+
+/// A label's text may not be longer than this.
+const MAX_LABEL_TEXT: usize = 4096;
+
+/// More classes than this are texts that are no labels.
+const MAX_CLASSES: usize = 1 << 20;
+
+pub(crate) fn open(config: &Hdf5Config) -> Result<Arc<dyn IndexedSource>, SourceError> {
+    let shards = Shards::open(&config.files, &[".h5", ".hdf5"], &config.cache)?;
+    let choice = Choice::make(config, &shards)?;
+    Ok(Arc::new(choice.build(config, shards)?))
+}
+
+fn clean(path: &str) -> String {
+    path.split('/').filter(|part| !part.is_empty()).collect::<Vec<_>>().join("/")
+}
+
+/// The group that a dataset lies in.
+fn group(path: &str) -> &str {
+    path.rsplit_once('/').map_or("", |(group, _)| group)
+}
+
+/// Which datasets are used for what.
+struct Choice {
+    image: Option<String>,
+    label: Option<String>,
+    fields: Vec<String>,
+}
+
+impl Choice {
+    fn make(config: &Hdf5Config, shards: &Arc<Shards>) -> Result<Self, SourceError> {
+        let file = shards.display(0);
+        let refuse = |why: String| SourceError::data(format!("{file}: {why}"));
+        let image = config.image.as_deref().map(clean);
+        let label = config.label.as_deref().map(clean);
+        let fields: Option<Vec<String>> =
+            config.fields.as_ref().map(|fields| fields.iter().map(|path| clean(path)).collect());
+        let (datasets, failed) = match meta::list(shards, 0) {
+            Ok(found) => found,
+            // Whoever names all that is to be read does not depend on the rest.
+            Err(why) if image.is_some() || fields.is_some() => {
+                tracing::info!("{file}: {why}; only the datasets named are looked at");
+                (Vec::new(), Vec::new())
+            }
+            Err(why) => return Err(refuse(why)),
+        };
+        let listed = || {
+            let list = datasets.iter().take(40).map(Dataset::describe).chain(failed.iter().take(5).cloned());
+            list.collect::<Vec<_>>().join("; ")
+        };
+        let asked =
+            |path: &str| label.as_deref() == Some(path) || fields.iter().flatten().any(|field| field == path);
+        let image = match image {
+            Some(image) => Some(image),
+            None => {
+                let fits = |dataset: &&Dataset| {
+                    image_part(dataset, config.layout).is_some() && !asked(&dataset.path)
+                };
+                let mut candidates = datasets.iter().filter(fits);
+                match (candidates.next(), candidates.next()) {
+                    (Some(only), None) => Some(only.path.clone()),
+                    (None, _) if fields.as_ref().is_some_and(|fields| !fields.is_empty()) => None,
+                    (None, _) => {
+                        return Err(refuse(format!(
+                            "no dataset there holds images; name one with image, or datasets of numbers with fields ({})",
+                            listed()
+                        )));
+                    }
+                    _ => {
+                        return Err(refuse(format!(
+                            "several datasets could be the images; say which with image ({})",
+                            listed()
+                        )));
+                    }
+                }
+            }
+        };
+        let base = image.clone().or_else(|| fields.as_ref()?.first().cloned()).unwrap_or_default();
+        let rows = datasets.iter().find(|dataset| dataset.path == base).and_then(|base| base.shape.first());
+        let beside = |dataset: &&Dataset| {
+            group(&dataset.path) == group(&base)
+                && dataset.shape.first() == rows
+                && rows.is_some()
+                && Some(&dataset.path) != image.as_ref()
+        };
+        let label = label.or_else(|| {
+            LABEL_NAMES.iter().find_map(|name| {
+                let found = datasets.iter().filter(beside).find(|dataset| {
+                    dataset.path.rsplit('/').next() == Some(*name)
+                        && is_label(dataset)
+                        && !fields.iter().flatten().any(|field| *field == dataset.path)
+                });
+                found.map(|dataset| dataset.path.clone())
+            })
+        });
+        let fields = fields.unwrap_or_else(|| {
+            let numbers = |dataset: &&Dataset| {
+                let small =
+                    dataset.row_bytes().is_some_and(|bytes| (1..=crate::MAX_FIELD_BYTES).contains(&bytes));
+                matches!(dataset.kind, Kind::Numbers(_)) && small && Some(&dataset.path) != label.as_ref()
+            };
+            datasets.iter().filter(beside).filter(numbers).map(|dataset| dataset.path.clone()).collect()
+        });
+        Ok(Self { image, label, fields })
+    }
+
+    fn build(self, config: &Hdf5Config, shards: Arc<Shards>) -> Result<Hdf5, SourceError> {
+        let paths: Vec<String> = self.image.iter().chain(&self.fields).chain(&self.label).cloned().collect();
+        let mut schema = Schema { image: self.image.is_some(), fields: Vec::new() };
+        let mut columns: Vec<Column> = Vec::new();
+        let mut files: Vec<File> = Vec::new();
+        let mut first: Option<Vec<Dataset>> = None;
+        let mut names = Names::new(config.classes.as_deref());
+        let mut labels: Option<Vec<i64>> = self.label.as_ref().map(|_| Vec::new());
+        let (mut len, mut chunks) = (0u64, 0u64);
+        for shard in 0..shards.files().len() {
+            let display = shards.display(shard);
+            let refuse = |why: String| SourceError::data(format!("{display}: {why}"));
+            let (addresses, mut datasets) = meta::locate(&shards, shard, &paths).map_err(refuse)?;
+            match &first {
+                None => {
+                    for (number, path) in paths.iter().enumerate().take(paths.len() - self.label.iter().len())
+                    {
+                        let dataset = &datasets[number];
+                        let unfit =
+                            |why: String| refuse(format!("dataset {path}: {why} ({})", dataset.describe()));
+                        let is_image = number == 0 && self.image.is_some();
+                        let part = if is_image {
+                            image_part(dataset, config.layout).ok_or_else(|| {
+                                unfit("it holds no images: bytes of any length, opaque bytes, or u8 pixels with axes as layout says are expected".into())
+                            })?
+                        } else {
+                            let Kind::Numbers(stored) = dataset.kind else {
+                                return Err(unfit(
+                                    "it holds no numbers, and only numbers can be fields".into(),
+                                ));
+                            };
+                            let name = path.rsplit('/').next().unwrap_or(path);
+                            let shape = dataset.shape.get(1..).unwrap_or_default();
+                            let (part, spec) = Part::field(name, stored, shape).map_err(unfit)?;
+                            schema.fields.push(spec);
+                            Some(part)
+                        };
+                        columns.push(Column { part, places: Vec::new() });
+                    }
+                    schema.check().map_err(refuse)?;
+                }
+                Some(first) => {
+                    for (one, other) in first.iter().zip(&datasets) {
+                        if (&one.kind, one.element, one.shape.get(1..))
+                            != (&other.kind, other.element, other.shape.get(1..))
+                        {
+                            return Err(refuse(format!(
+                                "it does not continue {}: there {}, here {}",
+                                shards.display(0),
+                                one.describe(),
+                                other.describe()
+                            )));
+                        }
+                    }
+                }
+            }
+            let rows = datasets[0].shape.first().copied().unwrap_or(0);
+            if let Some(other) = datasets.iter().find(|dataset| dataset.shape.first() != Some(&rows)) {
+                return Err(refuse(format!(
+                    "a record is one row of each dataset, and they have different numbers of rows: {}; {}",
+                    datasets[0].describe(),
+                    other.describe()
+                )));
+            }
+            if rows == 0 {
+                first.get_or_insert(datasets);
+                continue;
+            }
+            let file = File { shard, size: shards.files()[shard].size, addresses, first: len };
+            let label = self.label.as_ref().and_then(|_| datasets.pop());
+            for (dataset, column) in datasets.iter_mut().zip(&mut columns) {
+                let place = place(&shards, &file, dataset)
+                    .map_err(|why| refuse(format!("dataset {}: {why}", dataset.path)))?;
+                if let Place::Chunked(chunked) = &place {
+                    chunks += chunked.chunks.len() as u64;
+                }
+                column.places.push(place);
+            }
+            if chunks > 4 * meta::MAX_CHUNKS {
+                return Err(refuse(
+                    "all files together have too many chunks; store them anew with larger ones".into(),
+                ));
+            }
+            if let (Some(mut dataset), Some(labels)) = (label, &mut labels) {
+                read_labels(&shards, &file, &mut dataset, &mut names, labels)
+                    .map_err(|why| refuse(format!("dataset {}: {why}", dataset.path)))?;
+                datasets.push(dataset);
+            }
+            first.get_or_insert(datasets);
+            len = len.checked_add(rows).ok_or_else(|| refuse("it has too many records".into()))?;
+            files.push(file);
+        }
+        if len == 0 {
+            return Err(SourceError::data(format!("{}: there are no records", shards.display(0))));
+        }
+        let classes = match &mut labels {
+            Some(labels) => names.finish(labels),
+            None => config.classes.clone().unwrap_or_default(),
+        };
+        let path = paths[0].clone();
+        let records = Records { shards, files, columns, path, len };
+        let blocks = records.blocks();
+        let described = first.unwrap_or_default();
+        let mut source =
+            Hdf5 { records: Arc::new(records), schema, labels, classes, blocks, fingerprint: Fingerprint(0) };
+        source.fingerprint = source.identity(&described);
+        Ok(source)
+    }
+}
+
+/// Whether rows of a dataset can be images, and how they are written: `None` inside for objects of the heap.
+fn image_part(dataset: &Dataset, layout: PixelLayout) -> Option<Option<Part>> {
+    match (&dataset.kind, &dataset.shape[..]) {
+        (Kind::Heap { text: false }, [_]) => Some(None),
+        (Kind::Fixed { text: false }, [_]) => Some(Some(Part::encoded(dataset.element))),
+        (Kind::Numbers(stored), [_, shape @ ..]) => Part::pixels(stored.element, shape, layout).map(Some),
+        _ => None,
+    }
+}
+
+/// Whether a dataset has an integer or a text for each record.
+fn is_label(dataset: &Dataset) -> bool {
+    let single = dataset.shape.get(1..).is_some_and(|shape| shape.iter().all(|&n| n == 1));
+    single
+        && match dataset.kind {
+            Kind::Numbers(stored) => stored.is_integer() || stored.element == crate::ElementType::Bool,
+            Kind::Fixed { text } | Kind::Heap { text } => text,
+            Kind::Unread(_) => false,
+        }
+}
+
+/// Where a dataset's rows are, taken out of it; references to the heap are read.
+fn place(shards: &Shards, file: &File, dataset: &mut Dataset) -> Result<Place, String> {
+    let layout = std::mem::replace(&mut dataset.layout, Layout::Unknown("taken".into()));
+    let place = match layout {
+        Layout::Contiguous(start) => Place::Contiguous(start),
+        Layout::Held(bytes) => Place::Held(bytes),
+        Layout::Chunked(chunked) => Place::Chunked(chunked),
+        Layout::Unknown(why) => return Err(why),
+    };
+    let row = dataset.row_bytes().filter(|&row| row > 0).ok_or("its rows hold no bytes")?;
+    if !matches!(dataset.kind, Kind::Heap { .. }) {
+        return Ok(place);
+    }
+    let rows = dataset.shape[0];
+    if dataset.shape.len() > 1 || rows > MAX_LISTED {
+        return Err(format!("objects of any length are read one a record, and at most {MAX_LISTED} of them"));
+    }
+    let mut refs = Vec::new();
+    refs.try_reserve_exact(rows as usize).map_err(|_| format!("{rows} references do not fit in memory"))?;
+    read::scan(shards, file.shard, &place, rows * row, row, &mut |bytes| {
+        for stored in bytes.chunks_exact(row as usize) {
+            let found = Ref::parse(stored, file.addresses.base, file.size);
+            refs.push(found.map_err(|why| format!("row {}: {why}", refs.len()))?);
+        }
+        Ok(())
+    })?;
+    Ok(Place::Heap(refs))
+}
+
+/// Appends a file's labels.
+fn read_labels(
+    shards: &Shards,
+    file: &File,
+    dataset: &mut Dataset,
+    names: &mut Names,
+    labels: &mut Vec<i64>,
+) -> Result<(), String> {
+    let rows = dataset.shape[0];
+    if !is_label(dataset) || rows > MAX_LISTED {
+        return Err(format!(
+            "it holds no labels, an integer or a text for each record ({})",
+            dataset.describe()
+        ));
+    }
+    labels.try_reserve_exact(rows as usize).map_err(|_| format!("{rows} labels do not fit in memory"))?;
+    let place = place(shards, file, dataset)?;
+    let element = dataset.element;
+    let mut row = 0u64;
+    let mut push = |label: Result<i64, String>| {
+        labels.push(label.map_err(|why| format!("the label of row {row} is {why}"))?);
+        row += 1;
+        Ok::<_, String>(())
+    };
+    if let Place::Heap(refs) = &place {
+        let (mut heap, mut text) = (Heap::default(), Vec::new());
+        for (row, object) in refs.iter().enumerate() {
+            if object.len as usize > MAX_LABEL_TEXT {
+                return Err(format!("the label of row {row} is longer than {MAX_LABEL_TEXT} bytes"));
+            }
+            text.clear();
+            text.resize(object.len as usize, 0);
+            let mut read = |offset: u64, buffer: &mut [u8]| shards.read_at(file.shard, offset, buffer);
+            heap.read(*object, file.addresses.length_size, file.size, &mut text, &mut read).map_err(
+                |error| match error {
+                    HeapError::Bad(why) => format!("the label of row {row}: {why}"),
+                    HeapError::Io(error) => error.to_string(),
+                },
+            )?;
+            push(names.text(&text))?;
+        }
+        return Ok(());
+    }
+    read::scan(shards, file.shard, &place, rows * element as u64, element as u64, &mut |bytes| match dataset
+        .kind
+    {
+        Kind::Numbers(stored) => {
+            let (classes, what) = (names.fixed.unwrap_or_default(), &dataset.path);
+            let read = column::labels(stored, bytes, classes, what);
+            read.map_err(|error| error.to_string())?.into_iter().try_for_each(|label| push(Ok(label)))
+        }
+        _ => bytes.chunks_exact(element).try_for_each(|text| push(names.text(text))),
+    })
+}
+
+/// Texts that become classes.
+struct Names<'config> {
+    fixed: Option<&'config [String]>,
+    numbers: HashMap<String, i64>,
+}
+
+impl<'config> Names<'config> {
+    fn new(fixed: Option<&'config [String]>) -> Self {
+        let numbers = fixed.unwrap_or_default().iter().cloned().zip(0..).collect();
+        Self { fixed, numbers }
+    }
+
+    /// A number for a text, padded with zeros or blanks; the number of its first appearance where classes are not fixed.
+    fn text(&mut self, bytes: &[u8]) -> Result<i64, String> {
+        let end = bytes.iter().position(|&b| b == 0).unwrap_or(bytes.len());
+        let text =
+            std::str::from_utf8(&bytes[..end]).map_err(|_| "not UTF-8".to_owned())?.trim_end_matches(' ');
+        if let Some(&number) = self.numbers.get(text) {
+            return Ok(number);
+        }
+        if self.fixed.is_some() {
+            return Err(format!("{text:?}, which is not one of the classes"));
+        }
+        let number = self.numbers.len();
+        if number >= MAX_CLASSES || text.len() > MAX_LABEL_TEXT {
+            return Err(format!("one of more than {MAX_CLASSES} texts, or too long; these are no labels"));
+        }
+        self.numbers.insert(text.to_owned(), number as i64);
+        Ok(number as i64)
+    }
+
+    /// The classes in label order: as configured, or sorted, with the labels made to match.
+    fn finish(self, labels: &mut [i64]) -> Vec<String> {
+        if let Some(fixed) = self.fixed {
+            return fixed.to_vec();
+        }
+        let mut sorted: Vec<(String, i64)> = self.numbers.into_iter().collect();
+        if sorted.is_empty() {
+            return Vec::new();
+        }
+        sorted.sort_unstable();
+        let mut place = vec![0; sorted.len()];
+        for (at, (_, number)) in sorted.iter().enumerate() {
+            place[*number as usize] = at as i64;
+        }
+        labels.iter_mut().for_each(|label| *label = place[*label as usize]);
+        sorted.into_iter().map(|(name, _)| name).collect()
+    }
+}
+
+/// HDF5 files, opened.
+struct Hdf5 {
+    records: Arc<Records>,
+    schema: Schema,
+    labels: Option<Vec<i64>>,
+    classes: Vec<String>,
+    blocks: Blocks,
+    fingerprint: Fingerprint,
+}
+
+impl Hdf5 {
+    fn identity(&self, datasets: &[Dataset]) -> Fingerprint {
+        let mut hash = Xxh3::new();
+        let mut text = |text: &str| {
+            hash.update(&(text.len() as u64).to_le_bytes());
+            hash.update(text.as_bytes());
+        };
+        text("fuelrail hdf5 1");
+        text(&serde_json::to_string(&self.schema).expect("plain data"));
+        for dataset in datasets {
+            text(&format!("{} {:?} {:?}", dataset.path, dataset.kind, &dataset.shape[1..]));
+        }
+        for file in &self.records.files {
+            text(&self.records.shards.files()[file.shard].name);
+            text(&file.first.to_string());
+        }
+        self.classes.iter().for_each(|name| text(name));
+        hash.update(&self.records.len.to_le_bytes());
+        for place in self.records.columns.iter().flat_map(|column| &column.places) {
+            if let Place::Heap(refs) = place {
+                refs.iter().for_each(|object| hash.update(&object.len.to_le_bytes()));
+            }
+        }
+        self.labels.iter().flatten().for_each(|label| hash.update(&label.to_le_bytes()));
+        Fingerprint(hash.digest128())
+    }
+}
+
+impl IndexedSource for Hdf5 {
+    fn len(&self) -> u64 {
+        self.records.len
+    }
+
+    fn key(&self, index: u64) -> String {
+        self.records.key(index)
+    }
+
+    fn label(&self, index: u64) -> i64 {
+        assert!(index < self.records.len, "record {index} of {}", self.records.len);
+        self.labels.as_ref().map_or(0, |labels| labels[index as usize])
+    }
+
+    fn classes(&self) -> &[String] {
+        &self.classes
+    }
+
+    fn schema(&self) -> Schema {
+        self.schema.clone()
+    }
+
+    fn size(&self, index: u64) -> u64 {
+        self.records.size(index)
+    }
+
+    fn extent(&self, index: u64) -> Option<Extent> {
+        // Records are made of rows, references and chunks; the few that are one range need no path of their own.
+        self.records.locate(index);
+        None
+    }
+
+    fn blocks(&self) -> Blocks {
+        self.blocks.clone()
+    }
+
+    fn fingerprint(&self) -> Fingerprint {
+        self.fingerprint
+    }
+
+    fn memory(&self) -> u64 {
+        let labels = self.labels.as_ref().map_or(0, |labels| labels.capacity() * size_of::<i64>());
+        let classes: usize = self.classes.iter().map(|name| name.capacity() + size_of::<String>()).sum();
+        let blocks = match &self.blocks {
+            Blocks::Lengths { lengths, .. } => lengths.len() * size_of::<u64>(),
+            Blocks::None => 0,
+        };
+        (size_of::<Self>() + labels + classes + blocks) as u64 + self.records.memory()
+    }
+
+    fn reader_memory(&self) -> u64 {
+        self.records.reader_memory()
+    }
+
+    fn reader(self: Arc<Self>, config: &ReaderConfig) -> Result<Box<dyn Reader>, SourceError> {
+        Ok(Box::new(self.records.clone().reader(config)?))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn texts_become_classes_in_order_of_their_names() {
+        let mut names = Names::new(None);
+        let mut labels: Vec<i64> =
+            [&b"dog"[..], b"cat\0\0", b"dog ", b"emu"].iter().map(|text| names.text(text).unwrap()).collect();
+        assert_eq!(names.finish(&mut labels), ["cat", "dog", "emu"]);
+        assert_eq!(labels, [1, 0, 1, 2]);
+        let fixed = ["dog".to_owned(), "cat".to_owned()];
+        let mut names = Names::new(Some(&fixed));
+        assert_eq!((names.text(b"cat"), names.text(b"dog")), (Ok(1), Ok(0)));
+        assert!(names.text(b"emu").unwrap_err().contains("\"emu\""));
+    }
+}
