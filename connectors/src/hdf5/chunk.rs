@@ -126,8 +126,12 @@ impl Chunked {
     ) -> Result<Vec<u8>, E> {
         let first = slab * self.chunk[0];
         let rows = self.chunk[0].min(self.shape[0] - first);
-        let mut out = vec![0; (rows * self.row_bytes()) as usize];
         let count = self.slab_chunks();
+        let chunks = &self.chunks[(slab * count) as usize..][..count as usize];
+        let len = (rows * self.row_bytes()) as usize;
+        // Memory that is zero to begin with costs nothing until it is written.
+        let filled = self.fill.iter().any(|&b| b != 0) && chunks.iter().any(|chunk| chunk.address == ABSENT);
+        let mut out = if filled { self.fill.repeat(len / self.element) } else { vec![0; len] };
         let mut corner = vec![0; self.shape.len()];
         for number in 0..count {
             let mut rest = number;
@@ -135,14 +139,13 @@ impl Chunked {
                 corner[axis] = rest % self.grid[axis] * self.chunk[axis];
                 rest /= self.grid[axis];
             }
-            let chunk = self.chunks[(slab * count + number) as usize];
-            let bytes = if chunk.address == ABSENT {
-                self.fill.repeat(self.chunk_bytes() as usize / self.element)
-            } else {
-                self.unpack(chunk, read(chunk)?).map_err(|why| {
-                    bad(format!("the chunk at byte {} of the file is damaged: {why}", chunk.address))
-                })?
-            };
+            let chunk = chunks[number as usize];
+            if chunk.address == ABSENT {
+                continue;
+            }
+            let bytes = self.unpack(chunk, read(chunk)?).map_err(|why| {
+                bad(format!("the chunk at byte {} of the file is damaged: {why}", chunk.address))
+            })?;
             self.place(&bytes, rows, &corner, &mut out);
         }
         Ok(out)

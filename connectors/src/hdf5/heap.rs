@@ -69,14 +69,46 @@ impl Ref {
     }
 }
 
-/// Finds objects; keeps the bytes it read last, since neighbours are often in the same collection.
-#[derive(Default)]
+/// What looking at one object's header costs, and reading a window. A crafted heap could make every search the longest.
+const STEP: u64 = 1;
+const READ: u64 = 1024;
+
+/// The object found last.
+#[derive(Clone, Copy)]
+struct Found {
+    collection: u64,
+    /// The first byte after the collection.
+    end: u64,
+    index: u16,
+    at: u64,
+}
+
+/// Finds objects; keeps the bytes it read last and where it found the last object, since neighbours are often in the same
+/// collection.
 pub(super) struct Heap {
     start: u64,
     window: Vec<u8>,
+    last: Option<Found>,
+    /// What is left of the searches allowed.
+    left: u64,
 }
 
 impl Heap {
+    /// For one object: the longest walk that a heap of the format allows.
+    pub(super) fn once() -> Self {
+        Self::with(1 << 27)
+    }
+
+    /// For all objects of a file: some seconds of searching, which no library's files come near, since it writes objects in
+    /// the order of their rows.
+    pub(super) fn all() -> Self {
+        Self::with(1 << 32)
+    }
+
+    fn with(left: u64) -> Self {
+        Self { start: 0, window: Vec::new(), last: None, left }
+    }
+
     /// Writes an object's first `out.len()` bytes, which are at most those of the reference.
     pub(super) fn read(
         &mut self,
@@ -95,18 +127,28 @@ impl Heap {
                 object.index, object.collection
             ))
         };
-        // An object that is alone in its collection comes with one read.
-        let guess = 2 * HEADER + u64::from(object.len).next_multiple_of(8);
-        let header = self.get(object.collection, HEADER, guess.max(WINDOW), file_size, read)?;
-        let header = header.ok_or_else(|| bad("the file ends there"))?;
-        if header[..5] != *b"GCOL\x01" {
-            return Err(bad("there is no heap"));
-        }
-        let size = length(&header[8..], length_size);
-        let end = object.collection.checked_add(size).filter(|&end| end <= file_size && size >= HEADER);
-        let end = end.ok_or_else(|| bad("the heap is longer than the file or too short"))?;
-        let mut at = object.collection + HEADER;
+        let onward =
+            self.last.filter(|last| last.collection == object.collection && last.index < object.index);
+        let (mut at, end) = match onward {
+            Some(last) => (last.at, last.end),
+            None => {
+                // An object that is alone in its collection comes with one read.
+                let guess = 2 * HEADER + u64::from(object.len).next_multiple_of(8);
+                let header = self.get(object.collection, HEADER, guess.max(WINDOW), file_size, read)?;
+                let header = header.ok_or_else(|| bad("the file ends there"))?;
+                if header[..5] != *b"GCOL\x01" {
+                    return Err(bad("there is no heap"));
+                }
+                let size = length(&header[8..], length_size);
+                let end =
+                    object.collection.checked_add(size).filter(|&end| end <= file_size && size >= HEADER);
+                let end = end.ok_or_else(|| bad("the heap is longer than the file or too short"))?;
+                (object.collection + HEADER, end)
+            }
+        };
         for _ in 0..=u16::MAX {
+            self.left =
+                self.left.checked_sub(STEP).ok_or_else(|| bad("searching the heap takes too long"))?;
             if end - at < HEADER {
                 break;
             }
@@ -119,6 +161,7 @@ impl Heap {
                 return Err(bad("an object is longer than its heap"));
             }
             if index == object.index {
+                self.last = Some(Found { collection: object.collection, end, index, at });
                 if size < out.len() as u64 {
                     return Err(bad("it is shorter than the dataset says"));
                 }
@@ -133,6 +176,11 @@ impl Heap {
                 break;
             }
             at = (body + size.next_multiple_of(8)).min(end);
+        }
+        if onward.is_some() {
+            // It lies before the last one: from the start, once.
+            self.last = None;
+            return self.read(object, length_size, file_size, out, read);
         }
         Err(bad("it is not there"))
     }
@@ -151,6 +199,7 @@ impl Heap {
             if available < len {
                 return Ok(None);
             }
+            self.left = self.left.saturating_sub(READ);
             self.window.clear();
             self.window.resize(ahead.max(len).min(available) as usize, 0);
             self.start = at;
@@ -199,7 +248,7 @@ mod tests {
             buffer.copy_from_slice(&file[at as usize..][..buffer.len()]);
             Ok(())
         };
-        Heap::default().read(object, 8, file.len() as u64, &mut out, &mut read).map(|()| out)
+        Heap::once().read(object, 8, file.len() as u64, &mut out, &mut read).map(|()| out)
     }
 
     #[test]
@@ -221,6 +270,31 @@ mod tests {
                 other => panic!("{other:?}"),
             }
         }
+    }
+
+    #[test]
+    fn many_objects_are_found_in_any_order_and_a_search_that_does_not_end_is_ended() {
+        let names: Vec<String> = (0..500).map(|i| format!("object {i}")).collect();
+        let objects: Vec<(u16, &[u8])> = (1..).zip(names.iter().map(String::as_bytes)).collect();
+        let file = collection(&objects);
+        let mut read = |at: u64, buffer: &mut [u8]| {
+            buffer.copy_from_slice(&file[at as usize..][..buffer.len()]);
+            Ok(())
+        };
+        let mut find = |heap: &mut Heap, number: usize| {
+            let name = &names[number];
+            let object = Ref { collection: 0, len: name.len() as u32, index: number as u16 + 1 };
+            let mut out = vec![0; name.len()];
+            heap.read(object, 8, file.len() as u64, &mut out, &mut read)
+                .map(|()| assert_eq!(out, name.as_bytes()))
+        };
+        let mut heap = Heap::all();
+        (0..500).for_each(|number| find(&mut heap, number).unwrap());
+        assert!((1 << 32) - heap.left < 40 * READ, "in order, each is found from the one before");
+        (0..500).for_each(|number| find(&mut heap, number * 7919 % 500).unwrap());
+        let mut heap = Heap::with(100_000);
+        let refused = (0..500).rev().find_map(|number| find(&mut heap, number).err());
+        assert!(matches!(refused, Some(HeapError::Bad(why)) if why.contains("too long")));
     }
 
     #[test]

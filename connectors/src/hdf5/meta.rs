@@ -100,7 +100,6 @@ pub(super) struct Dataset {
 pub(super) struct Addresses {
     /// What addresses count from.
     pub base: u64,
-    pub offset_size: u8,
     pub length_size: u8,
 }
 
@@ -180,11 +179,7 @@ pub(super) fn locate(
     let paths = paths.to_vec();
     contained(shards, shard, move |file, size| {
         let superblock = file.superblock();
-        let addresses = Addresses {
-            base: superblock.base_address,
-            offset_size: superblock.offset_size,
-            length_size: superblock.length_size,
-        };
+        let addresses = Addresses { base: superblock.base_address, length_size: superblock.length_size };
         let one = |path: &String| {
             let refuse = |why: String| format!("dataset {path}: {why}");
             let dataset = file.dataset(path).map_err(|error| refuse(error.to_string()))?;

@@ -19,7 +19,7 @@
 //! considered and is not needed: the crate asks for memory only in proportion to bytes it has read, which the budget
 //! bounds, and some 400,000 mutated files, among them all those of the HDF5 library's CVE list, were opened in one process
 //! without an abort or a peak above what the budget allows. Data is read by this module itself: [`chunk`] undoes filters
-//! in memory of a known size, [`heap`] finds objects in at most 65,536 steps.
+//! in memory of a known size, [`heap`] finds objects in a bounded number of steps.
 //!
 //! # Promises
 //! - A record's place is known when the source is open: 16 bytes a record for objects of the heap and 16 bytes a chunk,
@@ -80,8 +80,12 @@ pub struct Hdf5Config {
 /// Names that mean the label where nothing else was said.
 const LABEL_NAMES: [&str; 3] = ["y", "labels", "label"];
 
-/// More records than this cannot have their label or heap reference in memory.
-const MAX_LISTED: u64 = 1 << 28;
+/// Labels are held in memory, and compression makes a few bytes of a file into many of them: this many, and one for each
+/// byte of the file, are believed.
+const MAX_LABELS: u64 = 16 << 20;
+
+/// As above for references to the heap, where each object takes at least 16 bytes of the file.
+const MAX_REFS: u64 = 1 << 20;
 
 /// A label's text may not be longer than this.
 const MAX_LABEL_TEXT: usize = 4096;
@@ -333,8 +337,11 @@ fn place(shards: &Shards, file: &File, dataset: &mut Dataset) -> Result<Place, S
         return Ok(place);
     }
     let rows = dataset.shape[0];
-    if dataset.shape.len() > 1 || rows > MAX_LISTED {
-        return Err(format!("objects of any length are read one a record, and at most {MAX_LISTED} of them"));
+    if dataset.shape.len() > 1 {
+        return Err(format!("objects of any length are read one a record ({})", dataset.describe()));
+    }
+    if rows > MAX_REFS + file.size / 16 {
+        return Err(format!("it has {rows} rows, more than a file of this size can hold"));
     }
     let mut refs = Vec::new();
     refs.try_reserve_exact(rows as usize).map_err(|_| format!("{rows} references do not fit in memory"))?;
@@ -357,7 +364,10 @@ fn read_labels(
     labels: &mut Vec<i64>,
 ) -> Result<(), String> {
     let rows = dataset.shape[0];
-    if !is_label(dataset) || rows > MAX_LISTED {
+    if rows > MAX_LABELS + file.size {
+        return Err(format!("it has {rows} rows, more than a file of this size can hold"));
+    }
+    if !is_label(dataset) {
         return Err(format!(
             "it holds no labels, an integer or a text for each record ({})",
             dataset.describe()
@@ -373,7 +383,7 @@ fn read_labels(
         Ok::<_, String>(())
     };
     if let Place::Heap(refs) = &place {
-        let (mut heap, mut text) = (Heap::default(), Vec::new());
+        let (mut heap, mut text) = (Heap::all(), Vec::new());
         for (row, object) in refs.iter().enumerate() {
             if object.len as usize > MAX_LABEL_TEXT {
                 return Err(format!("the label of row {row} is longer than {MAX_LABEL_TEXT} bytes"));

@@ -318,7 +318,7 @@ impl Records {
                     }
                     let mut read =
                         |offset: u64, buffer: &mut [u8]| self.shards.read_at(file.shard, offset, buffer);
-                    Heap::default().read(object, file.addresses.length_size, file.size, body, &mut read)?;
+                    Heap::once().read(object, file.addresses.length_size, file.size, body, &mut read)?;
                 }
                 Place::Chunked(chunked) => match chunked.direct(row) {
                     Some(offset) => read_row(offset, body)?,
@@ -404,7 +404,11 @@ pub(super) fn scan(
     }
 }
 
+/// File, column and number.
 type SlabKey = (u32, u32, u64);
+
+/// A slab, or what is wrong with its bytes, or nothing yet; locked while one thread makes it.
+type Making = Arc<Mutex<Option<Result<Arc<Vec<u8>>, String>>>>;
 
 /// Unpacked slabs: the ones used last, up to a number of bytes.
 struct Slabs {
@@ -422,7 +426,7 @@ struct Kept {
 }
 
 struct Slot {
-    slab: Arc<Mutex<Option<Result<Arc<Vec<u8>>, String>>>>,
+    slab: Making,
     used: u64,
     bytes: u64,
 }
@@ -459,12 +463,7 @@ impl Slabs {
 
 impl Kept {
     /// The place of a slab, now the last used, and what had to make room for it.
-    fn slot(
-        &mut self,
-        key: SlabKey,
-        bytes: u64,
-        limit: u64,
-    ) -> (Arc<Mutex<Option<Result<Arc<Vec<u8>>, String>>>>, Vec<Slot>) {
+    fn slot(&mut self, key: SlabKey, bytes: u64, limit: u64) -> (Making, Vec<Slot>) {
         self.clock += 1;
         let now = self.clock;
         let mut evicted = Vec::new();
@@ -513,7 +512,7 @@ mod tests {
             let chunked = Chunked { shape, chunk, grid, element: 1, chunks, filters, fill: vec![0] };
             Column { part: Some(part), places: vec![Place::Chunked(Box::new(chunked))] }
         };
-        let addresses = Addresses { base: 0, offset_size: 8, length_size: 8 };
+        let addresses = Addresses { base: 0, length_size: 8 };
         let columns = vec![column(&[64, 64, 3], rows), column(&[4, 4, 1], more)];
         let files = vec![File { shard: 0, size: 1, addresses, first: 0 }];
         (root, Records { shards, files, columns, path: "x".into(), len })
