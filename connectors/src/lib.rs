@@ -45,6 +45,7 @@
 mod address;
 mod array;
 mod buffer;
+mod cache;
 mod disk;
 mod error;
 mod folder;
@@ -74,7 +75,7 @@ pub use schema::{ElementType, FieldSpec, MAX_FIELD_BYTES, RESERVED, Schema};
 pub use shards::CacheConfig;
 pub use synthetic::{SyntheticConfig, SyntheticFormat};
 pub use table::TableConfig;
-pub use tar::TarConfig;
+pub use tar::{TarConfig, tar_sidecar};
 
 /// Which records there are: the closed list of sources, as plain data.
 ///
