@@ -52,7 +52,8 @@ pub(crate) fn dir(config: &CacheConfig) -> Result<PathBuf, SourceError> {
         }
         None => default_dir().ok_or_else(|| {
             SourceError::config(
-                "there is no place for the cache: neither XDG_CACHE_HOME nor HOME is set; set cache.dir".into(),
+                "there is no place for the cache: neither XDG_CACHE_HOME nor HOME is set; set cache.dir"
+                    .into(),
             )
         })?,
     };

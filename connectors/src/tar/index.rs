@@ -16,7 +16,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use super::archive::{Archive, Bytes, Fault, Member};
 use super::options::{From, Label, Options};
-use super::values::{MAX_NPY_HEADER, Numbers, NpyHeader, RawLabel, find};
+use super::values::{MAX_NPY_HEADER, NpyHeader, Numbers, RawLabel, find};
 use crate::manifest::escape;
 use crate::{ElementType, FieldSpec};
 
@@ -102,7 +102,8 @@ impl ShardIndex {
 
     /// Whether sizes marked large are exactly the ones in the list.
     pub fn large_is_whole(&self) -> bool {
-        let marked = (0..self.len()).filter(|&record| self.sizes[record] == LARGE).map(|record| record as u32);
+        let marked =
+            (0..self.len()).filter(|&record| self.sizes[record] == LARGE).map(|record| record as u32);
         marked.eq(self.large.iter().map(|&(record, _)| record))
     }
 
@@ -288,9 +289,8 @@ impl<'a> Groups<'a> {
     /// Takes a member in; reads it if it is one that is understood here.
     fn add(&mut self, group: &mut Group, dot: usize, member: Member) -> Result<(), Fault> {
         let ending = member.name[dot + 1..].to_ascii_lowercase();
-        let fault = |why: String| {
-            Fault::new(member.offset, format!("member \"{}\": {why}", escape(&member.name)))
-        };
+        let fault =
+            |why: String| Fault::new(member.offset, format!("member \"{}\": {why}", escape(&member.name)));
         if group.members.iter().any(|(other, _)| *other == ending) {
             return Err(fault(format!(
                 "its record has two members with the ending \"{}\"; pack the shard again with one of them",
@@ -354,7 +354,8 @@ impl Builder<'_> {
         let index = &mut self.index;
         let end = u32::try_from(index.names.len() + image.name.len());
         let end = end.map_err(|_| "the names of this shard's members have more than 4 GiB".to_owned())?;
-        let record = u32::try_from(index.offsets.len()).map_err(|_| "more than 4 billion records".to_owned())?;
+        let record =
+            u32::try_from(index.offsets.len()).map_err(|_| "more than 4 billion records".to_owned())?;
         index.names.extend_from_slice(&image.name);
         index.name_ends.push(end);
         index.offsets.push(image.offset);
@@ -389,7 +390,10 @@ impl Builder<'_> {
             Label::Json(path) => {
                 let value = group.json.as_ref().and_then(|json| find(json, path));
                 let value = value.ok_or_else(|| {
-                    format!("its json member is missing or has no \"{}\", where its label should be", path.join("."))
+                    format!(
+                        "its json member is missing or has no \"{}\", where its label should be",
+                        path.join(".")
+                    )
                 })?;
                 RawLabel::from_json(value)?
             }
@@ -429,7 +433,8 @@ impl Builder<'_> {
                 From::Npy(ending) => {
                     let found = group.arrays[array].as_ref();
                     array += 1;
-                    let (header, offset) = found.ok_or_else(|| missing(format!("member ending in \"{ending}\"")))?;
+                    let (header, offset) =
+                        found.ok_or_else(|| missing(format!("member ending in \"{ending}\"")))?;
                     if first {
                         self.index.fields.push(Field {
                             dtype: header.dtype,
@@ -445,9 +450,10 @@ impl Builder<'_> {
                 }
                 From::Json(path) => {
                     let value = group.json.as_ref().and_then(|json| find(json, path));
-                    let value = value.ok_or_else(|| missing(format!("\"{}\" in a json member", path.join("."))))?;
-                    let numbers =
-                        Numbers::from_json(value).map_err(|why| format!("field \"{}\": {why}", wanted.name))?;
+                    let value =
+                        value.ok_or_else(|| missing(format!("\"{}\" in a json member", path.join("."))))?;
+                    let numbers = Numbers::from_json(value)
+                        .map_err(|why| format!("field \"{}\": {why}", wanted.name))?;
                     here += numbers.whole.len() as u64 * 8;
                     if here > MAX_JSON_FIELDS {
                         return Err(format!(
@@ -473,7 +479,9 @@ impl Builder<'_> {
                     let dtype = field.dtype;
                     if let Place::Here(bytes) = &mut field.place {
                         match dtype {
-                            ElementType::I64 => bytes.extend(numbers.whole.iter().flat_map(|n| n.to_le_bytes())),
+                            ElementType::I64 => {
+                                bytes.extend(numbers.whole.iter().flat_map(|n| n.to_le_bytes()))
+                            }
                             _ => bytes.extend(numbers.real.iter().flat_map(|n| n.to_le_bytes())),
                         }
                     }
@@ -491,7 +499,8 @@ impl Field {
             && let Place::Here(bytes) = &mut self.place
         {
             self.dtype = ElementType::F32;
-            let numbers = bytes.chunks_exact(8).map(|b| i64::from_le_bytes(b.try_into().expect("eight bytes")));
+            let numbers =
+                bytes.chunks_exact(8).map(|b| i64::from_le_bytes(b.try_into().expect("eight bytes")));
             *bytes = numbers.flat_map(|number| (number as f32).to_le_bytes()).collect();
         }
     }

@@ -102,7 +102,12 @@ pub(crate) fn open(config: &TarConfig) -> Result<Arc<dyn IndexedSource>, SourceE
     for (file, &shard) in compressed.iter().enumerate() {
         places[shard] = Location { shard, lane: 1, file };
     }
-    let indexer = Indexer { given: &given, unpacked: unpacked.as_ref(), is_packed: packed.is_some(), cache: &config.cache };
+    let indexer = Indexer {
+        given: &given,
+        unpacked: unpacked.as_ref(),
+        is_packed: packed.is_some(),
+        cache: &config.cache,
+    };
     if options.label.is_none() {
         for &place in &places {
             options.label = indexer
@@ -230,9 +235,8 @@ impl Indexer<'_> {
             .map(|&place| {
                 let size = self.lane(place).files()[place.file].size;
                 let kept = Kept::new(self.given, place.shard, options);
-                let at_hand = self
-                    .beside(place, options)
-                    .or_else(|| kept.get(folder.as_deref()?, options, size));
+                let at_hand =
+                    self.beside(place, options).or_else(|| kept.get(folder.as_deref()?, options, size));
                 if let Some(index) = at_hand {
                     progress.add(size);
                     return Ok((place, index));
@@ -254,7 +258,8 @@ impl Indexer<'_> {
         let (count, example) = passed_over.into_inner().unwrap_or_default();
         let example = example.unwrap_or_default();
         if found.iter().all(|(_, index)| index.len() == 0) {
-            let what = if count > 0 { format!("; they have members like \"{example}\"") } else { String::new() };
+            let what =
+                if count > 0 { format!("; they have members like \"{example}\"") } else { String::new() };
             return Err(SourceError::data(format!(
                 "{} and its neighbours hold no images: no member ends in {}{what}; set image to the endings of yours",
                 self.given.display(0),
@@ -483,7 +488,8 @@ impl Tar {
                 classes.iter().enumerate().map(|(number, name)| (name.as_str(), number as i64)).collect();
             for part in &self.parts {
                 let RawLabels::Names(names, of) = &part.index.labels else { continue };
-                let known: Vec<Option<i64>> = names.iter().map(|name| numbers.get(name.as_str()).copied()).collect();
+                let known: Vec<Option<i64>> =
+                    names.iter().map(|name| numbers.get(name.as_str()).copied()).collect();
                 for &name in of {
                     let number = known[name as usize].ok_or_else(|| {
                         SourceError::data(format!(
@@ -623,9 +629,9 @@ impl IndexedSource for Tar {
             Labels::Small(labels) => labels.capacity() * 4,
             Labels::Wide(labels) => labels.capacity() * 8,
         };
-        let classes: usize =
-            self.classes.iter().map(|class| class.capacity() + size_of::<String>()).sum();
-        let shards: u64 = [0, 1].into_iter().filter_map(|lane| self.lane(lane)).map(|lane| lane.memory()).sum();
+        let classes: usize = self.classes.iter().map(|class| class.capacity() + size_of::<String>()).sum();
+        let shards: u64 =
+            [0, 1].into_iter().filter_map(|lane| self.lane(lane)).map(|lane| lane.memory()).sum();
         parts + (size_of::<Self>() + labels + classes) as u64 + shards
     }
 

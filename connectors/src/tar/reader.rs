@@ -16,7 +16,8 @@ use super::{Part, Tar};
 use crate::shards::Ranges;
 use crate::workers::{Meter, finish, lock};
 use crate::{
-    Buffer, Done, IndexedSource, POOL_BYTES, ReadError, ReadRequest, ReadStats, Reader, ReaderConfig, SourceError,
+    Buffer, Done, IndexedSource, POOL_BYTES, ReadError, ReadRequest, ReadStats, Reader, ReaderConfig,
+    SourceError,
 };
 
 /// Pieces this near to each other are read as one: a second read costs more than these bytes.
@@ -137,7 +138,9 @@ impl Tar {
         let mut fields = Vec::with_capacity(self.fields_bytes as usize);
         for field in &part.index.fields {
             match &field.place {
-                Place::Here(values) => fields.extend_from_slice(&values[record * field.bytes()..][..field.bytes()]),
+                Place::Here(values) => {
+                    fields.extend_from_slice(&values[record * field.bytes()..][..field.bytes()])
+                }
                 Place::Shard(offsets) => {
                     let (at, range) = find(Span { offset: offsets[record], len: field.bytes() as u64 });
                     fields.extend_from_slice(&read[at][range]);

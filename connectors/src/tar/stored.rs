@@ -201,9 +201,8 @@ impl<'a> Rest<'a> {
 
 /// Whether everything it points at is inside the shard, and inside itself.
 fn sound(index: &ShardIndex, size: u64) -> bool {
-    let inside = |offset: u64, len: u64| {
-        offset >= BLOCK && offset.checked_add(len).is_some_and(|end| end <= size)
-    };
+    let inside =
+        |offset: u64, len: u64| offset >= BLOCK && offset.checked_add(len).is_some_and(|end| end <= size);
     let ends = index.name_ends.is_sorted()
         && index.name_ends.last().map_or(0, |&end| end as usize) == index.names.len();
     let arrays = index.fields.iter().all(|field| match &field.place {

@@ -58,7 +58,10 @@ pub(super) fn unpack(
 ) -> Result<Unpacked, SourceError> {
     let folder = cache::dir(config)?.join("unpacked.fuelrail");
     let failed = |error: io::Error| {
-        SourceError::data(format!("shards cannot be unpacked into {}: {error}; set cache.dir", folder.display()))
+        SourceError::data(format!(
+            "shards cannot be unpacked into {}: {error}; set cache.dir",
+            folder.display()
+        ))
     };
     fs::create_dir_all(&folder).map_err(failed)?;
     let names: Vec<String> = which.iter().map(|&shard| name(given, shard)).collect();
@@ -78,7 +81,8 @@ pub(super) fn unpack(
         })
     };
     if !missing.is_empty() {
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(SIDE_BY_SIDE.min(rayon::current_num_threads()));
+        let pool =
+            rayon::ThreadPoolBuilder::new().num_threads(SIDE_BY_SIDE.min(rayon::current_num_threads()));
         match pool.build() {
             Ok(pool) => pool.install(work)?,
             Err(_) => work()?,
@@ -238,7 +242,9 @@ impl Job<'_> {
         let mut piece = vec![0; STRIDE];
         loop {
             let len = fill(&mut *stream, &mut piece).map_err(|error| {
-                self.failed(&format!("{error}; it is damaged or cut off, or not what its ending says: fetch it again"))
+                self.failed(&format!(
+                    "{error}; it is damaged or cut off, or not what its ending says: fetch it again"
+                ))
             })?;
             if len == 0 {
                 break;

@@ -88,12 +88,13 @@ impl Numbers {
 
     fn add(&mut self, value: &Value, depth: usize) -> Result<(), String> {
         match value {
-            Value::Array(list) => {
-                if self.shape.get(depth) != Some(&(list.len() as u64)) {
+            Value::Array(list) if depth < self.shape.len() => {
+                if self.shape[depth] != list.len() as u64 {
                     return Err("its lists have different lengths".into());
                 }
                 list.iter().try_for_each(|value| self.add(value, depth + 1))
             }
+            Value::Array(_) => Err("its lists are nested differently".into()),
             _ if depth != self.shape.len() => Err("its lists are nested differently".into()),
             Value::Bool(value) => {
                 self.push(Some(i64::from(*value)), 0.0);
@@ -180,7 +181,8 @@ impl NpyHeader {
             }
         };
         let fortran = after("'fortran_order'").ok_or_else(damaged)?;
-        let shape = after("'shape'").and_then(|rest| rest.strip_prefix('(')?.split_once(')')).ok_or_else(damaged)?.0;
+        let shape =
+            after("'shape'").and_then(|rest| rest.strip_prefix('(')?.split_once(')')).ok_or_else(damaged)?.0;
         let shape = shape.split(',').map(str::trim).filter(|part| !part.is_empty());
         let shape = shape.map(|part| part.parse().map_err(|_| damaged())).collect::<Result<Vec<u64>, _>>()?;
         if fortran.starts_with("True") && shape.len() > 1 {
@@ -217,7 +219,10 @@ mod tests {
     fn an_npy_header_says_where_the_numbers_are() {
         let bytes = npy("{'descr': '<f4', 'fortran_order': False, 'shape': (2, 3), }   \n", 24);
         let header = NpyHeader::parse(&bytes, bytes.len() as u64).unwrap();
-        assert_eq!((header.dtype, header.shape, header.len), (ElementType::F32, vec![2, 3], bytes.len() as u64 - 24));
+        assert_eq!(
+            (header.dtype, header.shape, header.len),
+            (ElementType::F32, vec![2, 3], bytes.len() as u64 - 24)
+        );
         let bytes = npy("{'descr': '|u1', 'fortran_order': False, 'shape': (), }\n", 1);
         assert_eq!(NpyHeader::parse(&bytes, bytes.len() as u64).unwrap().shape, Vec::<u64>::new());
         for (header, data, expected) in [
@@ -226,7 +231,11 @@ mod tests {
             ("{'descr': [('a', '<f4')], 'fortran_order': False, 'shape': (2,), }", 8, "plain numbers"),
             ("{'descr': '<f4', 'fortran_order': True, 'shape': (2, 1), }", 8, "Fortran"),
             ("{'descr': '<f4', 'fortran_order': False, 'shape': (2,), }", 9, "its header says"),
-            ("{'descr': '<f4', 'fortran_order': False, 'shape': (99999999999999, 99999999), }", 9, "too large"),
+            (
+                "{'descr': '<f4', 'fortran_order': False, 'shape': (99999999999999, 99999999), }",
+                9,
+                "too large",
+            ),
             ("{'descr': '<f4', 'fortran_order': False, 'shape': (x,), }", 9, "damaged"),
             ("", 0, "plain numbers"),
         ] {

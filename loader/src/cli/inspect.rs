@@ -92,7 +92,12 @@ impl Inspect {
         Ok(())
     }
 
-    fn look(&self, source: &Arc<dyn IndexedSource>, schema: &Schema, report: &mut Report) -> Result<(), Failure> {
+    fn look(
+        &self,
+        source: &Arc<dyn IndexedSource>,
+        schema: &Schema,
+        report: &mut Report,
+    ) -> Result<(), Failure> {
         let len = source.len();
         report.sampled = len.min(self.sample);
         let sampled = report.sampled;
@@ -140,7 +145,9 @@ impl Inspect {
             },
             |at, tile| {
                 // What cannot be read is a red tile, so that the others stay in their places.
-                tiles.push(tile.unwrap_or_else(|| RgbImage::from_pixel(TILE, TILE, image::Rgb([200, 40, 40]))));
+                tiles.push(
+                    tile.unwrap_or_else(|| RgbImage::from_pixel(TILE, TILE, image::Rgb([200, 40, 40]))),
+                );
                 if !self.json {
                     let (row, column) = (at / 6 + 1, at % 6 + 1);
                     println!("row {row} column {column}: {}", source.key(spread(at, count, source.len())));
@@ -199,7 +206,9 @@ enum Found {
 fn look(result: Result<Record, ReadError>, schema: &Schema, chain: Option<&Chain>) -> Found {
     let record = match result {
         Ok(record) => record,
-        Err(error) if error.kind() == ReadErrorKind::Bad => return Found::Unreadable(error.detail().to_owned()),
+        Err(error) if error.kind() == ReadErrorKind::Bad => {
+            return Found::Unreadable(error.detail().to_owned());
+        }
         Err(error) => return Found::Failed(error.to_string()),
     };
     let Some((image, _)) = schema.split(&record.bytes) else {
@@ -398,19 +407,25 @@ impl Report {
         println!("index           {} of memory", HumanBytes(source.memory()));
         println!("fingerprint     {}", source.fingerprint());
         let schema = source.schema();
-        let fields = schema.fields.iter().map(|field| format!("{} ({} {:?})", field.name, field.dtype, field.shape));
+        let fields =
+            schema.fields.iter().map(|field| format!("{} ({} {:?})", field.name, field.dtype, field.shape));
         let image = schema.image.then(|| "image".to_owned());
         println!("a record holds  {}", image.into_iter().chain(fields).collect::<Vec<_>>().join(", "));
         self.print_labels(source);
         if !schema.image {
             return;
         }
-        let all = if self.sampled == len { "all" } else { "spread evenly over the source; more with --sample" };
+        let all =
+            if self.sampled == len { "all" } else { "spread evenly over the source; more with --sample" };
         println!("\nread            {} records, {all}", HumanCount(self.sampled));
         let counts = |counts: &BTreeMap<&str, u64>| {
             let mut counts: Vec<_> = counts.iter().collect();
             counts.sort_by_key(|&(_, &count)| std::cmp::Reverse(count));
-            counts.iter().map(|(name, count)| format!("{name} {}", HumanCount(**count))).collect::<Vec<_>>().join(", ")
+            counts
+                .iter()
+                .map(|(name, count)| format!("{name} {}", HumanCount(**count)))
+                .collect::<Vec<_>>()
+                .join(", ")
         };
         println!("formats         {}", counts(&self.formats));
         if !self.chroma.is_empty() {

@@ -52,8 +52,7 @@ pub(super) fn in_order<T: Send + 'static>(
     while given < count {
         let mut requests = Vec::new();
         while asked < count
-            && (asked == given
-                || (((asked - given) as usize) < AHEAD_RECORDS && ahead < AHEAD_BYTES))
+            && (asked == given || (((asked - given) as usize) < AHEAD_RECORDS && ahead < AHEAD_BYTES))
         {
             let record = index(asked);
             ahead += source.size(record);

@@ -172,7 +172,11 @@ struct Skipped {
 
 /// One record, ready to be written, or why there is none.
 enum Prepared {
-    Whole { image: Image, fields: Vec<Vec<u8>>, ending: &'static str },
+    Whole {
+        image: Image,
+        fields: Vec<Vec<u8>>,
+        ending: &'static str,
+    },
     Unreadable(String),
     /// The environment is broken: no record's fault.
     Failed(String),
@@ -207,7 +211,10 @@ impl Pack {
         let source = read::open(address, &self.options)?;
         let schema = source.schema();
         if !schema.image {
-            return Err(format!("{address} holds no images; shards are made of images with their labels and fields").into());
+            return Err(format!(
+                "{address} holds no images; shards are made of images with their labels and fields"
+            )
+            .into());
         }
         fs::create_dir_all(folder).map_err(|error| format!("{}: {error}", folder.display()))?;
         self.write(address, folder, &source, &schema)
@@ -224,7 +231,13 @@ impl Pack {
     }
 
     /// The list of an earlier run that this one goes on with, or a fresh one.
-    fn begin(&self, address: &str, folder: &Path, source: &Arc<dyn IndexedSource>, schema: &Schema) -> Result<Index, Failure> {
+    fn begin(
+        &self,
+        address: &str,
+        folder: &Path,
+        source: &Arc<dyn IndexedSource>,
+        schema: &Schema,
+    ) -> Result<Index, Failure> {
         let endings = field_endings(schema);
         let fresh = Index {
             format: "fuelrail-pack".into(),
@@ -247,13 +260,20 @@ impl Pack {
             skipped: Vec::new(),
             skipped_records: 0,
         };
-        if let Some(field) = schema.fields.iter().find(|field| field.name.contains('=') || field.name.trim() != field.name) {
-            return Err(format!("the field {:?} cannot be packed: rename it to one without '=' and spaces around", field.name).into());
+        if let Some(field) =
+            schema.fields.iter().find(|field| field.name.contains('=') || field.name.trim() != field.name)
+        {
+            return Err(format!(
+                "the field {:?} cannot be packed: rename it to one without '=' and spaces around",
+                field.name
+            )
+            .into());
         }
         let path = folder.join(INDEX);
         let here = |entry: &Path| {
             let name = entry.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            let number = name.strip_prefix(&format!("{}-", self.name)).and_then(|rest| rest.split('.').next());
+            let number =
+                name.strip_prefix(&format!("{}-", self.name)).and_then(|rest| rest.split('.').next());
             let is_ours = number.is_some_and(|n| n.len() >= 6 && n.bytes().all(|b| b.is_ascii_digit()));
             is_ours && [".tar", ".tar.idx", ".tmp"].iter().any(|ending| name.ends_with(ending))
         };
@@ -273,7 +293,9 @@ impl Pack {
             fs::remove_file(temporary)?;
         }
         if !path.exists() {
-            if let Some(other) = own.iter().find(|path| path.extension().is_some_and(|ending| ending == "tar")) {
+            if let Some(other) =
+                own.iter().find(|path| path.extension().is_some_and(|ending| ending == "tar"))
+            {
                 return Err(format!(
                     "{} is there, but no {INDEX} that says what it is; choose another folder or --name, or start over \
                      with --force",
@@ -294,27 +316,41 @@ impl Pack {
         for shard in &old.shards {
             let path = folder.join(&shard.name);
             let size = fs::metadata(&path).map(|meta| meta.len());
-            if size.as_ref().ok() != Some(&shard.bytes) || !folder.join(format!("{}.idx", shard.name)).exists() {
-                return Err(format!(
-                    "{} is not as it was written; start over with --force",
-                    path.display()
-                )
-                .into());
+            if size.as_ref().ok() != Some(&shard.bytes)
+                || !folder.join(format!("{}.idx", shard.name)).exists()
+            {
+                return Err(
+                    format!("{} is not as it was written; start over with --force", path.display()).into()
+                );
             }
         }
         Ok(Index { source: address.into(), ..old })
     }
 
-    fn write(&self, address: &str, folder: &Path, source: &Arc<dyn IndexedSource>, schema: &Schema) -> Result<(), Failure> {
+    fn write(
+        &self,
+        address: &str,
+        folder: &Path,
+        source: &Arc<dyn IndexedSource>,
+        schema: &Schema,
+    ) -> Result<(), Failure> {
         let mut index = self.begin(address, folder, source, schema)?;
         let len = source.len();
         let begin = index.shards.last().map_or(0, |shard| shard.end);
         if index.complete {
-            println!("{} is packed already: {} records in {} shards", folder.display(), index.records, index.shards.len());
+            println!(
+                "{} is packed already: {} records in {} shards",
+                folder.display(),
+                index.records,
+                index.shards.len()
+            );
             return Ok(());
         }
         if begin > 0 {
-            println!("going on behind {}, at record {begin} of {len}", index.shards[index.shards.len() - 1].name);
+            println!(
+                "going on behind {}, at record {begin} of {len}",
+                index.shards[index.shards.len() - 1].name
+            );
         }
         if let Some(side) = self.max_side {
             eprintln!(
@@ -360,14 +396,20 @@ impl Pack {
             bar.finish_and_clear();
             writer.give_up();
             let whole = writer.index.shards.len();
-            eprintln!("stopped; {whole} whole shards are in {}, and the same command goes on", folder.display());
+            eprintln!(
+                "stopped; {whole} whole shards are in {}, and the same command goes on",
+                folder.display()
+            );
             return Err(error);
         }
         writer.close(len)?;
         if writer.index.shards.is_empty() {
             bar.finish_and_clear();
-            let first = writer.index.skipped.first().map(|skipped| format!("{}: {}", skipped.key, skipped.why));
-            return Err(format!("not one record could be read; the first is {}", first.unwrap_or_default()).into());
+            let first =
+                writer.index.skipped.first().map(|skipped| format!("{}: {}", skipped.key, skipped.why));
+            return Err(
+                format!("not one record could be read; the first is {}", first.unwrap_or_default()).into()
+            );
         }
         writer.index.complete = true;
         write_index(folder, writer.index)?;
@@ -400,8 +442,10 @@ fn bar(len: u64) -> ProgressBar {
     }
     let bar = ProgressBar::with_draw_target(Some(len), ProgressDrawTarget::stderr_with_hz(5));
     bar.set_style(
-        ProgressStyle::with_template("packing {wide_bar} {human_pos} of {human_len}  {per_sec}  {msg}  {eta} left")
-            .expect("a valid template"),
+        ProgressStyle::with_template(
+            "packing {wide_bar} {human_pos} of {human_len}  {per_sec}  {msg}  {eta} left",
+        )
+        .expect("a valid template"),
     );
     bar
 }
@@ -409,7 +453,9 @@ fn bar(len: u64) -> ProgressBar {
 /// The ending of each field's member: its name in lower case, in plain letters, no two alike.
 fn field_endings(schema: &Schema) -> Vec<String> {
     let mut taken = HashSet::new();
-    let plain = |c: char| if c.is_ascii_alphanumeric() || c == '_' || c == '-' { c.to_ascii_lowercase() } else { '_' };
+    let plain = |c: char| {
+        if c.is_ascii_alphanumeric() || c == '_' || c == '-' { c.to_ascii_lowercase() } else { '_' }
+    };
     schema
         .fields
         .iter()
@@ -426,7 +472,9 @@ fn field_endings(schema: &Schema) -> Vec<String> {
 fn prepare(result: Result<Record, ReadError>, schema: &Schema, shrink: Option<Shrink>) -> Prepared {
     let record = match result {
         Ok(record) => record,
-        Err(error) if error.kind() == ReadErrorKind::Bad => return Prepared::Unreadable(error.detail().to_owned()),
+        Err(error) if error.kind() == ReadErrorKind::Bad => {
+            return Prepared::Unreadable(error.detail().to_owned());
+        }
         Err(error) => return Prepared::Failed(error.to_string()),
     };
     let Some((image, values)) = schema.split(&record.bytes) else {
@@ -472,7 +520,10 @@ impl Writer<'_> {
             }
             Prepared::Unreadable(why) => {
                 let key = self.source.key(record);
-                return Err(format!("{key}: {why}. Repair or remove it, or leave it out with --on-error skip").into());
+                return Err(format!(
+                    "{key}: {why}. Repair or remove it, or leave it out with --on-error skip"
+                )
+                .into());
             }
         };
         let label = self.source.label(record).to_string();
@@ -556,14 +607,22 @@ fn stem(record: u64, key: &str) -> String {
 
 fn read_index(folder: &Path) -> Result<Index, Failure> {
     let path = folder.join(INDEX);
-    let bytes = fs::read(&path).map_err(|error| format!("{}: {error}; is this a folder that fuelrail pack made?", path.display()))?;
+    let bytes = fs::read(&path)
+        .map_err(|error| format!("{}: {error}; is this a folder that fuelrail pack made?", path.display()))?;
     let index: Index = serde_json::from_slice(&bytes)
         .map_err(|error| format!("{} is no list of fuelrail pack's: {error}", path.display()))?;
     if index.format != "fuelrail-pack" || index.version != 1 {
-        return Err(format!("{} is of format {} {}; this fuelrail writes fuelrail-pack 1", path.display(), index.format, index.version).into());
+        return Err(format!(
+            "{} is of format {} {}; this fuelrail writes fuelrail-pack 1",
+            path.display(),
+            index.format,
+            index.version
+        )
+        .into());
     }
     // Names come from outside and are put behind the folder: nothing but a name may be in them.
-    let is_name = |name: &str| !name.is_empty() && !name.contains(['/', '\\', '\0']) && !name.starts_with('.');
+    let is_name =
+        |name: &str| !name.is_empty() && !name.contains(['/', '\\', '\0']) && !name.starts_with('.');
     if let Some(shard) = index.shards.iter().find(|shard| !is_name(&shard.name)) {
         return Err(format!("{}: \"{}\" is no name of a shard", path.display(), shard.name).into());
     }
@@ -595,10 +654,18 @@ fn difference(old: &Index, new: &Index, pack: &Pack) -> Option<String> {
         return tell("--shard-size", was.shard_size.to_string(), is.shard_size.to_string());
     }
     if was.max_side != is.max_side {
-        return tell("--max-side", or_none(was.max_side.map(|n| n.to_string())), or_none(is.max_side.map(|n| n.to_string())));
+        return tell(
+            "--max-side",
+            or_none(was.max_side.map(|n| n.to_string())),
+            or_none(is.max_side.map(|n| n.to_string())),
+        );
     }
     if was.quality != is.quality {
-        return tell("--quality", or_none(was.quality.map(|n| n.to_string())), or_none(is.quality.map(|n| n.to_string())));
+        return tell(
+            "--quality",
+            or_none(was.quality.map(|n| n.to_string())),
+            or_none(is.quality.map(|n| n.to_string())),
+        );
     }
     let prefix = format!("{}-", pack.name);
     if let Some(other) = old.shards.iter().find(|shard| !shard.name.starts_with(&prefix)) {
@@ -635,13 +702,25 @@ fn verify(folder: &Path) -> Result<(), Failure> {
     }
     bar.finish_and_clear();
     if !index.complete {
-        wrong.push("the shards are not all there: packing was interrupted; give the same command again".into());
+        wrong.push(
+            "the shards are not all there: packing was interrupted; give the same command again".into(),
+        );
     }
     if !wrong.is_empty() {
         wrong.iter().for_each(|line| println!("{line}"));
-        return Err(format!("{} of {} shards and their indices are not as written", wrong.len(), index.shards.len()).into());
+        return Err(format!(
+            "{} of {} shards and their indices are not as written",
+            wrong.len(),
+            index.shards.len()
+        )
+        .into());
     }
-    println!("{} shards, {} records, {}: all as written", index.shards.len(), index.records, HumanBytes(index.bytes));
+    println!(
+        "{} shards, {} records, {}: all as written",
+        index.shards.len(),
+        index.records,
+        HumanBytes(index.bytes)
+    );
     Ok(())
 }
 
@@ -670,7 +749,13 @@ mod tests {
 
     #[test]
     fn sizes_are_written_as_people_do() {
-        for (text, bytes) in [("256mb", 256_000_000), ("1GiB", 1 << 30), ("1.5k", 1500), ("10", 10), ("2 tb", 2_000_000_000_000)] {
+        for (text, bytes) in [
+            ("256mb", 256_000_000),
+            ("1GiB", 1 << 30),
+            ("1.5k", 1500),
+            ("10", 10),
+            ("2 tb", 2_000_000_000_000),
+        ] {
             assert_eq!(human_bytes(text), Ok(bytes), "{text}");
         }
         for text in ["", "mb", "0", "-1", "1xb", "1e99", "1..2m", "99999999tb"] {

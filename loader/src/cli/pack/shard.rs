@@ -194,7 +194,11 @@ mod tests {
     fn a_header_is_one_of_ustar() {
         let plain = header("a.jpg", 300);
         assert_eq!(&plain[124..136], b"00000000454\0");
-        let sum: u32 = plain.iter().enumerate().map(|(at, &b)| u32::from(if (148..156).contains(&at) { b' ' } else { b })).sum();
+        let sum: u32 = plain
+            .iter()
+            .enumerate()
+            .map(|(at, &b)| u32::from(if (148..156).contains(&at) { b' ' } else { b }))
+            .sum();
         assert_eq!(&plain[148..155], format!("{sum:06o}\0").as_bytes());
         assert_eq!(header("a.jpg", OCTAL)[124..136], [0x80, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0]);
         assert_eq!((member_bytes(0), member_bytes(1), member_bytes(512)), (512, 1024, 1024));
