@@ -18,6 +18,7 @@ pub const POOL_BYTES: u64 = 32 << 20;
 /// Bytes of one record. Reads as a slice; its memory goes back to the pool it came from when it is dropped.
 pub struct Buffer {
     storage: Vec<u8>,
+    start: usize,
     len: usize,
     pool: Weak<Pool>,
 }
@@ -26,7 +27,7 @@ impl Deref for Buffer {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        &self.storage[..self.len]
+        &self.storage[self.start..self.start + self.len]
     }
 }
 
@@ -45,7 +46,7 @@ impl fmt::Debug for Buffer {
 /// A buffer of its own, without a pool.
 impl From<Vec<u8>> for Buffer {
     fn from(storage: Vec<u8>) -> Self {
-        Self { len: storage.len(), storage, pool: Weak::new() }
+        Self { start: 0, len: storage.len(), storage, pool: Weak::new() }
     }
 }
 
@@ -65,8 +66,14 @@ impl Buffer {
 
     /// Declares the first `len` bytes of the storage to be the record.
     pub(crate) fn set_len(&mut self, len: usize) {
-        assert!(len <= self.storage.len(), "a record is not longer than its buffer");
-        self.len = len;
+        self.set_range(0, len);
+    }
+
+    /// Declares a part of the storage to be the record: what was read before it stays unseen, without a copy.
+    pub(crate) fn set_range(&mut self, start: usize, len: usize) {
+        let end = start.checked_add(len);
+        assert!(end.is_some_and(|end| end <= self.storage.len()), "a record is not longer than its buffer");
+        (self.start, self.len) = (start, len);
     }
 
     /// Bytes of memory the buffer holds, whatever the record's length.
@@ -122,7 +129,7 @@ impl Pool {
                 fresh
             }
         };
-        Some(Buffer { storage, len: 0, pool: Arc::downgrade(self) })
+        Some(Buffer { storage, start: 0, len: 0, pool: Arc::downgrade(self) })
     }
 
     fn give(&self, storage: Vec<u8>) {

@@ -129,6 +129,11 @@ impl ReadError {
         Self { key, kind: ReadErrorKind::Changed, detail, transient: false }
     }
 
+    /// As [`changed`](Self::changed), found out by content instead of length.
+    pub(crate) fn replaced(key: String, detail: String) -> Self {
+        Self { key, kind: ReadErrorKind::Changed, detail, transient: false }
+    }
+
     pub(crate) fn io(key: String, detail: String, transient: bool) -> Self {
         Self { key, kind: ReadErrorKind::Io, detail, transient }
     }

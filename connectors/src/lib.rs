@@ -86,7 +86,7 @@ pub use shards::CacheConfig;
 pub use subset::SubsetConfig;
 pub use synthetic::{SyntheticConfig, SyntheticFormat};
 pub use table::{TableConfig, TableFormat, TokenMode, TokenTail, TokensConfig};
-pub use tar::TarConfig;
+pub use tar::{TarConfig, tar_sidecar};
 
 /// Which records there are: the closed list of sources, as plain data.
 ///

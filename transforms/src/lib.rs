@@ -144,6 +144,29 @@ impl Chain {
     }
 }
 
+/// What an image's header says, before any pixel is decoded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ImageInfo {
+    /// `"jpeg"`, `"png"`, `"webp"`, `"gif"`, `"bmp"`, `"tiff"` or `"pnm"`.
+    pub format: &'static str,
+    /// Pixels from left to right, as the picture is seen: with the EXIF orientation applied.
+    pub width: u32,
+    /// Pixels from top to bottom.
+    pub height: u32,
+}
+
+impl ImageInfo {
+    /// Reads a header.
+    ///
+    /// # Errors
+    /// As [`Chain::apply`], as far as that is known without decoding.
+    pub fn read(encoded: &[u8], limits: &Limits, scratch: &mut Scratch) -> Result<Self, SampleError> {
+        let opened = scratch.decoders.open(encoded, limits)?;
+        let (width, height) = opened.symmetry().size(opened.stored_size());
+        Ok(Self { format: decode::format(encoded), width: width as u32, height: height as u32 })
+    }
+}
+
 /// What a worker thread keeps from sample to sample: decoder handles and buffers, so that steady work allocates little.
 /// It holds no state that a result depends on; after a panic inside [`Chain::apply`] replace it by a new one.
 #[derive(Default)]

@@ -1,7 +1,10 @@
 //! The commands of the `fuelrail` binary. (`fuelrail train` is Python; the wheel's launcher knows both.)
 
 mod bench;
+mod inspect;
+mod pack;
 mod preview;
+mod read;
 mod serve;
 mod spec;
 
@@ -25,6 +28,10 @@ enum Command {
     Bench(bench::Bench),
     /// Write a contact sheet of what a pipeline delivers, as one PNG.
     Preview(preview::Preview),
+    /// Write any source as tar shards: indexed, checksummed, restartable.
+    Pack(pack::Pack),
+    /// Say what a source holds: records, classes, formats, sizes, what cannot be read.
+    Inspect(inspect::Inspect),
 }
 
 /// Why a command failed, for people.
@@ -36,6 +43,8 @@ pub fn main() -> ExitCode {
         Command::Serve(command) => command.run(),
         Command::Bench(command) => command.run(),
         Command::Preview(command) => command.run(),
+        Command::Pack(command) => command.run(),
+        Command::Inspect(command) => command.run(),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

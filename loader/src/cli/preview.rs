@@ -95,7 +95,8 @@ impl Preview {
     }
 }
 
-fn contact_sheet(tiles: &[RgbImage], columns: u32) -> RgbImage {
+/// Pictures of one size in rows.
+pub(super) fn contact_sheet(tiles: &[RgbImage], columns: u32) -> RgbImage {
     let (width, height) = tiles.first().map_or((1, 1), RgbImage::dimensions);
     let columns = columns.min(tiles.len() as u32).max(1);
     let rows = (tiles.len() as u32).div_ceil(columns);

@@ -54,6 +54,15 @@ impl Decoders {
     }
 }
 
+/// The name of the format of bytes that were opened.
+pub(crate) fn format(bytes: &[u8]) -> &'static str {
+    match other::sniff(bytes) {
+        None => "jpeg",
+        Some(image::ImageFormat::Pnm) => "pnm",
+        Some(format) => format.extensions_str().first().copied().unwrap_or("image"),
+    }
+}
+
 /// An image whose header is known and whose pixels are not decoded yet.
 pub(crate) struct Opened<'a>(Inner<'a>);
 

@@ -1,0 +1,645 @@
+//! Tar shards in WebDataset's naming: `0001.jpg`, `0001.cls`, `0001.json`, one record after the other.
+//!
+//! ```text
+//!  open:    shards ─▶ [unpack .gz .zst into the cache] ─▶ index of each: beside it, from the cache, or by a walk ─▶ Tar
+//!  reading: record ─▶ part (binary search) ─▶ byte ranges of the shard itself ─▶ header checked ─▶ image, fields
+//! ```
+//!
+//! # Promises
+//!
+//! - A record is read straight from its shard. No member is ever written to disk, under whatever name.
+//! - The members are those that Python's `tarfile` finds ([`archive`]), grouped as WebDataset does ([`index`]).
+//! - The header before each image is read with it and compared to the one that was indexed: a shard that was replaced is
+//!   noticed even when its size is the same.
+//! - An index is 28 bytes a record and its names (and 8 for each array field, and the numbers of `json` fields). It is
+//!   made once for each shard and kept in the cache folder, or beside the shard by `fuelrail pack`.
+//!
+//! # What it does not do
+//!
+//! It reads no links, devices or sparse members, runs no command (`pipe:`) and unpickles nothing.
+
+mod archive;
+mod index;
+mod options;
+mod packed;
+mod progress;
+mod reader;
+mod stored;
+mod unpack;
+mod values;
+
+use std::collections::HashMap;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+use xxhash_rust::xxh3::Xxh3;
+
+use self::archive::{BLOCK, Bytes, Fault};
+use self::index::{RawLabels, ShardIndex};
+use self::options::{Label, Options};
+use self::packed::Packed;
+use self::progress::Progress;
+use self::unpack::Unpacked;
+use crate::manifest::escape;
+use crate::shards::{Shards, ends_with};
+use crate::{
+    Blocks, CacheConfig, Extent, Fingerprint, IndexedSource, Reader, ReaderConfig, Schema, SourceError, cache,
+};
+
+/// Files of a folder that are shards.
+const ENDINGS: [&str; 5] = [".tar", ".tar.gz", ".tgz", ".tar.zst", ".tar.zstd"];
+
+/// Configuration of tar shards.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TarConfig {
+    /// The shards: paths or URLs with braces, `*` and `?`, or folders.
+    pub shards: Vec<String>,
+    /// Endings of images, the first one that a record has counts; `["jpg;png"]` is the same as `["jpg", "png"]`.
+    /// Default: all that can be decoded.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub image: Option<Vec<String>>,
+    /// Where labels are: `"cls"` or `"txt"` (the member's text: a whole number or a class name), `"json:path.to.key"`,
+    /// `"folder"` (the first folder in the member's name), or `"none"`. Default: `cls` if the first record has it, else
+    /// `label` or `cls` in its `json`, else none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub label: Option<String>,
+    /// Numeric fields: `"json:box"` (numbers, or lists of them), `"emb.npy"` (an array); `"name=json:box"` renames.
+    /// Default: none, or those that `fuelrail pack` wrote.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fields: Option<Vec<String>>,
+    /// Class names in label order; a name that is not in it is an error. Default: the names found, sorted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub classes: Option<Vec<String>>,
+    /// Where indices and unpacked shards are kept.
+    #[serde(skip_serializing_if = "CacheConfig::is_default")]
+    pub cache: CacheConfig,
+}
+
+/// Opens tar shards: finds them, unpacks the compressed ones, indexes those that no index is found for.
+///
+/// # Errors
+/// [`SourceError`] that names the shard, the member and the byte, or the key of the configuration.
+pub(crate) fn open(config: &TarConfig) -> Result<Arc<dyn IndexedSource>, SourceError> {
+    let given = Shards::open(&config.shards, &ENDINGS, &config.cache)?;
+    let packed = Packed::find(&given, &config.cache)?;
+    let mut settled = config.clone();
+    if let Some(packed) = &packed {
+        packed.complete(&mut settled);
+    }
+    let mut options = Options::new(&settled)?;
+    let compressed: Vec<usize> = (0..given.files().len())
+        .filter(|&shard| !ends_with(&given.files()[shard].name, &ENDINGS[..1]))
+        .filter(|&shard| ends_with(&given.files()[shard].name, &ENDINGS))
+        .collect();
+    let unpacked =
+        if compressed.is_empty() { None } else { Some(unpack::unpack(&given, &compressed, &config.cache)?) };
+    let mut places: Vec<Location> =
+        (0..given.files().len()).map(|shard| Location { shard, lane: 0, file: shard }).collect();
+    for (file, &shard) in compressed.iter().enumerate() {
+        places[shard] = Location { shard, lane: 1, file };
+    }
+    let indexer = Indexer {
+        given: &given,
+        unpacked: unpacked.as_ref(),
+        is_packed: packed.is_some(),
+        cache: &config.cache,
+    };
+    if options.label.is_none() {
+        for &place in &places {
+            options.label = indexer
+                .with(place, &Progress::silent(), |bytes| index::detect(bytes, &options))
+                .map_err(|fault| indexer.error(place, &fault))?;
+            if options.label.is_some() {
+                break;
+            }
+        }
+    }
+    if options.label.is_none() {
+        // No record anywhere; the walk finds out what there is instead.
+        options.label = Some(Label::Absent);
+    }
+    let indices = indexer.all(&places, &options)?;
+    let tar = Tar::merge(given.clone(), unpacked, indices, &options, settled.classes)?;
+    Ok(Arc::new(tar))
+}
+
+/// The index of a shard as the file to be put beside it, as `x.tar.idx`. `config` says what is wanted of its records; its
+/// label must be set.
+///
+/// # Errors
+/// [`SourceError`] when the shard cannot be read or holds something else.
+pub fn tar_sidecar(shard: &Path, config: &TarConfig) -> Result<Vec<u8>, SourceError> {
+    let options = Options::new(config)?;
+    if options.label.is_none() {
+        return Err(SourceError::config("label must be set to make an index".into()));
+    }
+    let failed = |error: io::Error| SourceError::data(format!("{} cannot be read: {error}", shard.display()));
+    let file = std::fs::File::open(shard).map_err(failed)?;
+    let bytes = FileBytes { size: file.metadata().map_err(failed)?.len(), file };
+    let built = index::build(&bytes, &options).map_err(|fault| {
+        SourceError::data(format!("{}, byte {}: {}", shard.display(), fault.offset, fault.why))
+    })?;
+    Ok(stored::encode(&built.index, &options, bytes.size))
+}
+
+/// A file on the local disk that is no source's shard yet.
+struct FileBytes {
+    file: std::fs::File,
+    size: u64,
+}
+
+impl Bytes for FileBytes {
+    fn len(&self) -> u64 {
+        self.size
+    }
+
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        std::os::unix::fs::FileExt::read_exact_at(&self.file, buffer, offset)
+    }
+
+    fn least(&self) -> u64 {
+        LEAST_LOCAL
+    }
+}
+
+/// The fewest bytes worth reading at a time, locally and not.
+const LEAST_LOCAL: u64 = 8 << 10;
+const LEAST_REMOTE: u64 = 1 << 20;
+
+/// Which file holds a shard: the shard itself, or its unpacked copy.
+#[derive(Clone, Copy, Debug)]
+struct Location {
+    /// Its number among the shards as given.
+    shard: usize,
+    /// 0: as given, 1: unpacked.
+    lane: usize,
+    /// Its number in the lane.
+    file: usize,
+}
+
+/// Gets the index of each shard from wherever it is cheapest.
+struct Indexer<'a> {
+    given: &'a Arc<Shards>,
+    unpacked: Option<&'a Unpacked>,
+    /// Whether `fuelrail pack` left its list beside the shards, so that indices lie there, too.
+    is_packed: bool,
+    cache: &'a CacheConfig,
+}
+
+impl Indexer<'_> {
+    fn lane(&self, place: Location) -> &Shards {
+        match self.unpacked {
+            Some(unpacked) if place.lane == 1 => &unpacked.shards,
+            _ => self.given,
+        }
+    }
+
+    fn with<T>(&self, place: Location, progress: &Progress, work: impl FnOnce(&dyn Bytes) -> T) -> T {
+        let shards = self.lane(place);
+        let is_local = shards.extent(place.file, 0, 0).is_some();
+        work(&ShardBytes {
+            shards,
+            file: place.file,
+            least: if is_local { LEAST_LOCAL } else { LEAST_REMOTE },
+            progress,
+        })
+    }
+
+    fn error(&self, place: Location, fault: &Fault) -> SourceError {
+        let name = self.given.display(place.shard);
+        SourceError::data(format!("{name}, byte {}: {}", fault.offset, fault.why))
+    }
+
+    fn all(
+        &self,
+        places: &[Location],
+        options: &Options,
+    ) -> Result<Vec<(Location, ShardIndex)>, SourceError> {
+        let folder = match cache::dir(self.cache) {
+            Ok(folder) => Some(folder),
+            Err(error) if self.cache.dir.is_some() => return Err(error),
+            Err(error) => {
+                tracing::warn!("indices of shards are not kept: {error}");
+                None
+            }
+        };
+        let total = places.iter().map(|&place| self.lane(place).files()[place.file].size).sum();
+        let progress = Progress::new("indexing shards", total);
+        let passed_over = std::sync::Mutex::new((0, None));
+        let found: Result<Vec<_>, SourceError> = places
+            .par_iter()
+            .map(|&place| {
+                let size = self.lane(place).files()[place.file].size;
+                let kept = Kept::new(self.given, place.shard, options);
+                let at_hand =
+                    self.beside(place, options).or_else(|| kept.get(folder.as_deref()?, options, size));
+                if let Some(index) = at_hand {
+                    progress.add(size);
+                    return Ok((place, index));
+                }
+                let built = self.with(place, &progress, |bytes| index::build(bytes, options));
+                let built = built.map_err(|fault| self.error(place, &fault))?;
+                if built.imageless > 0 {
+                    let mut all = crate::workers::lock(&passed_over);
+                    all.0 += built.imageless;
+                    all.1 = all.1.take().or(built.example);
+                }
+                if let Some(folder) = &folder {
+                    cache::put(folder, &kept.0, &stored::encode(&built.index, options, size));
+                }
+                Ok((place, built.index))
+            })
+            .collect();
+        let found = found?;
+        let (count, example) = passed_over.into_inner().unwrap_or_default();
+        let example = example.unwrap_or_default();
+        if found.iter().all(|(_, index)| index.len() == 0) {
+            let what =
+                if count > 0 { format!("; they have members like \"{example}\"") } else { String::new() };
+            return Err(SourceError::data(format!(
+                "{} and its neighbours hold no images: no member ends in {}{what}; set image to the endings of yours",
+                self.given.display(0),
+                options.images.join(", "),
+            )));
+        }
+        if count > 0 {
+            tracing::warn!(
+                "{count} keys in the shards have no image and are passed over, among them \"{example}\"; set image to \
+                 their ending if they should be records"
+            );
+        }
+        Ok(found)
+    }
+
+    /// The index that lies beside a shard, if there is one that fits.
+    fn beside(&self, place: Location, options: &Options) -> Option<ShardIndex> {
+        let shards = self.lane(place);
+        let is_local = shards.extent(place.file, 0, 0).is_some();
+        if place.lane == 1 || !(is_local || self.is_packed) {
+            return None;
+        }
+        let path = format!("{}.idx", self.given.display(place.shard));
+        let size = self.given.files()[place.shard].size;
+        let bytes = packed::read_small(&path, stored::most_bytes(size), self.cache)?;
+        let refuse = |why: &str| {
+            tracing::warn!(
+                "the index {path} is not used: {why}; the shard is read instead. Delete it, or pack the shard again"
+            );
+        };
+        let index = match stored::decode(&bytes, options, size) {
+            Ok(index) => index,
+            Err(why) => {
+                refuse(why);
+                return None;
+            }
+        };
+        // Its first and last record are looked up: one of an older shard of the same size is found out here.
+        let mut ends = [0, index.len().saturating_sub(1)].into_iter().take(index.len());
+        let fits = ends.all(|record| {
+            let mut header = [0; BLOCK as usize];
+            let read = shards.read_at(place.file, index.offsets[record] - BLOCK, &mut header);
+            read.is_ok() && archive::check(&header) == index.checks[record]
+        });
+        if !fits {
+            refuse("the shard has changed since it was made");
+        }
+        fits.then_some(index)
+    }
+}
+
+/// The name of an index in the cache.
+struct Kept(String);
+
+impl Kept {
+    fn new(given: &Shards, shard: usize, options: &Options) -> Self {
+        let file = &given.files()[shard];
+        let mut hash = Xxh3::new();
+        for text in [given.display(shard).as_str(), &file.size.to_string(), &file.version] {
+            hash.update(text.as_bytes());
+            hash.update(b"\0");
+        }
+        hash.update(&options.hash().to_le_bytes());
+        Self(format!("tar-{:032x}.index", hash.digest128()))
+    }
+
+    fn get(&self, folder: &Path, options: &Options, size: u64) -> Option<ShardIndex> {
+        let bytes = cache::get(folder, &self.0, stored::most_bytes(size))?;
+        stored::decode(&bytes, options, size).ok()
+    }
+}
+
+/// A shard as the archive reader takes it.
+struct ShardBytes<'a> {
+    shards: &'a Shards,
+    file: usize,
+    least: u64,
+    progress: &'a Progress,
+}
+
+impl Bytes for ShardBytes<'_> {
+    fn len(&self) -> u64 {
+        self.shards.files()[self.file].size
+    }
+
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        self.shards.read_at(self.file, offset, buffer)?;
+        self.progress.reached(self.file, offset + buffer.len() as u64);
+        Ok(())
+    }
+
+    fn least(&self) -> u64 {
+        self.least
+    }
+}
+
+/// Tar shards, open.
+struct Tar {
+    given: Arc<Shards>,
+    unpacked: Option<Unpacked>,
+    parts: Vec<Part>,
+    len: u64,
+    labels: Labels,
+    classes: Vec<String>,
+    schema: Schema,
+    /// Bytes of the fields that are kept here, and of all.
+    fields_bytes: u64,
+    fingerprint: Fingerprint,
+    largest: u64,
+}
+
+/// A shard with records.
+struct Part {
+    /// Number of its first record.
+    first: u64,
+    place: Location,
+    index: ShardIndex,
+}
+
+/// Labels of all records.
+enum Labels {
+    Zero,
+    Small(Vec<i32>),
+    Wide(Vec<i64>),
+}
+
+impl Tar {
+    fn merge(
+        given: Arc<Shards>,
+        unpacked: Option<Unpacked>,
+        indices: Vec<(Location, ShardIndex)>,
+        options: &Options,
+        classes: Option<Vec<String>>,
+    ) -> Result<Self, SourceError> {
+        let mut parts = Vec::new();
+        let mut len = 0;
+        for (place, index) in indices {
+            if index.len() > 0 {
+                let first = len;
+                len += index.len() as u64;
+                parts.push(Part { first, place, index });
+            }
+        }
+        let mut tar = Self {
+            given,
+            unpacked,
+            parts,
+            len,
+            labels: Labels::Zero,
+            classes: Vec::new(),
+            schema: Schema::images(),
+            fields_bytes: 0,
+            fingerprint: Fingerprint(0),
+            largest: 0,
+        };
+        tar.merge_fields(options)?;
+        tar.merge_labels(classes)?;
+        tar.fingerprint = tar.hash();
+        tar.largest = (0..tar.len).map(|index| tar.size(index)).max().unwrap_or_default();
+        Ok(tar)
+    }
+
+    fn merge_fields(&mut self, options: &Options) -> Result<(), SourceError> {
+        for (at, wanted) in options.fields.iter().enumerate() {
+            let fields = || self.parts.iter().map(|part| &part.index.fields[at]);
+            let is_real = fields().any(|field| field.dtype != crate::ElementType::I64);
+            if is_real {
+                self.parts.iter_mut().for_each(|part| part.index.fields[at].make_real());
+            }
+            let first = self.parts[0].index.fields[at].spec(&wanted.name);
+            for part in &self.parts[1..] {
+                let other = part.index.fields[at].spec(&wanted.name);
+                if other != first {
+                    return Err(SourceError::data(format!(
+                        "field \"{}\" is {} of shape {:?} in {} and {} of shape {:?} in {}; all must be alike",
+                        wanted.name,
+                        first.dtype,
+                        first.shape,
+                        self.given.display(self.parts[0].place.shard),
+                        other.dtype,
+                        other.shape,
+                        self.given.display(part.place.shard),
+                    )));
+                }
+            }
+            self.schema.fields.push(first);
+        }
+        self.schema.check().map_err(|why| SourceError::config(format!("fields: {why}")))?;
+        self.fields_bytes = self.schema.fields_bytes() as u64;
+        Ok(())
+    }
+
+    /// Makes one column of the labels and settles the classes.
+    fn merge_labels(&mut self, classes: Option<Vec<String>>) -> Result<(), SourceError> {
+        let is_named = self.parts.iter().any(|part| matches!(part.index.labels, RawLabels::Names(..)));
+        let is_numbered = self.parts.iter().any(|part| matches!(part.index.labels, RawLabels::Numbers(_)));
+        let is_given = classes.is_some();
+        let mut classes = classes.unwrap_or_default();
+        if let Some(twice) = first_repeated(&classes) {
+            return Err(SourceError::config(format!("classes: \"{twice}\" is named twice")));
+        }
+        if !is_named && !is_numbered {
+            self.classes = classes;
+            return Ok(());
+        }
+        let mut labels: Vec<i64> = Vec::with_capacity(self.len as usize);
+        if is_named {
+            for part in &mut self.parts {
+                if let RawLabels::Numbers(numbers) = &part.index.labels {
+                    part.index.labels = RawLabels::Names(
+                        numbers.iter().map(i64::to_string).collect(),
+                        (0..numbers.len() as u32).collect(),
+                    );
+                }
+            }
+            let names = self.parts.iter().flat_map(|part| match &part.index.labels {
+                RawLabels::Names(names, _) => names.as_slice(),
+                _ => &[],
+            });
+            if !is_given {
+                classes = names.cloned().collect();
+                classes.sort_unstable();
+                classes.dedup();
+            }
+            let numbers: HashMap<&str, i64> =
+                classes.iter().enumerate().map(|(number, name)| (name.as_str(), number as i64)).collect();
+            for part in &self.parts {
+                let RawLabels::Names(names, of) = &part.index.labels else { continue };
+                let known: Vec<Option<i64>> =
+                    names.iter().map(|name| numbers.get(name.as_str()).copied()).collect();
+                for &name in of {
+                    let number = known[name as usize].ok_or_else(|| {
+                        SourceError::data(format!(
+                            "record {} is of class \"{}\", which is not among the {} classes given",
+                            self.key(labels.len() as u64),
+                            names[name as usize],
+                            classes.len()
+                        ))
+                    })?;
+                    labels.push(number);
+                }
+            }
+        } else {
+            for part in &self.parts {
+                if let RawLabels::Numbers(numbers) = &part.index.labels {
+                    labels.extend_from_slice(numbers);
+                }
+            }
+            let outside = |label: &i64| *label < 0 || *label >= classes.len() as i64;
+            if let Some(at) = labels.iter().position(outside).filter(|_| is_given) {
+                return Err(SourceError::data(format!(
+                    "record {} has the label {}; there are {} classes",
+                    self.key(at as u64),
+                    labels[at],
+                    classes.len()
+                )));
+            }
+        }
+        for part in &mut self.parts {
+            part.index.labels = RawLabels::Zero;
+        }
+        self.classes = classes;
+        let small: Result<Vec<i32>, _> = labels.iter().map(|&label| i32::try_from(label)).collect();
+        self.labels = small.map_or(Labels::Wide(labels), Labels::Small);
+        Ok(())
+    }
+
+    fn hash(&self) -> Fingerprint {
+        let mut hash = Xxh3::new();
+        let text = |hash: &mut Xxh3, text: &[u8]| {
+            hash.update(&(text.len() as u64).to_le_bytes());
+            hash.update(text);
+        };
+        hash.update(b"fuelrail tar 1\0");
+        hash.update(&(self.classes.len() as u64).to_le_bytes());
+        self.classes.iter().for_each(|class| text(&mut hash, class.as_bytes()));
+        hash.update(&(self.schema.fields.len() as u64).to_le_bytes());
+        for field in &self.schema.fields {
+            text(&mut hash, format!("{} {} {:?}", field.name, field.dtype, field.shape).as_bytes());
+        }
+        for part in &self.parts {
+            text(&mut hash, self.given.files()[part.place.shard].name.as_bytes());
+            hash.update(&(part.index.len() as u64).to_le_bytes());
+            for record in 0..part.index.len() {
+                text(&mut hash, part.index.name(record));
+                hash.update(&part.index.size(record).to_le_bytes());
+                hash.update(&self.label(part.first + record as u64).to_le_bytes());
+            }
+        }
+        Fingerprint(hash.digest128())
+    }
+
+    /// The shard of a record, and its number there.
+    fn part(&self, index: u64) -> (&Part, usize) {
+        assert!(index < self.len, "record {index} of a source of {}", self.len);
+        let part = &self.parts[self.parts.partition_point(|part| part.first <= index) - 1];
+        (part, (index - part.first) as usize)
+    }
+
+    fn lane(&self, lane: usize) -> Option<&Arc<Shards>> {
+        match lane {
+            0 => Some(&self.given),
+            _ => self.unpacked.as_ref().map(|unpacked| &unpacked.shards),
+        }
+    }
+}
+
+fn first_repeated(names: &[String]) -> Option<&String> {
+    let mut seen = std::collections::HashSet::new();
+    names.iter().find(|name| !seen.insert(*name))
+}
+
+impl IndexedSource for Tar {
+    fn len(&self) -> u64 {
+        self.len
+    }
+
+    fn key(&self, index: u64) -> String {
+        let (part, record) = self.part(index);
+        let shard = escape(self.given.files()[part.place.shard].name.as_bytes());
+        format!("{shard}/{}", escape(part.index.name(record)))
+    }
+
+    fn label(&self, index: u64) -> i64 {
+        assert!(index < self.len, "record {index} of a source of {}", self.len);
+        match &self.labels {
+            Labels::Zero => 0,
+            Labels::Small(labels) => i64::from(labels[index as usize]),
+            Labels::Wide(labels) => labels[index as usize],
+        }
+    }
+
+    fn classes(&self) -> &[String] {
+        &self.classes
+    }
+
+    fn schema(&self) -> Schema {
+        self.schema.clone()
+    }
+
+    fn size(&self, index: u64) -> u64 {
+        let (part, record) = self.part(index);
+        part.index.size(record) + self.fields_bytes
+    }
+
+    fn extent(&self, index: u64) -> Option<Extent> {
+        if !self.schema.fields.is_empty() {
+            return None;
+        }
+        let (part, record) = self.part(index);
+        let shards = self.lane(part.place.lane)?;
+        shards.extent(part.place.file, part.index.offsets[record], part.index.size(record))
+    }
+
+    fn blocks(&self) -> Blocks {
+        Blocks::seekable(self.parts.iter().map(|part| part.index.len() as u64))
+    }
+
+    fn fingerprint(&self) -> Fingerprint {
+        self.fingerprint
+    }
+
+    fn memory(&self) -> u64 {
+        let parts: u64 = self.parts.iter().map(|part| size_of::<Part>() as u64 + part.index.memory()).sum();
+        let labels = match &self.labels {
+            Labels::Zero => 0,
+            Labels::Small(labels) => labels.capacity() * 4,
+            Labels::Wide(labels) => labels.capacity() * 8,
+        };
+        let classes: usize = self.classes.iter().map(|class| class.capacity() + size_of::<String>()).sum();
+        let shards: u64 =
+            [0, 1].into_iter().filter_map(|lane| self.lane(lane)).map(|lane| lane.memory()).sum();
+        parts + (size_of::<Self>() + labels + classes) as u64 + shards
+    }
+
+    fn reader_memory(&self) -> u64 {
+        reader::memory(self)
+    }
+
+    fn reader(self: Arc<Self>, config: &ReaderConfig) -> Result<Box<dyn Reader>, SourceError> {
+        reader::start(self, config)
+    }
+}

@@ -1,0 +1,156 @@
+//! What is wanted of a record: which member is its image, where its label is, which fields it has.
+
+use std::fmt;
+
+use xxhash_rust::xxh3::Xxh3;
+
+use super::TarConfig;
+use crate::SourceError;
+
+/// Endings of images, in the order in which they are looked for.
+pub(super) const IMAGES: [&str; 11] =
+    ["jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "pgm", "pnm"];
+
+/// The configuration, checked. Two equal ones give the same index of the same shard.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Options {
+    pub images: Vec<String>,
+    /// `None`: not yet known, as the data has to be looked at.
+    pub label: Option<Label>,
+    pub fields: Vec<Wanted>,
+}
+
+/// Where labels are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Label {
+    None,
+    /// The first record has none that could be found.
+    Absent,
+    /// The first folder of the member's name.
+    Folder,
+    /// The text of a member with this ending.
+    Text(String),
+    /// A place in the `json` member.
+    Json(Vec<String>),
+}
+
+/// A field.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Wanted {
+    pub name: String,
+    pub from: From,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum From {
+    /// A number or lists of numbers in the `json` member.
+    Json(Vec<String>),
+    /// An array in a member with this ending.
+    Npy(String),
+}
+
+impl Options {
+    /// Checks a configuration.
+    ///
+    /// # Errors
+    /// [`SourceError`] that names the key.
+    pub fn new(config: &TarConfig) -> Result<Self, SourceError> {
+        let ending = |key: &str, text: &str| {
+            let text = text.trim().trim_start_matches('.').to_lowercase();
+            if text.is_empty() || text.contains(['/', ':', ';']) {
+                return Err(SourceError::config(format!(
+                    "{key}: \"{text}\" is no ending of a member; write one like \"jpg\" or \"seg.png\""
+                )));
+            }
+            Ok(text)
+        };
+        let images = match &config.image {
+            None => IMAGES.map(str::to_owned).to_vec(),
+            Some(list) => {
+                let parts = list.iter().flat_map(|text| text.split(';'));
+                parts.map(|text| ending("image", text)).collect::<Result<Vec<_>, _>>()?
+            }
+        };
+        if images.is_empty() {
+            return Err(SourceError::config("image: name at least one ending, like [\"jpg\"]".into()));
+        }
+        let label = match config.label.as_deref() {
+            None => None,
+            Some("none") => Some(Label::None),
+            Some("folder") => Some(Label::Folder),
+            Some(text) => Some(match text.strip_prefix("json:") {
+                Some(path) => Label::Json(place("label", path)?),
+                None => Label::Text(ending("label", text)?),
+            }),
+        };
+        let mut fields = Vec::new();
+        for text in config.fields.iter().flatten() {
+            let (name, from) = match text.split_once('=') {
+                Some((name, from)) => (Some(name.trim()), from),
+                None => (None, text.as_str()),
+            };
+            let from = match from.strip_prefix("json:") {
+                Some(path) => From::Json(place("fields", path)?),
+                None => {
+                    let ending = ending("fields", from)?;
+                    if ending != "npy" && !ending.ends_with(".npy") {
+                        return Err(SourceError::config(format!(
+                            "fields: \"{text}\" is neither a place in the json member (\"json:box\") nor an array \
+                             (\"emb.npy\")"
+                        )));
+                    }
+                    From::Npy(ending)
+                }
+            };
+            let own = match &from {
+                From::Json(path) => path.last().expect("a place has a part").as_str(),
+                From::Npy(ending) => ending.strip_suffix(".npy").unwrap_or(ending),
+            };
+            fields.push(Wanted { name: name.unwrap_or(own).to_owned(), from });
+        }
+        Ok(Self { images, label, fields })
+    }
+
+    /// Whether the `json` member has to be read.
+    pub fn reads_json(&self) -> bool {
+        let label = matches!(self.label, None | Some(Label::Json(_)));
+        label || self.fields.iter().any(|field| matches!(field.from, From::Json(_)))
+    }
+
+    /// The endings of the arrays, in the order of the fields.
+    pub fn arrays(&self) -> impl Iterator<Item = &str> {
+        self.fields.iter().filter_map(|field| match &field.from {
+            From::Npy(ending) => Some(ending.as_str()),
+            From::Json(_) => None,
+        })
+    }
+
+    /// Identity of the options, for indices kept on disk.
+    pub fn hash(&self) -> u128 {
+        let mut hash = Xxh3::new();
+        hash.update(format!("{self:?}").as_bytes());
+        hash.digest128()
+    }
+}
+
+/// A place in a JSON object: keys with dots between them.
+fn place(key: &str, path: &str) -> Result<Vec<String>, SourceError> {
+    let parts: Vec<String> = path.split('.').map(str::to_owned).collect();
+    if parts.iter().any(String::is_empty) {
+        return Err(SourceError::config(format!(
+            "{key}: \"json:{path}\" is no place in a JSON object; write one like \"json:annotation.box\""
+        )));
+    }
+    Ok(parts)
+}
+
+impl fmt::Display for Label {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::None | Self::Absent => f.write_str("none"),
+            Self::Folder => f.write_str("folder"),
+            Self::Text(ending) => f.write_str(ending),
+            Self::Json(path) => write!(f, "json:{}", path.join(".")),
+        }
+    }
+}

@@ -1,0 +1,318 @@
+//! A shard's index as a file: in the cache, or beside the shard as `x.tar.idx`.
+//!
+//! ```text
+//!  "frtaridx" │ version u32 │ shard's size u64 │ options u128 │ records u64 │ columns … │ xxh3-128 of all before
+//!                                                              each column: its bytes u64, then they; little-endian
+//! ```
+//!
+//! Such a file comes from outside like any other: every length is checked against the bytes that are there before
+//! anything is allocated, and every offset against the size of the shard.
+
+use xxhash_rust::xxh3::xxh3_128;
+
+use super::archive::BLOCK;
+use super::index::{Field, MAX_JSON_FIELDS, Place, RawLabels, ShardIndex};
+use super::options::{From, Options};
+use crate::{ElementType, MAX_FIELD_BYTES};
+
+const MAGIC: &[u8; 8] = b"frtaridx";
+const VERSION: u32 = 1;
+
+/// An index file of a shard of `size` bytes is never longer: a record has two blocks at least, and the numbers of a json
+/// member take up to eight bytes for two of text.
+pub(super) fn most_bytes(size: u64) -> u64 {
+    (1 << 20) + size.saturating_mul(4)
+}
+
+/// Writes an index.
+pub(super) fn encode(index: &ShardIndex, options: &Options, size: u64) -> Vec<u8> {
+    let mut out = Vec::with_capacity(index.memory() as usize + 1024);
+    out.extend_from_slice(MAGIC);
+    out.extend(VERSION.to_le_bytes());
+    out.extend(size.to_le_bytes());
+    out.extend(options.hash().to_le_bytes());
+    out.extend((index.len() as u64).to_le_bytes());
+    column(&mut out, index.names.iter().map(|&b| [b]));
+    column(&mut out, index.name_ends.iter().map(|n| n.to_le_bytes()));
+    column(&mut out, index.offsets.iter().map(|n| n.to_le_bytes()));
+    column(&mut out, index.sizes.iter().map(|n| n.to_le_bytes()));
+    column(&mut out, index.large.iter().map(|n| u64::from(n.0).to_le_bytes()));
+    column(&mut out, index.large.iter().map(|n| n.1.to_le_bytes()));
+    column(&mut out, index.checks.iter().map(|n| n.to_le_bytes()));
+    match &index.labels {
+        RawLabels::Zero => out.push(0),
+        RawLabels::Numbers(numbers) => {
+            out.push(1);
+            column(&mut out, numbers.iter().map(|n| n.to_le_bytes()));
+        }
+        RawLabels::Names(names, of) => {
+            out.push(2);
+            out.extend((names.len() as u64).to_le_bytes());
+            for name in names {
+                column(&mut out, name.bytes().map(|b| [b]));
+            }
+            column(&mut out, of.iter().map(|n| n.to_le_bytes()));
+        }
+    }
+    for field in &index.fields {
+        out.push(dtype_number(field.dtype));
+        column(&mut out, field.shape.iter().map(|n| n.to_le_bytes()));
+        match &field.place {
+            Place::Here(bytes) => {
+                out.push(0);
+                column(&mut out, bytes.iter().map(|&b| [b]));
+            }
+            Place::Shard(offsets) => {
+                out.push(1);
+                column(&mut out, offsets.iter().map(|n| n.to_le_bytes()));
+            }
+        }
+    }
+    let sum = xxh3_128(&out);
+    out.extend(sum.to_le_bytes());
+    out
+}
+
+fn column<const N: usize>(out: &mut Vec<u8>, values: impl ExactSizeIterator<Item = [u8; N]>) {
+    out.extend(((values.len() * N) as u64).to_le_bytes());
+    values.for_each(|value| out.extend(value));
+}
+
+/// Reads an index.
+///
+/// # Errors
+/// Why it is of no use here: of another shard, other options or another version, or damaged.
+pub(super) fn decode(bytes: &[u8], options: &Options, size: u64) -> Result<ShardIndex, &'static str> {
+    const DAMAGED: &str = "it is damaged";
+    let (bytes, sum) = bytes.split_last_chunk::<16>().ok_or(DAMAGED)?;
+    let mut from = Rest(bytes);
+    if from.take(8) != Some(MAGIC) {
+        return Err("it is no index of fuelrail's");
+    }
+    if from.u32() != Some(VERSION) {
+        return Err("it is of another version of fuelrail");
+    }
+    if xxh3_128(bytes).to_le_bytes() != *sum {
+        return Err(DAMAGED);
+    }
+    if from.u64() != Some(size) {
+        return Err("it is for a shard of another size");
+    }
+    if from.take(16) != Some(&options.hash().to_le_bytes()[..]) {
+        return Err("it was made for other settings of image, label and fields");
+    }
+    let index = from.index(options).ok_or(DAMAGED)?;
+    if !from.0.is_empty() || !sound(&index, size) {
+        return Err(DAMAGED);
+    }
+    Ok(index)
+}
+
+/// Bytes yet to be read.
+struct Rest<'a>(&'a [u8]);
+
+impl<'a> Rest<'a> {
+    fn take(&mut self, len: u64) -> Option<&'a [u8]> {
+        let (taken, rest) = self.0.split_at_checked(usize::try_from(len).ok()?)?;
+        self.0 = rest;
+        Some(taken)
+    }
+
+    fn byte(&mut self) -> Option<u8> {
+        self.take(1).map(|b| b[0])
+    }
+
+    fn u32(&mut self) -> Option<u32> {
+        Some(u32::from_le_bytes(self.take(4)?.try_into().ok()?))
+    }
+
+    fn u64(&mut self) -> Option<u64> {
+        Some(u64::from_le_bytes(self.take(8)?.try_into().ok()?))
+    }
+
+    /// A column; its memory is no more than the bytes that are there.
+    fn column<const N: usize, T>(&mut self, value: impl Fn([u8; N]) -> T) -> Option<Vec<T>> {
+        let len = self.u64()?;
+        let (values, rest) = self.take(len)?.as_chunks::<N>();
+        rest.is_empty().then(|| values.iter().map(|&bytes| value(bytes)).collect())
+    }
+
+    fn index(&mut self, options: &Options) -> Option<ShardIndex> {
+        let records = self.u64()?;
+        let whole = |len: usize| (len as u64 == records).then_some(());
+        let names = self.column(u8::from_le_bytes)?;
+        let name_ends = self.column(u32::from_le_bytes)?;
+        let offsets = self.column(u64::from_le_bytes)?;
+        let sizes = self.column(u32::from_le_bytes)?;
+        let large_records = self.column(u64::from_le_bytes)?;
+        let large_sizes = self.column(u64::from_le_bytes)?;
+        let large = large_records.into_iter().zip(large_sizes);
+        let large = large.map(|(record, size)| Some((u32::try_from(record).ok()?, size)));
+        let large = large.collect::<Option<Vec<_>>>()?;
+        let checks = self.column(u32::from_le_bytes)?;
+        for len in [name_ends.len(), offsets.len(), sizes.len(), checks.len()] {
+            whole(len)?;
+        }
+        let labels = match self.byte()? {
+            0 => RawLabels::Zero,
+            1 => RawLabels::Numbers(self.column(i64::from_le_bytes)?),
+            2 => {
+                let count = self.u64()?;
+                // Each takes eight bytes at least.
+                let names = (0..count.min(self.0.len() as u64 / 8 + 1))
+                    .map(|_| String::from_utf8(self.column(u8::from_le_bytes)?).ok())
+                    .collect::<Option<Vec<_>>>()?;
+                (names.len() as u64 == count).then_some(())?;
+                let of = self.column(u32::from_le_bytes)?;
+                of.iter().all(|&name| u64::from(name) < count).then_some(())?;
+                RawLabels::Names(names, of)
+            }
+            _ => return None,
+        };
+        match &labels {
+            RawLabels::Zero => {}
+            RawLabels::Numbers(numbers) => whole(numbers.len())?,
+            RawLabels::Names(_, of) => whole(of.len())?,
+        }
+        let mut fields = Vec::new();
+        if records > 0 {
+            for wanted in &options.fields {
+                let dtype = dtype_of(self.byte()?)?;
+                let shape = self.column(u64::from_le_bytes)?;
+                let bytes = shape.iter().try_fold(dtype.size() as u64, |bytes, &n| bytes.checked_mul(n))?;
+                let place = match (self.byte()?, &wanted.from) {
+                    (0, From::Json(_)) if bytes <= MAX_JSON_FIELDS => {
+                        let values = self.column(u8::from_le_bytes)?;
+                        (values.len() as u64 == bytes.checked_mul(records)?).then_some(Place::Here(values))?
+                    }
+                    (1, From::Npy(_)) if bytes <= MAX_FIELD_BYTES => {
+                        let offsets = self.column(u64::from_le_bytes)?;
+                        whole(offsets.len())?;
+                        Place::Shard(offsets)
+                    }
+                    _ => return None,
+                };
+                fields.push(Field { dtype, shape, place });
+            }
+        }
+        Some(ShardIndex { names, name_ends, offsets, sizes, large, checks, labels, fields })
+    }
+}
+
+/// Whether everything it points at is inside the shard, and inside itself.
+fn sound(index: &ShardIndex, size: u64) -> bool {
+    let inside =
+        |offset: u64, len: u64| offset >= BLOCK && offset.checked_add(len).is_some_and(|end| end <= size);
+    let ends = index.name_ends.is_sorted()
+        && index.name_ends.last().map_or(0, |&end| end as usize) == index.names.len();
+    let arrays = index.fields.iter().all(|field| match &field.place {
+        Place::Here(_) => true,
+        Place::Shard(offsets) => offsets.iter().all(|&offset| inside(offset, field.bytes() as u64)),
+    });
+    ends && arrays
+        && index.large_is_whole()
+        && (0..index.len()).all(|record| inside(index.offsets[record], index.size(record)))
+}
+
+const DTYPES: [ElementType; 12] = [
+    ElementType::Bool,
+    ElementType::U8,
+    ElementType::I8,
+    ElementType::U16,
+    ElementType::I16,
+    ElementType::U32,
+    ElementType::I32,
+    ElementType::U64,
+    ElementType::I64,
+    ElementType::F16,
+    ElementType::F32,
+    ElementType::F64,
+];
+
+fn dtype_number(dtype: ElementType) -> u8 {
+    DTYPES.iter().position(|&other| other == dtype).expect("all are listed") as u8
+}
+
+fn dtype_of(number: u8) -> Option<ElementType> {
+    DTYPES.get(usize::from(number)).copied()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::tar::TarConfig;
+
+    fn options() -> Options {
+        let config = TarConfig {
+            label: Some("cls".into()),
+            fields: Some(vec!["json:box".into(), "emb.npy".into()]),
+            ..TarConfig::default()
+        };
+        Options::new(&config).unwrap()
+    }
+
+    fn index() -> ShardIndex {
+        ShardIndex {
+            names: b"a.jpgbb.jpgc.jpg".to_vec(),
+            name_ends: vec![5, 11, 16],
+            offsets: vec![512, 4096, 1 << 33],
+            sizes: vec![100, u32::MAX, 0],
+            large: vec![(1, 5 << 30)],
+            checks: vec![1, 2, 3],
+            labels: RawLabels::Names(vec!["cat".into(), "".into()], vec![0, 1, 0]),
+            fields: vec![
+                Field { dtype: ElementType::F32, shape: vec![2], place: Place::Here(vec![7; 24]) },
+                Field { dtype: ElementType::U16, shape: vec![], place: Place::Shard(vec![600, 700, 800]) },
+            ],
+        }
+    }
+
+    const SIZE: u64 = 1 << 34;
+
+    #[test]
+    fn what_is_written_is_read() {
+        let bytes = encode(&index(), &options(), SIZE);
+        assert_eq!(decode(&bytes, &options(), SIZE), Ok(index()));
+        let mut other = options();
+        other.fields.pop();
+        assert!(decode(&bytes, &other, SIZE).unwrap_err().contains("other settings"));
+        assert!(decode(&bytes, &options(), SIZE + 1).unwrap_err().contains("another size"));
+        for labels in [RawLabels::Zero, RawLabels::Numbers(vec![-1, i64::MAX, 0])] {
+            let index = ShardIndex { labels, ..index() };
+            assert_eq!(decode(&encode(&index, &options(), SIZE), &options(), SIZE), Ok(index));
+        }
+        let empty = ShardIndex::default();
+        assert_eq!(decode(&encode(&empty, &options(), SIZE), &options(), SIZE), Ok(empty));
+    }
+
+    proptest! {
+        #[test]
+        fn a_forged_index_is_sound_or_refused(
+            changes in prop::collection::vec((any::<prop::sample::Index>(), any::<[u8; 8]>(), 1usize..9), 1..4),
+            cut in prop::option::of(any::<prop::sample::Index>()),
+        ) {
+            let mut bytes = encode(&index(), &options(), SIZE);
+            bytes.truncate(bytes.len() - 16);
+            if let Some(cut) = cut {
+                bytes.truncate(cut.index(bytes.len()) + 1);
+            }
+            // Behind what says whose it is; and with a checksum that is right.
+            for (place, new, len) in changes {
+                let at = 36 + place.index(bytes.len().max(37) - 36);
+                for (byte, new) in bytes.iter_mut().skip(at).zip(&new[..len]) {
+                    *byte = *new;
+                }
+            }
+            let sum = xxh3_128(&bytes);
+            bytes.extend(sum.to_le_bytes());
+            if let Ok(index) = decode(&bytes, &options(), SIZE) {
+                for record in 0..index.len() {
+                    prop_assert!(index.offsets[record] + index.size(record) <= SIZE);
+                    prop_assert!(index.name(record).len() <= index.names.len());
+                }
+            }
+        }
+    }
+}

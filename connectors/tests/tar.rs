@@ -1,0 +1,940 @@
+//! Tar shards: the same members as Python's `tarfile` finds, whatever wrote them, and errors for what is no shard.
+
+use std::collections::HashMap;
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::{Arc, mpsc};
+
+use fuelrail_connectors::{
+    Backend, Blocks, CacheConfig, ElementType, IndexedSource, ReadErrorKind, ReadRequest, ReaderConfig,
+    SourceConfig, SourceError, TarConfig, open, tar_sidecar,
+};
+
+mod conformance {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    /// Reads all records in a mixed order and returns them by index.
+    pub fn read_all(source: &Arc<dyn IndexedSource>, backend: Backend, depth: u32) -> Vec<Vec<u8>> {
+        let reader = source.clone().reader(&ReaderConfig { backend, depth }).expect("a reader");
+        let (tell, told) = mpsc::channel();
+        let len = source.len();
+        let request = |number: u64| {
+            let (index, tell) = (number * 7919 % len, tell.clone());
+            ReadRequest {
+                index,
+                done: Box::new(move |result| tell.send(result.expect("a record")).expect("the test")),
+            }
+        };
+        assert!(!len.is_multiple_of(7919), "so that the numbers above are a permutation");
+        reader.submit((0..len).map(request).collect());
+        drop(tell);
+        let mut all = vec![None; len as usize];
+        for record in told {
+            let old = all[record.index as usize].replace(record.bytes.to_vec());
+            assert!(old.is_none(), "record {} came twice", record.index);
+        }
+        let stats = reader.stats();
+        assert_eq!(stats.reads, len);
+        all.into_iter().map(|bytes| bytes.expect("every record came")).collect()
+    }
+
+    pub fn conforms(config: &SourceConfig) {
+        let source = open(config).expect("a source");
+        let again = open(config).expect("a source");
+        let len = source.len();
+        assert!(len > 0 && !source.is_empty());
+        assert_eq!(len, again.len());
+        assert_eq!(source.fingerprint(), again.fingerprint());
+        assert!(source.memory() > 0);
+
+        let mut keys = HashSet::new();
+        for index in 0..len {
+            let key = source.key(index);
+            assert_eq!(key, again.key(index));
+            assert_eq!((source.label(index), source.size(index)), (again.label(index), again.size(index)));
+            if !source.classes().is_empty() {
+                assert!((0..source.classes().len() as i64).contains(&source.label(index)));
+            }
+            if let Some(extent) = source.extent(index) {
+                assert_eq!(extent.len, source.size(index));
+            }
+            assert!(keys.insert(key), "keys are unique");
+        }
+        let Blocks::Lengths { lengths, .. } = source.blocks() else { panic!("shards are blocks") };
+        assert_eq!(lengths.iter().sum::<u64>(), len);
+        assert!(lengths.iter().all(|&length| length > 0));
+
+        let threads = read_all(&source, Backend::Threads, 3);
+        for (index, bytes) in threads.iter().enumerate() {
+            let index = index as u64;
+            assert_eq!(bytes.len() as u64, source.size(index));
+            if let Some(extent) = source.extent(index) {
+                let file = fs::read(&extent.file).expect("the file of an extent");
+                assert_eq!(*bytes, file[extent.offset as usize..][..extent.len as usize]);
+            }
+        }
+        for depth in [1, 64] {
+            assert!(
+                threads == read_all(&again, Backend::Auto, depth),
+                "the bytes depend on no backend and no depth"
+            );
+        }
+    }
+}
+
+use conformance::{conforms, read_all};
+
+/// A folder with shards in it and a cache of its own.
+struct Shards {
+    root: tempfile::TempDir,
+}
+
+impl Shards {
+    fn new() -> Self {
+        Self { root: tempfile::tempdir().unwrap() }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.root.path().join("shards").join(name)
+    }
+
+    fn write(&self, name: &str, bytes: &[u8]) -> PathBuf {
+        let path = self.path(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(&path, bytes).unwrap();
+        path
+    }
+
+    fn config(&self) -> TarConfig {
+        TarConfig {
+            shards: vec![self.path("").display().to_string()],
+            cache: CacheConfig { dir: Some(self.root.path().join("cache")), limit_bytes: None },
+            ..TarConfig::default()
+        }
+    }
+
+    fn open(&self) -> Result<Arc<dyn IndexedSource>, SourceError> {
+        open(&SourceConfig::Tar(self.config()))
+    }
+
+    fn error(&self) -> String {
+        self.open().err().expect("an error").to_string()
+    }
+
+    fn cached(&self) -> Vec<PathBuf> {
+        let folder = self.root.path().join("cache/fuelrail-cache");
+        let entries = fs::read_dir(folder).map(|entries| entries.map(|entry| entry.unwrap().path()));
+        let is_index = |path: &PathBuf| path.to_string_lossy().contains(".index");
+        entries.map(|paths| paths.filter(is_index).collect()).unwrap_or_default()
+    }
+}
+
+/// A ustar header and its data.
+fn member(name: &str, data: &[u8]) -> Vec<u8> {
+    raw_member(name.as_bytes(), b'0', data.len() as u64, data)
+}
+
+fn raw_member(name: &[u8], kind: u8, size: u64, data: &[u8]) -> Vec<u8> {
+    let mut header = [0u8; 512];
+    header[..name.len()].copy_from_slice(name);
+    header[100..108].copy_from_slice(b"0000644\0");
+    header[124..136].copy_from_slice(format!("{size:011o}\0").as_bytes());
+    header[136..148].copy_from_slice(b"00000000000\0");
+    header[156] = kind;
+    header[257..265].copy_from_slice(b"ustar\x0000");
+    sum(&mut header);
+    let mut bytes = header.to_vec();
+    bytes.extend_from_slice(data);
+    bytes.resize(bytes.len().next_multiple_of(512), 0);
+    bytes
+}
+
+fn sum(header: &mut [u8]) {
+    header[148..156].fill(b' ');
+    let sum: u32 = header[..512].iter().map(|&b| u32::from(b)).sum();
+    header[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+}
+
+fn archive(members: &[Vec<u8>]) -> Vec<u8> {
+    let mut bytes = members.concat();
+    bytes.resize(bytes.len() + 1024, 0);
+    bytes
+}
+
+fn noise(seed: u64, len: usize) -> Vec<u8> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state as u8
+    };
+    std::iter::repeat_with(next).take(len).collect()
+}
+
+fn npy(descr: &str, shape: &str, data: &[u8]) -> Vec<u8> {
+    let header = format!("{{'descr': '{descr}', 'fortran_order': False, 'shape': {shape}, }}");
+    let header = format!("{header:<117}\n");
+    [b"\x93NUMPY\x01\0".as_slice(), &(header.len() as u16).to_le_bytes(), header.as_bytes(), data].concat()
+}
+
+/// A program's output, or `None` (said on stderr) when it is not there.
+fn run(program: &str, arguments: &[&str], input: &str) -> Option<Vec<u8>> {
+    let child = Command::new(program)
+        .args(arguments)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::inherit())
+        .spawn();
+    let Ok(mut child) = child else {
+        eprintln!("skipped: there is no {program}");
+        return None;
+    };
+    child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success(), "{program} {arguments:?}");
+    Some(output.stdout)
+}
+
+/// Keys, labels and bytes.
+fn contents(source: &Arc<dyn IndexedSource>) -> Vec<(String, i64, Vec<u8>)> {
+    let bytes = read_all(source, Backend::Auto, 8);
+    bytes
+        .into_iter()
+        .enumerate()
+        .map(|(at, bytes)| (source.key(at as u64), source.label(at as u64), bytes))
+        .collect()
+}
+
+#[test]
+fn shards_of_images_and_labels_conform() {
+    let shards = Shards::new();
+    let mut number = 0u32;
+    for shard in 0..5 {
+        let mut members = Vec::new();
+        // One of them has no records at all.
+        for _ in 0..[40, 0, 1, 200, 59][shard] {
+            let key = format!("n{:03}/{number:06}", number % 7);
+            members.push(member(&format!("{key}.cls"), (number % 7).to_string().as_bytes()));
+            members.push(member(&format!("{key}.jpg"), &noise(number.into(), (number as usize * 37) % 5000)));
+            number += 1;
+        }
+        shards.write(&format!("train-{shard:03}.tar"), &archive(&members));
+    }
+    conforms(&SourceConfig::Tar(shards.config()));
+    let source = shards.open().unwrap();
+    assert_eq!((source.len(), source.label(3), source.label(299)), (300, 3, 299 % 7));
+    assert_eq!(source.key(0), "train-000.tar/n000/000000.jpg");
+    let Blocks::Lengths { lengths, .. } = source.blocks() else { panic!("blocks") };
+    assert_eq!(*lengths, [40, 1, 200, 59]);
+    assert_eq!(shards.cached().len(), 5);
+    // What is kept gives the same source, and damaging it is noticed.
+    for path in shards.cached() {
+        fs::write(path, b"rubbish").unwrap();
+    }
+    assert_eq!(shards.open().unwrap().fingerprint(), source.fingerprint());
+}
+
+#[test]
+fn a_record_costs_no_more_than_32_bytes_and_its_name() {
+    let shards = Shards::new();
+    let record = |n| [member(&format!("{n:08}.cls"), b"3"), member(&format!("{n:08}.jpg"), b"x")];
+    let members: Vec<_> = (0..20_000).flat_map(record).collect();
+    shards.write("a.tar", &archive(&members));
+    let source = shards.open().unwrap();
+    let each = (source.memory() - 4096) as f64 / source.len() as f64;
+    assert!(each <= 32.0 + 12.0, "{each} bytes a record");
+}
+
+#[test]
+fn fields_come_after_the_image_wherever_their_members_are() {
+    for far in [0, 100_000] {
+        let shards = Shards::new();
+        for shard in 0..3u64 {
+            let mut members = Vec::new();
+            for record in 0..30u64 {
+                let key = format!("{shard}-{record:02}");
+                let array: Vec<u8> = (0..6u16).flat_map(|n| (n + record as u16).to_le_bytes()).collect();
+                let score = if (shard, record) == (2, 7) { "0.5".to_owned() } else { record.to_string() };
+                let json = format!(
+                    r#"{{"label": {}, "deep": {{"box": [[{record}, 2], [3, -4]]}}, "score": {score}}}"#,
+                    record % 4
+                );
+                members.push(member(&format!("{key}.EMB.npy"), &npy("<u2", "(2, 3)", &array)));
+                members.push(member(&format!("{key}.bin"), &noise(record, far)));
+                members.push(member(&format!("{key}.json"), json.as_bytes()));
+                members
+                    .push(member(&format!("{key}.jpg"), &noise(record + 100, 1000 + record as usize * 300)));
+                members.push(member(&format!("{key}.tail.npy"), &npy("|u1", "(1,)", &[record as u8])));
+            }
+            shards.write(&format!("{shard}.tar"), &archive(&members));
+        }
+        let mut config = shards.config();
+        let fields = ["json:deep.box", "emb.npy", "s=json:score", "tail.npy"];
+        config.fields = Some(fields.map(str::to_owned).to_vec());
+        conforms(&SourceConfig::Tar(config.clone()));
+        let source = open(&SourceConfig::Tar(config)).unwrap();
+        let schema = source.schema();
+        let specs: Vec<_> =
+            schema.fields.iter().map(|f| (f.name.as_str(), f.dtype, f.shape.as_slice())).collect();
+        use ElementType::{F32, I64, U8, U16};
+        assert_eq!(
+            specs,
+            [("box", I64, &[2, 2][..]), ("emb", U16, &[2, 3]), ("s", F32, &[]), ("tail", U8, &[1])]
+        );
+        for (at, (_, label, bytes)) in contents(&source).into_iter().enumerate() {
+            let (shard, record) = (at / 30, at as u64 % 30);
+            assert_eq!(label as u64, record % 4);
+            let (image, fields) = schema.split(&bytes).unwrap();
+            assert!(image == noise(record + 100, 1000 + record as usize * 300));
+            let mut expected: Vec<u8> =
+                [record as i64, 2, 3, -4].iter().flat_map(|n| n.to_le_bytes()).collect();
+            expected.extend((0..6u16).flat_map(|n| (n + record as u16).to_le_bytes()));
+            let score = if (shard, record) == (2, 7) { 0.5 } else { record as f32 };
+            expected.extend(score.to_le_bytes());
+            expected.push(record as u8);
+            assert_eq!(fields, expected, "record {at}");
+        }
+    }
+}
+
+#[test]
+fn labels_are_found_where_they_are() {
+    let image = |name: &str| member(&format!("{name}.jpg"), b"image");
+    let text = |name: &str, ending: &str, text: &str| member(&format!("{name}.{ending}"), text.as_bytes());
+    let labels = |members: &[Vec<u8>], label: Option<&str>, classes: Option<&[&str]>| {
+        let shards = Shards::new();
+        shards.write("a.tar", &archive(members));
+        let mut config = shards.config();
+        config.label = label.map(str::to_owned);
+        config.classes = classes.map(|classes| classes.iter().map(|&class| class.to_owned()).collect());
+        open(&SourceConfig::Tar(config))
+            .map(|source| {
+                let labels: Vec<_> = (0..source.len()).map(|index| source.label(index)).collect();
+                (labels, source.classes().to_vec())
+            })
+            .map_err(|error| error.to_string())
+    };
+    let names = |names: &[&str]| names.iter().map(|&name| name.to_owned()).collect::<Vec<_>>();
+    let numbers = [image("a"), text("a", "cls", "7\n"), text("b", "cls", "-2"), image("b")];
+    assert_eq!(labels(&numbers, None, None), Ok((vec![7, -2], vec![])));
+    assert!(labels(&numbers, None, Some(&["x", "y"])).unwrap_err().contains("a.jpg has the label 7"));
+    assert_eq!(labels(&numbers, Some("none"), None), Ok((vec![0, 0], vec![])));
+    let words = [
+        image("a"),
+        text("a", "cls", "emu"),
+        image("b"),
+        text("b", "cls", "12"),
+        image("c"),
+        text("c", "cls", "cat"),
+    ];
+    assert_eq!(labels(&words, None, None), Ok((vec![2, 0, 1], names(&["12", "cat", "emu"]))));
+    assert_eq!(labels(&words, None, Some(&["emu", "cat", "12"])).unwrap().0, [0, 2, 1]);
+    let error = labels(&words, None, Some(&["emu", "cat"])).unwrap_err();
+    assert!(error.contains("a.tar/b.jpg") && error.contains("\"12\""), "{error}");
+    assert!(labels(&words, None, Some(&["a", "a"])).unwrap_err().contains("twice"));
+    let json = [image("a"), text("a", "json", r#"{"cls": 3, "x": {"y": ["no", "yes"]}}"#)];
+    assert_eq!(labels(&json, None, None).unwrap().0, [3]);
+    assert_eq!(labels(&json, Some("json:x.y.1"), None).unwrap().1, ["yes"]);
+    assert!(labels(&json, Some("json:x"), None).unwrap_err().contains("an object"));
+    assert!(labels(&json, Some("json:z"), None).unwrap_err().contains("has no \"z\""));
+    let folders = [image("./dog/1"), image("cat/small/2"), image("dog/3")];
+    assert_eq!(labels(&folders, None, None), Ok((vec![0, 0, 0], vec![])));
+    assert_eq!(labels(&folders, Some("folder"), None), Ok((vec![1, 0, 1], names(&["cat", "dog"]))));
+    assert!(labels(&[image("a")], Some("folder"), None).unwrap_err().contains("no folder"));
+    let txt = [image("a"), text("a", "txt", "a caption"), text("a", "cls", "1")];
+    assert_eq!(labels(&txt, Some("txt"), None).unwrap().1, ["a caption"]);
+    let lack = [image("a"), text("a", "cls", "1"), image("b")];
+    assert!(labels(&lack, None, None).unwrap_err().contains("record \"b.jpg\": it has no member"));
+    // All images first, then all labels: what belongs together does not stand together.
+    let apart = [image("a"), image("b"), text("a", "cls", "1"), text("b", "cls", "2")];
+    let error = labels(&apart, None, None).unwrap_err();
+    assert!(error.contains("do not stand one after the other") && error.contains("--sort=name"), "{error}");
+    assert_eq!(labels(&apart, Some("none"), None).unwrap().0, [0, 0]);
+}
+
+#[test]
+fn members_of_nobody_are_passed_over_and_names_stay_unique() {
+    let shards = Shards::new();
+    shards.write(
+        "a.tar",
+        &archive(&[
+            member("__meta__/x.jpg", b"meta"),
+            member("b.JPG", b"1"),
+            member("dir/._b.jpg", b"finder's"),
+            member("README", b"text"),
+            member("readme.md", b"text"),
+            member("b.jpg", b"2"),
+            member("c.seg.png", b"mask"),
+            member("c.png", b"3"),
+            member("c.jpg", b"4"),
+            member("b.jpg", b"5"),
+            member("b.jpg#2", b"no image"),
+            raw_member(b"d/", b'5', 0, b""),
+            raw_member(b"e/", 0, 0, b""),
+            member("z.tif", b"7"),
+            member("b.jpg", b"6"),
+        ]),
+    );
+    let error = shards.error();
+    assert!(error.contains("two members with the ending \"jpg\""), "{error}");
+    let bytes = fs::read(shards.path("a.tar")).unwrap();
+    // Without the first "b.jpg", which stands beside "b.JPG".
+    shards.write("a.tar", &[&bytes[..5 * 1024], &bytes[6 * 1024..]].concat());
+    let found: Vec<_> =
+        contents(&shards.open().unwrap()).into_iter().map(|(key, _, bytes)| (key, bytes)).collect();
+    let expected = [("b.JPG", b"1"), ("c.jpg", b"4"), ("b.jpg", b"5"), ("z.tif", b"7"), ("b.jpg#2", b"6")];
+    assert_eq!(found, expected.map(|(key, bytes)| (format!("a.tar/{key}"), bytes.to_vec())));
+}
+
+#[test]
+fn what_is_no_record_is_refused_with_its_place() {
+    let image = || member("a.jpg", b"image");
+    let cut = |mut bytes: Vec<u8>, len: usize| {
+        bytes.truncate(len);
+        bytes
+    };
+    let flipped = |at: usize| {
+        let mut bytes = archive(&[image(), member("b.jpg", b"image")]);
+        bytes[at] ^= 1;
+        bytes
+    };
+    let pax = |text: &str| raw_member(b"pax", b'x', text.len() as u64, text.as_bytes());
+    let base_256 = |value: [u8; 12]| {
+        let mut bytes = archive(&[image()]);
+        bytes[124..136].copy_from_slice(&value);
+        sum(&mut bytes);
+        bytes
+    };
+    let long = "x".repeat(20_000);
+    let cases: Vec<(&str, Vec<u8>, &str)> = vec![
+        ("an empty file", vec![], "empty"),
+        ("gzip", b"\x1f\x8b\x08rest".to_vec(), ".tar.gz"),
+        ("zip", b"PK\x03\x04rest".to_vec(), "zip"),
+        ("text", b"not a tar file".repeat(100), "bad checksum"),
+        ("a short file", b"not a tar file".to_vec(), "cut off inside a header"),
+        ("a bit of a header", flipped(1024 + 3), "byte 1024: bad checksum"),
+        ("cut in a header", cut(archive(&[image(), image()]), 1100), "byte 1024: the archive is cut off"),
+        ("cut in data", cut(archive(&[member("a.jpg", &[1; 2000])]), 1500), "byte 0: the archive is cut off"),
+        ("cut in padding", cut(archive(&[member("a.jpg", &[1; 2000])]), 2530), "cut off"),
+        ("a hard link", archive(&[image(), raw_member(b"l.jpg", b'1', 0, b"")]), "\"l.jpg\" is a hard link"),
+        ("a symbolic link", archive(&[raw_member(b"l.jpg", b'2', 0, b"")]), "a symbolic link"),
+        ("a device", archive(&[raw_member(b"l.jpg", b'3', 0, b"")]), "a device"),
+        ("a pipe", archive(&[raw_member(b"l.jpg", b'6', 0, b"")]), "a pipe"),
+        ("an old sparse file", archive(&[raw_member(b"l.jpg", b'S', 0, b"")]), "sparse"),
+        ("an unknown type", archive(&[raw_member(b"l.jpg", b'Z', 0, b"")]), "unknown type, 'Z'"),
+        ("a sparse file", archive(&[pax("22 GNU.sparse.major=1\n"), image()]), "sparse"),
+        ("a long name of 4 GB", raw_member(b"././@LongLink", b'L', 0o37777777777, b""), "extension header"),
+        (
+            "a long name",
+            archive(&[raw_member(b"L", b'L', long.len() as u64, long.as_bytes()), image()]),
+            "longer than",
+        ),
+        ("a damaged PAX header", archive(&[pax("99 path=b.jpg\n"), image()]), "PAX header is damaged"),
+        ("a PAX size", archive(&[pax("12 size=xyz\n"), image()]), "no number"),
+        ("a PAX size beyond all", archive(&[pax("29 size=18446744073709551615\n"), image()]), "cut off"),
+        ("a name for all", archive(&[raw_member(b"g", b'g', 14, b"14 path=b.jpg\n"), image()]), "global"),
+        ("headers without end", pax("6 a=b\n").repeat(40), "too many headers"),
+        ("a header for nothing", archive(&[pax("8 a=bcd\n")]), "the archive ends"),
+        ("a negative size", base_256([0xff; 12]), "no number"),
+        ("a size of 2^80", base_256([0x80, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0]), "no number"),
+        (
+            "a size of 2^63",
+            base_256([0x80, 0, 0, 0, 0x7f, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff]),
+            "cut off",
+        ),
+        ("no images", archive(&[member("a.txt", b"x"), member("b.txt", b"x")]), "members like \"a.txt\""),
+        ("nothing", archive(&[]), "hold no images"),
+    ];
+    for (what, bytes, expected) in cases {
+        let shards = Shards::new();
+        shards.write("bad.tar", &bytes);
+        let error = shards.error();
+        assert!(error.contains(expected) && error.contains("bad.tar"), "{what}: {error}");
+    }
+}
+
+#[test]
+fn a_configuration_that_makes_no_sense_is_named() {
+    let shards = Shards::new();
+    shards.write(
+        "a.tar",
+        &archive(&[member("a.jpg", b"x"), member("a.json", br#"{"box": [1, 2], "big": 1}"#)]),
+    );
+    let error = |change: &dyn Fn(&mut TarConfig)| {
+        let mut config = shards.config();
+        change(&mut config);
+        open(&SourceConfig::Tar(config)).err().expect("an error").to_string()
+    };
+    let fields = |field: &'static str| error(&move |config| config.fields = Some(vec![field.to_owned()]));
+    assert!(error(&|config| config.image = Some(vec![])).contains("image"));
+    assert!(error(&|config| config.image = Some(vec!["a/b".into()])).contains("a/b"));
+    assert!(error(&|config| config.label = Some("json:a..b".into())).contains("label: \"json:a..b\""));
+    assert!(fields("box").contains("neither"));
+    assert!(fields("emb.npy").contains("no member ending in \"emb.npy\""));
+    assert!(fields("json:boxes").contains("record \"a.jpg\": it has no \"boxes\""));
+    assert!(fields("label=json:box").contains("\"label\""));
+    let parsed = serde_json::from_str::<TarConfig>(r#"{"shards": [], "lable": "cls"}"#);
+    assert!(parsed.unwrap_err().to_string().contains("lable"));
+}
+
+#[test]
+fn fields_that_differ_are_refused_across_shards_and_within_one() {
+    let record = |name: &str, json: &str| {
+        [member(&format!("{name}.jpg"), b"x"), member(&format!("{name}.json"), json.as_bytes())].concat()
+    };
+    for together in [true, false] {
+        let shards = Shards::new();
+        let (a, b) = (record("a", r#"{"box": [1, 2]}"#), record("b", r#"{"box": [1, 2, 3]}"#));
+        if together {
+            shards.write("a.tar", &archive(&[a, b]));
+        } else {
+            shards.write("a.tar", &archive(&[a]));
+            shards.write("b.tar", &archive(&[b]));
+        }
+        let mut config = shards.config();
+        config.fields = Some(vec!["json:box".into()]);
+        let error = open(&SourceConfig::Tar(config)).err().unwrap().to_string();
+        assert!(error.contains("[2]") && error.contains("[3]"), "{error}");
+    }
+}
+
+#[test]
+fn a_shard_that_changes_is_an_error_and_never_other_bytes() {
+    let make = |seed: u64| {
+        let members: Vec<_> = (0..50)
+            .map(|n| {
+                member(&format!("{n:02}.jpg"), &noise(seed + n, 3000 + (seed as usize + n as usize) % 7))
+            })
+            .collect();
+        archive(&members)
+    };
+    let shards = Shards::new();
+    shards.write("a.tar", &make(0));
+    let source = shards.open().unwrap();
+    let kinds = |source: &Arc<dyn IndexedSource>| {
+        let reader = source.clone().reader(&ReaderConfig::default()).unwrap();
+        let (tell, told) = mpsc::channel();
+        reader.submit(
+            (0..source.len())
+                .map(|index| {
+                    let tell = tell.clone();
+                    ReadRequest { index, done: Box::new(move |result| tell.send((index, result)).unwrap()) }
+                })
+                .collect(),
+        );
+        drop(tell);
+        told.iter()
+            .map(|(index, result)| (index, result.map(|record| record.bytes.to_vec())))
+            .collect::<HashMap<_, _>>()
+    };
+    // Cut short: the records of the front are whole, the others are not there.
+    let whole = make(0);
+    shards.write("a.tar", &whole[..whole.len() / 2]);
+    let found = kinds(&source);
+    assert!(found[&0].is_ok());
+    let error = found[&49].as_ref().unwrap_err();
+    assert_eq!(error.kind(), ReadErrorKind::Changed);
+    assert!(error.key() == "a.tar/49.jpg" && error.to_string().contains("a.tar"), "{error}");
+    // Another shard of the same length.
+    let mut other = make(0);
+    other.rotate_left(512);
+    shards.write("a.tar", &other);
+    for (index, result) in kinds(&source) {
+        let error = result.unwrap_err();
+        assert_eq!(error.kind(), ReadErrorKind::Changed, "{index}: {error}");
+        assert!(error.to_string().contains("has changed since it was indexed"), "{error}");
+    }
+    fs::remove_file(shards.path("a.tar")).unwrap();
+    assert_eq!(kinds(&source)[&0].as_ref().unwrap_err().kind(), ReadErrorKind::Gone);
+    // Opened again, the new content counts, not what the cache remembers of the old.
+    shards.write("a.tar", &make(3));
+    let source = shards.open().unwrap();
+    assert!(contents(&source)[0].2 == noise(3, 3003));
+}
+
+#[test]
+fn a_reader_that_is_dropped_drops_what_it_did_not_do() {
+    let shards = Shards::new();
+    let members: Vec<_> = (0..300)
+        .flat_map(|n| {
+            [
+                member(&format!("{n:03}.e.npy"), &npy("|u1", "(4,)", &[1; 4])),
+                member(&format!("{n:03}.bin"), &noise(n, 60_000)),
+                member(&format!("{n:03}.jpg"), &noise(n, 30_000)),
+            ]
+        })
+        .collect();
+    shards.write("a.tar", &archive(&members));
+    for fields in [None, Some(vec!["e.npy".to_owned()])] {
+        let source = open(&SourceConfig::Tar(TarConfig { fields, ..shards.config() })).unwrap();
+        for wait_for in [0, 1, 100] {
+            let reader = source.clone().reader(&ReaderConfig::default()).unwrap();
+            let alive = Arc::new(());
+            let (tell, told) = mpsc::channel();
+            let requests = (0..20_000u64).map(|number| {
+                let (alive, tell) = (alive.clone(), tell.clone());
+                let done = move |result: Result<_, _>| {
+                    let _alive = alive;
+                    let _ =
+                        tell.send(result.map(|record: fuelrail_connectors::Record| record.index).unwrap());
+                };
+                ReadRequest { index: number % 300, done: Box::new(done) }
+            });
+            reader.submit(requests.collect());
+            told.iter().take(wait_for).for_each(drop);
+            drop(reader);
+            assert_eq!(Arc::strong_count(&alive), 1, "every callback is gone, called or not");
+        }
+    }
+}
+
+#[test]
+fn an_index_beside_the_shard_is_used_when_it_fits_and_not_otherwise() {
+    let shards = Shards::new();
+    let make = |content: u64| {
+        archive(&[
+            member("a.cls", b"1"),
+            member("a.jpg", &noise(content, 700)),
+            member("b.cls", b"2"),
+            member("b.jpg", b"b"),
+        ])
+    };
+    let path = shards.write("a.tar", &make(1));
+    let config = TarConfig { label: Some("cls".into()), ..shards.config() };
+    let fingerprint = shards.open().unwrap().fingerprint();
+    fs::remove_dir_all(shards.root.path().join("cache")).unwrap();
+    let bytes = tar_sidecar(&path, &config).unwrap();
+    let beside = shards.write("a.tar.idx", &bytes);
+    assert_eq!(shards.open().unwrap().fingerprint(), fingerprint);
+    assert!(shards.cached().is_empty(), "nothing had to be indexed");
+    conforms(&SourceConfig::Tar(config.clone()));
+    // Other settings, damage, another shard: the shard itself is looked at.
+    let none = TarConfig { label: Some("none".into()), ..shards.config() };
+    assert_eq!(open(&SourceConfig::Tar(none)).unwrap().label(0), 0);
+    for (at, bit) in [(0, 1), (9, 1), (13, 1), (60, 4), (bytes.len() - 20, 1), (bytes.len() - 1, 1)] {
+        let mut damaged = bytes.clone();
+        damaged[at] ^= bit;
+        fs::write(&beside, damaged).unwrap();
+        assert_eq!(shards.open().unwrap().fingerprint(), fingerprint, "byte {at}");
+    }
+    for len in [0, 5, 60, bytes.len() / 2, bytes.len() - 1] {
+        fs::write(&beside, &bytes[..len]).unwrap();
+        assert_eq!(shards.open().unwrap().fingerprint(), fingerprint, "cut at {len}");
+    }
+    fs::write(&beside, &bytes).unwrap();
+    shards.write(
+        "a.tar",
+        &archive(&[
+            member("a.cls", b"5"),
+            member("c.jpg", b"c"),
+            member("c.cls", b"1"),
+            member("b.jpg", &[3; 700]),
+        ])[..make(1).len()],
+    );
+    assert!(shards.open().is_err() || shards.open().unwrap().key(0) != "a.tar/a.jpg");
+}
+
+#[test]
+fn compressed_shards_are_unpacked_once_and_make_room_for_each_other() {
+    let shards = Shards::new();
+    let make = |seed: u64| {
+        let members: Vec<_> = (0..40)
+            .flat_map(|n| {
+                [member(&format!("{n:03}.cls"), b"4"), member(&format!("{n:03}.jpg"), &noise(seed + n, 2000))]
+            })
+            .collect();
+        archive(&members)
+    };
+    let gzip = |bytes: &[u8]| {
+        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        encoder.write_all(bytes).unwrap();
+        encoder.finish().unwrap()
+    };
+    let (a, b, c) = (make(1), make(2), make(3));
+    let half = a.len() / 2;
+    // Two gzip members and padding, as tapes have it.
+    shards.write("a.tar.gz", &[gzip(&a[..half]), gzip(&a[half..]), vec![0; 3000]].concat());
+    shards.write("b.tar", &b);
+    shards.write("c.tar.zst", &zstd::encode_all(&c[..], 1).unwrap());
+    conforms(&SourceConfig::Tar(shards.config()));
+    let source = shards.open().unwrap();
+    let found = contents(&source);
+    assert_eq!((found.len(), found[80].0.as_str()), (120, "c.tar.zst/000.jpg"));
+    assert!(found[0].2 == noise(1, 2000) && found[40].2 == noise(2, 2000) && found[119].2 == noise(42, 2000));
+    let unpacked = || {
+        let folder = shards.root.path().join("cache/fuelrail-cache/unpacked.fuelrail");
+        let mut names: Vec<_> = fs::read_dir(folder)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.retain(|name| name.ends_with(".tar"));
+        names.sort();
+        names
+    };
+    let both = unpacked();
+    assert_eq!(both.len(), 2);
+    // A cache with room for one more only: what is open stays, and the limit is an error.
+    let only = |name: &str, limit: u64| {
+        let config = TarConfig { shards: vec![shards.path(name).display().to_string()], ..shards.config() };
+        open(&SourceConfig::Tar(TarConfig {
+            cache: CacheConfig { limit_bytes: Some(limit), ..config.cache.clone() },
+            ..config
+        }))
+    };
+    shards.write("later/d.tar.gz", &gzip(&make(4)));
+    let limit = 2 * a.len() as u64 + 1000;
+    let error = only("later/d.tar.gz", limit).err().unwrap().to_string();
+    assert!(error.contains("d.tar.gz") && error.contains("cache.limit_bytes"), "{error}");
+    assert_eq!(unpacked(), both);
+    drop(source);
+    let later = only("later/d.tar.gz", limit).unwrap();
+    assert_eq!(unpacked().len(), 2, "one made room");
+    assert!(contents(&later)[0].2 == noise(4, 2000));
+    // A bomb, and damage.
+    fs::remove_dir_all(shards.path("later")).unwrap();
+    shards.write(
+        "bomb.tar.zst",
+        &zstd::encode_all(std::io::Read::take(std::io::repeat(0), 1 << 28), 1).unwrap(),
+    );
+    assert!(only("bomb.tar.zst", 1 << 24).err().unwrap().to_string().contains("limit_bytes"));
+    let whole = gzip(&a);
+    shards.write("cut.tar.gz", &whole[..whole.len() / 2]);
+    let error = only("cut.tar.gz", 1 << 30).err().unwrap().to_string();
+    assert!(error.contains("cut.tar.gz cannot be unpacked") && error.contains("damaged"), "{error}");
+    shards.write("no.tar.gz", b"plain text");
+    assert!(only("no.tar.gz", 1 << 30).err().unwrap().to_string().contains("no.tar.gz"));
+    let left = fs::read_dir(shards.root.path().join("cache/fuelrail-cache/unpacked.fuelrail")).unwrap();
+    assert!(
+        left.map(|entry| entry.unwrap().file_name()).all(|name| !name.to_string_lossy().ends_with(".tmp"))
+    );
+}
+
+/// What Python's `tarfile` finds: name and content of each regular file; `None` when it refuses.
+const TARFILE: &str = r#"
+import hashlib, json, sys, tarfile
+for path in json.load(sys.stdin):
+    try:
+        with tarfile.open(path, "r:") as archive:
+            rows = [(m.name.encode("utf-8", "surrogateescape").hex(), hashlib.md5(archive.extractfile(m).read()).hexdigest(), m.offset_data, m.size)
+                    for m in archive if m.isreg() and not m.issparse()]
+            special = any(not (m.isreg() or m.isdir()) or m.issparse() for m in archive)
+        print(json.dumps([rows, special]))
+    except Exception as error:
+        print(json.dumps(None))
+"#;
+
+type Row = (String, String, u64, u64);
+
+fn tarfile(paths: &[PathBuf]) -> Option<Vec<Option<(Vec<Row>, bool)>>> {
+    let output = run("python3", &["-c", TARFILE], &serde_json::to_string(paths).unwrap())?;
+    let lines = String::from_utf8(output).unwrap();
+    Some(lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect())
+}
+
+/// Opens a shard whose members are all of them images to us, each under a key of its own.
+fn images(shards: &Shards, path: &Path) -> Result<HashMap<String, Vec<u8>>, String> {
+    let config =
+        TarConfig { shards: vec![path.display().to_string()], label: Some("none".into()), ..shards.config() };
+    let source = open(&SourceConfig::Tar(config)).map_err(|error| error.to_string())?;
+    let prefix = format!("{}/", path.file_name().unwrap().to_str().unwrap());
+    Ok(contents(&source)
+        .into_iter()
+        .map(|(key, _, bytes)| (key.strip_prefix(&prefix).unwrap().to_owned(), bytes))
+        .collect())
+}
+
+/// Makes the files to be packed: names of all lengths and scripts, sizes around the block.
+const FILES: &str = r#"
+import os, random, sys
+root, seed = sys.argv[1], int(sys.argv[2])
+rng = random.Random(seed)
+for n in range(120):
+    parts = ["".join(rng.choices("abcXYZ019 -_é漢", k=rng.choice([1, 5, 40]))).strip() or "x" for _ in range(rng.choice([1, 1, 2, 4]))]
+    name = "/".join(parts[:-1] + [f"{parts[-1]}{n:03}.jpg"])
+    os.makedirs(os.path.dirname(os.path.join(root, name)), exist_ok=True)
+    with open(os.path.join(root, name), "wb") as file:
+        file.write(rng.randbytes(rng.choice([0, 1, 511, 512, 513, 1024, rng.randrange(20000)])))
+"#;
+
+const PACK: &str = r#"
+import io, os, random, sys, tarfile
+root, out = sys.argv[1:]
+formats = {"ustar": tarfile.USTAR_FORMAT, "gnu": tarfile.GNU_FORMAT, "pax": tarfile.PAX_FORMAT}
+for name, format in formats.items():
+    with tarfile.open(f"{out}/{name}.tar", "w", format=format, pax_headers={"comment": "é"} if name == "pax" else None) as archive:
+        for folder, folders, files in sorted(os.walk(root)):
+            for file in sorted(files):
+                path = os.path.join(folder, file)
+                try:
+                    archive.add(path, os.path.relpath(path, root))
+                except ValueError:
+                    pass  # too long for ustar
+            if folder != root:
+                archive.add(folder, os.path.relpath(folder, root), recursive=False)
+"#;
+
+#[test]
+fn the_members_are_those_of_pythons_tarfile_and_gnu_tar() {
+    for seed in 0..3 {
+        let shards = Shards::new();
+        let files = shards.path("files");
+        let folder = shards.path("");
+        fs::create_dir_all(&files).unwrap();
+        let files = files.to_str().unwrap();
+        let out = folder.to_str().unwrap();
+        if run("python3", &["-c", FILES, files, &seed.to_string()], "").is_none() {
+            return;
+        }
+        run("python3", &["-c", PACK, files, out], "").unwrap();
+        for format in ["v7", "oldgnu", "gnu", "ustar", "posix"] {
+            let path = shards.path(&format!("tar-{format}.tar"));
+            // v7 and ustar leave out long names and say so by their status.
+            let made = Command::new("tar")
+                .args([
+                    "--sort=name",
+                    &format!("--format={format}"),
+                    "-C",
+                    files,
+                    "-cf",
+                    path.to_str().unwrap(),
+                    ".",
+                ])
+                .stderr(Stdio::null())
+                .status();
+            if made.is_err() {
+                eprintln!("skipped: there is no GNU tar");
+            }
+        }
+        let mut paths: Vec<_> = fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+        paths.retain(|path| path.extension().is_some_and(|ending| ending == "tar"));
+        paths.sort();
+        for (path, expected) in paths.iter().zip(tarfile(&paths).unwrap()) {
+            let (rows, _) = expected.expect("tarfile reads what it wrote");
+            let found = images(&shards, path).unwrap_or_else(|error| panic!("{error}"));
+            let bytes = fs::read(path).unwrap();
+            assert!(
+                rows.len() > 20 && rows.len() == found.len(),
+                "{}: {} and {}",
+                path.display(),
+                rows.len(),
+                found.len()
+            );
+            for (name, _, offset, size) in rows {
+                let name =
+                    (0..name.len() / 2).map(|at| u8::from_str_radix(&name[at * 2..][..2], 16).unwrap());
+                let name = String::from_utf8(name.collect()).unwrap();
+                assert!(
+                    found[&name] == bytes[offset as usize..][..size as usize],
+                    "{}: {name}",
+                    path.display()
+                );
+            }
+        }
+    }
+}
+
+/// Hostile bytes as the whole shard, or the front of one: an error, or what `tarfile` finds.
+#[test]
+fn damaged_archives_give_an_error_or_what_tarfile_finds() {
+    let shards = Shards::new();
+    let text = "é".repeat(90);
+    let pax = format!("{} path={text}.jpg\n", text.len() + 14);
+    let whole = archive(&[
+        member("a.jpg", &noise(1, 700)),
+        raw_member(b"././@LongLink", b'L', 151, &[&[b'y'; 146], b".jpg\0".as_slice()].concat()),
+        member("cut.jpg", b"long"),
+        raw_member(b"pax", b'x', pax.len() as u64, pax.as_bytes()),
+        member("short.jpg", b"pax"),
+        member("b.cls", b"1"),
+        member("b.jpg", &noise(2, 100)),
+    ]);
+    let mut paths = Vec::new();
+    let mut keep = |bytes: &[u8]| paths.push(shards.write(&format!("{:05}.tar", paths.len()), bytes));
+    keep(&whole);
+    for seed in 0..600u64 {
+        let random = noise(seed, 64);
+        let number = |at: usize| u64::from_le_bytes(random[at..at + 8].try_into().unwrap()) as usize;
+        let mut bytes = whole.clone();
+        for change in 0..1 + number(0) % 3 {
+            let header = [0, 1536, 2560, 3584, 4608, 5632][number(8 + change) % 6];
+            let at = header + number(16 + change) % 512;
+            bytes[at] = random[30 + change];
+            // Half of them with a checksum that is right again.
+            if seed % 2 == 0 {
+                sum(&mut bytes[header..header + 512]);
+            }
+        }
+        if seed % 5 == 0 {
+            bytes.truncate(number(40) % bytes.len());
+        }
+        keep(&bytes);
+    }
+    if let Some(corpus) = data().map(|data| data.join("malformed")) {
+        let mut folders = vec![corpus];
+        while let Some(folder) = folders.pop() {
+            for entry in fs::read_dir(folder).unwrap() {
+                let path = entry.unwrap().path();
+                if path.is_dir() {
+                    folders.push(path);
+                } else {
+                    paths.push(path);
+                }
+            }
+        }
+    }
+    let Some(expected) = tarfile(&paths) else { return };
+    let (mut same, mut refused) = (0, 0);
+    for (path, expected) in paths.iter().zip(expected) {
+        let found = match images(&shards, path) {
+            Ok(found) => found,
+            Err(error) => {
+                let name = path.file_name().unwrap().to_str().unwrap();
+                assert!(error.contains(name), "{}: {error}", path.display());
+                refused += 1;
+                continue;
+            }
+        };
+        let (rows, special) = expected.unwrap_or_else(|| panic!("tarfile refuses {}", path.display()));
+        assert!(!special, "{} has members that are no files", path.display());
+        let bytes = fs::read(path).unwrap();
+        // Whatever has an ending of an image, under the name it has.
+        let rows: Vec<_> = rows
+            .into_iter()
+            .map(|(name, _, offset, size)| {
+                let name: Vec<u8> = (0..name.len() / 2)
+                    .map(|at| u8::from_str_radix(&name[at * 2..][..2], 16).unwrap())
+                    .collect();
+                (name, bytes[offset as usize..][..size as usize].to_vec())
+            })
+            .filter(|(name, _)| {
+                let base = name.rsplit(|&b| b == b'/').next().unwrap();
+                let dot = base.iter().position(|&b| b == b'.');
+                dot.is_some_and(|dot| dot > 0 && base[dot..].eq_ignore_ascii_case(b".jpg"))
+            })
+            .collect();
+        assert_eq!(rows.len(), found.len(), "{}", path.display());
+        let mut expected: Vec<_> = rows.into_iter().map(|(_, bytes)| bytes).collect();
+        let mut found: Vec<_> = found.into_values().collect();
+        expected.sort();
+        found.sort();
+        assert!(expected == found, "{}", path.display());
+        same += 1;
+    }
+    assert!(same > 50 && refused > 200, "{same} read as tarfile does, {refused} refused");
+}
+
+/// The optional test data.
+fn data() -> Option<PathBuf> {
+    let path = std::env::var_os("FUELRAIL_DATA")
+        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/data"), PathBuf::from);
+    if !path.is_dir() {
+        eprintln!("skipped: no test data at {}", path.display());
+        return None;
+    }
+    Some(path)
+}

@@ -1,0 +1,775 @@
+//! `fuelrail pack`: any source written as tar shards, in WebDataset's naming, with an index beside each.
+//!
+//! ```text
+//!  DST/shard-000000.tar       000000017_n01440764_18.cls   .npy of each field   .jpg     (ustar, times and owners zero)
+//!  DST/shard-000000.tar.idx   where each record lies, so that opening reads no shard
+//!  DST/index.json             shards with checksums, classes, fields, the source and the options
+//! ```
+//!
+//! # Promises
+//!
+//! - Read back, the shards give the images (byte for byte, unless `--max-side` shrank one), labels, classes and fields of
+//!   the source, in its order or in the pure one of `--shuffle`. The same source and options give the same bytes.
+//! - A shard appears whole: written under another name, synced, renamed. Interrupted anywhere, the next run goes on behind
+//!   the last whole shard; with another source or other options it refuses and names the difference.
+//! - Memory is bounded: 256 records or 256 MiB ahead, whichever is less.
+
+mod shard;
+mod shrink;
+
+use std::collections::HashSet;
+use std::fs;
+use std::io::{IsTerminal, Read};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use clap::{Args, ValueEnum};
+use fuelrail_connectors::{IndexedSource, ReadError, ReadErrorKind, Record, Schema, TarConfig, tar_sidecar};
+use indicatif::{HumanBytes, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde::{Deserialize, Serialize};
+use xxhash_rust::xxh3::Xxh3;
+
+use self::shard::ShardWriter;
+use self::shrink::Shrink;
+use super::{Failure, read, spec};
+use crate::order::Order;
+
+/// The list beside the shards.
+const INDEX: &str = "index.json";
+
+/// Records that were left out are named up to this many; all are counted.
+const MAX_LISTED: usize = 10_000;
+
+#[derive(Debug, Args)]
+pub(super) struct Pack {
+    /// A folder, shards, tables or arrays, by path, pattern or URL
+    #[arg(value_name = "SOURCE", required_unless_present = "verify")]
+    source: Option<String>,
+    /// The folder for the shards; made if it is not there
+    #[arg(value_name = "FOLDER", required_unless_present = "verify")]
+    folder: Option<PathBuf>,
+    /// Check the shards in this folder against their checksums instead
+    #[arg(long, value_name = "FOLDER", conflicts_with_all = ["source", "folder"])]
+    verify: Option<PathBuf>,
+    /// A key of the source's configuration, like label=folder or fields=["json:box"]; may be given again
+    #[arg(short, long = "option", value_name = "KEY=VALUE")]
+    options: Vec<String>,
+    /// Shards are called NAME-000000.tar and so on
+    #[arg(long, default_value = "shard")]
+    name: String,
+    /// Bytes of a shard, about: 256mb, 1gib
+    #[arg(long, default_value = "256mb", value_parser = human_bytes, value_name = "BYTES")]
+    shard_size: u64,
+    /// Write the records in a random order instead of the source's
+    #[arg(long)]
+    shuffle: bool,
+    /// Seed of that order
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Shrink images whose longer side is above N pixels to N, and encode them anew as JPEG: this is lossy, and drops
+    /// their metadata (the EXIF orientation is applied). All others stay as they are
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=65_535))]
+    max_side: Option<u32>,
+    /// JPEG quality of images that are shrunk
+    #[arg(long, default_value_t = 90, value_parser = clap::value_parser!(u8).range(1..=100))]
+    quality: u8,
+    /// What to do with a record whose image cannot be read
+    #[arg(long, value_enum, default_value_t = OnError::Fail)]
+    on_error: OnError,
+    /// Start over: delete the shards of this name that are in the folder
+    #[arg(long)]
+    force: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum OnError {
+    /// Stop and name it
+    Fail,
+    /// Leave it out, and list it in index.json
+    Skip,
+}
+
+/// "256mb" and the like.
+fn human_bytes(text: &str) -> Result<u64, String> {
+    let wrong = || "not a size in bytes; write one like 256mb, 1gib or 100000000".to_owned();
+    let split = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let (number, unit) = text.split_at(split);
+    let factor: u64 = match unit.trim().to_ascii_lowercase().as_str() {
+        "" | "b" => 1,
+        "k" | "kb" => 1000,
+        "m" | "mb" => 1_000_000,
+        "g" | "gb" => 1_000_000_000,
+        "t" | "tb" => 1_000_000_000_000,
+        "kib" => 1 << 10,
+        "mib" => 1 << 20,
+        "gib" => 1 << 30,
+        "tib" => 1 << 40,
+        _ => return Err(wrong()),
+    };
+    let bytes = number.parse::<f64>().map_err(|_| wrong())? * factor as f64;
+    if bytes >= 1.0 && bytes < 1e18 { Ok(bytes as u64) } else { Err(wrong()) }
+}
+
+/// `index.json`.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+struct Index {
+    format: String,
+    version: u32,
+    /// Whether all records of the source are in the shards (or among the skipped).
+    complete: bool,
+    /// Whether images were shrunk.
+    lossy: bool,
+    /// For people: where the records came from.
+    source: String,
+    #[serde(flatten)]
+    identity: Identity,
+    records: u64,
+    bytes: u64,
+    label: String,
+    classes: Vec<String>,
+    fields: Vec<String>,
+    shards: Vec<Shard>,
+    /// Records left out, the first ten thousand of them.
+    skipped: Vec<Skipped>,
+    skipped_records: u64,
+}
+
+/// What must be the same for an interrupted run to go on.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+struct Identity {
+    fingerprint: String,
+    order: String,
+    shard_size: u64,
+    max_side: Option<u32>,
+    quality: Option<u8>,
+}
+
+#[derive(Clone, Debug, Deserialize, Serialize)]
+struct Shard {
+    name: String,
+    records: u64,
+    bytes: u64,
+    /// xxh3-128 of the file.
+    xxh3: String,
+    /// The same of its index.
+    index_xxh3: String,
+    /// Positions in the order up to here are done.
+    end: u64,
+    /// Images of it that were shrunk.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    shrunk: u64,
+}
+
+fn is_zero(number: &u64) -> bool {
+    *number == 0
+}
+
+#[derive(Clone, Debug, Deserialize, Serialize)]
+struct Skipped {
+    key: String,
+    why: String,
+}
+
+/// One record, ready to be written, or why there is none.
+enum Prepared {
+    Whole {
+        image: Image,
+        fields: Vec<Vec<u8>>,
+        ending: &'static str,
+    },
+    Unreadable(String),
+    /// The environment is broken: no record's fault.
+    Failed(String),
+}
+
+enum Image {
+    Kept(fuelrail_connectors::Buffer, usize),
+    Shrunk(Vec<u8>),
+}
+
+impl Image {
+    fn bytes(&self) -> &[u8] {
+        match self {
+            Self::Kept(buffer, len) => &buffer[..*len],
+            Self::Shrunk(bytes) => bytes,
+        }
+    }
+}
+
+impl Pack {
+    pub fn run(self) -> Result<(), Failure> {
+        spec::watch_signals()?;
+        if let Some(folder) = &self.verify {
+            return verify(folder);
+        }
+        let address = self.source.as_deref().expect("clap requires a source");
+        let folder = self.folder.as_deref().expect("clap requires a folder");
+        let plain = |b: u8| b.is_ascii_alphanumeric() || b"-_".contains(&b);
+        if self.name.is_empty() || !self.name.bytes().all(plain) {
+            return Err(format!("--name {}: letters, digits, - and _ only", self.name).into());
+        }
+        let source = read::open(address, &self.options)?;
+        let schema = source.schema();
+        if !schema.image {
+            return Err(format!(
+                "{address} holds no images; shards are made of images with their labels and fields"
+            )
+            .into());
+        }
+        fs::create_dir_all(folder).map_err(|error| format!("{}: {error}", folder.display()))?;
+        self.write(address, folder, &source, &schema)
+    }
+
+    fn identity(&self, source: &Arc<dyn IndexedSource>) -> Identity {
+        Identity {
+            fingerprint: source.fingerprint().to_string(),
+            order: if self.shuffle { format!("shuffled with seed {}", self.seed) } else { "source".into() },
+            shard_size: self.shard_size,
+            max_side: self.max_side,
+            quality: self.max_side.map(|_| self.quality),
+        }
+    }
+
+    /// The list of an earlier run that this one goes on with, or a fresh one.
+    fn begin(
+        &self,
+        address: &str,
+        folder: &Path,
+        source: &Arc<dyn IndexedSource>,
+        schema: &Schema,
+    ) -> Result<Index, Failure> {
+        let endings = field_endings(schema);
+        let fresh = Index {
+            format: "fuelrail-pack".into(),
+            version: 1,
+            complete: false,
+            lossy: false,
+            source: address.into(),
+            identity: self.identity(source),
+            records: 0,
+            bytes: 0,
+            label: "cls".into(),
+            classes: source.classes().to_vec(),
+            fields: schema
+                .fields
+                .iter()
+                .zip(&endings)
+                .map(|(field, ending)| format!("{}={ending}", field.name))
+                .collect(),
+            shards: Vec::new(),
+            skipped: Vec::new(),
+            skipped_records: 0,
+        };
+        if let Some(field) =
+            schema.fields.iter().find(|field| field.name.contains('=') || field.name.trim() != field.name)
+        {
+            return Err(format!(
+                "the field {:?} cannot be packed: rename it to one without '=' and spaces around",
+                field.name
+            )
+            .into());
+        }
+        let path = folder.join(INDEX);
+        let here = |entry: &Path| {
+            let name = entry.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            let number =
+                name.strip_prefix(&format!("{}-", self.name)).and_then(|rest| rest.split('.').next());
+            let is_ours = number.is_some_and(|n| n.len() >= 6 && n.bytes().all(|b| b.is_ascii_digit()));
+            is_ours && [".tar", ".tar.idx", ".tmp"].iter().any(|ending| name.ends_with(ending))
+        };
+        let mut own = Vec::new();
+        for entry in fs::read_dir(folder)? {
+            let entry = entry?.path();
+            if here(&entry) {
+                own.push(entry);
+            }
+        }
+        if self.force {
+            own.push(path.clone());
+            own.iter().filter(|path| path.exists()).try_for_each(fs::remove_file)?;
+            return Ok(fresh);
+        }
+        for temporary in own.iter().filter(|path| path.extension().is_some_and(|ending| ending == "tmp")) {
+            fs::remove_file(temporary)?;
+        }
+        if !path.exists() {
+            if let Some(other) =
+                own.iter().find(|path| path.extension().is_some_and(|ending| ending == "tar"))
+            {
+                return Err(format!(
+                    "{} is there, but no {INDEX} that says what it is; choose another folder or --name, or start over \
+                     with --force",
+                    other.display()
+                )
+                .into());
+            }
+            return Ok(fresh);
+        }
+        let old = read_index(folder)?;
+        if let Some(difference) = difference(&old, &fresh, self) {
+            return Err(format!(
+                "{} holds shards of another kind: {difference}. Choose another folder, or start over with --force",
+                folder.display()
+            )
+            .into());
+        }
+        for shard in &old.shards {
+            let path = folder.join(&shard.name);
+            let size = fs::metadata(&path).map(|meta| meta.len());
+            if size.as_ref().ok() != Some(&shard.bytes)
+                || !folder.join(format!("{}.idx", shard.name)).exists()
+            {
+                return Err(
+                    format!("{} is not as it was written; start over with --force", path.display()).into()
+                );
+            }
+        }
+        Ok(Index { source: address.into(), ..old })
+    }
+
+    fn write(
+        &self,
+        address: &str,
+        folder: &Path,
+        source: &Arc<dyn IndexedSource>,
+        schema: &Schema,
+    ) -> Result<(), Failure> {
+        let mut index = self.begin(address, folder, source, schema)?;
+        let len = source.len();
+        let begin = index.shards.last().map_or(0, |shard| shard.end);
+        if index.complete {
+            println!(
+                "{} is packed already: {} records in {} shards",
+                folder.display(),
+                index.records,
+                index.shards.len()
+            );
+            return Ok(());
+        }
+        if begin > 0 {
+            println!(
+                "going on behind {}, at record {begin} of {len}",
+                index.shards[index.shards.len() - 1].name
+            );
+        }
+        if let Some(side) = self.max_side {
+            eprintln!(
+                "note: images whose longer side is above {side} pixels are shrunk and encoded as JPEG at quality {}: \
+                 this is lossy",
+                self.quality
+            );
+        }
+        let order = if self.shuffle { Order::shuffled(len, self.seed) } else { Order::sequential(len, 0) };
+        let order = order.epoch(0);
+        let bar = bar(len);
+        bar.set_position(begin);
+        bar.reset_eta();
+        let mut writer = Writer {
+            pack: self,
+            folder,
+            source,
+            endings: field_endings(schema),
+            index: &mut index,
+            open: None,
+            shrunk: 0,
+            skipped: Vec::new(),
+        };
+        let shrink = self.max_side.map(|side| Shrink { side, quality: self.quality });
+        let cut = schema.clone();
+        let prepare = move |_: u64, result: Result<Record, ReadError>| prepare(result, &cut, shrink);
+        let written = read::in_order(
+            source,
+            len - begin,
+            |at| order.index(begin + at),
+            prepare,
+            |at, prepared| {
+                let position = begin + at;
+                writer.record(position, order.index(position), prepared)?;
+                bar.inc(1);
+                if position.is_multiple_of(64) {
+                    bar.set_message(writer.message());
+                }
+                Ok(())
+            },
+        );
+        if let Err(error) = written {
+            bar.finish_and_clear();
+            writer.give_up();
+            let whole = writer.index.shards.len();
+            eprintln!(
+                "stopped; {whole} whole shards are in {}, and the same command goes on",
+                folder.display()
+            );
+            return Err(error);
+        }
+        writer.close(len)?;
+        if writer.index.shards.is_empty() {
+            bar.finish_and_clear();
+            let first =
+                writer.index.skipped.first().map(|skipped| format!("{}: {}", skipped.key, skipped.why));
+            return Err(
+                format!("not one record could be read; the first is {}", first.unwrap_or_default()).into()
+            );
+        }
+        writer.index.complete = true;
+        write_index(folder, writer.index)?;
+        bar.finish_and_clear();
+        let shrunk: u64 = index.shards.iter().map(|shard| shard.shrunk).sum();
+        println!(
+            "{} records in {} shards, {}, in {}",
+            index.records,
+            index.shards.len(),
+            HumanBytes(index.bytes),
+            folder.display()
+        );
+        if shrunk > 0 {
+            println!("{shrunk} images were shrunk and encoded anew");
+        }
+        if index.skipped_records > 0 {
+            println!("{} records could not be read and are left out:", index.skipped_records);
+            index.skipped.iter().take(20).for_each(|skipped| println!("  {}: {}", skipped.key, skipped.why));
+            if index.skipped_records > 20 {
+                println!("  … (the list is in {})", folder.join(INDEX).display());
+            }
+        }
+        Ok(())
+    }
+}
+
+fn bar(len: u64) -> ProgressBar {
+    if !std::io::stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let bar = ProgressBar::with_draw_target(Some(len), ProgressDrawTarget::stderr_with_hz(5));
+    bar.set_style(
+        ProgressStyle::with_template(
+            "packing {wide_bar} {human_pos} of {human_len}  {per_sec}  {msg}  {eta} left",
+        )
+        .expect("a valid template"),
+    );
+    bar
+}
+
+/// The ending of each field's member: its name in lower case, in plain letters, no two alike.
+fn field_endings(schema: &Schema) -> Vec<String> {
+    let mut taken = HashSet::new();
+    let plain = |c: char| {
+        if c.is_ascii_alphanumeric() || c == '_' || c == '-' { c.to_ascii_lowercase() } else { '_' }
+    };
+    schema
+        .fields
+        .iter()
+        .map(|field| {
+            let stem: String = field.name.chars().map(plain).collect();
+            let numbered = (2..).map(|number| format!("{stem}{number}.npy"));
+            let mut names = std::iter::once(format!("{stem}.npy")).chain(numbered);
+            names.find(|name| taken.insert(name.clone())).expect("numbers do not end")
+        })
+        .collect()
+}
+
+/// What an image and its fields become.
+fn prepare(result: Result<Record, ReadError>, schema: &Schema, shrink: Option<Shrink>) -> Prepared {
+    let record = match result {
+        Ok(record) => record,
+        Err(error) if error.kind() == ReadErrorKind::Bad => {
+            return Prepared::Unreadable(error.detail().to_owned());
+        }
+        Err(error) => return Prepared::Failed(error.to_string()),
+    };
+    let Some((image, values)) = schema.split(&record.bytes) else {
+        return Prepared::Unreadable("it is shorter than its fields".into());
+    };
+    let mut values = values;
+    let mut fields = Vec::new();
+    for field in &schema.fields {
+        let (value, rest) = values.split_at(field.bytes());
+        fields.push(shard::npy(field, value));
+        values = rest;
+    }
+    let (len, found) = (image.len(), shrink::look(image, shrink));
+    match found {
+        Err(why) => Prepared::Unreadable(why),
+        Ok((ending, None)) => Prepared::Whole { image: Image::Kept(record.bytes, len), fields, ending },
+        Ok((ending, Some(bytes))) => Prepared::Whole { image: Image::Shrunk(bytes), fields, ending },
+    }
+}
+
+/// Writes shards, and their list after each.
+struct Writer<'a> {
+    pack: &'a Pack,
+    folder: &'a Path,
+    source: &'a Arc<dyn IndexedSource>,
+    endings: Vec<String>,
+    index: &'a mut Index,
+    open: Option<ShardWriter>,
+    /// Of the open shard.
+    shrunk: u64,
+    skipped: Vec<Skipped>,
+}
+
+impl Writer<'_> {
+    fn record(&mut self, position: u64, record: u64, prepared: Prepared) -> Result<(), Failure> {
+        let (image, fields, ending) = match prepared {
+            Prepared::Whole { image, fields, ending } => (image, fields, ending),
+            Prepared::Failed(why) => return Err(why.into()),
+            Prepared::Unreadable(why) if self.pack.on_error == OnError::Skip => {
+                let key = self.source.key(record);
+                self.skipped.push(Skipped { key, why });
+                return Ok(());
+            }
+            Prepared::Unreadable(why) => {
+                let key = self.source.key(record);
+                return Err(format!(
+                    "{key}: {why}. Repair or remove it, or leave it out with --on-error skip"
+                )
+                .into());
+            }
+        };
+        let label = self.source.label(record).to_string();
+        let sizes = fields.iter().map(Vec::len).chain([label.len(), image.bytes().len()]);
+        let size: u64 = sizes.map(shard::member_bytes).sum();
+        if self.open.as_ref().is_some_and(|open| open.bytes() + size > self.pack.shard_size) {
+            self.close(position)?;
+        }
+        let open = match &mut self.open {
+            Some(open) => open,
+            None => {
+                let name = format!("{}-{:06}.tar", self.pack.name, self.index.shards.len());
+                self.open.insert(ShardWriter::create(self.folder, &name)?)
+            }
+        };
+        let stem = stem(record, &self.source.key(record));
+        open.member(&format!("{stem}.cls"), label.as_bytes())?;
+        for (name, bytes) in self.endings.iter().zip(&fields) {
+            open.member(&format!("{stem}.{name}"), bytes)?;
+        }
+        open.member(&format!("{stem}.{ending}"), image.bytes())?;
+        open.record();
+        self.shrunk += u64::from(matches!(image, Image::Shrunk(_)));
+        Ok(())
+    }
+
+    /// Finishes the open shard: positions below `end` are in it, in those before, or skipped.
+    fn close(&mut self, end: u64) -> Result<(), Failure> {
+        let Some(open) = self.open.take() else { return self.take_skipped() };
+        let wanted = TarConfig {
+            label: Some("cls".into()),
+            fields: Some(self.index.fields.clone()),
+            ..TarConfig::default()
+        };
+        let done = open.finish(|path| Ok(tar_sidecar(path, &wanted)?))?;
+        self.index.records += done.records;
+        self.index.bytes += done.bytes;
+        self.index.lossy |= self.shrunk > 0;
+        self.index.shards.push(Shard {
+            name: done.name,
+            records: done.records,
+            bytes: done.bytes,
+            xxh3: done.xxh3,
+            index_xxh3: done.index_xxh3,
+            end,
+            shrunk: std::mem::take(&mut self.shrunk),
+        });
+        self.take_skipped()?;
+        write_index(self.folder, self.index)
+    }
+
+    fn take_skipped(&mut self) -> Result<(), Failure> {
+        self.index.skipped_records += self.skipped.len() as u64;
+        let room = MAX_LISTED.saturating_sub(self.index.skipped.len());
+        let skipped = std::mem::take(&mut self.skipped);
+        self.index.skipped.extend(skipped.into_iter().take(room));
+        Ok(())
+    }
+
+    fn give_up(&mut self) {
+        if let Some(open) = self.open.take() {
+            open.discard();
+        }
+    }
+
+    fn message(&self) -> String {
+        let open = self.open.as_ref().map_or(0, ShardWriter::bytes);
+        format!("{}, shard {}", HumanBytes(self.index.bytes + open), self.index.shards.len())
+    }
+}
+
+/// A name for the members of a record that is unique and tells where it came from: its number in the source and the last
+/// part of its key, in plain letters.
+fn stem(record: u64, key: &str) -> String {
+    let base = key.rsplit('/').next().unwrap_or(key);
+    let base = base.split('.').next().unwrap_or(base);
+    let plain = |c: char| if c.is_ascii_alphanumeric() || c == '_' || c == '-' { c } else { '_' };
+    let base: String = base.chars().map(plain).take(48).collect();
+    format!("{record:09}_{base}")
+}
+
+fn read_index(folder: &Path) -> Result<Index, Failure> {
+    let path = folder.join(INDEX);
+    let bytes = fs::read(&path)
+        .map_err(|error| format!("{}: {error}; is this a folder that fuelrail pack made?", path.display()))?;
+    let index: Index = serde_json::from_slice(&bytes)
+        .map_err(|error| format!("{} is no list of fuelrail pack's: {error}", path.display()))?;
+    if index.format != "fuelrail-pack" || index.version != 1 {
+        return Err(format!(
+            "{} is of format {} {}; this fuelrail writes fuelrail-pack 1",
+            path.display(),
+            index.format,
+            index.version
+        )
+        .into());
+    }
+    // Names come from outside and are put behind the folder: nothing but a name may be in them.
+    let is_name =
+        |name: &str| !name.is_empty() && !name.contains(['/', '\\', '\0']) && !name.starts_with('.');
+    if let Some(shard) = index.shards.iter().find(|shard| !is_name(&shard.name)) {
+        return Err(format!("{}: \"{}\" is no name of a shard", path.display(), shard.name).into());
+    }
+    Ok(index)
+}
+
+fn write_index(folder: &Path, index: &Index) -> Result<(), Failure> {
+    let mut text = serde_json::to_vec_pretty(index)?;
+    text.push(b'\n');
+    shard::write_whole(folder, INDEX, &text)
+}
+
+/// How an earlier run differs from this one.
+fn difference(old: &Index, new: &Index, pack: &Pack) -> Option<String> {
+    let (was, is) = (&old.identity, &new.identity);
+    let tell = |what: &str, was: String, is: String| Some(format!("{what} was {was} and is {is} now"));
+    let or_none = |value: Option<String>| value.unwrap_or_else(|| "not given".into());
+    if was.fingerprint != is.fingerprint {
+        let (was, is) = (&was.fingerprint, &is.fingerprint);
+        return Some(format!(
+            "the source is another one, or has changed (\"{}\" with fingerprint {was}, now \"{}\" with {is})",
+            old.source, new.source
+        ));
+    }
+    if was.order != is.order {
+        return tell("the order", was.order.clone(), is.order.clone());
+    }
+    if was.shard_size != is.shard_size {
+        return tell("--shard-size", was.shard_size.to_string(), is.shard_size.to_string());
+    }
+    if was.max_side != is.max_side {
+        return tell(
+            "--max-side",
+            or_none(was.max_side.map(|n| n.to_string())),
+            or_none(is.max_side.map(|n| n.to_string())),
+        );
+    }
+    if was.quality != is.quality {
+        return tell(
+            "--quality",
+            or_none(was.quality.map(|n| n.to_string())),
+            or_none(is.quality.map(|n| n.to_string())),
+        );
+    }
+    let prefix = format!("{}-", pack.name);
+    if let Some(other) = old.shards.iter().find(|shard| !shard.name.starts_with(&prefix)) {
+        return tell("--name", format!("that of {}", other.name), pack.name.clone());
+    }
+    (old.fields != new.fields || old.classes != new.classes).then(|| "classes or fields differ".into())
+}
+
+/// Reads every shard and compares.
+fn verify(folder: &Path) -> Result<(), Failure> {
+    let index = read_index(folder)?;
+    let total = index.shards.iter().map(|shard| shard.bytes).sum();
+    let bar = if std::io::stderr().is_terminal() { ProgressBar::new(total) } else { ProgressBar::hidden() };
+    let mut wrong = Vec::new();
+    for shard in &index.shards {
+        let path = folder.join(&shard.name);
+        match hash_file(&path, &bar) {
+            Ok((_, bytes)) if bytes != shard.bytes => {
+                wrong.push(format!("{} has {bytes} bytes, {} were written", shard.name, shard.bytes));
+            }
+            Ok((hash, _)) if hash != shard.xxh3 => wrong.push(format!("{} is damaged", shard.name)),
+            Ok(_) => {}
+            Err(error) if spec::interrupted() => return Err(error),
+            Err(error) => wrong.push(format!("{}: {error}", shard.name)),
+        }
+        let name = format!("{}.idx", shard.name);
+        match hash_file(&folder.join(&name), &ProgressBar::hidden()) {
+            Ok((hash, _)) if hash != shard.index_xxh3 => {
+                wrong.push(format!("{name} is damaged; delete it, and the shard is read instead"));
+            }
+            Ok(_) => {}
+            Err(error) => wrong.push(format!("{name}: {error}")),
+        }
+    }
+    bar.finish_and_clear();
+    if !index.complete {
+        wrong.push(
+            "the shards are not all there: packing was interrupted; give the same command again".into(),
+        );
+    }
+    if !wrong.is_empty() {
+        wrong.iter().for_each(|line| println!("{line}"));
+        return Err(format!(
+            "{} of {} shards and their indices are not as written",
+            wrong.len(),
+            index.shards.len()
+        )
+        .into());
+    }
+    println!(
+        "{} shards, {} records, {}: all as written",
+        index.shards.len(),
+        index.records,
+        HumanBytes(index.bytes)
+    );
+    Ok(())
+}
+
+fn hash_file(path: &Path, bar: &ProgressBar) -> Result<(String, u64), Failure> {
+    let mut file = fs::File::open(path)?;
+    let (mut hash, mut bytes, mut piece) = (Xxh3::new(), 0, vec![0; 1 << 20]);
+    loop {
+        if spec::interrupted() {
+            return Err(crate::client::ClientError::Interrupted.into());
+        }
+        let len = file.read(&mut piece)?;
+        if len == 0 {
+            return Ok((format!("{:032x}", hash.digest128()), bytes));
+        }
+        hash.update(&piece[..len]);
+        bytes += len as u64;
+        bar.inc(len as u64);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use fuelrail_connectors::{ElementType, FieldSpec};
+
+    use super::*;
+
+    #[test]
+    fn sizes_are_written_as_people_do() {
+        for (text, bytes) in [
+            ("256mb", 256_000_000),
+            ("1GiB", 1 << 30),
+            ("1.5k", 1500),
+            ("10", 10),
+            ("2 tb", 2_000_000_000_000),
+        ] {
+            assert_eq!(human_bytes(text), Ok(bytes), "{text}");
+        }
+        for text in ["", "mb", "0", "-1", "1xb", "1e99", "1..2m", "99999999tb"] {
+            assert!(human_bytes(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn members_have_plain_names_of_their_own() {
+        assert_eq!(stem(7, "train/n01/a b.c.jpg"), "000000007_a_b");
+        assert_eq!(stem(7, "é/漢字.png"), "000000007___");
+        assert!(stem(u64::MAX, &"x".repeat(500)).len() < 80);
+        let field = |name: &str| FieldSpec { name: name.into(), dtype: ElementType::F32, shape: vec![] };
+        let schema = Schema { image: true, fields: vec![field("Box"), field("box"), field("a/b.c")] };
+        assert_eq!(field_endings(&schema), ["box.npy", "box2.npy", "a_b_c.npy"]);
+    }
+}

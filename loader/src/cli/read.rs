@@ -1,0 +1,95 @@
+//! Reading a source on the command line, without a daemon: records in a given order, prepared on all cores, handed over
+//! one after the other.
+
+use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, mpsc};
+use std::time::Duration;
+
+use fuelrail_connectors::{
+    AddressConfig, IndexedSource, ReadError, ReadRequest, ReaderConfig, Record, SourceConfig,
+};
+
+use super::{Failure, spec};
+use crate::client::ClientError;
+
+/// Records that are read ahead of the one handed over, and their bytes.
+const AHEAD_RECORDS: usize = 256;
+const AHEAD_BYTES: u64 = 256 << 20;
+
+/// A source by its address, with `KEY=VALUE` options of its configuration. Values are JSON, or text where they are not.
+pub(super) fn open(address: &str, options: &[String]) -> Result<Arc<dyn IndexedSource>, Failure> {
+    let mut map = serde_json::Map::new();
+    for option in options {
+        let (key, text) = option
+            .split_once('=')
+            .ok_or_else(|| format!("--option {option}: write KEY=VALUE, such as label=folder"))?;
+        let value = serde_json::from_str(text).unwrap_or_else(|_| text.into());
+        map.insert(key.to_owned(), value);
+    }
+    let base = Some(std::env::current_dir()?);
+    let config = AddressConfig { address: address.to_owned(), base, options: map };
+    Ok(fuelrail_connectors::open(&SourceConfig::Address(config))?)
+}
+
+/// Reads records `index(0)`, `index(1)`, … up to `count`, lets `work` prepare each on some core, and gives the results to
+/// `sink` in this order. Ends early, with [`ClientError::Interrupted`], after ctrl-C.
+///
+/// # Errors
+/// What `sink` returns, and what keeps the source from being read at all.
+pub(super) fn in_order<T: Send + 'static>(
+    source: &Arc<dyn IndexedSource>,
+    count: u64,
+    index: impl Fn(u64) -> u64,
+    work: impl Fn(u64, Result<Record, ReadError>) -> T + Send + Sync + 'static,
+    mut sink: impl FnMut(u64, T) -> Result<(), Failure>,
+) -> Result<(), Failure> {
+    let (tell, told) = mpsc::channel();
+    let work = Arc::new(work);
+    let reader = source.clone().reader(&ReaderConfig::default())?;
+    let (mut asked, mut given, mut ahead) = (0u64, 0u64, 0u64);
+    let mut ready: BTreeMap<u64, T> = BTreeMap::new();
+    while given < count {
+        let mut requests = Vec::new();
+        while asked < count
+            && (asked == given || (((asked - given) as usize) < AHEAD_RECORDS && ahead < AHEAD_BYTES))
+        {
+            let record = index(asked);
+            ahead += source.size(record);
+            let (place, tell, work) = (asked, tell.clone(), work.clone());
+            let done = move |result| {
+                rayon::spawn(move || {
+                    let prepared = catch_unwind(AssertUnwindSafe(|| work(record, result)));
+                    // The receiver goes first only when everything is given up.
+                    let _ = tell.send((place, prepared));
+                });
+            };
+            requests.push(ReadRequest { index: record, done: Box::new(done) });
+            asked += 1;
+        }
+        if !requests.is_empty() {
+            reader.submit(requests);
+        }
+        while !ready.contains_key(&given) {
+            if spec::interrupted() {
+                return Err(ClientError::Interrupted.into());
+            }
+            match told.recv_timeout(Duration::from_millis(100)) {
+                Ok((place, Ok(prepared))) => {
+                    ready.insert(place, prepared);
+                }
+                Ok((place, Err(_))) => {
+                    let key = source.key(index(place));
+                    return Err(format!("{key}: preparing it panicked; this is a bug in fuelrail").into());
+                }
+                Err(_) => {}
+            }
+        }
+        while let Some(prepared) = ready.remove(&given) {
+            ahead -= source.size(index(given));
+            sink(given, prepared)?;
+            given += 1;
+        }
+    }
+    Ok(())
+}
