@@ -214,9 +214,9 @@ impl Remote {
     pub(super) fn fault(&self, path: &str, verdict: Verdict) -> Fault {
         let address = self.display(path);
         match verdict {
-            Verdict::Gone => Fault {
+            Verdict::Gone(text) => Fault {
                 kind: ReadErrorKind::Gone,
-                detail: format!("{address} does not exist (any more); check the address"),
+                detail: format!("{address} does not exist (any more): {text}; check the address"),
                 transient: false,
             },
             Verdict::Changed => Fault {
