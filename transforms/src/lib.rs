@@ -156,13 +156,17 @@ pub struct ImageInfo {
 }
 
 impl ImageInfo {
-    /// Reads a header.
+    /// Reads a header. A JPEG without its end marker is decoded as well: whether it is whole cannot be told otherwise.
     ///
     /// # Errors
     /// As [`Chain::apply`], as far as that is known without decoding.
     pub fn read(encoded: &[u8], limits: &Limits, scratch: &mut Scratch) -> Result<Self, SampleError> {
         let opened = scratch.decoders.open(encoded, limits)?;
-        let (width, height) = opened.symmetry().size(opened.stored_size());
+        let (w, h) = opened.stored_size();
+        let (width, height) = opened.symmetry().size((w, h));
+        if opened.is_undecided() {
+            opened.decode(geometry::Rect { x: 0, y: 0, w, h }, &mut geometry::Image::default())?;
+        }
         Ok(Self { format: decode::format(encoded), width: width as u32, height: height as u32 })
     }
 }

@@ -148,7 +148,7 @@ fn processes_that_share_a_folder_stay_below_its_limit_together() {
         let id = block(3, round);
         assert!(own.write_block(id, &bytes_of(id)));
         // Files change their names while they are counted, so everybody stands still.
-        let pids = children.each_ref().map(|child| Pid::from_child(child));
+        let pids = children.each_ref().map(Pid::from_child);
         for pid in pids {
             kill_process(pid, Signal::STOP).unwrap();
             let stopped = || {

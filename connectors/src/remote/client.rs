@@ -294,11 +294,10 @@ impl HttpService for Watch {
             let answer = tokio::time::timeout(self.patience.silence, self.inner.execute(request)).await;
             let response = answer
                 .map_err(|_| HttpError::new(HttpErrorKind::Timeout, Silence(self.patience.silence)))??;
-            let status = response.status().as_u16();
-            // Those that object_store has a word for.
-            if response.status().is_success() || matches!(status, 304 | 404 | 412) || link_local {
+            if response.status().is_success() || link_local {
                 return Ok(response);
             }
+            let status = response.status().as_u16();
             let header = |name| response.headers().get(name).and_then(|value| value.to_str().ok());
             // A date instead of seconds is rare; the usual wait does for it.
             let wait =
@@ -317,7 +316,7 @@ impl HttpService for Watch {
 #[error("no answer within {:.1} s", .0.as_secs_f64())]
 pub(super) struct Silence(pub Duration);
 
-/// An answer that is neither data nor something object_store has a word for.
+/// An answer that is no data.
 #[derive(Clone, Debug)]
 pub(super) struct Refusal {
     status: u16,
@@ -367,8 +366,8 @@ async fn reason_of(response: HttpResponse) -> String {
 /// What a failed request means for whoever made it.
 #[derive(Debug)]
 pub(super) enum Verdict {
-    /// The object is not there.
-    Gone,
+    /// The object is not there; the text says what the store says about it.
+    Gone(String),
     /// It has another version, or is shorter than it was.
     Changed,
     /// Credentials; the text says which.
@@ -388,14 +387,14 @@ pub(super) fn verdict(error: &object_store::Error) -> Verdict {
         let text = refusal.to_string();
         return match refusal.status {
             401 | 403 => Verdict::Denied(text),
-            404 | 410 => Verdict::Gone,
-            416 => Verdict::Changed,
+            404 | 410 => Verdict::Gone(text),
+            304 | 412 | 416 => Verdict::Changed,
             408 | 425 | 429 | 500..=599 => Verdict::Again(text, refusal.wait),
             _ => Verdict::Never(text),
         };
     }
     match error {
-        E::NotFound { .. } => Verdict::Gone,
+        E::NotFound { .. } => Verdict::Gone("not found".into()),
         E::Precondition { .. } | E::NotModified { .. } => Verdict::Changed,
         E::NotSupported { .. } => Verdict::NoRange,
         E::InvalidPath { .. } | E::NotImplemented { .. } | E::UnknownConfigurationKey { .. } => {

@@ -31,7 +31,10 @@ pub(super) struct Fetched {
 type Flight = BoxFuture<'static, Result<Arc<Fetched>, Fault>>;
 
 /// The blocks being fetched by anyone in this process. Whoever waits drives the work; when nobody does, it ends.
-static FLIGHTS: Mutex<Option<HashMap<BlockId, (u64, WeakShared<Flight>)>>> = Mutex::new(None);
+static FLIGHTS: Mutex<Option<Flights>> = Mutex::new(None);
+
+/// By block, each with a number of its own.
+type Flights = HashMap<BlockId, (u64, WeakShared<Flight>)>;
 
 /// Takes a flight off the list when it ends, in whatever way.
 struct Landing(BlockId, u64);
@@ -214,9 +217,9 @@ impl Remote {
     pub(super) fn fault(&self, path: &str, verdict: Verdict) -> Fault {
         let address = self.display(path);
         match verdict {
-            Verdict::Gone => Fault {
+            Verdict::Gone(text) => Fault {
                 kind: ReadErrorKind::Gone,
-                detail: format!("{address} does not exist (any more); check the address"),
+                detail: format!("{address} does not exist (any more): {text}; check the address"),
                 transient: false,
             },
             Verdict::Changed => Fault {

@@ -83,7 +83,7 @@ fn submit(
 #[test]
 fn many_objects_through_many_faults_are_exact_or_named() {
     let gate = std::env::var_os("FUELRAIL_GATE").is_some();
-    let (objects, faults, share) = if gate { (5000u64, 1000u64, 0.15) } else { (200, 100, 0.4) };
+    let (objects, faults, share) = if gate { (5000u64, 1000u64, 0.22) } else { (200, 100, 0.45) };
     let seed = std::env::var("FUELRAIL_SEED")
         .map_or_else(|_| std::process::id() as u64, |seed| seed.parse().unwrap());
     println!("FUELRAIL_SEED={seed}");
@@ -109,7 +109,8 @@ fn many_objects_through_many_faults_are_exact_or_named() {
     let shards = Shards::open_remote(remote.clone(), &addresses_of(&server, &names), &[]).unwrap();
 
     // One in ten is replaced after it was listed; some of these vanish.
-    let replaced = |index: u64| random(3, index).is_multiple_of(10);
+    // (An empty one is read without a request, so what became of it is nobody's business.)
+    let replaced = |index: u64| random(3, index).is_multiple_of(10) && size(index) > 0;
     let gone = |index: u64| replaced(index) && random(4, index).is_multiple_of(4);
     for index in (0..objects).filter(|&index| replaced(index)) {
         if gone(index) {
@@ -162,7 +163,7 @@ fn many_objects_through_many_faults_are_exact_or_named() {
     assert_eq!(ended, objects);
     let troubles = server.troubles();
     println!("{} requests, troubles {troubles:?}", server.requests());
-    assert!(troubles.values().sum::<u64>() >= faults * 8 / 10, "the faults were met: {troubles:?}");
+    assert_eq!(troubles.values().sum::<u64>(), faults, "all faults were met: {troubles:?}");
     drop(reader);
 
     // Everything that could be read is on disk now, also for another process.
@@ -334,7 +335,9 @@ fn troubles_without_end_become_an_error_that_names_the_address_and_no_secret() {
     }
     server.plan(|_, _| None);
     server.remove("x");
-    assert_eq!(read(&remote, &object).unwrap_err().kind, ReadErrorKind::Gone);
+    let fault = read(&remote, &object).unwrap_err();
+    assert_eq!(fault.kind, ReadErrorKind::Gone);
+    assert!(fault.detail.contains("/x does not exist (any more): status 404"), "{fault}");
     let gone = std::io::Error::from(read(&remote, &object).unwrap_err());
     assert_eq!(ReadError::from_io("key".into(), &gone).kind(), ReadErrorKind::Gone);
     let (host, port) = ("127.0.0.1", 1);
@@ -571,7 +574,6 @@ proptest! {
         prop_assert_eq!(IndexedSource::len(&on_disk), images.len());
         let reader = images.clone().reader(&ReaderConfig::default()).unwrap();
         let told = submit(&*reader, 0..images.len());
-        drop(reader.stats());
         for (index, record) in told.iter().take(images.len() as usize) {
             prop_assert_eq!(IndexedSource::key(&on_disk, index), IndexedSource::key(&*images, index));
             prop_assert_eq!(on_disk.label(index), images.label(index));

@@ -20,6 +20,7 @@
 
 mod archive;
 mod index;
+mod indexer;
 mod options;
 mod packed;
 mod progress;
@@ -33,12 +34,12 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
-use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::Xxh3;
 
-use self::archive::{BLOCK, Bytes, Fault};
+use self::archive::Bytes;
 use self::index::{RawLabels, ShardIndex};
+use self::indexer::{Indexer, LEAST_LOCAL, Location};
 use self::options::{Label, Options};
 use self::packed::Packed;
 use self::progress::Progress;
@@ -46,7 +47,7 @@ use self::unpack::Unpacked;
 use crate::manifest::escape;
 use crate::shards::{Shards, ends_with};
 use crate::{
-    Blocks, CacheConfig, Extent, Fingerprint, IndexedSource, Reader, ReaderConfig, Schema, SourceError, cache,
+    Blocks, CacheConfig, Extent, Fingerprint, IndexedSource, Reader, ReaderConfig, Schema, SourceError,
 };
 
 /// Files of a folder that are shards.
@@ -163,196 +164,6 @@ impl Bytes for FileBytes {
 
     fn least(&self) -> u64 {
         LEAST_LOCAL
-    }
-}
-
-/// The fewest bytes worth reading at a time, locally and not.
-const LEAST_LOCAL: u64 = 8 << 10;
-const LEAST_REMOTE: u64 = 1 << 20;
-
-/// Which file holds a shard: the shard itself, or its unpacked copy.
-#[derive(Clone, Copy, Debug)]
-struct Location {
-    /// Its number among the shards as given.
-    shard: usize,
-    /// 0: as given, 1: unpacked.
-    lane: usize,
-    /// Its number in the lane.
-    file: usize,
-}
-
-/// Gets the index of each shard from wherever it is cheapest.
-struct Indexer<'a> {
-    given: &'a Arc<Shards>,
-    unpacked: Option<&'a Unpacked>,
-    /// Whether `fuelrail pack` left its list beside the shards, so that indices lie there, too.
-    is_packed: bool,
-    cache: &'a CacheConfig,
-}
-
-impl Indexer<'_> {
-    fn lane(&self, place: Location) -> &Shards {
-        match self.unpacked {
-            Some(unpacked) if place.lane == 1 => &unpacked.shards,
-            _ => self.given,
-        }
-    }
-
-    fn with<T>(&self, place: Location, progress: &Progress, work: impl FnOnce(&dyn Bytes) -> T) -> T {
-        let shards = self.lane(place);
-        let is_local = shards.extent(place.file, 0, 0).is_some();
-        work(&ShardBytes {
-            shards,
-            file: place.file,
-            least: if is_local { LEAST_LOCAL } else { LEAST_REMOTE },
-            progress,
-        })
-    }
-
-    fn error(&self, place: Location, fault: &Fault) -> SourceError {
-        let name = self.given.display(place.shard);
-        SourceError::data(format!("{name}, byte {}: {}", fault.offset, fault.why))
-    }
-
-    fn all(
-        &self,
-        places: &[Location],
-        options: &Options,
-    ) -> Result<Vec<(Location, ShardIndex)>, SourceError> {
-        let folder = match cache::dir(self.cache) {
-            Ok(folder) => Some(folder),
-            Err(error) if self.cache.dir.is_some() => return Err(error),
-            Err(error) => {
-                tracing::warn!("indices of shards are not kept: {error}");
-                None
-            }
-        };
-        let total = places.iter().map(|&place| self.lane(place).files()[place.file].size).sum();
-        let progress = Progress::new("indexing shards", total);
-        let passed_over = std::sync::Mutex::new((0, None));
-        let found: Result<Vec<_>, SourceError> = places
-            .par_iter()
-            .map(|&place| {
-                let size = self.lane(place).files()[place.file].size;
-                let kept = Kept::new(self.given, place.shard, options);
-                let at_hand =
-                    self.beside(place, options).or_else(|| kept.get(folder.as_deref()?, options, size));
-                if let Some(index) = at_hand {
-                    progress.add(size);
-                    return Ok((place, index));
-                }
-                let built = self.with(place, &progress, |bytes| index::build(bytes, options));
-                let built = built.map_err(|fault| self.error(place, &fault))?;
-                if built.imageless > 0 {
-                    let mut all = crate::workers::lock(&passed_over);
-                    all.0 += built.imageless;
-                    all.1 = all.1.take().or(built.example);
-                }
-                if let Some(folder) = &folder {
-                    cache::put(folder, &kept.0, &stored::encode(&built.index, options, size));
-                }
-                Ok((place, built.index))
-            })
-            .collect();
-        let found = found?;
-        let (count, example) = passed_over.into_inner().unwrap_or_default();
-        let example = example.unwrap_or_default();
-        if found.iter().all(|(_, index)| index.len() == 0) {
-            let what =
-                if count > 0 { format!("; they have members like \"{example}\"") } else { String::new() };
-            return Err(SourceError::data(format!(
-                "{} and its neighbours hold no images: no member ends in {}{what}; set image to the endings of yours",
-                self.given.display(0),
-                options.images.join(", "),
-            )));
-        }
-        if count > 0 {
-            tracing::warn!(
-                "{count} keys in the shards have no image and are passed over, among them \"{example}\"; set image to \
-                 their ending if they should be records"
-            );
-        }
-        Ok(found)
-    }
-
-    /// The index that lies beside a shard, if there is one that fits.
-    fn beside(&self, place: Location, options: &Options) -> Option<ShardIndex> {
-        let shards = self.lane(place);
-        let is_local = shards.extent(place.file, 0, 0).is_some();
-        if place.lane == 1 || !(is_local || self.is_packed) {
-            return None;
-        }
-        let path = format!("{}.idx", self.given.display(place.shard));
-        let size = self.given.files()[place.shard].size;
-        let bytes = packed::read_small(&path, stored::most_bytes(size), self.cache)?;
-        let refuse = |why: &str| {
-            tracing::warn!(
-                "the index {path} is not used: {why}; the shard is read instead. Delete it, or pack the shard again"
-            );
-        };
-        let index = match stored::decode(&bytes, options, size) {
-            Ok(index) => index,
-            Err(why) => {
-                refuse(why);
-                return None;
-            }
-        };
-        // Its first and last record are looked up: one of an older shard of the same size is found out here.
-        let mut ends = [0, index.len().saturating_sub(1)].into_iter().take(index.len());
-        let fits = ends.all(|record| {
-            let mut header = [0; BLOCK as usize];
-            let read = shards.read_at(place.file, index.offsets[record] - BLOCK, &mut header);
-            read.is_ok() && archive::check(&header) == index.checks[record]
-        });
-        if !fits {
-            refuse("the shard has changed since it was made");
-        }
-        fits.then_some(index)
-    }
-}
-
-/// The name of an index in the cache.
-struct Kept(String);
-
-impl Kept {
-    fn new(given: &Shards, shard: usize, options: &Options) -> Self {
-        let file = &given.files()[shard];
-        let mut hash = Xxh3::new();
-        for text in [given.display(shard).as_str(), &file.size.to_string(), &file.version] {
-            hash.update(text.as_bytes());
-            hash.update(b"\0");
-        }
-        hash.update(&options.hash().to_le_bytes());
-        Self(format!("tar-{:032x}.index", hash.digest128()))
-    }
-
-    fn get(&self, folder: &Path, options: &Options, size: u64) -> Option<ShardIndex> {
-        let bytes = cache::get(folder, &self.0, stored::most_bytes(size))?;
-        stored::decode(&bytes, options, size).ok()
-    }
-}
-
-/// A shard as the archive reader takes it.
-struct ShardBytes<'a> {
-    shards: &'a Shards,
-    file: usize,
-    least: u64,
-    progress: &'a Progress,
-}
-
-impl Bytes for ShardBytes<'_> {
-    fn len(&self) -> u64 {
-        self.shards.files()[self.file].size
-    }
-
-    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
-        self.shards.read_at(self.file, offset, buffer)?;
-        self.progress.reached(self.file, offset + buffer.len() as u64);
-        Ok(())
-    }
-
-    fn least(&self) -> u64 {
-        self.least
     }
 }
 

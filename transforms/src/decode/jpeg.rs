@@ -182,6 +182,11 @@ impl Session<'_> {
         self.size
     }
 
+    /// Whether it has no end marker, so that only decoding tells whether it is whole.
+    pub(crate) fn is_undecided(&self) -> bool {
+        self.whole
+    }
+
     pub(crate) fn symmetry(&self) -> Symmetry {
         self.symmetry
     }

@@ -80,6 +80,11 @@ impl Opened<'_> {
         }
     }
 
+    /// Whether only decoding it can tell that the file is whole.
+    pub(crate) fn is_undecided(&self) -> bool {
+        matches!(&self.0, Inner::Jpeg(session) if session.is_undecided())
+    }
+
     /// What brings the stored pixels upright.
     pub(crate) fn symmetry(&self) -> Symmetry {
         match &self.0 {
