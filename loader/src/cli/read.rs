@@ -28,7 +28,7 @@ pub(super) fn open(address: &str, options: &[String]) -> Result<Arc<dyn IndexedS
         map.insert(key.to_owned(), value);
     }
     let base = Some(std::env::current_dir()?);
-    let config = AddressConfig { address: address.to_owned(), base, options: map };
+    let config = AddressConfig { address: vec![address.to_owned()], base, options: map };
     Ok(fuelrail_connectors::open(&SourceConfig::Address(config))?)
 }
 
