@@ -9,9 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 from fuelrail.errors import FuelrailError
-from fuelrail.numpy import Loader
+from fuelrail.numpy import Loader, transforms
 
-DTYPES = [f"{order}{kind}" for order in "<>" for kind in ("i2", "i4", "i8", "f2", "f4", "f8")] + ["i1", "u1", "?"]
+DTYPES = [f"{order}{kind}" for order in "<>" for kind in ("i2", "i4", "i8", "f2", "f4", "f8")] + [
+    "i1",
+    "u1",
+    "?",
+]
 
 
 def noise(shape: tuple[int, ...], dtype: str = "u1") -> np.ndarray:
@@ -19,10 +23,11 @@ def noise(shape: tuple[int, ...], dtype: str = "u1") -> np.ndarray:
     return numbers.astype(dtype)
 
 
-def rows(source: Path | str, cache: Path, **options: Any) -> dict[str, np.ndarray]:
-    """All records of a source, in order, by field."""
+def rows(source: Path | str, cache: Path, size: tuple[int, int], **options: Any) -> dict[str, np.ndarray]:
+    """All records of a source, in order, by field. A crop to the size there is leaves pixels as they are."""
+    options["transforms"] = [transforms.CenterCrop(size)]
     loader = Loader(str(source), batch_size=7, cache_dir=str(cache), **options)
-    batches = [{name: np.array(batch[name]) for name in batch.keys()} for batch in loader]
+    batches = [{name: np.array(batch[name]) for name in list(batch.keys())} for batch in loader]
     loader.close()
     return {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
 
@@ -37,8 +42,8 @@ def test_an_npz_gives_what_numpy_gives(tmp_path: Path, save: Any) -> None:
     }
     fields = {f"field_{i}": noise((23, *[2, 3][: i % 3]), dtype) for i, dtype in enumerate(DTYPES)}
     save(tmp_path / "data.npz", **arrays, **fields)
-    got = rows(tmp_path / "data.npz", tmp_path / "cache", dtype="uint8", layout="nhwc")
-    np.testing.assert_array_equal(got["image"], arrays["x"])
+    got = rows(tmp_path / "data.npz", tmp_path / "cache", (6, 5), dtype="uint8")
+    np.testing.assert_array_equal(got["image"], arrays["x"].transpose(0, 3, 1, 2))
     np.testing.assert_array_equal(got["label"], arrays["y"])
     for name, field in fields.items():
         assert got[name].dtype == field.dtype.newbyteorder("="), name
@@ -53,8 +58,8 @@ def test_pixels_of_every_layout_are_the_pixels(tmp_path: Path) -> None:
         ("said", noise((9, 3, 4, 3)).transpose(0, 3, 1, 2), {"source_options": {"layout": "chw"}}),
     ):
         np.save(tmp_path / f"{name}.npy", np.ascontiguousarray(array))
-        got = rows(tmp_path / f"{name}.npy", tmp_path / "cache", dtype="uint8", layout="nchw", **options)
         expected = array if name != "hwc" else array.transpose(0, 3, 1, 2)
+        got = rows(tmp_path / f"{name}.npy", tmp_path / "cache", expected.shape[2:], dtype="uint8", **options)
         np.testing.assert_array_equal(got["image"], expected)
 
 
@@ -64,8 +69,8 @@ def test_shards_and_their_labels_go_together(tmp_path: Path) -> None:
         np.save(tmp_path / f"images-{shard:02}.npy", images[part])
     np.save(tmp_path / "labels.npy", labels)
     pattern = tmp_path / "images-{00..03}.npy"
-    got = rows(pattern, tmp_path / "cache", label="labels.npy", dtype="uint8", layout="nhwc")
-    np.testing.assert_array_equal(got["image"], images)
+    got = rows(pattern, tmp_path / "cache", (4, 4), label="labels.npy", dtype="uint8")
+    np.testing.assert_array_equal(got["image"], images.transpose(0, 3, 1, 2))
     np.testing.assert_array_equal(got["label"], labels)
 
 
@@ -73,7 +78,9 @@ def test_tokens_are_cut_as_asked(tmp_path: Path) -> None:
     tokens = noise((1003,), "u2") * 200
     tokens.tofile(tmp_path / "train.bin")
     np.save(tmp_path / "train.npy", tokens)
-    for name, (length, stride) in itertools.product(("train.bin", "train.npy"), ((10, None), (11, 10), (1003, 1))):
+    for name, (length, stride) in itertools.product(
+        ("train.bin", "train.npy"), ((10, None), (11, 10), (1003, 1))
+    ):
         options = {"length": length} | ({} if stride is None else {"stride": stride})
         source = {"type": "array", "files": [str(tmp_path / name)], "tokens": options}
         loader = Loader(source, batch_size=7)

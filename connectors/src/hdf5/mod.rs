@@ -17,9 +17,10 @@
 //! No C library is involved. The file's structures are read by `hdf5-reader` within the three walls that [`meta`]
 //! describes: a budget of bytes, a thread of its own, and questions that have bounded answers. A helper process was
 //! considered and is not needed: the crate asks for memory only in proportion to bytes it has read, which the budget
-//! bounds, and some 400,000 mutated files, among them all those of the HDF5 library's CVE list, were opened in one process
-//! without an abort or a peak above what the budget allows. Data is read by this module itself: [`chunk`] undoes filters
-//! in memory of a known size, [`heap`] finds objects in a bounded number of steps.
+//! bounds. 100,000 mutations of files by h5py and of those on the HDF5 library's CVE list, opened and read in one process,
+//! gave no panic, no abort, no wait, and a peak of 164 MB (`FUELRAIL_HDF5_MUTATIONS=100000`, `connectors/tests/hdf5.rs`).
+//! Data is read by this module itself: [`chunk`] undoes filters in memory of a known size, [`heap`] finds objects in a
+//! bounded number of steps.
 //!
 //! # Promises
 //! - A record's place is known when the source is open: 16 bytes a record for objects of the heap and 16 bytes a chunk,

@@ -3,7 +3,7 @@
     python hdf5_cases.py hdf5_cases.json          a few small files: the ones committed
     python hdf5_cases.py --all all.json      every combination; run the test with FUELRAIL_HDF5_CASES=all.json
 
-Needs h5py (made with 3.16, HDF5 2.0) and numpy. A case is a list of files, the source's configuration, and the records as
+Needs h5py (made with 3.16, HDF5 2.0) and numpy. A case is a list of files, the configuration, and the records as
 numpy and h5py see them: binary PNM, then the fields, little-endian.
 """
 
@@ -80,7 +80,12 @@ def case(
 
 def pixels(name: str, shape: tuple[int, ...], libver: Any = "earliest", **options: Any) -> None:
     data = noise(shape)
-    case(name, [lambda f: f.create_dataset("x", data=data, **options)], [pnm(row) for row in data], libver=libver)
+    case(
+        name,
+        [lambda f: f.create_dataset("x", data=data, **options)],
+        [pnm(row) for row in data],
+        libver=libver,
+    )
 
 
 FILTERS: dict[str, dict[str, Any]] = {
@@ -104,7 +109,9 @@ def train(libver: Any) -> None:
         group = f.create_group("train")
         group.create_dataset("images", data=images, chunks=(2, 3, 5, 2), **FILTERS["gzip shuffle fletcher32"])
         group.create_dataset("labels", data=labels)
-        group.create_dataset("boxes", data=boxes, chunks=(4, 2, 1), maxshape=(None, 2, 2), **FILTERS["shuffle gzip"])
+        group.create_dataset(
+            "boxes", data=boxes, chunks=(4, 2, 1), maxshape=(None, 2, 2), **FILTERS["shuffle gzip"]
+        )
         group.create_dataset("flags", data=flags)
         group.create_dataset("weight", data=weight, chunks=(3,), maxshape=(None,))
         group.create_dataset("names", data=["a"] * 9, dtype=h5py.string_dtype())
@@ -132,7 +139,14 @@ def jpegs(libver: Any, text: bool, chunks: Any = None) -> None:
 
     classes = sorted(set(names))
     labels = [classes.index(name) for name in names]
-    case(f"jpegs {libver} {text} {chunks}", [write], [b.tobytes() for b in blobs], labels, classes, libver=libver)
+    case(
+        f"jpegs {libver} {text} {chunks}",
+        [write],
+        [b.tobytes() for b in blobs],
+        labels,
+        classes,
+        libver=libver,
+    )
 
 
 def fields(dtype: str, libver: Any, **options: Any) -> None:
@@ -171,7 +185,12 @@ def others() -> None:
     case("two files", write, [pnm(row) for half in halves for row in half])
 
     data = noise((6, 4, 4))
-    case("user block", [lambda f: f.create_dataset("x", data=data)], [pnm(row) for row in data], userblock_size=1024)
+    case(
+        "user block",
+        [lambda f: f.create_dataset("x", data=data)],
+        [pnm(row) for row in data],
+        userblock_size=1024,
+    )
 
     partial = np.full((8, 4, 4), 7, "u1")
     partial[2:4] = data[:2]
@@ -182,7 +201,9 @@ def others() -> None:
     case("never written chunks", [sparse], [pnm(row) for row in partial])
 
     def shrunk(f: h5py.File) -> None:
-        dataset = f.create_dataset("x", data=data, chunks=(2, 3, 3), maxshape=(None, 4, 4), compression="gzip")
+        dataset = f.create_dataset(
+            "x", data=data, chunks=(2, 3, 3), maxshape=(None, 4, 4), compression="gzip"
+        )
         dataset.resize((3, 4, 4))
 
     for libver in ("earliest", "latest"):
@@ -196,11 +217,22 @@ def others() -> None:
     for libver in ("earliest", "latest"):
         options = {"fields": []}
         case(f"many {libver}", [many], [pnm(row) for row in data], libver=libver, config=options)
-        case(f"many ordered {libver}", [many], [pnm(row) for row in data], libver=libver, config=options, track_order=True)
+        case(
+            f"many ordered {libver}",
+            [many],
+            [pnm(row) for row in data],
+            libver=libver,
+            config=options,
+            track_order=True,
+        )
 
     planes = noise((6, 3, 4, 5))
     hwc = planes.transpose(0, 2, 3, 1)
-    case("planes", [lambda f: f.create_dataset("x", data=planes)], [pnm(np.ascontiguousarray(row)) for row in hwc])
+    case(
+        "planes",
+        [lambda f: f.create_dataset("x", data=planes)],
+        [pnm(np.ascontiguousarray(row)) for row in hwc],
+    )
 
     opaque = np.array([bytes([i + 1]) * 20 for i in range(5)], dtype="V20")
     case("opaque", [lambda f: f.create_dataset("x", data=opaque)], [row.tobytes() for row in opaque])
@@ -221,7 +253,14 @@ def small() -> None:
     train("latest")
     jpegs("earliest", text=True)
     jpegs("latest", text=False, chunks=(5,))
-    pixels("extensible lzf", (9, 5, 3), "latest", chunks=(2, 2, 3), maxshape=(None, 5, 3), **FILTERS["shuffle lzf"])
+    pixels(
+        "extensible lzf",
+        (9, 5, 3),
+        "latest",
+        chunks=(2, 2, 3),
+        maxshape=(None, 5, 3),
+        **FILTERS["shuffle lzf"],
+    )
     pixels("b-tree 2", (9, 5, 3), "latest", chunks=(2, 2, 3), maxshape=(None, None, 3), **FILTERS["gzip"])
     low_level("compact", compact, "earliest")
     low_level("implicit", implicit, "latest")
@@ -236,15 +275,19 @@ def every() -> None:
             if rows > shape[0] and not unlimited:
                 continue
             chunks = (rows, max(1, shape[1] // 2), *shape[2:-1], max(1, shape[-1] - 1))
-            chunks = shape[:0] + (rows, *shape[1:]) if rows == 4 else chunks
+            chunks = (rows, *shape[1:]) if rows == 4 else chunks
             maxshape = tuple(None if axis < unlimited else n for axis, n in enumerate(shape))
             options = {"chunks": chunks, "maxshape": maxshape, **FILTERS[filters]}
             pixels(f"{libver} {shape} {filters} {rows} {unlimited}", shape, libver, **options)
-    dtypes = [f"{order}{kind}" for order in "<>" for kind in ("i2", "i4", "i8", "u2", "u4", "u8", "f2", "f4", "f8")]
+    dtypes = [
+        f"{order}{kind}" for order in "<>" for kind in ("i2", "i4", "i8", "u2", "u4", "u8", "f2", "f4", "f8")
+    ]
     for dtype, libver in itertools.product(["i1", "u1", *dtypes], ("earliest", "latest")):
         fields(dtype, libver)
         fields(dtype, libver, chunks=(4, 2), compression="gzip", shuffle=True)
-    for libver, text, chunks in itertools.product(("earliest", "latest"), (True, False), (None, (1,), (5,), True)):
+    for libver, text, chunks in itertools.product(
+        ("earliest", "latest"), (True, False), (None, (1,), (5,), True)
+    ):
         jpegs(libver, text, chunks)
     for libver in ("earliest", "v110", "latest"):
         train(libver)
@@ -254,12 +297,22 @@ def every() -> None:
         options = {"chunks": (1, 2, 2), "compression": "gzip"}
         for libver, unlimited in itertools.product(("earliest", "latest"), (0, 1, 2)):
             maxshape = tuple(None if axis < unlimited else n for axis, n in enumerate((count, 2, 2)))
-            pixels(f"{count} chunks {libver} {unlimited}", (count, 2, 2), libver, maxshape=maxshape, **options)
-            pixels(f"{count} plain {libver} {unlimited}", (count, 2, 2), libver, maxshape=maxshape, chunks=(1, 2, 2))
+            pixels(
+                f"{count} chunks {libver} {unlimited}", (count, 2, 2), libver, maxshape=maxshape, **options
+            )
+            pixels(
+                f"{count} plain {libver} {unlimited}",
+                (count, 2, 2),
+                libver,
+                maxshape=maxshape,
+                chunks=(1, 2, 2),
+            )
 
 
 if __name__ == "__main__":
     small() if "--all" not in sys.argv else every()
     lines = ",\n".join(json.dumps(case) for case in CASES)
     Path(sys.argv[-1]).write_text(f"[\n{lines}\n]\n")
-    print(f"{len(CASES)} cases by h5py {h5py.__version__}, HDF5 {h5py.version.hdf5_version}, numpy {np.__version__}")
+    print(
+        f"{len(CASES)} cases by h5py {h5py.__version__}, HDF5 {h5py.version.hdf5_version}, numpy {np.__version__}"
+    )
