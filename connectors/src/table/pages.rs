@@ -18,6 +18,9 @@ use super::thrift::{DATA_PAGE, DATA_PAGE_V2, DICTIONARY_PAGE, PageHeader, page_h
 /// A unit of decoding may unpack to this much; one that says more is refused.
 pub(super) const MAX_UNIT_BYTES: u64 = 1 << 30;
 
+/// Pages of one column that are read at once.
+const MAX_SLOTS: usize = 1 << 18;
+
 /// One page, or the place of one.
 #[derive(Clone)]
 pub(super) enum Slot {
@@ -67,6 +70,10 @@ pub(super) fn cut(
 pub(super) fn walk(mut chunk: Bytes, mut values: u64, allowance: &mut Allowance) -> Vec<Slot> {
     let mut slots = Vec::new();
     while !chunk.is_empty() {
+        if slots.len() > MAX_SLOTS {
+            slots.push(Slot::Broken { why: "it has too many pages", rows: None });
+            return slots;
+        }
         match cut(&chunk, allowance) {
             Ok((header, body, len)) => {
                 if header.kind != DICTIONARY_PAGE {
