@@ -22,6 +22,10 @@ ROOT = Path(__file__).resolve().parent.parent
 DUMP = ROOT / "target" / "release" / "examples" / "dump"
 NEEDS_DUMP = "cargo build --release -p fuelrail-connectors --example dump"
 MEMORY = 2 << 30
+# Its footer says that a list of encodings is one of bytes. The parquet crate does not read on, pyarrow does.
+TOO_ODD = {"dict-page-offset-zero.parquet"}
+# A date that does not fit in nanoseconds since 1970: it wraps, and in no agreed way.
+BEYOND = {("int96_from_spark.parquet", 5)}
 
 pytestmark = pytest.mark.skipif(not DUMP.exists(), reason=f"{DUMP} is missing: {NEEDS_DUMP}")
 
@@ -82,13 +86,16 @@ def compare(path: Path, table: pa.Table, **options: object) -> int:
     """Compares each numeric column on its own: a null in one makes the record bad. Returns how many were compared."""
     compared = 0
     names = table.column_names
-    for name in names:
-        kind = table.schema.field(name).type
+    for place, name in enumerate(names):
+        kind = table.schema.field(place).type
         if not numeric(kind) or names.count(name) > 1 or len(table) == 0 or "[" in name:
             continue
         if name in ("image", "label", "index", "position", "substituted"):
             continue
         rows, message = dump([path], image="", label="", fields=[name], **options)
+        if path.name.partition("-")[2] in TOO_ODD:
+            assert rows is None and "list element type" in message, message
+            continue
         assert rows is not None, f"{path} {name}: {message}"
         try:
             theirs = plain(table[name]).to_pylist()
@@ -97,6 +104,8 @@ def compare(path: Path, table: pa.Table, **options: object) -> int:
             continue
         assert len(rows) == min(len(theirs), 20000)
         for row, (our, their) in enumerate(zip(rows, theirs, strict=False)):
+            if (path.name.partition("-")[2], row) in BEYOND:
+                continue
             null = their is None or None in flat(their)
             assert ("error" in our) == null, f"{path} {name} row {row}: {our} where pyarrow has {their}"
             if not null:

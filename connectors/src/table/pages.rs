@@ -201,7 +201,9 @@ fn page(header: &PageHeader, body: &Bytes, codec: Compression) -> std::result::R
     let size = usize::try_from(header.uncompressed).map_err(|_| "a page has a negative size")?;
     // Of a version 2 page the levels are never compressed.
     let levels = if header.kind == DATA_PAGE_V2 { (header.def_bytes + header.rep_bytes) as usize } else { 0 };
-    let packed = codec != Compression::UNCOMPRESSED && (header.kind != DATA_PAGE_V2 || header.is_compressed);
+    // parquet-cpp before 2.0 packed version 2 pages and said that it had not; an unpacked page has the size it says.
+    let plain = header.kind == DATA_PAGE_V2 && !header.is_compressed && body.len() == size;
+    let packed = codec != Compression::UNCOMPRESSED && !plain;
     let buf = if !packed {
         body.clone()
     } else {
