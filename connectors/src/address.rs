@@ -7,7 +7,7 @@
 //! | `train-{000..127}.tar`, `*.tar.gz`, `*.tgz`, `*.tar.zst` | tar |
 //! | `*.parquet`, `*.arrow`, `*.feather`, `*.csv`, `*.tsv`, `*.jsonl`, `*.ndjson` | table |
 //! | `*.h5`, `*.hdf5` | hdf5 |
-//! | `*.npy`, `*.npz` | array |
+//! | `*.npy`, `*.npz`, `*.bin` with `tokens` | array |
 //! | `synthetic://?count=1000&width=500` | synthetic |
 //! | `s3://`, `gs://`, `az://`, `http://`, `https://` before any of these | the same, read through the cache |
 //! | `file://` before any of these | the same |
@@ -88,7 +88,10 @@ impl AddressConfig {
         let Some(first) = self.address.first() else {
             return Err(SourceError::config("a source needs at least one address".into()));
         };
-        let (name, location) = (self.address.join(", "), self.absolute(first));
+        // Shown without the query of a URL, which may be a signature.
+        let name =
+            self.address.iter().map(|address| crate::remote::shown(address)).collect::<Vec<_>>().join(", ");
+        let location = self.absolute(first);
         let mut value = self.options.clone();
         let kind = match scheme(&location) {
             Some("synthetic") => {
@@ -109,6 +112,8 @@ impl AddressConfig {
                     REMOTE.join("://, ")
                 )));
             }
+            // Raw token ids, as .bin files hold them, are known by nothing but that tokens are asked for.
+            None if location.ends_with(".bin") && value.contains_key("tokens") => "array",
             None => match by_ending(&location) {
                 Some(kind) if !Path::new(&location).is_dir() => kind,
                 _ => by_content(Path::new(&location)),

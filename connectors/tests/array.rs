@@ -9,7 +9,7 @@ use std::path::Path;
 
 use conformance::conforms;
 use fuelrail_connectors::{
-    ArrayConfig, CacheConfig, ElementType, SourceConfig, SourceError, ArrayTokensConfig, open,
+    ArrayConfig, ArrayTokensConfig, CacheConfig, ElementType, SourceConfig, SourceError, open,
 };
 
 /// An npy file as numpy writes it.

@@ -273,14 +273,14 @@ fn arrow_files_and_streams_conform_with_and_without_compression() {
     for codec in [None, Some(CompressionType::LZ4_FRAME), Some(CompressionType::ZSTD)] {
         let options = || IpcWriteOptions::default().try_with_compression(codec).unwrap();
         let batches = [batch(0..40), batch(40..41), batch(41..41), batch(41..101)];
+        // A file has one dictionary a column; in a stream each batch may bring another.
+        let kept: Vec<usize> = (0..10).filter(|&column| column != 2).collect();
+        let file: Vec<RecordBatch> = batches.iter().map(|batch| batch.project(&kept).unwrap()).collect();
         let path = folder.path().join("file.arrow");
-        let mut writer = FileWriter::try_new_with_options(
-            fs::File::create(&path).unwrap(),
-            &batches[0].schema(),
-            options(),
-        )
-        .unwrap();
-        batches.iter().for_each(|batch| writer.write(batch).unwrap());
+        let mut writer =
+            FileWriter::try_new_with_options(fs::File::create(&path).unwrap(), &file[0].schema(), options())
+                .unwrap();
+        file.iter().for_each(|batch| writer.write(batch).unwrap());
         writer.finish().unwrap();
         check_all(&path, 101);
         let path = folder.path().join("stream.arrow");
@@ -293,6 +293,9 @@ fn arrow_files_and_streams_conform_with_and_without_compression() {
         batches.iter().for_each(|batch| writer.write(batch).unwrap());
         writer.finish().unwrap();
         check_all(&path, 101);
+        let source = opened(&TableConfig { label: Some("name".into()), ..table(&path) });
+        assert_eq!(source.classes(), ["cat", "dog", "emu"]);
+        assert!((0..101).all(|row| source.label(row) == [0, 2, 1][row as usize % 3]));
         // A stream that ends without its mark is whole all the same.
         let bytes = fs::read(&path).unwrap();
         fs::write(&path, &bytes[..bytes.len() - 8]).unwrap();
@@ -771,7 +774,7 @@ fn paths_that_leave_the_root_and_lines_that_are_wrong_are_named() {
         ("path,label\na.jpg,1\na.jpg,\n".to_owned(), "row 1"),
         ("name\nx\n".to_owned(), "no column that is clearly an image"),
         ("path\n".to_owned(), "no rows"),
-        (String::new(), "no column"),
+        (String::new(), "no rows"),
     ] {
         fs::write(&path, &text).unwrap();
         let error = refused(&table(&path)).to_string();
@@ -892,7 +895,9 @@ fn tokens_are_padded_or_packed_over_the_borders_of_units_and_files() {
             }
         }
     }
-    assert!(fs::read_dir(folder.path().join("cache")).unwrap().count() >= 3, "lengths are kept");
+    let kept = fs::read_dir(folder.path().join("cache/fuelrail-cache")).unwrap();
+    let names = kept.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    assert_eq!(names.filter(|name| name.starts_with("documents-")).count(), 3, "lengths are kept");
 }
 
 #[test]
@@ -971,7 +976,7 @@ fn any_byte_may_be_wrong() {
     for path in [parquet, arrow] {
         let good = fs::read(&path).unwrap();
         let file = fs::OpenOptions::new().write(true).open(&path).unwrap();
-        for at in (0..good.len()).step_by(good.len() / 400) {
+        for at in (0..good.len()).step_by(good.len() / 150) {
             for wrong in [good[at] ^ 0xff, good[at].wrapping_add(1)] {
                 file.write_all_at(&[wrong], at as u64).unwrap();
                 if let Ok(source) = open(&SourceConfig::Table(with_fields(&path))) {

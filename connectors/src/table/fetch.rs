@@ -12,6 +12,9 @@ use crate::shards::Shards;
 /// Ranges closer than this are read as one: reading on is cheaper than a second read.
 const GAP: u64 = 64 << 10;
 
+/// No unit needs more than this in one piece.
+const MAX_READ: u64 = 2 << 30;
+
 /// What kept a unit from being read: nothing about its records.
 #[derive(Debug)]
 pub(super) enum Trouble {
@@ -46,6 +49,7 @@ pub(super) fn fetch(
     mut ranges: Vec<Range<u64>>,
     pool: &Arc<Pool>,
 ) -> Result<Fetched, Trouble> {
+    ranges.retain(|range| !range.is_empty());
     ranges.sort_unstable_by_key(|range| range.start);
     let mut runs: Vec<Range<u64>> = Vec::new();
     for range in ranges {
@@ -57,6 +61,9 @@ pub(super) fn fetch(
     let mut fetched = Vec::with_capacity(runs.len());
     for run in runs {
         let len = run.end - run.start;
+        if len > MAX_READ {
+            return Err(Trouble::Memory(len));
+        }
         let buffer = usize::try_from(len).ok().and_then(|len| pool.take(len).map(|buffer| (buffer, len)));
         let (mut buffer, len) = buffer.ok_or(Trouble::Memory(len))?;
         let read = shards.read_at(shard, run.start, &mut buffer.storage()[..len]);

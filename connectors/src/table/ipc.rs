@@ -295,8 +295,8 @@ impl File {
                     let batch =
                         message.header_as_record_batch().ok_or_else(|| refuse("is something else".into()))?;
                     let kinds: Vec<&DataType> = fields.iter().map(|field| field.data_type()).collect();
-                    let (rows, columns, codec) =
-                        parse(batch, &kinds, &needed, body, &read).map_err(|why| refuse_at(why, &refuse))?;
+                    let (rows, columns, codec) = parse(batch, is_old(message), &kinds, &needed, body, &read)
+                        .map_err(|why| refuse_at(why, &refuse))?;
                     Ok(Batch { rows, columns: columns.into(), codec, dictionaries: *dictionaries })
                 })?;
                 total += batch.rows;
@@ -325,8 +325,8 @@ impl File {
                         return Ok(none);
                     };
                     let data = batch.data().ok_or_else(|| refuse("is empty".into()))?;
-                    let (rows, columns, codec) =
-                        parse(data, &[kind], &[0], body, &read).map_err(|why| refuse_at(why, &refuse))?;
+                    let (rows, columns, codec) = parse(data, is_old(message), &[kind], &[0], body, &read)
+                        .map_err(|why| refuse_at(why, &refuse))?;
                     check_rows(&name, rows, size)?;
                     let values = columns.into_iter().next().expect("one column was asked for");
                     Ok(Dictionary { rows, values, codec, ..none })
@@ -486,9 +486,14 @@ fn message<T>(
     then(&message, body..body + place.body)
 }
 
+fn is_old(message: &Message) -> bool {
+    message.version() < crate::arrow::ipc::MetadataVersion::V5
+}
+
 /// The needed columns of a batch, with every place checked.
 fn parse(
     batch: RecordBatch,
+    old: bool,
     kinds: &[&DataType],
     needed: &[usize],
     body: Range<u64>,
@@ -509,7 +514,7 @@ fn parse(
     let mut variadic = batch.variadicBufferCounts().into_iter().flatten();
     let mut columns = Vec::with_capacity(needed.len());
     for (at, kind) in kinds.iter().enumerate() {
-        let mut counts = Counts::default();
+        let mut counts = Counts { old, ..Counts::default() };
         count(kind, &mut counts, &mut variadic, 0).map_err(|why| flaw(&why))?;
         let mut column = Column { variadic: counts.variadic.into(), ..Column::default() };
         let mut found = Vec::new();
@@ -561,6 +566,8 @@ fn unpacked(prefix: &[u8], len: u64) -> Result<u64, String> {
 
 #[derive(Default)]
 struct Counts {
+    /// Written before version 5 of the format, where unions had a validity buffer.
+    old: bool,
     nodes: usize,
     buffers: usize,
     variadic: Vec<u64>,
@@ -612,6 +619,7 @@ fn count(
             count(values.data_type(), counts, variadic, depth + 1)?;
         }
         DataType::Union(fields, mode) => {
+            counts.buffers += usize::from(counts.old);
             counts.buffers += if *mode == crate::arrow::datatypes::UnionMode::Dense { 2 } else { 1 };
             for (_, field) in fields.iter() {
                 count(field.data_type(), counts, variadic, depth + 1)?;

@@ -338,6 +338,9 @@ fn open_text(
     format: TableFormat,
 ) -> Result<(Choice, Vec<File>), SourceError> {
     let heads = in_parallel(shards.files().len(), |shard| text::Head::read(shards, shard, format))?;
+    if heads.iter().all(text::Head::is_empty) {
+        return Err(SourceError::data(format!("{} has no rows", describe(shards))));
+    }
     let schema = text::unify(&heads);
     let choice = Choice::new(&schema, config, &shards.display(0), true)?;
     let views = views(&choice);

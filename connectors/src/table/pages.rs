@@ -18,6 +18,9 @@ use super::thrift::{DATA_PAGE, DATA_PAGE_V2, DICTIONARY_PAGE, PageHeader, page_h
 /// A unit of decoding may unpack to this much; one that says more is refused.
 pub(super) const MAX_UNIT_BYTES: u64 = 1 << 30;
 
+/// Pages of one column that are read at once.
+const MAX_SLOTS: usize = 1 << 18;
+
 /// One page, or the place of one.
 #[derive(Clone)]
 pub(super) enum Slot {
@@ -67,6 +70,10 @@ pub(super) fn cut(
 pub(super) fn walk(mut chunk: Bytes, mut values: u64, allowance: &mut Allowance) -> Vec<Slot> {
     let mut slots = Vec::new();
     while !chunk.is_empty() {
+        if slots.len() > MAX_SLOTS {
+            slots.push(Slot::Broken { why: "it has too many pages", rows: None });
+            return slots;
+        }
         match cut(&chunk, allowance) {
             Ok((header, body, len)) => {
                 if header.kind != DICTIONARY_PAGE {
@@ -194,7 +201,9 @@ fn page(header: &PageHeader, body: &Bytes, codec: Compression) -> std::result::R
     let size = usize::try_from(header.uncompressed).map_err(|_| "a page has a negative size")?;
     // Of a version 2 page the levels are never compressed.
     let levels = if header.kind == DATA_PAGE_V2 { (header.def_bytes + header.rep_bytes) as usize } else { 0 };
-    let packed = codec != Compression::UNCOMPRESSED && (header.kind != DATA_PAGE_V2 || header.is_compressed);
+    // parquet-cpp before 2.0 packed version 2 pages and said that it had not; an unpacked page has the size it says.
+    let plain = header.kind == DATA_PAGE_V2 && !header.is_compressed && body.len() == size;
+    let packed = codec != Compression::UNCOMPRESSED && !plain;
     let buf = if !packed {
         body.clone()
     } else {

@@ -44,6 +44,13 @@ const TAIL: u64 = 64 << 10;
 /// Times that one unit is decoded to corner its damage.
 const MAX_ATTEMPTS: u32 = 256;
 
+/// More pages than this in one column chunk are not looked for.
+const MAX_PAGES: usize = 1 << 20;
+
+/// A column of lists without a page index is read as a whole for each run of its rows, so up to this much the row group is
+/// one run.
+const WHOLE_LISTS: u64 = 256 << 20;
+
 /// What stands before and behind a Parquet file.
 const MAGIC: &[u8; 4] = b"PAR1";
 
@@ -255,6 +262,12 @@ impl File {
                 else {
                     return Err(refuse(&format!("has a column {path} of negative size")));
                 };
+                if column.column_descr().max_rep_level() > 0 && len > MAX_UNIT_BYTES {
+                    return Err(refuse(&format!(
+                        "has a column {path} of {} MiB that is read as a whole; write the file again with smaller row groups",
+                        len >> 20
+                    )));
+                }
                 let index = match (column.offset_index_offset(), column.offset_index_length()) {
                     (Some(offset), Some(len)) => u64::try_from(offset).ok().zip(u32::try_from(len).ok()),
                     _ => None,
@@ -299,7 +312,12 @@ impl File {
             let pages = if column.physical_type() == Type::BYTE_ARRAY { chunk.uncompressed } else { 0 };
             bytes = bytes.saturating_add(chunk.values.saturating_mul(width)).saturating_add(pages);
         }
-        Rows { rows: group.rows, bytes, divisible: true }
+        let divisible = bytes > WHOLE_LISTS
+            || self.layout.views[view].slots.iter().all(|&slot| {
+                let flat = self.layout.descr.column(self.layout.leaves[slot]).max_rep_level() == 0;
+                flat || group.chunks[slot].index.is_some()
+            });
+        Rows { rows: group.rows, bytes, divisible }
     }
 
     pub(super) fn memory(&self) -> u64 {
@@ -445,14 +463,14 @@ fn hop(
                 Ok(found) => break found,
                 // Statistics of long texts make long headers.
                 Err(_) if bytes.len() == len && len < 1 << 20 => len *= 16,
-                // The pages before it can be read; see `chosen`.
-                Err(_) => return Ok(pages),
+                // The pages before it can be read.
+                Err(_) => return Ok(ended(pages, at, row)),
             }
         };
         let page_len =
             u64::try_from(header.compressed).ok().and_then(|body| body.checked_add(header_len as u64));
         let Some(page_len) = page_len.filter(|&len| len <= end - at && len <= u64::from(u32::MAX)) else {
-            return Ok(pages);
+            return Ok(ended(pages, at, row));
         };
         if header.kind == super::thrift::DATA_PAGE || header.kind == super::thrift::DATA_PAGE_V2 {
             let Some(held) =
@@ -462,10 +480,19 @@ fn hop(
             };
             pages.push(PageLocation { offset: at, len: page_len as u32, first_row: row });
             row = row.saturating_add(held);
+            if pages.len() > MAX_PAGES {
+                return Ok(ended(pages, at + page_len, row));
+            }
         }
         at += page_len;
     }
-    Ok(pages)
+    Ok(if row < rows { ended(pages, at, row) } else { pages })
+}
+
+/// Marks where the pages end before the rows do: a page that is not there, for the rows that are not.
+fn ended(mut pages: Vec<PageLocation>, offset: u64, first_row: u64) -> Vec<PageLocation> {
+    pages.push(PageLocation { offset, len: 0, first_row });
+    pages
 }
 
 /// The numbers of the pages that hold some of `rows`.

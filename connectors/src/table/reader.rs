@@ -412,3 +412,30 @@ fn retry(error: &io::Error) -> bool {
             | io::ErrorKind::Other
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn unit(bytes: u64) -> Arc<Decoded> {
+        Arc::new(Decoded { pieces: Vec::new(), bytes })
+    }
+
+    #[test]
+    fn the_cache_keeps_within_its_bound_what_was_used_last() {
+        let mut cache = Cache::default();
+        for number in 0..10 {
+            assert!(cache.put(number, unit(10), 100).is_empty());
+        }
+        assert!(cache.get(0).is_some());
+        let gone = cache.put(10, unit(25), 100);
+        assert_eq!((gone.len(), cache.bytes), (3, 95));
+        let kept: Vec<usize> = (0..11).filter(|number| cache.units.contains_key(number)).collect();
+        assert_eq!(kept, [0, 4, 5, 6, 7, 8, 9, 10]);
+        // One that is larger than the cache is kept alone: else each of its records would decode it again.
+        assert_eq!(cache.put(11, unit(1000), 100).len(), 8);
+        assert!(cache.get(11).is_some() && cache.uses.len() == 1);
+        assert_eq!(cache.put(11, unit(7), 100).len(), 1);
+        assert_eq!((cache.bytes, cache.units.len(), cache.uses.len()), (7, 1, 1));
+    }
+}

@@ -170,6 +170,11 @@ impl Read for Stream<'_> {
 }
 
 impl Head {
+    /// Whether there is no row.
+    pub(super) fn is_empty(&self) -> bool {
+        self.blocks.is_empty()
+    }
+
     pub(super) fn read(shards: &Shards, shard: usize, format: TableFormat) -> Result<Self, SourceError> {
         let allowed = Rc::new(Cell::new(MAX_LINE));
         let stream =
