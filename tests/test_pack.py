@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import random
 import signal
 import subprocess
@@ -112,7 +111,13 @@ def test_fields_and_class_names_survive(tmp_path: Path) -> None:
         for number in range(30):
             picture = io.BytesIO()
             Image.new("RGB", (20 + number, 30), (number, 0, 0)).save(picture, "PNG")
-            meta = json.dumps({"label": ["cat", "dog", "emu"][number % 3], "box": [[number, 2], [3, 4]], "score": number / 2})
+            meta = json.dumps(
+                {
+                    "label": ["cat", "dog", "emu"][number % 3],
+                    "box": [[number, 2], [3, 4]],
+                    "score": number / 2,
+                }
+            )
             for name, data in [("json", meta.encode()), ("png", picture.getvalue())]:
                 info = tarfile.TarInfo(f"{number:03}.{name}")
                 info.size = len(data)
@@ -127,7 +132,9 @@ def test_fields_and_class_names_survive(tmp_path: Path) -> None:
     ]
     assert before["schema"] == after["schema"]
     rows = fuelrail("inspect", "--list", source, "-o", fields)
-    assert content([json.loads(line) for line in rows.stdout.splitlines()]) == content(listing(tmp_path / "shards"))
+    assert content([json.loads(line) for line in rows.stdout.splitlines()]) == content(
+        listing(tmp_path / "shards")
+    )
 
 
 def test_large_images_are_shrunk_upright_and_the_others_kept(tmp_path: Path) -> None:
@@ -204,7 +211,9 @@ def test_other_options_are_refused_and_named(photos: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_an_interrupted_run_goes_on_and_ends_the_same(number: int, tmp_path: Path, rng: random.Random) -> None:
+def test_an_interrupted_run_goes_on_and_ends_the_same(
+    number: int, tmp_path: Path, rng: random.Random
+) -> None:
     # Random bytes behind a header: quick to make, and enough for a dozen shards.
     source = tmp_path / "source" / "class"
     source.mkdir(parents=True)
@@ -225,8 +234,9 @@ def test_an_interrupted_run_goes_on_and_ends_the_same(number: int, tmp_path: Pat
         )
         before = len(list(shards.glob("*.tar")))
         wait_until(
-            lambda before=before, process=process: len(list(shards.glob("*.tar"))) > before
-            or process.poll() is not None,
+            lambda before=before, process=process: (
+                len(list(shards.glob("*.tar"))) > before or process.poll() is not None
+            ),
             60,
             "a shard, or the end",
         )

@@ -42,7 +42,10 @@ def samples(rng: random.Random, count: int) -> list[tuple[str, bytes]]:
         parts = [
             ("cls", str(rng.randrange(10)).encode()),
             ("json", json.dumps({"box": [number, 1, 2, 3]}).encode()),
-            (rng.choice(["jpg", "JPG", "jpeg", "png"]), rng.randbytes(rng.choice([0, 1, 511, 512, 513, 9000]))),
+            (
+                rng.choice(["jpg", "JPG", "jpeg", "png"]),
+                rng.randbytes(rng.choice([0, 1, 511, 512, 513, 9000])),
+            ),
             ("seg.png", rng.randbytes(20)),
         ]
         rng.shuffle(parts)

@@ -733,9 +733,13 @@ for path in json.load(sys.stdin):
         print(json.dumps(None))
 "#;
 
+/// Name (in hexadecimal digits), hash, offset and size.
 type Row = (String, String, u64, u64);
 
-fn tarfile(paths: &[PathBuf]) -> Option<Vec<Option<(Vec<Row>, bool)>>> {
+/// The regular files of an archive, and whether there is anything else in it but folders.
+type Found = (Vec<Row>, bool);
+
+fn tarfile(paths: &[PathBuf]) -> Option<Vec<Option<Found>>> {
     let output = run("python3", &["-c", TARFILE], &serde_json::to_string(paths).unwrap())?;
     let lines = String::from_utf8(output).unwrap();
     Some(lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect())

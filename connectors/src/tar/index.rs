@@ -205,17 +205,17 @@ pub(super) fn build(bytes: &dyn Bytes, options: &Options) -> Result<Built, Fault
     }
     let mut index = builder.index;
     // An image here and its label somewhere else: WebDataset's readers would silently make two records of them.
-    if options.label != Some(Label::None) || !options.fields.is_empty() {
-        if let Some(at) = keys.iter().position(|key| without.contains(key)) {
-            return Err(Fault::new(
-                index.offsets[at],
-                format!(
-                    "the members of record \"{}\" do not stand one after the other; pack the shard again with its \
-                     members sorted by name (tar --sort=name), or set label = \"none\" if only images are wanted",
-                    escape(index.name(at))
-                ),
-            ));
-        }
+    let is_needed = options.label != Some(Label::None) || !options.fields.is_empty();
+    let apart = keys.iter().position(|key| without.contains(key));
+    if let Some(at) = apart.filter(|_| is_needed) {
+        return Err(Fault::new(
+            index.offsets[at],
+            format!(
+                "the members of record \"{}\" do not stand one after the other; pack the shard again with its \
+                 members sorted by name (tar --sort=name), or set label = \"none\" if only images are wanted",
+                escape(index.name(at))
+            ),
+        ));
     }
     rename_repeated(&mut index);
     index.shrink();

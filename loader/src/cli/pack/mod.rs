@@ -104,7 +104,7 @@ fn human_bytes(text: &str) -> Result<u64, String> {
         _ => return Err(wrong()),
     };
     let bytes = number.parse::<f64>().map_err(|_| wrong())? * factor as f64;
-    if bytes >= 1.0 && bytes < 1e18 { Ok(bytes as u64) } else { Err(wrong()) }
+    if (1.0..1e18).contains(&bytes) { Ok(bytes as u64) } else { Err(wrong()) }
 }
 
 /// One record, ready to be written, or why there is none.
@@ -289,6 +289,8 @@ impl Pack {
                 index.shards[index.shards.len() - 1].name
             );
         }
+        // Before the first shard: from now on whatever is in the folder says what it is.
+        write_index(folder, &index)?;
         if let Some(side) = self.max_side {
             eprintln!(
                 "note: images whose longer side is above {side} pixels are shrunk and encoded as JPEG at quality {}: \
