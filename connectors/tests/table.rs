@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use arrow::array::{
     Array, ArrayRef, BinaryArray, BooleanArray, DictionaryArray, FixedSizeListArray, Float16Array,
-    Float32Array, Int32Array, Int64Array, LargeBinaryArray, ListArray, RecordBatch, StringArray, StructArray,
+    Int32Array, Int64Array, LargeBinaryArray, ListArray, RecordBatch, StringArray, StructArray,
     TimestampMicrosecondArray,
 };
 use arrow::buffer::NullBuffer;
@@ -171,7 +171,7 @@ fn record(row: usize) -> Vec<u8> {
     bytes.extend((row as i32 - 5).to_le_bytes());
     bytes.extend((0..4).flat_map(|at| ((row * 4 + at) as f32).to_le_bytes()));
     bytes.extend((0..3).flat_map(|at| ((row + at) as i32).to_le_bytes()));
-    bytes.push(u8::from(row % 3 == 0));
+    bytes.push(u8::from(row.is_multiple_of(3)));
     bytes.extend(half::f16::from_f32(row as f32 / 8.0).to_le_bytes());
     bytes.extend((row as i64 * 1_000_003).to_le_bytes());
     bytes
