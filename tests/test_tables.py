@@ -38,7 +38,12 @@ def dump(files: list[Path], **options: object) -> tuple[list[dict] | None, str]:
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
 
     done = subprocess.run(
-        [DUMP, json.dumps(config), "20000"], capture_output=True, text=True, timeout=60, preexec_fn=limit, check=False
+        [DUMP, json.dumps(config), "20000"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        preexec_fn=limit,
+        check=False,
     )
     assert done.returncode in (0, 1), f"{files}: died with {done.returncode}: {done.stderr[-2000:]}"
     assert "memory allocation" not in done.stderr, done.stderr
@@ -56,8 +61,7 @@ def numeric(kind: pa.DataType) -> bool:
         pa.types.is_integer(kind)
         or pa.types.is_floating(kind)
         or pa.types.is_boolean(kind)
-        or pa.types.is_temporal(kind)
-        and not pa.types.is_interval(kind)
+        or (pa.types.is_temporal(kind) and not pa.types.is_interval(kind))
     )
 
 
@@ -112,7 +116,9 @@ def compare(path: Path, table: pa.Table, **options: object) -> int:
                 values = our["fields"][name]
                 if isinstance(their, list):
                     assert len(values) == len(flat(their))
-                    assert all(map(same, values, flat(their))), f"{path} {name} row {row}: {values} != {their}"
+                    assert all(map(same, values, flat(their))), (
+                        f"{path} {name} row {row}: {values} != {their}"
+                    )
                 else:
                     assert same(values, their), f"{path} {name} row {row}: {values!r} != {their!r}"
         compared += 1
@@ -130,7 +136,9 @@ def corpora() -> Path:
 @pytest.mark.deadline(900)
 def test_every_valid_parquet_file_of_the_corpora_reads_as_pyarrow_reads_it(corpora: Path) -> None:
     compared = 0
-    for path in sorted([*corpora.glob("parquet-testing/*.parquet"), *corpora.glob("arrow-testing/*.parquet")]):
+    for path in sorted(
+        [*corpora.glob("parquet-testing/*.parquet"), *corpora.glob("arrow-testing/*.parquet")]
+    ):
         try:
             table = pq.read_table(path, page_checksum_verification=True)
         except Exception as error:  # whatever it says: the file is not valid for it
@@ -143,7 +151,9 @@ def test_every_valid_parquet_file_of_the_corpora_reads_as_pyarrow_reads_it(corpo
 @pytest.mark.deadline(900)
 def test_every_valid_arrow_file_of_the_corpora_reads_as_pyarrow_reads_it(corpora: Path) -> None:
     compared = 0
-    for path in sorted([*corpora.glob("arrow-testing/*.arrow_file"), *corpora.glob("arrow-testing/*.stream")]):
+    for path in sorted(
+        [*corpora.glob("arrow-testing/*.arrow_file"), *corpora.glob("arrow-testing/*.stream")]
+    ):
         try:
             opener = pa.ipc.open_file if path.suffix == ".arrow_file" else pa.ipc.open_stream
             table = opener(path).read_all()
@@ -161,14 +171,17 @@ def test_every_valid_arrow_file_of_the_corpora_reads_as_pyarrow_reads_it(corpora
     assert compared > 50, compared
 
 
-@pytest.mark.deadline(1800)
+@pytest.mark.deadline(900)
 def test_no_file_of_the_corpora_crashes_hangs_or_takes_much_memory(corpora: Path) -> None:
     names = ("parquet-testing", "arrow-testing")
     files = [file for name in names for file in sorted((corpora / name).iterdir())]
-    files += sorted((corpora / "seed-corpora").iterdir())[:: max(1, len(list((corpora / "seed-corpora").iterdir())) // 40)]
+    others = sorted((corpora / "seed-corpora").iterdir())
+    files += others if os.environ.get("FUELRAIL_GATE") else others[:: max(1, len(others) // 40)]
     for path in files:
         for kind in ("parquet", "arrow", "csv", "jsonl"):
-            if "parquet" in path.name and kind != "parquet" or "arrow-ipc" in path.name and kind != "arrow":
+            if ("parquet" in path.name and kind != "parquet") or (
+                "arrow-ipc" in path.name and kind != "arrow"
+            ):
                 continue
             for options in ({"fields": ["*"], "image": ""}, {}):
                 dump([path], format=kind, **options)
@@ -191,7 +204,9 @@ def test_what_pyarrow_writes_is_read_back(tmp_path: Path, codec: str, version: s
             "flag": pa.array([row % 2 == 0 for row in range(rows)]),
             "when": pa.array([row * 10**9 for row in range(rows)], pa.timestamp("us")),
             "vector": pa.array([[row, row + 0.5, row + 1] for row in range(rows)], pa.list_(pa.float32(), 3)),
-            "grid": pa.array([[[row, 1], [2, 3]] for row in range(rows)], pa.list_(pa.list_(pa.int32(), 2), 2)),
+            "grid": pa.array(
+                [[[row, 1], [2, 3]] for row in range(rows)], pa.list_(pa.list_(pa.int32(), 2), 2)
+            ),
         }
     )
     path = tmp_path / "a.parquet"
@@ -235,5 +250,7 @@ def test_feather_and_streams_of_pyarrow_are_read_back(tmp_path: Path, codec: str
         for column in ("image", "view"):
             records, message = dump([path], image=column)
             assert records is not None, message
-            assert [record["image"] for record in records] == [[len(image), zlib.crc32(image)] for image in images]
+            assert [record["image"] for record in records] == [
+                [len(image), zlib.crc32(image)] for image in images
+            ]
             assert [record["label"] for record in records] == [[1, 0, 2][row % 3] for row in range(rows)]

@@ -174,7 +174,7 @@ fn record(row: usize) -> Vec<u8> {
     bytes.extend((row as i32 - 5).to_le_bytes());
     bytes.extend((0..4).flat_map(|at| ((row * 4 + at) as f32).to_le_bytes()));
     bytes.extend((0..3).flat_map(|at| ((row + at) as i32).to_le_bytes()));
-    bytes.push(u8::from(row % 3 == 0));
+    bytes.push(u8::from(row.is_multiple_of(3)));
     bytes.extend(half::f16::from_f32(row as f32 / 8.0).to_le_bytes());
     bytes.extend((row as i64 * 1_000_003).to_le_bytes());
     bytes

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use crate::SourceError;
 use crate::buffer::Pool;
 use crate::shards::Shards;
 
@@ -24,6 +25,17 @@ pub(super) enum Trouble {
     Changed,
     /// There is no memory for this many bytes.
     Memory(u64),
+}
+
+impl Trouble {
+    /// As the error of a source that is being opened.
+    pub(super) fn at_open(self, name: &str) -> SourceError {
+        SourceError::data(match self {
+            Self::Io(error) => error.to_string(),
+            Self::Changed => format!("{name} changed while it was opened; try again"),
+            Self::Memory(bytes) => format!("{name}: there is no memory for {bytes} bytes of it"),
+        })
+    }
 }
 
 /// The bytes of some ranges.

@@ -6,7 +6,6 @@ use std::sync::Arc;
 use xxhash_rust::xxh3::Xxh3;
 
 use super::columns::{Choice, bytes_at, integer_at};
-use super::fetch::Trouble;
 use super::{File, LABEL, TableConfig, UNIT_ROWS, in_parallel};
 use crate::SourceError;
 use crate::buffer::Pool;
@@ -80,18 +79,8 @@ impl Labels {
                     in_file + row
                 ))
             };
-            let pieces =
-                files[file].decode(shards, file, LABEL, part, rows, &pool).map_err(
-                    |trouble| match trouble {
-                        Trouble::Io(error) => SourceError::data(error.to_string()),
-                        Trouble::Changed => {
-                            SourceError::data(format!("{name} changed while it was opened; try again"))
-                        }
-                        Trouble::Memory(bytes) => {
-                            SourceError::data(format!("{name}: there is no memory for {bytes} bytes of it"))
-                        }
-                    },
-                )?;
+            let pieces = files[file].decode(shards, file, LABEL, part, rows, &pool);
+            let pieces = pieces.map_err(|trouble| trouble.at_open(&name))?;
             let mut numbers = Vec::new();
             let (mut texts, mut places, mut known) = (Vec::new(), Vec::new(), HashMap::new());
             for piece in pieces {

@@ -143,6 +143,12 @@ impl Piece {
     }
 }
 
+/// Runs of equal length, so that none is a crumb.
+fn evenly(rows: u64, run: u64) -> Vec<u64> {
+    let runs = rows.div_ceil(run.max(1)).max(1);
+    (0..runs).map(|at| (u128::from(rows) * u128::from(at) / u128::from(runs)) as u64).collect()
+}
+
 /// More rows than a file of this size can sensibly hold are a lie, or a bomb: constant columns cost next to nothing.
 fn check_rows(name: &str, rows: u64, size: u64) -> Result<(), SourceError> {
     if rows <= (1 << 20) + size.saturating_mul(64) && rows < u64::from(u32::MAX) * 64 {
@@ -172,6 +178,14 @@ impl File {
             Self::Parquet(file) => file.part(view, part),
             Self::Arrow(file) => file.part(view, part),
             Self::Text(file) => file.part(view, part),
+        }
+    }
+
+    /// First rows of runs of about `run` rows of a part.
+    fn starts(&self, part: usize, rows: u64, run: u64) -> Vec<u64> {
+        match self {
+            Self::Parquet(file) => file.starts(part, run),
+            Self::Arrow(_) | Self::Text(_) => evenly(rows, run),
         }
     }
 
@@ -511,12 +525,12 @@ impl Table {
             let mut sorted = lengths.clone();
             sorted.sort_unstable();
             let usual = sorted[sorted.len() / 2];
-            // With a window of half a unit a lane touches two units at a time, and a third is on its way out.
+            // With a window of half a unit a lane touches two units at a time, and where there is room a third may linger.
             let fit = CACHE_BYTES / slack(self.largest_unit);
             let most = (fit / 3).clamp(1, MAX_LANES).min(lengths.len() as u64);
             let lanes = 1 << most.ilog2();
             // What is left over goes into wider windows.
-            let per_lane = (fit / lanes).max(3);
+            let per_lane = (fit / lanes).max(2);
             let window = if per_lane > 3 { (per_lane - 2) * usual } else { (usual / 2).max(1) };
             (lanes, window, (lanes * per_lane * slack(self.largest_unit)).max(slack(self.largest_unit)))
         };
@@ -638,19 +652,18 @@ fn units(shards: &Shards, files: &[File]) -> Result<(Vec<Unit>, u64), SourceErro
         let mut in_file = 0;
         for part in 0..file.parts() {
             let Rows { rows, bytes, divisible } = file.part(RECORD, part);
-            let mut run = rows;
+            let share = |some: u64| (u128::from(bytes) * u128::from(some) / u128::from(rows.max(1))) as u64;
+            let mut starts = vec![0];
             if divisible {
+                let mut run = rows;
                 if bytes > LARGE_PART {
                     run = (u128::from(rows) * u128::from(RUN_BYTES) / u128::from(bytes)).max(1) as u64;
                 }
-                run = run.min(UNIT_ROWS);
+                starts = file.starts(part, rows, run.min(UNIT_ROWS));
             }
-            let largest = (u128::from(bytes) * u128::from(run) / u128::from(rows.max(1))) as u64;
-            parquet::check_unit(&shards.display(number), part, largest)?;
-            // Runs of equal length, so that no unit is a crumb.
-            let runs = rows.div_ceil(run.max(1));
-            for at in 0..runs {
-                let in_part = rows * at / runs;
+            for (at, &in_part) in starts.iter().enumerate() {
+                let end = starts.get(at + 1).copied().unwrap_or(rows);
+                parquet::check_unit(&shards.display(number), part, share(end - in_part))?;
                 units.push(Unit {
                     file: number as u32,
                     part: part as u32,
@@ -734,7 +747,8 @@ impl IndexedSource for Table {
     }
 
     fn reader_memory(&self) -> u64 {
-        self.cache_bytes + reader::in_hand(self.largest_unit)
+        // Buffers of many sizes come and go on several threads: a third more is what the allocator was seen to hold.
+        (self.cache_bytes + reader::in_hand(self.largest_unit)) * 4 / 3
     }
 
     fn reader(self: Arc<Self>, config: &ReaderConfig) -> Result<Box<dyn Reader>, SourceError> {

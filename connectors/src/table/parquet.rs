@@ -32,7 +32,7 @@ use parquet::schema::types::SchemaDescPtr;
 use super::fetch::{Fetched, Trouble, fetch};
 use super::pages::{Allowance, MAX_UNIT_BYTES, OneChunk, Pages, Slot, cut, walk};
 use super::thrift::{PageLocation, check_footer, offset_index, page_header};
-use super::{Piece, Rows, check_rows};
+use super::{LARGE_PART, Piece, RECORD, Rows, check_rows, evenly};
 use crate::SourceError;
 use crate::buffer::Pool;
 use crate::shards::Shards;
@@ -47,9 +47,12 @@ const MAX_ATTEMPTS: u32 = 256;
 /// More pages than this in one column chunk are not looked for.
 const MAX_PAGES: usize = 1 << 20;
 
-/// A column of lists without a page index is read as a whole for each run of its rows, so up to this much the row group is
-/// one run.
-const WHOLE_LISTS: u64 = 256 << 20;
+/// A column of lists without a page index is read as a whole for each run of its rows, and a large dictionary is, too; so up
+/// to this much such a row group is one run.
+const WHOLE_BYTES: u64 = 256 << 20;
+
+/// A dictionary of at most this is read again for each run. (Writers stop making one at a megabyte.)
+const SMALL_DICTIONARY: u64 = 2 << 20;
 
 /// What stands before and behind a Parquet file.
 const MAGIC: &[u8; 4] = b"PAR1";
@@ -97,6 +100,8 @@ struct Chunk {
     values: u64,
     uncompressed: u64,
     codec: Compression,
+    /// Bytes before the first data page, as far as the footer says.
+    dictionary: u64,
     /// Where the file's own page index for this chunk lies.
     index: Option<(u64, u32)>,
     /// Learnt when rows of a part of it are first wanted. Empty: it has to be read as a whole.
@@ -279,6 +284,7 @@ impl File {
                     values,
                     uncompressed,
                     codec: column.compression(),
+                    dictionary: (column.data_page_offset().max(0) as u64).saturating_sub(start),
                     index,
                     pages: OnceLock::new(),
                 })
@@ -286,7 +292,49 @@ impl File {
             let chunks = layout.leaves.iter().map(chunk).collect::<Result<_, _>>()?;
             groups.push(Group { rows, chunks });
         }
-        Ok(Self { layout, groups })
+        let file = Self { layout, groups };
+        file.learn_pages(shards, shard)?;
+        Ok(file)
+    }
+
+    /// Finds the pages of the largest column of each large row group, for that is where it can be cut: a page is unpacked as
+    /// a whole, and writers make pages of a megabyte or of a thousand images.
+    fn learn_pages(&self, shards: &Shards, shard: usize) -> Result<(), SourceError> {
+        for (part, group) in self.groups.iter().enumerate() {
+            if self.part(RECORD, part).bytes <= LARGE_PART {
+                continue;
+            }
+            if let Some(slot) = self.largest(group) {
+                let found = self.pages(shards, shard, group, &group.chunks[slot], self.flat(slot));
+                found.map_err(|trouble| trouble.at_open(&shards.display(shard)))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Which column of a record takes most.
+    fn largest(&self, group: &Group) -> Option<usize> {
+        self.layout.views[RECORD].slots.iter().copied().max_by_key(|&slot| group.chunks[slot].uncompressed)
+    }
+
+    /// Whether a column has one value a row.
+    fn flat(&self, slot: usize) -> bool {
+        self.layout.descr.column(self.layout.leaves[slot]).max_rep_level() == 0
+    }
+
+    /// First rows of runs of about `run` rows of a part; at the borders of pages where they are known.
+    pub(super) fn starts(&self, part: usize, run: u64) -> Vec<u64> {
+        let group = &self.groups[part];
+        let pages = self.largest(group).and_then(|slot| group.chunks[slot].pages.get());
+        let Some(pages) = pages.filter(|pages| !pages.is_empty()) else { return evenly(group.rows, run) };
+        let mut starts = vec![0];
+        for page in &**pages {
+            let last = starts[starts.len() - 1];
+            if page.first_row >= last + run && page.first_row < group.rows {
+                starts.push(page.first_row);
+            }
+        }
+        starts
     }
 
     pub(super) fn parts(&self) -> usize {
@@ -312,10 +360,10 @@ impl File {
             let pages = if column.physical_type() == Type::BYTE_ARRAY { chunk.uncompressed } else { 0 };
             bytes = bytes.saturating_add(chunk.values.saturating_mul(width)).saturating_add(pages);
         }
-        let divisible = bytes > WHOLE_LISTS
+        let divisible = bytes > WHOLE_BYTES
             || self.layout.views[view].slots.iter().all(|&slot| {
-                let flat = self.layout.descr.column(self.layout.leaves[slot]).max_rep_level() == 0;
-                flat || group.chunks[slot].index.is_some()
+                let chunk = &group.chunks[slot];
+                (self.flat(slot) || chunk.index.is_some()) && chunk.dictionary <= SMALL_DICTIONARY
             });
         Rows { rows: group.rows, bytes, divisible }
     }
@@ -346,12 +394,8 @@ impl File {
         let mut ranges = Vec::new();
         for &slot in &view.slots {
             let chunk = &group.chunks[slot];
-            let pages = if whole {
-                &[][..]
-            } else {
-                let flat = layout.descr.column(layout.leaves[slot]).max_rep_level() == 0;
-                self.pages(shards, shard, group, chunk, flat)?
-            };
+            let pages =
+                if whole { &[][..] } else { self.pages(shards, shard, group, chunk, self.flat(slot))? };
             let wanted = wanted(pages, group.rows, &rows);
             match (pages.first(), wanted.clone().next()) {
                 (Some(first), Some(_)) => {
@@ -377,8 +421,7 @@ impl File {
             let slots = if pages.is_empty() {
                 walk(fetched.get(chunk.start..chunk.start + chunk.len), chunk.values, &mut allowance)
             } else {
-                let flat = layout.descr.column(leaf).max_rep_level() == 0;
-                chosen(chunk, pages, wanted, group.rows, flat, &fetched, &mut allowance)
+                chosen(chunk, pages, wanted, group.rows, self.flat(slot), &fetched, &mut allowance)
             };
             chunks.insert(leaf, (slots, chunk.codec));
         }

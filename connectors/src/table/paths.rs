@@ -17,7 +17,6 @@ use rustix::io::Errno;
 use xxhash_rust::xxh3::Xxh3;
 
 use super::columns::{Choice, append, bytes_at};
-use super::fetch::Trouble;
 use super::labels::Labels;
 use super::{File, RECORD, TableConfig, UNIT_ROWS, describe, in_parallel};
 use crate::buffer::Pool;
@@ -134,20 +133,8 @@ pub(super) fn open(
     let pool = Pool::new(32 << 20);
     let parts = in_parallel(runs.len(), |at| {
         let (shard, part, rows, first) = runs[at].clone();
-        let name = || super::labels::key(&shards, files, first);
-        let pieces =
-            files[shard].decode(&shards, shard, RECORD, part, rows.clone(), &pool).map_err(|trouble| {
-                match trouble {
-                    Trouble::Io(error) => SourceError::data(error.to_string()),
-                    Trouble::Changed => SourceError::data(format!(
-                        "{} changed while it was opened; try again",
-                        shards.display(shard)
-                    )),
-                    Trouble::Memory(bytes) => {
-                        SourceError::data(format!("{}: there is no memory for {bytes} bytes of it", name()))
-                    }
-                }
-            })?;
+        let pieces = files[shard].decode(&shards, shard, RECORD, part, rows.clone(), &pool);
+        let pieces = pieces.map_err(|trouble| trouble.at_open(&shards.display(shard)))?;
         let mut run = Run {
             paths: Vec::new(),
             ends: Vec::new(),

@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 use crate::arrow::array::ArrayRef;
 
 use super::fetch::Trouble;
-use super::{Piece, Table};
+use super::{CACHE_BYTES, Piece, Table};
 use crate::buffer::{POOL_BYTES, Pool};
 use crate::workers::{Meter, finish, join, lock, panic_text};
 use crate::{Buffer, IndexedSource, ReadError, ReadRequest, ReadStats, Reader, SourceError};
@@ -35,10 +35,15 @@ const FETCH_POOL: u64 = 32 << 20;
 const RETRIES: [Duration; 3] =
     [Duration::from_millis(10), Duration::from_millis(50), Duration::from_millis(250)];
 
+/// Threads that decode when the largest unit takes `unit` bytes: fewer when what they have in hand would be much.
+fn decoders(unit: u64) -> u32 {
+    (CACHE_BYTES / 4 / unit.max(1)).clamp(1, u64::from(DECODERS)) as u32
+}
+
 /// What readers hold beside the cache when the largest unit takes `unit` bytes: each decoder has one in its hands, as
 /// read and as decoded.
 pub(super) fn in_hand(unit: u64) -> u64 {
-    u64::from(DECODERS) * 2 * unit + FETCH_POOL
+    u64::from(decoders(unit)) * 2 * unit + FETCH_POOL
 }
 
 /// A unit in memory.
@@ -190,7 +195,7 @@ impl UnitReader {
             fetch: Pool::new(FETCH_POOL),
         });
         let mut reader = Self { shared, threads: Vec::new() };
-        for number in 0..=depth.min(DECODERS) {
+        for number in 0..=depth.min(decoders(reader.shared.table.largest_unit)) {
             let shared = reader.shared.clone();
             let name =
                 if number == 0 { "fuelrail-rows".to_owned() } else { format!("fuelrail-unit-{number}") };

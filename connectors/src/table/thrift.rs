@@ -138,23 +138,16 @@ impl<'bytes> Thrift<'bytes> {
                 }
                 Ok(())
             }
-            STRUCT => {
-                let mut inner = 0;
-                loop {
-                    inner += 1;
-                    let head = self.byte()?;
-                    if head == STOP {
-                        return Ok(());
-                    }
-                    if inner > u16::MAX {
-                        return Err("a structure has too many fields");
-                    }
-                    if head >> 4 == 0 {
-                        self.varint()?;
-                    }
-                    self.skip(head & 15, depth + 1)?;
+            STRUCT => loop {
+                let head = self.byte()?;
+                if head == STOP {
+                    return Ok(());
                 }
-            }
+                if head >> 4 == 0 {
+                    self.varint()?;
+                }
+                self.skip(head & 15, depth + 1)?;
+            },
             _ => Err("a field has an unknown type"),
         }
     }

@@ -22,7 +22,6 @@ use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::Xxh3;
 
 use super::columns::{integer_at, list_at};
-use super::fetch::Trouble;
 use super::reader::Decoded;
 use super::{Table, in_parallel};
 use crate::buffer::Pool;
@@ -189,15 +188,7 @@ impl Tokens {
         let pool = Pool::new(32 << 20);
         let parts = in_parallel(table.units.len(), |unit| {
             let file = table.shards.display(table.units[unit].file as usize);
-            let pieces = table.decode(unit, &pool).map_err(|trouble| match trouble {
-                Trouble::Io(error) => SourceError::data(error.to_string()),
-                Trouble::Changed => {
-                    SourceError::data(format!("{file} changed while it was opened; try again"))
-                }
-                Trouble::Memory(bytes) => {
-                    SourceError::data(format!("{file}: there is no memory for {bytes} bytes of it"))
-                }
-            })?;
+            let pieces = table.decode(unit, &pool).map_err(|trouble| trouble.at_open(&file))?;
             let mut lengths = Vec::new();
             for piece in pieces {
                 let row = piece.rows.start;
