@@ -52,7 +52,14 @@ fn one_or_many<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Vec<
 /// Which source an ending means.
 const KINDS: [(&str, &str, &[&str]); 4] = [
     ("tar", "shards", &[".tar", ".tar.gz", ".tgz", ".tar.zst", ".tar.zstd"]),
-    ("table", "files", &[".parquet", ".arrow", ".feather", ".ipc", ".csv", ".tsv", ".jsonl", ".ndjson"]),
+    (
+        "table",
+        "files",
+        &[
+            ".parquet", ".parq", ".pq", ".arrow", ".arrows", ".feather", ".ipc", ".csv", ".tsv", ".jsonl",
+            ".ndjson",
+        ],
+    ),
     ("hdf5", "files", &[".h5", ".hdf5"]),
     ("array", "files", &[".npy", ".npz"]),
 ];

@@ -138,12 +138,11 @@ impl ReadError {
         Self { key, kind: ReadErrorKind::Io, detail, transient }
     }
 
-    /// An error of reading that already says what it was: one of [`crate::remote`] keeps its kind.
-    pub(crate) fn from_io(key: String, error: &io::Error) -> Self {
-        match error.get_ref().and_then(|inner| inner.downcast_ref::<Fault>()) {
-            Some(fault) => Self::remote(key, fault.clone()),
-            None => Self::io(key, error.to_string(), false),
-        }
+    /// What became of a remote read, if the error is of one: it has been retried, and knows whether the object is gone or
+    /// has changed.
+    pub(crate) fn of_remote(key: &str, error: &io::Error) -> Option<Self> {
+        let fault = error.get_ref()?.downcast_ref::<Fault>()?;
+        Some(Self::remote(key.to_owned(), fault.clone()))
     }
 
     /// What became of a remote read.

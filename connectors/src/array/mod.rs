@@ -909,7 +909,8 @@ impl IndexedSource for Array {
     }
 
     fn reader_memory(&self) -> u64 {
-        if self.plain() { 0 } else { gather::memory(self.rows.size) }
+        let remote: u64 = self.stores.iter().map(|store| store.reader_memory()).max().unwrap_or(0);
+        remote + if self.plain() { 0 } else { gather::memory(self.rows.size) }
     }
 
     fn reader(self: Arc<Self>, config: &ReaderConfig) -> Result<Box<dyn Reader>, SourceError> {

@@ -184,7 +184,8 @@ impl Records {
 
     /// Bytes of memory that a reader holds beside records and its pool.
     pub(super) fn reader_memory(&self) -> u64 {
-        self.cache_bytes() + self.threads(u32::MAX) * (self.scratch_bytes() + (64 << 10))
+        let threads = self.threads(u32::MAX) * (self.scratch_bytes() + (64 << 10));
+        self.cache_bytes() + threads + self.shards.reader_memory()
     }
 
     /// Stretches of records that share slabs, and how many fit in the cache.
@@ -261,6 +262,9 @@ impl Records {
             };
             let shard = self.files[self.locate(index).0].shard;
             let path = self.shards.display(shard);
+            if let Some(remote) = ReadError::of_remote(&key(), &error) {
+                return Some(Err(remote));
+            }
             match (error.kind(), BACKOFF_MS.get(attempt)) {
                 (io::ErrorKind::NotFound, _) => return Some(Err(ReadError::gone(key(), Path::new(&path)))),
                 (io::ErrorKind::UnexpectedEof, _) => {

@@ -748,7 +748,7 @@ impl IndexedSource for Table {
 
     fn reader_memory(&self) -> u64 {
         // Buffers of many sizes come and go on several threads: a third more is what the allocator was seen to hold.
-        (self.cache_bytes + reader::in_hand(self.largest_unit)) * 4 / 3
+        (self.cache_bytes + reader::in_hand(self.largest_unit)) * 4 / 3 + self.shards.reader_memory()
     }
 
     fn reader(self: Arc<Self>, config: &ReaderConfig) -> Result<Box<dyn Reader>, SourceError> {

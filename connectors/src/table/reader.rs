@@ -368,6 +368,9 @@ impl Shared {
                 ReadError::gone(key, Path::new(&path))
             }
             Trouble::Io(error) => {
+                if let Some(remote) = ReadError::of_remote(&key, error) {
+                    return remote;
+                }
                 let again = if tried_again { ", also when tried again" } else { "" };
                 ReadError::io(key, format!("{error}{again}"), retry(error))
             }

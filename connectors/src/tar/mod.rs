@@ -447,7 +447,9 @@ impl IndexedSource for Tar {
     }
 
     fn reader_memory(&self) -> u64 {
-        reader::memory(self)
+        let remote =
+            [0, 1].into_iter().filter_map(|lane| self.lane(lane)).map(|lane| lane.reader_memory()).max();
+        remote.unwrap_or(0) + reader::memory(self)
     }
 
     fn reader(self: Arc<Self>, config: &ReaderConfig) -> Result<Box<dyn Reader>, SourceError> {
