@@ -198,7 +198,7 @@ impl Shards {
     /// On a thread of a reader that is being dropped, reading from the network ends at once with an error.
     ///
     /// # Errors
-    /// The system's, with the file's name and what to do in its text; [`crate::ReadError::from_io`] keeps its kind.
+    /// The system's, with the file's name and what to do in its text; [`crate::ReadError::of_remote`] keeps its kind.
     pub(crate) fn read_at(&self, shard: usize, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
         let path = match &self.place {
             Place::Local { root } => root.join(&self.files[shard].name),

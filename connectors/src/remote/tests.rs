@@ -339,7 +339,7 @@ fn troubles_without_end_become_an_error_that_names_the_address_and_no_secret() {
     assert_eq!(fault.kind, ReadErrorKind::Gone);
     assert!(fault.detail.contains("/x does not exist (any more): status 404"), "{fault}");
     let gone = std::io::Error::from(read(&remote, &object).unwrap_err());
-    assert_eq!(ReadError::from_io("key".into(), &gone).kind(), ReadErrorKind::Gone);
+    assert_eq!(ReadError::of_remote("key", &gone).unwrap().kind(), ReadErrorKind::Gone);
     let (host, port) = ("127.0.0.1", 1);
     let nobody = Address::parse(&format!("http://{host}:{port}/x")).unwrap();
     let remote = Remote::connect_with(&nobody.place, &cache_in(&dir), QUICK).unwrap();

@@ -75,7 +75,7 @@ impl Order {
             .map(|(at, &draws)| {
                 // Parts of equal length would otherwise be shuffled alike.
                 let order = part(at, derive(seed, at as u64, u64::MAX - 3));
-                assert!(order.len() > 0 && draws > 0, "part {at} of a mixture has records and is drawn");
+                assert!(!order.is_empty() && draws > 0, "part {at} of a mixture has records and is drawn");
                 let begin = first;
                 first += order.len();
                 MixedPart { order, first: begin, draws }
