@@ -26,7 +26,7 @@ pub(super) struct Spec {
     #[arg(long, value_name = "NAME", requires = "config")]
     pipeline: Option<String>,
     /// An option of the source, like image=jpg, label=class or fields='["box"]' (JSON or text); may be given repeatedly
-    #[arg(long = "source-option", short = 'o', value_name = "KEY=VALUE")]
+    #[arg(long = "source-option", value_name = "KEY=VALUE")]
     options: Vec<String>,
     /// Transforms as JSON: a list like [{"type": "Resize", "size": 256}, …]; overrides --task
     #[arg(long, value_name = "JSON")]
