@@ -200,6 +200,32 @@ def test_a_link_out_of_the_roots_is_not_followed_to_the_root_itself(images: Path
             assert "--root" in wire.refusal()["message"]
 
 
+def test_no_option_of_a_source_leads_out_of_the_roots(daemon: Daemon, images: Path, tmp_path: Path) -> None:
+    listed = images / "list.csv"
+    listed.write_text("path,label\n1.jpg,0\n")
+    picture = tmp_path / "1.jpg"
+    picture.write_bytes(next(images.rglob("*.jpg")).read_bytes())
+    address = {"type": "address", "address": str(listed)}
+    synthetic = {"type": "synthetic", "count": 3}
+    refused: list[tuple[dict[str, Any], dict[str, Any], str]] = [
+        ({**address, "root": str(tmp_path)}, {}, "--root"),
+        ({"type": "table", "files": [str(listed)], "root": str(tmp_path)}, {}, "--root"),
+        ({"type": "mix", "parts": [{"source": {**address, "root": str(tmp_path)}}]}, {}, "--root"),
+        ({"type": "address", "address": "http://127.0.0.1:1/x.tar"}, {}, "--root"),
+        ({**address, "cache": {"dir": str(tmp_path)}}, {}, "source.cache"),
+        (synthetic, {"sampling": {"type": "weights", "file": str(picture)}}, "--root"),
+    ]
+    try:
+        for source, options, reason in refused:
+            with Wire(daemon.socket) as wire:
+                pipeline = inline(images)
+                pipeline["inline"] |= {"source": source, **options}
+                wire.greets().say({"say": "attach", "pipeline": pipeline})
+                assert reason in wire.refusal()["message"], source
+    finally:
+        listed.unlink()
+
+
 def test_a_clients_own_pipeline_cannot_write_where_it_likes(
     daemon: Daemon, images: Path, tmp_path: Path
 ) -> None:

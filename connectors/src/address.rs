@@ -139,6 +139,13 @@ impl AddressConfig {
         } else if let Some((_, key, _)) = KINDS.iter().find(|(name, ..)| *name == kind) {
             value.insert((*key).into(), self.locations().into());
         }
+        // The one option that is a path of its own: it starts where the address does.
+        if kind == "table"
+            && let Some(root) = value.get("root").and_then(|root| root.as_str())
+        {
+            let root = self.absolute(root);
+            value.insert("root".into(), root.into());
+        }
         value.insert("type".into(), kind.into());
         if let Some(split) = split {
             let whole = std::mem::take(&mut value);
@@ -187,8 +194,6 @@ fn by_content(folder: &Path) -> &'static str {
         if let Some(at) = KINDS.iter().position(|(_, _, endings)| ends_with(&name, endings)) {
             // A table of labels beside class folders describes them and is not the data.
             kinds[at] += usize::from(!ends_with(&name, &[".csv", ".tsv", ".jsonl", ".ndjson"]));
-        } else if entry.path().is_dir() {
-            continue;
         }
     }
     let most = (0..KINDS.len()).rev().max_by_key(|&at| kinds[at]).expect("there are kinds");
@@ -242,6 +247,8 @@ mod tests {
 
     #[test]
     fn an_option_of_another_source_is_named() {
+        let config = resolve("a.csv", serde_json::json!({"root": "images"})).unwrap();
+        assert_eq!(config.locations(), ["/base/a.csv", "/base/images"]);
         let split = serde_json::json!({"split": {"part": "val", "fraction": 0.5}});
         let config = resolve("a.tar", split).unwrap();
         assert!(matches!(config, SourceConfig::Subset(_)), "{config:?}");

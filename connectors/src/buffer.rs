@@ -21,13 +21,18 @@ pub struct Buffer {
     start: usize,
     len: usize,
     pool: Weak<Pool>,
+    /// Memory that others hold too, which then is the record; the storage is empty.
+    shared: Option<Arc<[u8]>>,
 }
 
 impl Deref for Buffer {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        &self.storage[self.start..self.start + self.len]
+        match &self.shared {
+            Some(bytes) => bytes,
+            None => &self.storage[self.start..self.start + self.len],
+        }
     }
 }
 
@@ -39,14 +44,21 @@ impl AsRef<[u8]> for Buffer {
 
 impl fmt::Debug for Buffer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Buffer({} bytes)", self.len)
+        write!(f, "Buffer({} bytes)", self.deref().len())
     }
 }
 
 /// A buffer of its own, without a pool.
 impl From<Vec<u8>> for Buffer {
     fn from(storage: Vec<u8>) -> Self {
-        Self { start: 0, len: storage.len(), storage, pool: Weak::new() }
+        Self { start: 0, len: storage.len(), storage, pool: Weak::new(), shared: None }
+    }
+}
+
+/// A record whose memory is shared, as with the window of a stream.
+impl From<Arc<[u8]>> for Buffer {
+    fn from(bytes: Arc<[u8]>) -> Self {
+        Self { start: 0, len: 0, storage: Vec::new(), pool: Weak::new(), shared: Some(bytes) }
     }
 }
 
@@ -129,7 +141,7 @@ impl Pool {
                 fresh
             }
         };
-        Some(Buffer { storage, start: 0, len: 0, pool: Arc::downgrade(self) })
+        Some(Buffer { storage, start: 0, len: 0, pool: Arc::downgrade(self), shared: None })
     }
 
     fn give(&self, storage: Vec<u8>) {

@@ -59,6 +59,7 @@ mod numbers;
 mod remote;
 mod schema;
 mod shards;
+mod stream;
 mod subset;
 mod synthetic;
 mod table;
@@ -83,6 +84,7 @@ pub use mix::{MixConfig, MixPart, Part, apportion};
 pub use numbers::read_numbers;
 pub use schema::{ElementType, FieldSpec, MAX_FIELD_BYTES, RESERVED, Schema};
 pub use shards::CacheConfig;
+pub use stream::{Follower, Place, Sink, StreamRecord, StreamSource, StreamStats, Window};
 pub use subset::SubsetConfig;
 pub use synthetic::{SyntheticConfig, SyntheticFormat};
 pub use table::{TableConfig, TableFormat, TokenMode, TokenTail, TokensConfig};
@@ -115,7 +117,27 @@ pub enum SourceConfig {
 }
 
 impl SourceConfig {
-    /// The files, folders and URLs that opening this would read, as configured; braces, `*` and `?` may be in them.
+    /// The same with every address in it replaced by what it stands for; looks at the files to find out.
+    ///
+    /// # Errors
+    /// As [`AddressConfig::resolve`].
+    pub fn resolve(&self) -> Result<Self, SourceError> {
+        Ok(match self {
+            Self::Address(config) => config.resolve()?,
+            Self::Subset(config) => {
+                Self::Subset(SubsetConfig { source: Box::new(config.source.resolve()?), split: config.split })
+            }
+            Self::Mix(config) => {
+                let part = |part: &MixPart| Ok(MixPart { source: part.source.resolve()?, ..part.clone() });
+                let parts = config.parts.iter().map(part).collect::<Result<_, SourceError>>()?;
+                Self::Mix(MixConfig { parts, ..config.clone() })
+            }
+            resolved => resolved.clone(),
+        })
+    }
+
+    /// The files, folders and URLs that opening this would read, as configured; braces, `*` and `?` may be in them. Of an
+    /// address only what was typed: what its options name is known once it is [resolved](Self::resolve).
     pub fn locations(&self) -> Vec<String> {
         match self {
             Self::Folder(config) => vec![config.root.to_string_lossy().into_owned()],
@@ -244,10 +266,10 @@ pub enum Blocks {
 }
 
 impl Blocks {
-    /// Lanes and window for blocks whose records can be fetched one by one, as from a tar file.
-    pub(crate) const LANES: u64 = 8;
-    /// As above.
-    pub(crate) const WINDOW: u64 = 4096;
+    /// Lanes for blocks whose records can be fetched one by one, as from a tar file.
+    pub const LANES: u64 = 8;
+    /// The window for these.
+    pub const WINDOW: u64 = 4096;
 
     /// Blocks whose records can be fetched one by one at the price of a seek.
     pub(crate) fn seekable(lengths: impl IntoIterator<Item = u64>) -> Self {

@@ -1,43 +1,43 @@
 //! A list of numbers from an npy file: weights, one a record.
 
-use std::io::Read;
+use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
 
-use crate::array::{Npy, NpyError};
+use crate::array::{MAX_HEADER, Npy, NpyError};
 use crate::{ElementType, SourceError};
 
-/// A longer list is no list of weights.
-const MAX_BYTES: u64 = 8 << 30;
-
-/// Reads a one-dimensional npy array of numbers of any width.
+/// Reads a one-dimensional npy array of `count` numbers of any width. Nothing but the header is read of a file that holds
+/// another number of them.
 ///
 /// # Errors
 /// [`SourceError`] that names the file and what it holds instead.
-pub fn read_numbers(path: &Path) -> Result<Vec<f64>, SourceError> {
+pub fn read_numbers(path: &Path, count: u64) -> Result<Vec<f64>, SourceError> {
     let refuse = |why: &str| SourceError::data(format!("{}: {why}", path.display()));
     let unreadable = |error: std::io::Error| refuse(&format!("cannot be read: {error}"));
-    let file = std::fs::File::open(path).map_err(unreadable)?;
+    let mut file = std::fs::File::open(path).map_err(unreadable)?;
     let size = file.metadata().map_err(unreadable)?.len();
-    if size > MAX_BYTES {
-        return Err(refuse(&format!("{size} bytes are more than a list of weights has")));
-    }
-    let mut bytes = Vec::new();
-    file.take(MAX_BYTES).read_to_end(&mut bytes).map_err(unreadable)?;
-    let npy = Npy::parse(&bytes).map_err(|error| match error {
+    let mut header = Vec::new();
+    (&mut file).take(MAX_HEADER as u64 + 12).read_to_end(&mut header).map_err(unreadable)?;
+    let npy = Npy::parse(&header).map_err(|error| match error {
         NpyError::Short(_) => refuse("ends within its header"),
         NpyError::Wrong(why) => refuse(&format!("is no npy file that can be read: {why}")),
     })?;
     let stored =
         npy.dtype.clone().map_err(|unread| refuse(&format!("holds {unread}; numbers are needed")))?;
-    let [len] = npy.shape[..] else {
-        return Err(refuse(&format!("has shape {:?}; one number a record is needed", npy.shape)));
-    };
-    let data = bytes.get(npy.data as usize..).unwrap_or_default();
-    if npy.data_bytes() != Some(data.len() as u64) {
+    if npy.shape != [count] {
+        let shape = &npy.shape;
         return Err(refuse(&format!(
-            "holds {} bytes of data, not the {len} numbers of its header",
-            data.len()
+            "has shape {shape:?}; one number for each of {count} records is needed"
         )));
+    }
+    let Some(bytes) = npy.data_bytes().filter(|bytes| npy.data + bytes == size) else {
+        return Err(refuse(&format!("is {size} bytes long, which is not what its header says")));
+    };
+    file.seek(SeekFrom::Start(npy.data)).map_err(unreadable)?;
+    let mut data = Vec::new();
+    file.take(bytes).read_to_end(&mut data).map_err(unreadable)?;
+    if data.len() as u64 != bytes {
+        return Err(refuse("was cut while it was read"));
     }
     let element = stored.element;
     let number = |bytes: &[u8]| {
@@ -63,7 +63,7 @@ pub fn read_numbers(path: &Path) -> Result<Vec<f64>, SourceError> {
 mod tests {
     use super::*;
 
-    fn read(descr: &str, shape: &str, data: &[u8]) -> Result<Vec<f64>, String> {
+    fn read(descr: &str, shape: &str, data: &[u8], count: u64) -> Result<Vec<f64>, String> {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("w.npy");
         let header = format!("{{'descr': '{descr}', 'fortran_order': False, 'shape': {shape}, }}\n");
@@ -72,28 +72,29 @@ mod tests {
         bytes.extend(header.as_bytes());
         bytes.extend(data);
         std::fs::write(&path, bytes).unwrap();
-        read_numbers(&path).map_err(|error| error.to_string())
+        read_numbers(&path, count).map_err(|error| error.to_string())
     }
 
     #[test]
     fn numbers_of_every_width_are_read() {
         assert_eq!(
-            read("<f8", "(2,)", &[1.5f64.to_le_bytes(), (-2f64).to_le_bytes()].concat()).unwrap(),
+            read("<f8", "(2,)", &[1.5f64.to_le_bytes(), (-2f64).to_le_bytes()].concat(), 2).unwrap(),
             [1.5, -2.0]
         );
-        assert_eq!(read(">f4", "(1,)", &0.25f32.to_be_bytes()).unwrap(), [0.25]);
-        assert_eq!(read("|u1", "(3,)", &[0, 1, 255]).unwrap(), [0.0, 1.0, 255.0]);
-        assert_eq!(read("<i8", "(1,)", &(-7i64).to_le_bytes()).unwrap(), [-7.0]);
+        assert_eq!(read(">f4", "(1,)", &0.25f32.to_be_bytes(), 1).unwrap(), [0.25]);
+        assert_eq!(read("|u1", "(3,)", &[0, 1, 255], 3).unwrap(), [0.0, 1.0, 255.0]);
+        assert_eq!(read("<i8", "(1,)", &(-7i64).to_le_bytes(), 1).unwrap(), [-7.0]);
     }
 
     #[test]
     fn what_is_no_list_of_numbers_is_refused_by_name() {
         for (descr, shape, data, why) in [
             ("<f8", "(1, 1)", &[0u8; 8][..], "shape [1, 1]"),
-            ("<f8", "(2,)", &[0; 8], "8 bytes of data"),
+            ("<f8", "(1,)", &[0; 9], "not what its header says"),
+            ("<f8", "(2,)", &[0; 16], "each of 1 records"),
             ("|O", "(1,)", &[0; 8], "numbers are needed"),
         ] {
-            let error = read(descr, shape, data).unwrap_err();
+            let error = read(descr, shape, data, 1).unwrap_err();
             assert!(error.contains("w.npy") && error.contains(why), "{error}");
         }
     }

@@ -1,6 +1,5 @@
 //! HDF5 files through the public interface: files that h5py wrote, files that are damaged, files made to do harm.
 
-#[path = "arrays/conformance.rs"]
 mod conformance;
 
 use std::fs;
@@ -9,12 +8,15 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
-use conformance::conforms;
 use fuelrail_connectors::{
     Backend, Hdf5Config, IndexedSource, ReadErrorKind, ReadRequest, ReaderConfig, SourceConfig, open,
 };
 use proptest::prelude::*;
 use serde::Deserialize;
+
+fn conforms(config: &SourceConfig) -> (Arc<dyn IndexedSource>, Vec<Vec<u8>>) {
+    conformance::conforms(config, conformance::Sizes::Bounds)
+}
 
 /// One case of `arrays/hdf5_cases.py`.
 #[derive(Deserialize)]

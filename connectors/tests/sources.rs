@@ -1,80 +1,16 @@
 //! What every source promises, asked of every source through the public interface.
 
-use std::collections::HashSet;
 use std::fs;
-use std::sync::{Arc, mpsc};
 
 use fuelrail_connectors::{
-    Backend, Blocks, CacheConfig, FolderConfig, IndexedSource, ReadRequest, ReaderConfig, SourceConfig,
-    SyntheticConfig, SyntheticFormat, open,
+    CacheConfig, FolderConfig, MixConfig, MixPart, SourceConfig, Split, SplitPart, SubsetConfig,
+    SyntheticConfig, SyntheticFormat,
 };
 
-/// Reads all records in a mixed order and returns them by index.
-fn read_all(source: &Arc<dyn IndexedSource>, backend: Backend, depth: u32) -> Vec<Vec<u8>> {
-    let reader = source.clone().reader(&ReaderConfig { backend, depth }).expect("a reader");
-    let (tell, told) = mpsc::channel();
-    let len = source.len();
-    let request = |number: u64| {
-        let (index, tell) = (number * 7919 % len, tell.clone());
-        ReadRequest {
-            index,
-            done: Box::new(move |result| tell.send(result.expect("a record")).expect("the test")),
-        }
-    };
-    assert!(!len.is_multiple_of(7919), "so that the numbers above are a permutation");
-    reader.submit((0..len).map(request).collect());
-    drop(tell);
-    let mut all = vec![None; len as usize];
-    for record in told {
-        let old = all[record.index as usize].replace(record.bytes.to_vec());
-        assert!(old.is_none(), "record {} came twice", record.index);
-    }
-    let stats = reader.stats();
-    assert_eq!(stats.reads, len);
-    all.into_iter().map(|bytes| bytes.expect("every record came")).collect()
-}
+mod conformance;
 
 fn conforms(config: &SourceConfig) {
-    let source = open(config).expect("a source");
-    let again = open(config).expect("a source");
-    let len = source.len();
-    assert!(len > 0 && !source.is_empty());
-    assert_eq!(len, again.len());
-    assert_eq!(source.fingerprint(), again.fingerprint());
-    assert!(source.memory() > 0);
-
-    let mut keys = HashSet::new();
-    for index in 0..len {
-        let key = source.key(index);
-        assert_eq!(key, again.key(index));
-        assert_eq!((source.label(index), source.size(index)), (again.label(index), again.size(index)));
-        let classes = source.classes().len().max(1) as i64;
-        assert!((0..classes).contains(&source.label(index)));
-        if let Some(extent) = source.extent(index) {
-            assert_eq!(extent.len, source.size(index));
-        }
-        assert!(keys.insert(key), "keys are unique");
-    }
-    if let Blocks::Lengths { lengths, .. } = source.blocks() {
-        assert_eq!(lengths.iter().sum::<u64>(), len);
-        assert!(lengths.iter().all(|&length| length > 0));
-    }
-
-    let threads = read_all(&source, Backend::Threads, 3);
-    for (index, bytes) in threads.iter().enumerate() {
-        let index = index as u64;
-        assert!(bytes.len() as u64 <= source.size(index));
-        if let Some(extent) = source.extent(index) {
-            let file = fs::read(&extent.file).expect("the file of an extent");
-            assert_eq!(*bytes, file[extent.offset as usize..][..extent.len as usize]);
-        }
-    }
-    for depth in [1, 64] {
-        assert!(
-            threads == read_all(&again, Backend::Auto, depth),
-            "the bytes depend on no backend and no depth"
-        );
-    }
+    conformance::conforms(config, conformance::Sizes::Bounds);
 }
 
 #[test]
@@ -125,4 +61,19 @@ fn a_synthetic_source_conforms_in_every_format() {
             ..SyntheticConfig::default()
         }));
     }
+}
+
+#[test]
+fn a_mixture_and_a_split_conform() {
+    let synthetic = |count, seed| {
+        let source = SyntheticConfig { count, seed, block_records: Some(10), ..SyntheticConfig::default() };
+        SourceConfig::Synthetic(source)
+    };
+    let part = |source| MixPart { source, name: None, weight: None, repeat: None };
+    let parts = vec![part(synthetic(70, 1)), part(synthetic(31, 2))];
+    conforms(&SourceConfig::Mix(MixConfig { parts, samples_per_epoch: None }));
+    conforms(&SourceConfig::Subset(SubsetConfig {
+        source: Box::new(synthetic(200, 3)),
+        split: Split { part: SplitPart::Val, fraction: 0.4 },
+    }));
 }

@@ -20,7 +20,7 @@ use arrow::datatypes::{DataType, Field, Float32Type, Int32Type, Schema as Column
 use arrow::ipc::CompressionType;
 use arrow::ipc::writer::{FileWriter, IpcWriteOptions, StreamWriter};
 use fuelrail_connectors::{
-    Blocks, IndexedSource, ReadError, ReadErrorKind, ReadRequest, Reader, ReaderConfig, Record, SourceConfig,
+    Blocks, IndexedSource, ReadError, ReadErrorKind, ReadRequest, ReaderConfig, Record, SourceConfig,
     SourceError, TableConfig, TableFormat, TokenMode, TokenTail, TokensConfig, open,
 };
 use parquet::arrow::ArrowWriter;
@@ -29,72 +29,16 @@ use parquet::file::properties::{
     EnabledStatistics, WriterProperties, WriterPropertiesBuilder, WriterVersion,
 };
 
-mod conformance {
-    //! What every source promises. (The same as in `sources.rs`; sizes of records in tables are estimates.)
+mod conformance;
 
-    use std::collections::HashSet;
+use conformance::{Sizes, ask};
 
-    use super::*;
-
-    pub fn read_all(source: &Arc<dyn IndexedSource>, depth: u32) -> Vec<Result<Vec<u8>, ReadError>> {
-        let reader =
-            source.clone().reader(&ReaderConfig { depth, ..ReaderConfig::default() }).expect("a reader");
-        let len = source.len();
-        assert!(!len.is_multiple_of(7919), "so that the numbers below are a permutation");
-        let mut all = vec![None; len as usize];
-        for (index, result) in ask(&*reader, (0..len).map(|number| number * 7919 % len)) {
-            let old = all[index as usize].replace(result.map(|record| record.bytes.to_vec()));
-            assert!(old.is_none(), "record {index} came twice");
-        }
-        all.into_iter().map(|bytes| bytes.expect("every record came")).collect()
-    }
-
-    pub fn conforms(config: &TableConfig) -> Vec<Vec<u8>> {
-        let config = SourceConfig::Table(config.clone());
-        let source = open(&config).expect("a source");
-        let again = open(&config).expect("a source");
-        let len = source.len();
-        assert!(len > 0 && !source.is_empty());
-        assert_eq!((len, source.fingerprint()), (again.len(), again.fingerprint()));
-        assert!(source.memory() > 0);
-        let mut keys = HashSet::new();
-        for index in 0..len {
-            let key = source.key(index);
-            assert_eq!(key, again.key(index));
-            assert_eq!((source.label(index), source.size(index)), (again.label(index), again.size(index)));
-            if !source.classes().is_empty() {
-                assert!((0..source.classes().len() as i64).contains(&source.label(index)));
-            }
-            assert!(keys.insert(key), "keys are unique");
-        }
-        if let Blocks::Lengths { lengths, lanes, window } = source.blocks() {
-            assert_eq!(lengths.iter().sum::<u64>(), len);
-            assert!(lengths.iter().all(|&length| length > 0) && lanes > 0 && window > 0);
-        }
-        let bytes: Vec<Vec<u8>> =
-            read_all(&source, 3).into_iter().map(|result| result.expect("a record")).collect();
-        let total: u64 = (0..len).map(|index| source.size(index)).sum();
-        assert!(bytes.iter().map(|bytes| bytes.len() as u64).sum::<u64>() <= total);
-        for depth in [1, 64] {
-            let other: Vec<Vec<u8>> =
-                read_all(&again, depth).into_iter().map(|result| result.expect("a record")).collect();
-            assert!(bytes == other, "the bytes depend on no depth");
-        }
-        bytes
-    }
+fn conforms(config: &TableConfig) -> Vec<Vec<u8>> {
+    conformance::conforms(&SourceConfig::Table(config.clone()), Sizes::Estimates).1
 }
 
-use conformance::{conforms, read_all};
-
-fn ask(reader: &dyn Reader, indices: impl IntoIterator<Item = u64>) -> Vec<(u64, Result<Record, ReadError>)> {
-    let (tell, told) = mpsc::channel();
-    let request = |index| {
-        let tell = tell.clone();
-        ReadRequest { index, done: Box::new(move |result| tell.send((index, result)).expect("the test")) }
-    };
-    reader.submit(indices.into_iter().map(request).collect());
-    drop(tell);
-    told.iter().collect()
+fn read_all(source: &Arc<dyn IndexedSource>, depth: u32) -> Vec<Result<Vec<u8>, ReadError>> {
+    conformance::try_all(source, ReaderConfig::default().backend, depth)
 }
 
 fn table(path: &Path) -> TableConfig {

@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use fuelrail_connectors::{ReaderConfig, SourceConfig};
+use fuelrail_connectors::{Blocks, ReaderConfig, SourceConfig};
 use fuelrail_transforms::{Dtype, Layout, TransformConfig};
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_128;
@@ -158,16 +158,10 @@ pub struct BlockedConfig {
 }
 
 fn lanes() -> u64 {
-    8
+    Blocks::LANES
 }
 fn window() -> u64 {
-    4096
-}
-
-impl Default for BlockedConfig {
-    fn default() -> Self {
-        Self { lanes: lanes(), window: window() }
-    }
+    Blocks::WINDOW
 }
 
 /// What a bad record leads to.

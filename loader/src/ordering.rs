@@ -110,16 +110,9 @@ fn sampled(sampling: &Sampling, source: &dyn IndexedSource, seed: u64) -> Result
             Ok((order, fingerprint(shares)))
         }
         Sampling::Weights { file, .. } => {
-            let weights = fuelrail_connectors::read_numbers(file)
-                .map_err(|error| Refusal::new(ErrorKind::Source, format!("sampling.file: {error}")))?;
+            let weights = fuelrail_connectors::read_numbers(file, source.len())
+                .map_err(|error| Refusal::new(ErrorKind::Config, format!("sampling.file: {error}")))?;
             let file = file.display();
-            if weights.len() as u64 != source.len() {
-                return refuse(format!(
-                    "sampling.file {file} has {} weights for {} records; one a record, in index order, is needed",
-                    weights.len(),
-                    source.len()
-                ));
-            }
             if let Some(at) = weights.iter().position(|weight| !weight.is_finite() || *weight < 0.0) {
                 return refuse(format!(
                     "sampling.file {file}: weight {at} is {}; weights are finite and not below 0",
@@ -320,6 +313,6 @@ mod tests {
         write(&weights);
         assert!(sampled().unwrap_err().contains("weight 5 is -1"));
         write(&[1.0; 20]);
-        assert!(sampled().unwrap_err().contains("20 weights for 300 records"));
+        assert!(sampled().unwrap_err().contains("one number for each of 300 records"));
     }
 }

@@ -37,7 +37,7 @@ use crate::plan::{Batching, Cursor};
 use crate::token::Identity;
 
 /// Version of the messages; both sides must have the same.
-pub const PROTOCOL: u32 = 1;
+pub const PROTOCOL: u32 = 2;
 
 /// Longest frame: a pipeline with a long class list is the largest thing ever sent.
 pub const MAX_FRAME: usize = 16 << 20;

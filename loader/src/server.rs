@@ -491,16 +491,16 @@ impl Server {
             PipelineRef::Inline(value) => {
                 let config = PipelineConfig::from_json(value)
                     .map_err(|message| Refusal::new(ErrorKind::Config, message))?;
-                self.allowed(&config)?;
-                Ok(config)
+                self.allowed(config)
             }
         }
     }
 
-    /// A client's own pipeline may read only below the daemon's roots, symbolic links resolved.
-    fn allowed(&self, config: &PipelineConfig) -> Result<(), Refusal> {
+    /// A client's own pipeline may read only below the daemon's roots, symbolic links resolved. What it may open comes
+    /// back with its addresses resolved, so that what is opened is what was looked at.
+    fn allowed(&self, mut config: PipelineConfig) -> Result<PipelineConfig, Refusal> {
         if self.private {
-            return Ok(());
+            return Ok(config);
         }
         if let Some(path) = &config.quarantine {
             let message = format!(
@@ -517,20 +517,32 @@ impl Server {
                 "source.cache: this daemon writes copies only where its own configuration says; leave it out",
             ));
         }
-        let mut locations = config.source.locations();
-        if let Some(Sampling::Weights { file, .. }) = &config.sampling {
-            locations.push(file.to_string_lossy().into_owned());
+        let weights = match &config.sampling {
+            Some(Sampling::Weights { file, .. }) => Some(file.to_string_lossy().into_owned()),
+            _ => None,
+        };
+        self.readable(config.source.locations().into_iter().chain(weights))?;
+        // An address may look at its own place now, to find out what it is and what its options name.
+        config.source =
+            config.source.resolve().map_err(|error| Refusal::new(ErrorKind::Config, error.to_string()))?;
+        self.readable(config.source.locations())?;
+        Ok(config)
+    }
+
+    /// Whether all of these lie below the daemon's roots.
+    fn readable(&self, locations: impl IntoIterator<Item = String>) -> Result<(), Refusal> {
+        for location in locations {
+            if !self.config.roots.iter().any(|root| below(root, &location)) {
+                return Err(Refusal::new(
+                    ErrorKind::Config,
+                    format!(
+                        "this daemon does not let clients read {location}: name a folder above it with --root (or `roots` in \
+                         its configuration), or attach to one of its pipelines by name"
+                    ),
+                ));
+            }
         }
-        match locations.iter().find(|location| !self.config.roots.iter().any(|root| below(root, location))) {
-            None => Ok(()),
-            Some(location) => Err(Refusal::new(
-                ErrorKind::Config,
-                format!(
-                    "this daemon does not let clients read {location}: name a folder above it with --root (or `roots` in \
-                     its configuration), or attach to one of its pipelines by name"
-                ),
-            )),
-        }
+        Ok(())
     }
 
     fn open(&self, config: PipelineConfig) -> Result<Pipeline, Refusal> {

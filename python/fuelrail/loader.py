@@ -493,7 +493,10 @@ def _refuse_decided(arguments: Mapping[str, Any]) -> None:
     ours = ("self", "source", "rank", "world_size", "timeout", "pipeline", "unknown")
     for name, parameter in inspect.signature(BaseLoader.__init__).parameters.items():
         value = arguments[name]
-        if name not in ours and value != parameter.default and not (name == "transforms" and not value):
+        # Where the default is None anything else was given, arrays included, which do not compare to a bool.
+        default = parameter.default
+        given = value is not None if default is None else value != default
+        if name not in ours and given and not (name == "transforms" and not value):
             raise ConfigError(
                 f"{name}= is decided by the daemon's pipeline {arguments['pipeline']!r}: change it in the daemon's "
                 "configuration and leave it out here"

@@ -43,7 +43,7 @@ use crate::{
     Blocks, Buffer, CacheConfig, Extent, FieldSpec, Fingerprint, IndexedSource, Reader, ReaderConfig,
     SourceError,
 };
-pub(crate) use npy::{Npy, NpyError};
+pub(crate) use npy::{MAX_HEADER, Npy, NpyError};
 use zip::{Member, Method};
 
 /// Configuration of arrays as records.
