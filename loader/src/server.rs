@@ -28,10 +28,12 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 
 use crate::config::{DaemonConfig, PipelineConfig, Sampling};
 use crate::engine::Engine;
+use crate::engine::flow::Flows;
 use crate::log;
 use crate::metrics::Consumer;
 use crate::peer::Peer;
-use crate::pipeline::{Pipeline, Refusal};
+use crate::pipeline::{Opened, Pipeline, Refusal, Supply};
+use crate::plan::UNKNOWN_LEN;
 use crate::protocol::{self, Attach, Decoder, ErrorKind, PROTOCOL, PipelineRef, Reply, Request};
 
 /// A client that does not say hello within this time is let go.
@@ -51,10 +53,32 @@ struct Server {
     config: DaemonConfig,
     private: bool,
     /// Sources that feeds have open, so that the ranks of a run share one index.
-    sources: Mutex<HashMap<String, Weak<dyn IndexedSource>>>,
+    sources: Mutex<HashMap<String, Known>>,
     stop: watch::Receiver<bool>,
     /// Held by every connection; the receiver sees when the last is gone.
     alive: mpsc::Sender<()>,
+}
+
+/// A source that is open as long as a feed uses it.
+enum Known {
+    Indexed(Weak<dyn IndexedSource>),
+    Stream(Weak<Flows>),
+}
+
+impl Known {
+    fn of(supply: &Supply) -> Self {
+        match supply {
+            Supply::Indexed { source, .. } => Self::Indexed(Arc::downgrade(source)),
+            Supply::Stream(flows) => Self::Stream(Arc::downgrade(flows)),
+        }
+    }
+
+    fn open(&self) -> Option<Opened> {
+        match self {
+            Self::Indexed(source) => source.upgrade().map(Opened::Indexed),
+            Self::Stream(flows) => flows.upgrade().map(Opened::Stream),
+        }
+    }
 }
 
 /// Runs a private daemon over the socket on standard input until its last client is gone.
@@ -353,7 +377,10 @@ impl Session {
                 }));
             }
             (Request::Attach(attach), None) if self.greeted => self.attach(*attach).await?,
-            (Request::Seek { generation, cursor }, Some(engine)) => engine.seek(generation, cursor),
+            (Request::Seek { generation, cursor, place }, Some(engine)) => {
+                engine.seek(generation, cursor, place);
+            }
+            (Request::Saved { place, position }, Some(engine)) => engine.saved(place, position),
             (Request::Release { slot }, Some(engine)) => engine.release(slot),
             (Request::Stats { data_wait_ns, iteration_ns }, Some(engine)) => {
                 let (outbox, place) = (self.outbox.clone(), self.place().await);
@@ -385,14 +412,12 @@ impl Session {
                 indices.len()
             ));
         }
-        let source = &engine.pipeline().source;
+        let supply = &engine.pipeline().supply;
         let mut keys = Vec::with_capacity(indices.len());
         for &index in indices {
-            match u64::try_from(index).ok().filter(|&index| index < source.len()) {
-                Some(index) => keys.push(source.key(index)),
-                None => {
-                    return refuse(format!("there is no record {index}: the source has {}", source.len()));
-                }
+            match supply.key(index) {
+                Some(key) => keys.push(key),
+                None => return refuse(format!("the source has no record {index}")),
             }
         }
         answer(&self.outbox, &Reply::Keys { keys }, place);
@@ -432,8 +457,11 @@ impl Session {
             Refusal::new(ErrorKind::Environment, format!("no descriptor is left: {error}"))
         })?;
         tracing::info!(
-            "feed of rank {rank} of {world_size}: {} samples, {} worker threads, memory budget {}",
-            attached.batching.len,
+            "feed of rank {rank} of {world_size}: {}, {} worker threads, memory budget {}",
+            match attached.batching.len {
+                UNKNOWN_LEN => "a stream".to_string(),
+                len => format!("{len} samples"),
+            },
             attached.threads,
             budget_text(&attached.budget)
         );
@@ -548,11 +576,11 @@ impl Server {
     fn open(&self, config: PipelineConfig) -> Result<Pipeline, Refusal> {
         let name = serde_json::to_string(&config.source).expect("configuration is plain data");
         let lock = || self.sources.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = lock().get(&name).and_then(Weak::upgrade);
+        let known = lock().get(&name).and_then(Known::open);
         let pipeline = Pipeline::open(config, known)?;
         let mut sources = lock();
-        sources.retain(|_, source| source.strong_count() > 0);
-        sources.insert(name, Arc::downgrade(&pipeline.source));
+        sources.retain(|_, known| known.open().is_some());
+        sources.insert(name, Known::of(&pipeline.supply));
         Ok(pipeline)
     }
 }
