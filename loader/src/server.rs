@@ -431,6 +431,7 @@ impl Session {
             Attach { pipeline: PipelineRef::Name(String::new()), ..attach };
         let started = tokio::task::spawn_blocking(move || {
             let pipeline = Arc::new(server.open(config)?);
+            server.one_flow(&pipeline, world_size)?;
             // What the engine says waits here until `attached` has gone out first.
             let (held, mut holding) = mpsc::unbounded_channel();
             let out = Box::new(move |reply| drop(held.send(reply)));
@@ -571,6 +572,23 @@ impl Server {
             }
         }
         Ok(())
+    }
+
+    /// Ranks whose daemons do not know of each other must cut the same windows of a stream.
+    fn one_flow(&self, pipeline: &Pipeline, world_size: u64) -> Result<(), Refusal> {
+        match &pipeline.supply {
+            Supply::Stream(flows) if self.private && world_size > 1 && !flows.source().is_uniform() => {
+                Err(Refusal::new(
+                    ErrorKind::Config,
+                    format!(
+                        "each of {world_size} ranks has a daemon of its own here, and windows that close by time or by what \
+                         has arrived would differ between them: give window_offsets=N (so many offsets of every partition), \
+                         or serve all ranks from one daemon (`fuelrail serve`, Loader(\"unix://...\", pipeline=...))"
+                    ),
+                ))
+            }
+            _ => Ok(()),
+        }
     }
 
     fn open(&self, config: PipelineConfig) -> Result<Pipeline, Refusal> {

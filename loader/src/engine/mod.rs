@@ -564,7 +564,7 @@ impl Coordinator {
     }
 
     fn stats(&self, consumer: Consumer) -> Stats {
-        let mut stats = self.shared.metrics.stats(self.shared.pipeline.threads, consumer);
+        let mut stats = self.shared.metrics.stats(self.shared.pipeline.threads);
         if let Some(read) = self.reader.as_ref().map(|reader| reader.stats()) {
             stats.backend = read.backend.to_string();
             stats.reads = read.reads;
@@ -577,6 +577,7 @@ impl Coordinator {
             (stats.reads, stats.read_bytes) = (records, bytes);
             stats.stream = Some(StreamCounters { window, records, bytes, lag, partitions });
         }
+        (stats.limit, stats.verdict) = metrics::verdict(&stats, consumer);
         stats
     }
 }

@@ -86,7 +86,8 @@ impl Fake {
     /// One window after the other, as they are produced and there is room.
     fn run(self: &Arc<Self>, mut place: connectors::Place, sink: &dyn Sink, stop: &AtomicBool) {
         loop {
-            while !stop.load(Relaxed) && !(sink.has_room() && self.produced.load(Relaxed) >= place.end()) {
+            let due = || sink.has_room() && self.produced.load(Relaxed) >= place.end();
+            while !stop.load(Relaxed) && !due() {
                 std::thread::yield_now();
             }
             if stop.load(Relaxed) {
