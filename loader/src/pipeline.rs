@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use fuelrail_connectors::{IndexedSource, Schema};
+use fuelrail_connectors::{IndexedSource, Opening, Schema};
 use fuelrail_transforms::{Chain, Dtype, Layout, Limits, OutputConfig, compile};
 
 use crate::config::PipelineConfig;
@@ -62,6 +62,18 @@ impl Pipeline {
     /// # Errors
     /// With [`ErrorKind::Config`] or [`ErrorKind::Source`].
     pub fn open(config: PipelineConfig, source: Option<Arc<dyn IndexedSource>>) -> Result<Self, Refusal> {
+        Self::open_watched(config, source, &Opening::new())
+    }
+
+    /// As [`open`](Self::open), for someone who watches it or may cancel it.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn open_watched(
+        config: PipelineConfig,
+        source: Option<Arc<dyn IndexedSource>>,
+        opening: &Opening,
+    ) -> Result<Self, Refusal> {
         config.check().map_err(|message| Refusal::new(ErrorKind::Config, message))?;
         // Before the source, whose opening may take long: a mistake in the chain shows at once.
         let compiled = compile_chain(&config);
@@ -72,7 +84,7 @@ impl Pipeline {
         }
         let source = match source {
             Some(source) => source,
-            None => fuelrail_connectors::open(&config.source).map_err(|error| {
+            None => fuelrail_connectors::open_watched(&config.source, opening).map_err(|error| {
                 let kind = if error.is_config() { ErrorKind::Config } else { ErrorKind::Source };
                 Refusal::new(kind, error.to_string())
             })?,
