@@ -21,6 +21,7 @@ enum SourceErrorKind {
     Config,
     Data,
     Backend,
+    Cancelled,
 }
 
 impl SourceError {
@@ -36,6 +37,11 @@ impl SourceError {
 
     pub(crate) fn backend(message: String) -> Self {
         Self { kind: SourceErrorKind::Backend, message }
+    }
+
+    /// Whoever asked for the source does not want it any more.
+    pub(crate) fn cancelled() -> Self {
+        Self { kind: SourceErrorKind::Cancelled, message: "opening the source was cancelled".into() }
     }
 
     /// The folder or a part of it cannot be read, for a reason the system gives.
@@ -72,6 +78,11 @@ impl SourceError {
     /// The reading backend asked for is not available here.
     pub fn is_backend(&self) -> bool {
         self.kind == SourceErrorKind::Backend
+    }
+
+    /// Opening was cancelled ([`crate::Opening::cancel`]); nothing is wrong with the source.
+    pub fn is_cancelled(&self) -> bool {
+        self.kind == SourceErrorKind::Cancelled
     }
 }
 

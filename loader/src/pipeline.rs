@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use fuelrail_connectors::{IndexedSource, Schema, SourceConfig};
+use fuelrail_connectors::{IndexedSource, Opening, Schema, SourceConfig};
 use fuelrail_transforms::{Chain, Dtype, Layout, Limits, OutputConfig, compile};
 
 use crate::config::PipelineConfig;
@@ -53,9 +53,10 @@ impl Opened {
     ///
     /// # Errors
     /// With [`ErrorKind::Config`] or [`ErrorKind::Source`].
-    pub fn open(config: &SourceConfig) -> Result<Self, Refusal> {
-        let opened =
-            config.resolve().and_then(|config| fuelrail_connectors::open(&config).map(Self::Indexed));
+    pub fn open(config: &SourceConfig, opening: &Opening) -> Result<Self, Refusal> {
+        let opened = config
+            .resolve()
+            .and_then(|config| fuelrail_connectors::open_watched(&config, opening).map(Self::Indexed));
         opened.map_err(|error| {
             let kind = if error.is_config() { ErrorKind::Config } else { ErrorKind::Source };
             Refusal::new(kind, error.to_string())
@@ -138,6 +139,18 @@ impl Pipeline {
     /// # Errors
     /// With [`ErrorKind::Config`] or [`ErrorKind::Source`].
     pub fn open(config: PipelineConfig, source: Option<Opened>) -> Result<Self, Refusal> {
+        Self::open_watched(config, source, &Opening::new())
+    }
+
+    /// As [`open`](Self::open), for someone who watches it or may cancel it.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn open_watched(
+        config: PipelineConfig,
+        source: Option<Opened>,
+        opening: &Opening,
+    ) -> Result<Self, Refusal> {
         config.check().map_err(|message| Refusal::new(ErrorKind::Config, message))?;
         // Before the source, whose opening may take long: a mistake in the chain shows at once.
         let compiled = compile_chain(&config);
@@ -148,7 +161,7 @@ impl Pipeline {
         }
         let source = match source {
             Some(source) => source,
-            None => Opened::open(&config.source)?,
+            None => Opened::open(&config.source, opening)?,
         };
         let schema = match &source {
             Opened::Indexed(source) => source.schema(),

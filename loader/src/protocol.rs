@@ -15,6 +15,7 @@
 //!   hello {protocol, pid} ───────────────▶
 //!   ◀─────────────────────────────────── welcome {protocol} | refused {kind, message}
 //!   attach {pipeline, rank, …} ──────────▶
+//!   ◀─────────────────────────────────── progress {what, done, total}    while the source is being opened
 //!   ◀───────────────── attached {layout, …} + memfd | refused
 //!   ◀─────────────────────────────────── ready {generation, slot, epoch, position, rows}   as long as slots are free
 //!   release {slot} ──────────────────────▶
@@ -24,6 +25,7 @@
 //! ```
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -145,6 +147,8 @@ pub enum Reply {
         /// What and what to do.
         message: String,
     },
+    /// How far opening the source has come, between `attach` and its answer; at most ten times a second.
+    Progress(Progress),
     /// The feed stands; the ring's descriptor travels with this frame.
     Attached(Box<Attached>),
     /// A batch is finished and now belongs to the client.
@@ -188,6 +192,49 @@ pub enum Reply {
         /// The line.
         text: String,
     },
+}
+
+/// How far an opening has come with what it is doing now.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Progress {
+    /// What it is doing, such as "indexing shards".
+    pub what: String,
+    /// How much of it is done.
+    pub done: u64,
+    /// How much there is, where that is known.
+    pub total: Option<u64>,
+    /// What is counted: "bytes", "files", "objects" or "rows".
+    pub counted: String,
+}
+
+#[cfg(feature = "daemon")]
+impl From<fuelrail_connectors::Progress> for Progress {
+    fn from(progress: fuelrail_connectors::Progress) -> Self {
+        use fuelrail_connectors::Counted;
+        let counted = match progress.counted {
+            Counted::Bytes => "bytes",
+            Counted::Files => "files",
+            Counted::Objects => "objects",
+            Counted::Rows => "rows",
+        };
+        Self { what: progress.what, done: progress.done, total: progress.total, counted: counted.into() }
+    }
+}
+
+impl fmt::Display for Progress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { what, done, total, counted } = self;
+        let megabytes = |bytes: u64| bytes as f64 / 1e6;
+        match (counted.as_str(), total) {
+            ("bytes", Some(total)) => {
+                write!(f, "{what}: {:.1} of {:.1} MB", megabytes(*done), megabytes(*total))
+            }
+            ("bytes", None) => write!(f, "{what}: {:.1} MB", megabytes(*done)),
+            (things, Some(total)) => write!(f, "{what}: {done} of {total} {things}"),
+            (things, None) => write!(f, "{what}: {done} {things}"),
+        }
+    }
 }
 
 /// Whose fault an error is.
@@ -481,6 +528,19 @@ mod tests {
         }
         assert_eq!(seen, [Request::Adopt, Request::Release { slot: 7 }]);
         assert!(decoder.take_fd().is_some() && decoder.take_fd().is_none());
+    }
+
+    #[test]
+    fn progress_reads_like_a_sentence() {
+        let progress = |what: &str, done, total, counted: &str| {
+            Progress { what: what.into(), done, total, counted: counted.into() }.to_string()
+        };
+        assert_eq!(
+            progress("indexing shards", 3_140_000, Some(10_000_000), "bytes"),
+            "indexing shards: 3.1 of 10.0 MB"
+        );
+        assert_eq!(progress("listing", 5, None, "objects"), "listing: 5 objects");
+        assert_eq!(progress("reading labels", 5, Some(7), "rows"), "reading labels: 5 of 7 rows");
     }
 
     #[test]

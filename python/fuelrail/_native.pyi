@@ -1,5 +1,6 @@
 """Types of the native half of fuelrail."""
 
+from collections.abc import Callable
 from typing import Any, final
 
 __all__ = ["Batch", "Feed", "Tensor", "__version__"]
@@ -53,6 +54,7 @@ class Feed:
         rank: int = 0,
         world_size: int = 1,
         timeout: float | None = None,
+        progress: Callable[[str, int, int | None, str], object] | None = None,
     ) -> Feed: ...
     @property
     def daemon_pid(self) -> int: ...

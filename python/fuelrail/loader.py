@@ -17,6 +17,7 @@ from typing import Any, Generic, Self, TypedDict, TypeVar
 
 from fuelrail import _native
 from fuelrail.errors import ConfigError, EnvironmentFailure, FuelrailError, TokenError
+from fuelrail.opening import Opening
 from fuelrail.sources import Address, Mix, Source
 from fuelrail.transforms import Transform
 
@@ -213,9 +214,11 @@ class BaseLoader(ABC, Generic[Array]):
             if sampled is not None:
                 config["sampling"] = sampled
             attach |= {"binary": str(binary()), "pipeline": json.dumps(config)}
+        opening = Opening()
         try:
-            self._feed = _native.Feed(**attach)
+            self._feed = _native.Feed(**attach, progress=opening)
         finally:
+            opening.close()
             # The daemon has read it, or never will.
             if weights_folder is not None:
                 weights_folder.cleanup()

@@ -1,5 +1,6 @@
 //! A feed and its batches.
 
+use std::cell::Cell;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -78,8 +79,9 @@ impl Feed {
 #[pymethods]
 impl Feed {
     /// `pipeline` is JSON (a private daemon's, or a listening one's where its roots allow) or the name of a pipeline.
+    /// `progress(what, done, total, counted)` is called now and then while the source is being opened.
     #[new]
-    #[pyo3(signature = (*, binary=None, socket=None, pipeline=None, name=None, rank=0, world_size=1, timeout=None))]
+    #[pyo3(signature = (*, binary=None, socket=None, pipeline=None, name=None, rank=0, world_size=1, timeout=None, progress=None))]
     #[expect(clippy::too_many_arguments, reason = "keyword arguments of one call")]
     fn new(
         py: Python<'_>,
@@ -90,6 +92,7 @@ impl Feed {
         rank: u64,
         world_size: u64,
         timeout: Option<f64>,
+        progress: Option<Py<PyAny>>,
     ) -> PyResult<Self> {
         let address = match (socket, binary) {
             (Some(path), _) => Address::Socket(path),
@@ -105,7 +108,25 @@ impl Feed {
         };
         let attach = Attach { pipeline, rank, world_size, start: Cursor::default() };
         let timeout = seconds(timeout)?;
-        let inner = detached(py, |interrupt| Inner::attach(&address, attach, timeout, interrupt))?;
+        // What it raises ends the opening, like ctrl-C.
+        let mut raised = None;
+        let attached = detached(py, |interrupt| {
+            let failed = Cell::new(false);
+            Inner::attach(&address, attach, timeout, &mut || failed.get() || interrupt(), &mut |now| {
+                let Some(progress) = &progress else { return };
+                let told = Python::attach(|py| {
+                    progress.call1(py, (&now.what, now.done, now.total, &now.counted)).map(drop)
+                });
+                if let Err(error) = told {
+                    failed.set(true);
+                    raised.get_or_insert(error);
+                }
+            })
+        });
+        let inner = match raised {
+            Some(error) => return Err(error),
+            None => attached?,
+        };
         let (attached, daemon_pid) = (inner.attached().clone(), inner.daemon_pid());
         Ok(Self { inner: Mutex::new(inner), wanted: AtomicUsize::new(0), attached, daemon_pid })
     }

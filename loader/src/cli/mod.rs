@@ -2,6 +2,7 @@
 
 mod bench;
 mod inspect;
+mod opening;
 mod pack;
 mod preview;
 mod read;

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use clap::Args;
 use serde_json::{Value, json};
 
-use super::Failure;
+use super::{Failure, opening};
 use crate::client::{Address, Feed};
 use crate::config::DaemonConfig;
 use crate::plan::Cursor;
@@ -139,7 +139,8 @@ pub(super) fn private_feed(pipeline: Value) -> Result<Feed, Failure> {
     let address = Address::Private(std::env::current_exe()?);
     let attach =
         Attach { pipeline: PipelineRef::Inline(pipeline), rank: 0, world_size: 1, start: Cursor::default() };
-    Ok(Feed::attach(&address, attach, None, &mut interrupted)?)
+    let mut display = opening::Display::new();
+    Ok(Feed::attach(&address, attach, None, &mut interrupted, &mut |progress| display.show(progress))?)
 }
 
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);

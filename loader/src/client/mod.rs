@@ -32,7 +32,9 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::net::RecvFlags;
 
 use crate::plan::{Batching, Cursor};
-use crate::protocol::{Attach, Attached, Decoder, ErrorKind, PROTOCOL, Ready, Reply, Request, Stats};
+use crate::protocol::{
+    Attach, Attached, Decoder, ErrorKind, PROTOCOL, Progress, Ready, Reply, Request, Stats,
+};
 use crate::ring::Mapping;
 use crate::token::{Allow, Place, Token, TokenError};
 
@@ -84,6 +86,9 @@ impl ClientError {
 
 /// Asked now and then while waiting: true to give up.
 pub type Interrupt<'a> = &'a mut dyn FnMut() -> bool;
+
+/// Told how far opening the source has come, about ten times a second while it gets on.
+pub type Watch<'a> = &'a mut dyn FnMut(&Progress);
 
 /// Which daemon.
 #[derive(Clone, Debug)]
@@ -156,8 +161,9 @@ impl Feed {
         attach: Attach,
         timeout: Option<Duration>,
         interrupt: Interrupt<'_>,
+        progress: Watch<'_>,
     ) -> Result<Self, ClientError> {
-        match Self::connect(address, attach, timeout, interrupt) {
+        match Self::connect(address, attach, timeout, interrupt, progress) {
             // In the first moments of its life, before it has a process group of its own, the daemon hears the terminal's
             // ctrl-C too. What happened then is the ctrl-C.
             Err(ClientError::Died(_)) if interrupt() => Err(ClientError::Interrupted),
@@ -170,6 +176,7 @@ impl Feed {
         attach: Attach,
         timeout: Option<Duration>,
         interrupt: Interrupt<'_>,
+        progress: Watch<'_>,
     ) -> Result<Self, ClientError> {
         let (socket, private) = match address {
             Address::Private(binary) => {
@@ -194,7 +201,7 @@ impl Feed {
         let mut handshake =
             Handshake { link, private, decoder: Decoder::default(), logs: Vec::new(), daemon_pid: 0 };
         handshake.send(&Request::Hello { protocol: PROTOCOL, pid: std::process::id() })?;
-        match handshake.reply(timeout, interrupt)? {
+        match handshake.reply(timeout, interrupt, progress)? {
             Reply::Welcome { protocol, version, pid } => {
                 if protocol != PROTOCOL {
                     return Err(ClientError::protocol(format!(
@@ -207,7 +214,7 @@ impl Feed {
             other => return Err(ClientError::protocol(format!("the daemon greeted with {other:?}"))),
         }
         handshake.send(&Request::Attach(Box::new(attach)))?;
-        let attached = match handshake.reply(timeout, interrupt)? {
+        let attached = match handshake.reply(timeout, interrupt, progress)? {
             Reply::Attached(attached) => *attached,
             other => return Err(ClientError::protocol(format!("the daemon answered attach with {other:?}"))),
         };
