@@ -8,6 +8,7 @@ mod preview;
 mod read;
 mod serve;
 mod spec;
+mod which;
 
 use std::process::ExitCode;
 
@@ -33,6 +34,8 @@ enum Command {
     Pack(pack::Pack),
     /// Say what a source holds: records, classes, formats, sizes, what cannot be read.
     Inspect(inspect::Inspect),
+    /// Name the samples at a place in a run, such as those of the batch after (or before) a saved state.
+    Which(which::Which),
 }
 
 /// Why a command failed, for people.
@@ -46,6 +49,7 @@ pub fn main() -> ExitCode {
         Command::Preview(command) => command.run(),
         Command::Pack(command) => command.run(),
         Command::Inspect(command) => command.run(),
+        Command::Which(command) => command.run(),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

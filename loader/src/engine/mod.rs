@@ -21,6 +21,7 @@
 mod batch;
 mod course;
 pub(crate) mod flow;
+pub mod lineage;
 mod stretch;
 mod worker;
 
@@ -123,7 +124,9 @@ impl Engine {
             }
             Supply::Stream(flows) => {
                 let events = events.clone();
-                let notify = Arc::new(move || drop(events.send(Event::News)));
+                let notify = Arc::new(move || {
+                    let _ = events.send(Event::News);
+                });
                 let PipelineConfig { seed, shuffle, .. } = pipeline.config;
                 (Course::stream(flows.clone(), (seed, shuffle), (rank, world_size), notify), None)
             }
