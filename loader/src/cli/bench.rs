@@ -173,22 +173,17 @@ impl Report<'_> {
             .iter()
             .map(|field| format!("{} {:?} {}", field.name, field.shape, field.dtype))
             .collect();
-        println!("source       {} samples, {} classes", attached.batching.len, attached.classes.len());
-        println!(
-            "batch        {} x {}, {} slots",
-            attached.batching.batch_size,
-            own.join(", "),
-            attached.slots
-        );
-        println!(
+        say!("source       {} samples, {} classes", attached.batching.len, attached.classes.len());
+        say!("batch        {} x {}, {} slots", attached.batching.batch_size, own.join(", "), attached.slots);
+        say!(
             "throughput   {:.0} images/s over {:.1} s ({} images)",
             self.images_per_s(),
             self.wall.as_secs_f64(),
             self.rows
         );
-        println!("cpu          {:.3} s per 1,000 images, daemon and client", self.cpu_s_per_1000());
-        println!("first batch  {:.0} ms after start", self.first_batch.as_secs_f64() * 1e3);
-        println!(
+        say!("cpu          {:.3} s per 1,000 images, daemon and client", self.cpu_s_per_1000());
+        say!("first batch  {:.0} ms after start", self.first_batch.as_secs_f64() * 1e3);
+        say!(
             "reading      {}: {:.1} reads per submission, {} in {} reads, at most {} in flight",
             stats.backend,
             self.reads_per_submission(),
@@ -203,17 +198,17 @@ impl Report<'_> {
             .filter(|(owner, _)| *owner != "total")
             .map(|(owner, &bytes)| format!("{owner} {}", mib(bytes)))
             .collect();
-        println!(
+        say!(
             "memory       peak {} of daemon and client; budget {} = {}",
             mib(self.peak_bytes()),
             mib(total),
             lines.join(" + ")
         );
         if stats.substituted + stats.dropped > 0 {
-            println!("bad records  {} rows substituted, {} dropped", stats.substituted, stats.dropped);
+            say!("bad records  {} rows substituted, {} dropped", stats.substituted, stats.dropped);
         }
-        println!("data wait    {:.1} % of the consumer's time", 100.0 * self.data_wait());
-        println!("limit        {}", stats.verdict);
+        say!("data wait    {:.1} % of the consumer's time", 100.0 * self.data_wait());
+        say!("limit        {}", stats.verdict);
     }
 
     fn print_json(&self) {
@@ -229,6 +224,6 @@ impl Report<'_> {
             "budget": self.feed.attached().budget,
             "stats": self.stats,
         });
-        println!("{report}");
+        say!("{report}");
     }
 }
