@@ -25,11 +25,13 @@ enum SourceErrorKind {
 }
 
 impl SourceError {
-    pub(crate) fn config(message: String) -> Self {
+    /// A value in the configuration makes no sense.
+    pub fn config(message: String) -> Self {
         Self { kind: SourceErrorKind::Config, message }
     }
 
-    pub(crate) fn data(message: String) -> Self {
+    /// The data is missing, unreadable, or not what the configuration says.
+    pub fn data(message: String) -> Self {
         Self { kind: SourceErrorKind::Data, message }
     }
 

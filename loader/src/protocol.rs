@@ -19,7 +19,8 @@
 //!   ◀───────────────── attached {layout, …} + memfd | refused
 //!   ◀─────────────────────────────────── ready {generation, slot, epoch, position, rows}   as long as slots are free
 //!   release {slot} ──────────────────────▶
-//!   seek {generation, epoch, position} ──▶
+//!   seek {generation, epoch, position} ──▶                               (of a stream with the window it lies in)
+//!   ◀─────────────────────────────────── window {place}, end {epoch, len}     of a stream: what a token needs to know
 //!   end-of-file (or the client's death) ─▶  everything of this feed is freed
 //! ```
 
@@ -36,7 +37,7 @@ use rustix::net::{
 use serde::{Deserialize, Serialize};
 
 use crate::plan::{Batching, Cursor};
-use crate::token::Identity;
+use crate::token::{Identity, Place};
 
 /// Version of the messages; both sides must have the same.
 pub const PROTOCOL: u32 = 3;
@@ -65,6 +66,16 @@ pub enum Request {
         generation: u64,
         /// Where to go on.
         cursor: Cursor,
+        /// Of a stream: the window in or behind which that lies; may be left out at the start of an epoch.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        place: Option<Place>,
+    },
+    /// A checkpoint is safe that holds this place of a stream: what lies before it may be told to the broker.
+    Saved {
+        /// The token's window.
+        place: Place,
+        /// The token's position.
+        position: u64,
     },
     /// A slot is no longer used.
     Release {
@@ -150,6 +161,22 @@ pub enum Reply {
         kind: ErrorKind,
         /// What and what to do.
         message: String,
+    },
+    /// A window of a stream has come; said before any batch that begins or ends in it.
+    Window {
+        /// Generation it belongs to.
+        generation: u64,
+        /// Where it lies.
+        place: Place,
+    },
+    /// The last window of an epoch of a stream has come.
+    End {
+        /// Generation it belongs to.
+        generation: u64,
+        /// The epoch.
+        epoch: u64,
+        /// Records in it.
+        len: u64,
     },
     /// Answer to `keys`, in the same order.
     Keys {
@@ -251,6 +278,19 @@ pub struct Attached {
     pub budget: BTreeMap<String, u64>,
     /// Where refused records are listed, if anywhere.
     pub quarantine: Option<String>,
+    /// Of a stream: what kind.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stream: Option<StreamKind>,
+}
+
+/// What a client needs to know of a stream before it has seen a window of it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StreamKind {
+    /// Whether an epoch ends.
+    pub bounded: bool,
+    /// The place before its first record.
+    pub origin: Place,
 }
 
 /// One field of a batch.
@@ -331,10 +371,29 @@ pub struct Stats {
     pub cpu_ns: u64,
     /// Largest sum of encoded bytes in flight.
     pub peak_in_flight_bytes: u64,
+    /// Of a stream: how far it has been read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stream: Option<StreamCounters>,
     /// Which stage was the limit: "read", "transform" or "train".
     pub limit: String,
     /// The same as a sentence with the figures.
     pub verdict: String,
+}
+
+/// How far a stream has been read, since it was last begun.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StreamCounters {
+    /// Number of the window last received.
+    pub window: u64,
+    /// Records received.
+    pub records: u64,
+    /// Bytes of these, as stored.
+    pub bytes: u64,
+    /// Records behind the end of the stream, by the broker's last word.
+    pub lag: Option<u64>,
+    /// Partitions read.
+    pub partitions: u64,
 }
 
 /// One message as a frame.
@@ -504,7 +563,7 @@ mod tests {
 
         #[test]
         fn a_frame_may_arrive_in_any_pieces(cuts in prop::collection::vec(1usize..9, 0..40)) {
-            let message = Request::Seek { generation: 3, cursor: Cursor { epoch: 1, position: 99 } };
+            let message = Request::Seek { generation: 3, cursor: Cursor { epoch: 1, position: 99 }, place: None };
             let frame = encode(&message);
             let mut decoder = Decoder::default();
             let mut at = 0;

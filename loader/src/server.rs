@@ -31,10 +31,12 @@ use tokio::time::MissedTickBehavior;
 
 use crate::config::{DaemonConfig, PipelineConfig, Sampling};
 use crate::engine::Engine;
+use crate::engine::flow::Flows;
 use crate::log;
 use crate::metrics::Consumer;
 use crate::peer::Peer;
-use crate::pipeline::{Pipeline, Refusal};
+use crate::pipeline::{Opened, Pipeline, Refusal, Supply};
+use crate::plan::UNKNOWN_LEN;
 use crate::protocol::{self, Attach, Decoder, ErrorKind, PROTOCOL, PipelineRef, Progress, Reply, Request};
 
 /// A client that does not say hello within this time is let go.
@@ -60,10 +62,32 @@ struct Server {
     config: DaemonConfig,
     private: bool,
     /// Sources that feeds have open, so that the ranks of a run share one index.
-    sources: Mutex<HashMap<String, Weak<dyn IndexedSource>>>,
+    sources: Mutex<HashMap<String, Known>>,
     stop: watch::Receiver<bool>,
     /// Held by every connection; the receiver sees when the last is gone.
     alive: mpsc::Sender<()>,
+}
+
+/// A source that is open as long as a feed uses it.
+enum Known {
+    Indexed(Weak<dyn IndexedSource>),
+    Stream(Weak<Flows>),
+}
+
+impl Known {
+    fn of(supply: &Supply) -> Self {
+        match supply {
+            Supply::Indexed { source, .. } => Self::Indexed(Arc::downgrade(source)),
+            Supply::Stream(flows) => Self::Stream(Arc::downgrade(flows)),
+        }
+    }
+
+    fn open(&self) -> Option<Opened> {
+        match self {
+            Self::Indexed(source) => source.upgrade().map(Opened::Indexed),
+            Self::Stream(flows) => flows.upgrade().map(Opened::Stream),
+        }
+    }
 }
 
 /// Runs a private daemon over the socket on standard input until its last client is gone.
@@ -368,7 +392,10 @@ impl Session {
                 }));
             }
             (Request::Attach(attach), None) if self.greeted => self.attach(*attach, stream).await?,
-            (Request::Seek { generation, cursor }, Some(engine)) => engine.seek(generation, cursor),
+            (Request::Seek { generation, cursor, place }, Some(engine)) => {
+                engine.seek(generation, cursor, place);
+            }
+            (Request::Saved { place, position }, Some(engine)) => engine.saved(place, position),
             (Request::Release { slot }, Some(engine)) => engine.release(slot),
             (Request::Stats { data_wait_ns, iteration_ns }, Some(engine)) => {
                 let (outbox, place) = (self.outbox.clone(), self.place().await);
@@ -400,14 +427,12 @@ impl Session {
                 indices.len()
             ));
         }
-        let source = &engine.pipeline().source;
+        let supply = &engine.pipeline().supply;
         let mut keys = Vec::with_capacity(indices.len());
         for &index in indices {
-            match u64::try_from(index).ok().filter(|&index| index < source.len()) {
-                Some(index) => keys.push(source.key(index)),
-                None => {
-                    return refuse(format!("there is no record {index}: the source has {}", source.len()));
-                }
+            match supply.key(index) {
+                Some(key) => keys.push(key),
+                None => return refuse(format!("the source has no record {index}")),
             }
         }
         answer(&self.outbox, &Reply::Keys { keys }, place);
@@ -423,6 +448,7 @@ impl Session {
         let opening = watched.clone();
         let starting = tokio::task::spawn_blocking(move || {
             let pipeline = Arc::new(server.open(config, &opening)?);
+            server.one_flow(&pipeline, world_size)?;
             // What the engine says waits here until `attached` has gone out first.
             let (held, mut holding) = mpsc::unbounded_channel();
             let out = Box::new(move |reply| drop(held.send(reply)));
@@ -449,8 +475,11 @@ impl Session {
             Refusal::new(ErrorKind::Environment, format!("no descriptor is left: {error}"))
         })?;
         tracing::info!(
-            "feed of rank {rank} of {world_size}: {} samples, {} worker threads, memory budget {}",
-            attached.batching.len,
+            "feed of rank {rank} of {world_size}: {}, {} worker threads, memory budget {}",
+            match attached.batching.len {
+                UNKNOWN_LEN => "a stream".to_string(),
+                len => format!("{len} samples"),
+            },
             attached.threads,
             budget_text(&attached.budget)
         );
@@ -609,14 +638,31 @@ impl Server {
         Ok(())
     }
 
+    /// Ranks whose daemons do not know of each other must cut the same windows of a stream.
+    fn one_flow(&self, pipeline: &Pipeline, world_size: u64) -> Result<(), Refusal> {
+        match &pipeline.supply {
+            Supply::Stream(flows) if self.private && world_size > 1 && !flows.source().is_uniform() => {
+                Err(Refusal::new(
+                    ErrorKind::Config,
+                    format!(
+                        "each of {world_size} ranks has a daemon of its own here, and windows that close by time or by what \
+                         has arrived would differ between them: give window_offsets=N (so many offsets of every partition), \
+                         or serve all ranks from one daemon (`fuelrail serve`, Loader(\"unix://...\", pipeline=...))"
+                    ),
+                ))
+            }
+            _ => Ok(()),
+        }
+    }
+
     fn open(&self, config: PipelineConfig, opening: &Opening) -> Result<Pipeline, Refusal> {
         let name = serde_json::to_string(&config.source).expect("configuration is plain data");
         let lock = || self.sources.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = lock().get(&name).and_then(Weak::upgrade);
+        let known = lock().get(&name).and_then(Known::open);
         let pipeline = Pipeline::open_watched(config, known, opening)?;
         let mut sources = lock();
-        sources.retain(|_, source| source.strong_count() > 0);
-        sources.insert(name, Arc::downgrade(&pipeline.source));
+        sources.retain(|_, known| known.open().is_some());
+        sources.insert(name, Known::of(&pipeline.supply));
         Ok(pipeline)
     }
 }

@@ -7,7 +7,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use fuelrail_loader::client::{Address, ClientError, Feed as Inner};
-use fuelrail_loader::plan::Cursor;
+use fuelrail_loader::plan::{Cursor, UNKNOWN_LEN};
 use fuelrail_loader::protocol::{Attach, Attached, PipelineRef};
 use fuelrail_loader::token::{Allow, Token};
 use pyo3::exceptions::PyValueError;
@@ -192,18 +192,22 @@ impl Feed {
         (epoch, position)
     }
 
-    /// Batches left in the current epoch.
-    fn batches_left(&self, py: Python<'_>) -> u64 {
-        self.with(py, |inner| inner.batches_left())
+    /// Batches left in the current epoch; None when nobody knows (a stream that has not ended).
+    fn batches_left(&self, py: Python<'_>) -> Option<u64> {
+        self.with(py, |inner| {
+            let known = inner.batching(inner.cursor().epoch).len != UNKNOWN_LEN;
+            known.then(|| inner.batches_left())
+        })
     }
 
     /// The token of a place in this run, as JSON.
-    fn token(&self, epoch: u64, position: u64) -> String {
-        Token::new(self.attached.identity.clone(), Cursor { epoch, position }).to_json()
+    fn token(&self, py: Python<'_>, epoch: u64, position: u64) -> PyResult<String> {
+        let token = self.with(py, |inner| inner.token(Cursor { epoch, position }));
+        token.map(|token| token.to_json()).map_err(|error| exception(py, &error))
     }
 
-    /// (epoch, position) of a token, after checking that it continues this run.
-    fn read_token(&self, py: Python<'_>, token: &str, allow: Vec<String>) -> PyResult<(u64, u64)> {
+    /// Goes to where a token says, after checking that it continues this run; returns its (epoch, position).
+    fn load(&self, py: Python<'_>, token: &str, allow: Vec<String>) -> PyResult<(u64, u64)> {
         let mut allowed = Vec::new();
         for name in allow {
             match name.as_str() {
@@ -215,11 +219,15 @@ impl Feed {
                 }
             }
         }
-        let read = Token::from_json(token).and_then(|token| {
-            token.verify(&self.attached.identity, &allowed)?;
-            Ok((token.epoch, token.position))
-        });
-        read.map_err(|error| exception(py, &error.into()))
+        let token = Token::from_json(token).map_err(|error| exception(py, &error.into()))?;
+        let cursor = detached(py, |_| self.lock().load(token, &allowed))?;
+        Ok((cursor.epoch, cursor.position))
+    }
+
+    /// A checkpoint with this token is safe.
+    fn saved(&self, py: Python<'_>, token: &str) -> PyResult<()> {
+        let token = Token::from_json(token).map_err(|error| exception(py, &error.into()))?;
+        detached(py, |_| self.lock().saved(token))
     }
 
     /// Keys of records.

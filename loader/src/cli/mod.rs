@@ -14,6 +14,7 @@ mod preview;
 mod read;
 mod serve;
 mod spec;
+mod which;
 
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -40,6 +41,8 @@ enum Command {
     Pack(pack::Pack),
     /// Say what a source holds: records, classes, formats, sizes, what cannot be read.
     Inspect(inspect::Inspect),
+    /// Name the samples at a place in a run, such as those of the batch after (or before) a saved state.
+    Which(which::Which),
 }
 
 /// The status of a program that SIGPIPE ended, as shells give it.
@@ -71,6 +74,7 @@ pub fn main() -> ExitCode {
         Command::Preview(command) => command.run(),
         Command::Pack(command) => command.run(),
         Command::Inspect(command) => command.run(),
+        Command::Which(command) => command.run(),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

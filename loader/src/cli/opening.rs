@@ -26,17 +26,28 @@ const TIDYING: Duration = Duration::from_millis(800);
 /// Opens a source on a thread of its own, and shows how far that has come. Ends early, with [`ClientError::Interrupted`],
 /// after ctrl-C.
 pub(super) fn open(config: SourceConfig) -> Result<Arc<dyn IndexedSource>, Failure> {
+    watched(move |opening| fuelrail_connectors::open_watched(&config, opening))
+}
+
+/// As [`open`], of anything that reports to an [`Opening`].
+pub(super) fn watched<T, E>(
+    open: impl FnOnce(&Opening) -> Result<T, E> + Send + 'static,
+) -> Result<T, Failure>
+where
+    T: Send + 'static,
+    E: Into<Failure> + Send + 'static,
+{
     let opening = Opening::new();
     let (tell, told) = mpsc::channel();
     let watched = opening.clone();
     std::thread::Builder::new().name("fuelrail-open".into()).spawn(move || {
         // The receiver goes first only after ctrl-C.
-        let _ = tell.send(fuelrail_connectors::open_watched(&config, &watched));
+        let _ = tell.send(open(&watched));
     })?;
     let mut display = Display::new();
     loop {
         match told.recv_timeout(LOOK) {
-            Ok(opened) => return Ok(opened?),
+            Ok(opened) => return opened.map_err(Into::into),
             Err(mpsc::RecvTimeoutError::Disconnected) => {
                 return Err("opening the source panicked; this is a bug in fuelrail".into());
             }

@@ -99,6 +99,16 @@ impl Spec {
         Ok(pipeline)
     }
 
+    /// Whether it comes from flags and not from a file.
+    pub fn is_of_flags(&self) -> bool {
+        self.config.is_none()
+    }
+
+    /// Whether the seed was given.
+    pub fn has_seed(&self) -> bool {
+        self.seed.is_some()
+    }
+
     fn task_transforms(&self) -> Value {
         let size = self.size;
         let normalize =
