@@ -417,6 +417,18 @@ pub trait Reader: Send + Sync {
     /// Asks for records, in this order of urgency. Returns at once; the caller bounds what is outstanding.
     fn submit(&self, requests: Vec<ReadRequest>);
 
+    /// How many records beyond those submitted [`expect`](Self::expect) is of use for; 0, the default, for readers that
+    /// fetch records one by one.
+    fn horizon(&self) -> u64 {
+        0
+    }
+
+    /// Says what will be submitted soon, in this order: a reader that decodes blocks may begin with theirs. A hint that
+    /// binds nobody. Returns at once.
+    fn expect(&self, indices: &[u64]) {
+        let _ = indices;
+    }
+
     /// What the reader has done so far.
     fn stats(&self) -> ReadStats;
 }

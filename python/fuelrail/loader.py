@@ -18,7 +18,7 @@ from typing import Any, Generic, Self, TypedDict, TypeVar
 from fuelrail import _native
 from fuelrail.errors import ConfigError, EnvironmentFailure, FuelrailError, TokenError
 from fuelrail.opening import Opening
-from fuelrail.sources import Address, Mix, Source
+from fuelrail.sources import Address, Mix, Source, finite
 from fuelrail.transforms import Transform
 
 logger = logging.getLogger("fuelrail")
@@ -576,15 +576,21 @@ def _sampling(
         if isinstance(weights, str | os.PathLike):
             path = str(Path(weights).absolute())
         else:
+            try:
+                numbers = array("d", (float(weight) for weight in weights))
+            except (TypeError, ValueError) as error:
+                raise ConfigError(
+                    f"weights= takes one number a record, or the path of an .npy file: {error}"
+                ) from None
             folder = tempfile.TemporaryDirectory(prefix="fuelrail-")
             file = Path(folder.name, "weights.npy")
-            file.write_bytes(_npy(array("d", (float(weight) for weight in weights))))
+            file.write_bytes(_npy(numbers))
             path = str(file)
         config = {"type": "weights", "file": path}
     elif isinstance(sampling, Mapping):
         config = {
             "type": "class_shares",
-            "shares": {str(name): float(share) for name, share in sampling.items()},
+            "shares": {str(name): finite(f"sampling[{name!r}]", share) for name, share in sampling.items()},
         }
     elif sampling == "class_balanced":
         config = {"type": "class_balanced"}
