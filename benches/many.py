@@ -1,0 +1,183 @@
+"""What an index of millions of records costs: start, memory, and each batch. `.venv/bin/python benches/many.py`.
+
+For each kind, two data sets are written, one of them a thousandth, and read by `fuelrail bench` with the cheapest
+transform. Given are the time until the first batch, the daemon's peak memory above that of the small set, what the source
+itself says that its index holds, and the CPU time of a record, which must not depend on how many there are.
+
+A tar file spends 2 KiB on each of these records, so there is a tenth of them in it: 2 GB. CPU time is what counts on a
+machine that is busy with other things.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import shutil
+import subprocess
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from fuelrail.loader import binary
+from PIL import Image
+
+TINY = json.dumps([{"type": "Resize", "size": [8, 8]}])
+
+
+def main() -> int:
+    """Measures; returns 0."""
+    parser = argparse.ArgumentParser(description="indices of millions of records")
+    parser.add_argument("--records", type=int, default=10_000_000)
+    parser.add_argument("--kinds", default=",".join(KINDS), help="comma-separated")
+    parser.add_argument("--seconds", type=float, default=5.0)
+    parser.add_argument("--out", type=Path, default=Path("build/bench-many"))
+    arguments = parser.parse_args()
+    out = arguments.out.resolve()
+    os.environ["XDG_CACHE_HOME"] = str(out / "cache")
+    lines = [
+        "| source | records | first start s | later start s | its CPU s | index B/record | peak MiB | CPU us/record |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+    for name in arguments.kinds.split(","):
+        write, title, options = KINDS[name]
+        found: list[dict[str, Any]] = []
+        records = arguments.records // (10 if name == "tar" else 1)
+        for count in (max(1000, records // 1000), records):
+            place = out / f"{name}-{count}"
+            if not place.exists():
+                unfinished = out / f"{name}-{count}.part"
+                shutil.rmtree(unfinished, ignore_errors=True)
+                unfinished.mkdir(parents=True)
+                print(f"writing {count:,} records as {name} …", flush=True)
+                write(unfinished, count)
+                unfinished.rename(place)
+            # The first start may have an index to build (tar), which later ones find.
+            build = run(place / FILES[name], options, 0.1) if name == "tar" else None
+            first = run(place / FILES[name], options, 0.1)
+            later = run(place / FILES[name], options, arguments.seconds)
+            # Two runs of different lengths: the start is in both, so their difference is records only.
+            spent, rows = ([of(first), of(later)] for of in (cpu_seconds, rows_of))
+            later["cpu_us"] = 1e6 * (spent[1] - spent[0]) / max(1, rows[1] - rows[0])
+            later["start_cpu_s"] = spent[0] - rows[0] * later["cpu_us"] / 1e6
+            found.append({"first": build or first, "later": later, "count": count})
+        small, large = found
+        index = large["later"]["budget"].get("index", 0) / large["count"]
+        costs = [each["later"]["cpu_us"] for each in found]
+        lines.append(
+            f"| {title} | {large['count']:,} | {large['first']['first_batch_s']:.2f} | {large['later']['first_batch_s']:.2f} "
+            f"| {large['later']['start_cpu_s']:.1f} | {index:.1f} | {large['later']['peak_bytes'] / 2**20:,.0f} ({small['later']['peak_bytes'] / 2**20:,.0f}) "
+            f"| {costs[1]:.1f} ({costs[0]:.1f}) |"
+        )
+        print(lines[-1], flush=True)
+    lines += ["", "In parentheses: a thousandth of the records."]
+    text = "\n".join(lines)
+    (out / "table.md").write_text(text + "\n")
+    print(f"\n{text}\n\ntable: {out / 'table.md'}")
+    return 0
+
+
+def run(source: Path, options: list[str], seconds: float) -> dict[str, Any]:
+    """One run of `fuelrail bench`."""
+    command = [str(binary()), "bench", str(source), "--json", "--batch-size", "1000"]
+    command += [*options, "--seconds", str(seconds)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise SystemExit(f"{' '.join(command)} failed: {done.stderr}")
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def rows_of(run: dict[str, Any]) -> int:
+    """Records that a run delivered."""
+    return int(run["stats"]["rows"])
+
+
+def cpu_seconds(run: dict[str, Any]) -> float:
+    """Of daemon and client, the start included."""
+    return float(run["cpu_s_per_1000"] * rows_of(run) / 1000)
+
+
+def image() -> bytes:
+    """A tiny PNG."""
+    file = io.BytesIO()
+    Image.fromarray(np.arange(192, dtype=np.uint8).reshape(8, 8, 3)).save(file, "png")
+    return file.getvalue()
+
+
+def manifest(into: Path, count: int, line: Callable[[int], str], head: str, name: str) -> None:
+    """A list of names, a thousand of which are one image each; a list may name a file again."""
+    (into / "images").mkdir()
+    for number in range(1000):
+        (into / "images" / f"{number:08}.png").write_bytes(image())
+    with (into / name).open("w") as file:
+        file.write(head)
+        for begin in range(0, count, 100_000):
+            file.writelines(line(number) for number in range(begin, min(count, begin + 100_000)))
+
+
+def csv(into: Path, count: int) -> None:
+    """path,label"""
+    manifest(into, count, lambda n: f"images/{n % 1000:08}.png,{n % 1000}\n", "path,label\n", "list.csv")
+
+
+def jsonl(into: Path, count: int) -> None:
+    """{"path": …, "label": …}"""
+    manifest(
+        into,
+        count,
+        lambda n: f'{{"path": "images/{n % 1000:08}.png", "label": {n % 1000}}}\n',
+        "",
+        "list.jsonl",
+    )
+
+
+def tar(into: Path, count: int) -> None:
+    """Shards of a hundred thousand samples: an image and its class."""
+    data = image()
+    blocks = -(-len(data) // 512) * 512
+    for shard, begin in enumerate(range(0, count, 100_000)):
+        with (into / f"train-{shard:04}.tar").open("wb", buffering=1 << 20) as file:
+            for number in range(begin, min(count, begin + 100_000)):
+                label = str(number % 1000).encode()
+                for ending, content, size in (("png", data, blocks), ("cls", label, 512)):
+                    info = tarfile.TarInfo(f"{number:08}.{ending}")
+                    info.size = len(content)
+                    file.write(info.tobuf(tarfile.USTAR_FORMAT))
+                    file.write(content.ljust(size, b"\0"))
+            file.write(bytes(1024))
+
+
+def parquet(into: Path, count: int) -> None:
+    """Four floats and a label a row, in files of a million rows."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    draw = np.random.default_rng(1)
+    for part, begin in enumerate(range(0, count, 1_000_000)):
+        rows = min(1_000_000, count - begin)
+        values = pa.FixedSizeListArray.from_arrays(draw.random(4 * rows, np.float32), 4)
+        labels = pa.array(np.arange(begin, begin + rows) % 1000)
+        pq.write_table(
+            pa.table({"x": values, "label": labels}), into / f"part-{part:03}.parquet", row_group_size=100_000
+        )
+
+
+FILES = {"csv": "list.csv", "jsonl": "list.jsonl", "tar": "*.tar", "parquet": "*.parquet"}
+#: How each is written, what it is called, and its options of `fuelrail bench`.
+KINDS: dict[str, tuple[Callable[[Path, int], None], str, list[str]]] = {
+    "csv": (csv, "CSV manifest", ["--transforms", TINY]),
+    "jsonl": (jsonl, "JSONL manifest", ["--transforms", TINY]),
+    "tar": (tar, "tar, 8 x 8 PNG and .cls", ["--transforms", TINY]),
+    "parquet": (
+        parquet,
+        "Parquet, 4 floats and a label",
+        ["--transforms", "[]", "--source-option", "image=", "--source-option", 'fields=["x"]'],
+    ),
+}
+
+if __name__ == "__main__":
+    raise SystemExit(main())
