@@ -5,11 +5,11 @@ again, so that a machine that slows down slows all of them. Figures are medians 
 of the CPU seconds. Behind S3 (moto) and http are the same shards, which a first epoch has brought into the cache
 folder.
 
-Cold (`--cold`): raw images of 224 x 224 in tar and in Parquet, at least 1.5 GB, cropped to a corner, so that reading is the
-limit. Before each measurement the page cache is dropped; beside each, in the same round, the same files are read
-from one end to the other with O_DIRECT. What is compared is bytes of files per second.
+Cold (`--cold`): raw images of 224 x 224 in tar and in Parquet, at least 1.5 GB, cropped to a corner, so that
+reading is the limit. Before each measurement the page cache is dropped; beside each, in the same round, the same
+files are read from one end to the other with O_DIRECT. What is compared is bytes of files per second.
 
-Writes build/bench-sources/{table.md,results.json,plot.png}.
+Writes build/bench-sources/{warm,cold}.{md,json,png}.
 """
 
 from __future__ import annotations
@@ -246,8 +246,8 @@ def warm(photos: Path, names: list[str], arguments: argparse.Namespace) -> tuple
     count = sum(1 for _ in records(photos))
     size = sum(len(data) for _, data in records(photos))
     header = (
-        f"{count} photographs, mean {size / count / 1000:.0f} KB, page cache warm; task A, batch 64, {arguments.workers} "
-        f"workers; {arguments.rounds} rounds of {arguments.seconds:g} s, interleaved; {machine()}."
+        f"{count} photographs, mean {size / count / 1000:.0f} KB, page cache warm; task A, batch 64, "
+        f"{arguments.workers} workers; {arguments.rounds} rounds of {arguments.seconds:g} s, interleaved; {machine()}."
     )
     lines = ["| source | images/s | to the folder | CPU s/1,000 | to the folder | first batch s | spread |"]
     lines.append("|---|--:|--:|--:|--:|--:|--:|")
@@ -258,8 +258,10 @@ def warm(photos: Path, names: list[str], arguments: argparse.Namespace) -> tuple
         if base:
             rates = [f"{ratio(results, name, key):.2f}" for key in ("images_per_s", "cpu_s_per_1000")]
         lines.append(
-            f"| {WARM[name][1]} | {found['images_per_s']:,.0f} | {rates[0]} | {found['cpu_s_per_1000']:.3f} | {rates[1]} "
-            f"| {found['first_batch_s']:.2f} | {found['spread']:.0%} |".replace("% |", " % |")
+            f"| {WARM[name][1]} | {found['images_per_s']:,.0f} | {rates[0]} "
+            f"| {found['cpu_s_per_1000']:.3f} | {rates[1]} | {found['first_batch_s']:.2f} | {found['spread']:.0%} |".replace(
+                "% |", " % |"
+            )
         )
     lines += [
         "",
@@ -338,8 +340,8 @@ def cold(photos: Path, names: list[str], arguments: argparse.Namespace) -> tuple
             )
     header = (
         f"{need} raw images of {SIDE} x {SIDE}, {need * 3 * SIDE * SIDE / 1e9:.1f} GB, {how}; shuffled, one epoch, "
-        f"{arguments.workers} workers; {arguments.rounds} rounds, each beside an O_DIRECT read of the same files in pieces of "
-        f"8 MiB; {machine()}."
+        f"{arguments.workers} workers; {arguments.rounds} rounds, each beside an O_DIRECT read of the same files in "
+        f"pieces of 8 MiB; {machine()}."
     )
     lines = [
         "| source | MB/s | O_DIRECT MB/s | share | of each round | CPU s/1,000 |",

@@ -35,6 +35,7 @@ class Model(nn.Module):
         self.head = nn.Linear(width, END + 1)
 
     def forward(self, tokens: torch.Tensor, document: torch.Tensor, place: torch.Tensor) -> torch.Tensor:
+        """Scores of the token that follows each."""
         length = tokens.shape[1]
         # A token sees what comes before it in its own document.
         causal = torch.ones(length, length, dtype=torch.bool).tril()
