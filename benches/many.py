@@ -64,7 +64,7 @@ def main() -> int:
             later["cpu_us"] = 1e6 * (spent[1] - spent[0]) / max(1, rows[1] - rows[0])
             later["start_cpu_s"] = spent[0] - rows[0] * later["cpu_us"] / 1e6
             found.append({"first": build or first, "later": later, "count": count})
-        small, large = found
+        large = found[1]
         index = large["later"]["budget"].get("index", 0) / large["count"]
         costs = [each["later"]["cpu_us"] for each in found]
         later = large["later"]

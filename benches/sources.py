@@ -257,11 +257,10 @@ def warm(photos: Path, names: list[str], arguments: argparse.Namespace) -> tuple
         rates = ["", ""]
         if base:
             rates = [f"{ratio(results, name, key):.2f}" for key in ("images_per_s", "cpu_s_per_1000")]
+        spread = f"{100 * found['spread']:.0f} %"
         lines.append(
-            f"| {WARM[name][1]} | {found['images_per_s']:,.0f} | {rates[0]} "
-            f"| {found['cpu_s_per_1000']:.3f} | {rates[1]} | {found['first_batch_s']:.2f} | {found['spread']:.0%} |".replace(
-                "% |", " % |"
-            )
+            f"| {WARM[name][1]} | {found['images_per_s']:,.0f} | {rates[0]} | {found['cpu_s_per_1000']:.3f} "
+            f"| {rates[1]} | {found['first_batch_s']:.2f} | {spread} |"
         )
     lines += [
         "",
