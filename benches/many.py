@@ -1,8 +1,8 @@
 """What an index of millions of records costs: start, memory, and each batch. `.venv/bin/python benches/many.py`.
 
-For each kind, two data sets are written, one of them a thousandth, and read by `fuelrail bench` with the cheapest
-transform. Given are the time until the first batch, the peak memory of daemon and client, what the source itself
-says that its index holds, and the CPU time of a record, which must not depend on how many there are.
+For each kind, two data sets are written, one of them a thousandth, and read with the cheapest transform. Given are
+the time until the first batch, the processor time until then, what the source itself says that its index holds, the
+daemon's peak memory, and its processor time for a record, which must not depend on how many there are.
 
 A tar file spends 2 KiB on each of these records, so there is a tenth of them in it: 2 GB. CPU time is what counts on a
 machine that is busy with other things.
@@ -16,16 +16,16 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from fuelrail.loader import binary
 from PIL import Image
 
-TINY = json.dumps([{"type": "Resize", "size": [8, 8]}])
+TINY = {"transforms": [{"type": "Resize", "size": [8, 8]}]}
 
 
 def main() -> int:
@@ -33,7 +33,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="indices of millions of records")
     parser.add_argument("--records", type=int, default=10_000_000)
     parser.add_argument("--kinds", default=",".join(KINDS), help="comma-separated")
-    parser.add_argument("--seconds", type=float, default=5.0)
+    parser.add_argument("--rows", type=int, default=100_000, help="read after the start")
     parser.add_argument("--out", type=Path, default=Path("build/bench-many"))
     arguments = parser.parse_args()
     out = arguments.out.resolve()
@@ -55,17 +55,12 @@ def main() -> int:
                 print(f"writing {count:,} records as {name} …", flush=True)
                 write(unfinished, count)
                 unfinished.rename(place)
-            # The first start may have an index to build (tar), which later ones find.
-            build = run(place / FILES[name], options, 0.1) if name == "tar" else None
-            first = run(place / FILES[name], options, 0.1)
-            later = run(place / FILES[name], options, arguments.seconds)
-            # Two runs of different lengths: the start is in both, so their difference is records only.
-            spent, rows = ([of(first), of(later)] for of in (cpu_seconds, rows_of))
-            later["cpu_us"] = 1e6 * (spent[1] - spent[0]) / max(1, rows[1] - rows[0])
-            later["start_cpu_s"] = spent[0] - rows[0] * later["cpu_us"] / 1e6
-            found.append({"first": build or first, "later": later, "count": count})
+            # Tar has an index to build at the first start, which later ones find.
+            first = run(place / FILES[name], options, 0) if name == "tar" else None
+            later = run(place / FILES[name], options, arguments.rows)
+            found.append({"first": first or later, "later": later, "count": count})
         large = found[1]
-        index = large["later"]["budget"].get("index", 0) / large["count"]
+        index = large["later"]["index_bytes"] / large["count"]
         costs = [each["later"]["cpu_us"] for each in found]
         later = large["later"]
         peaks = [each["later"]["peak_bytes"] / 2**20 for each in found]
@@ -82,25 +77,36 @@ def main() -> int:
     return 0
 
 
-def run(source: Path, options: list[str], seconds: float) -> dict[str, Any]:
-    """One run of `fuelrail bench`."""
-    command = [str(binary()), "bench", str(source), "--json", "--batch-size", "1000"]
-    command += [*options, "--seconds", str(seconds)]
-    done = subprocess.run(command, capture_output=True, text=True)
+#: A process of its own each time: with a daemon of its own, whose peak is that of this source.
+READ = """
+import json, sys, time
+from fuelrail.numpy import Loader
+options, rows = json.loads(sys.argv[1]), int(sys.argv[2])
+began = time.monotonic()
+with Loader(options.pop("source"), batch_size=1000, shuffle=True, prefetch_factor=1, **options) as loader:
+    batches = iter(loader)
+    next(batches)
+    found = {"first_batch_s": time.monotonic() - began, "index_bytes": loader.stats()["budget"]["index"]}
+    before = loader.stats()["daemon"]
+    found["start_cpu_s"] = before["cpu_ns"] / 1e9
+    for _ in range(rows // 1000):
+        if next(batches, None) is None:
+            batches = iter(loader)
+    after = loader.stats()["daemon"]
+    found["cpu_us"] = (after["cpu_ns"] - before["cpu_ns"]) / 1e3 / max(1, after["rows"] - before["rows"])
+    found["peak_bytes"] = after["peak_rss_bytes"]
+print(json.dumps(found))
+"""
+
+
+def run(source: Path, options: dict[str, Any], rows: int) -> dict[str, Any]:
+    """Opens a source and reads so many rows of it."""
+    arguments = json.dumps({"source": str(source), **options})
+    done = subprocess.run([sys.executable, "-c", READ, arguments, str(rows)], capture_output=True, text=True)
     if done.returncode != 0:
-        raise SystemExit(f"{' '.join(command)} failed: {done.stderr}")
+        raise SystemExit(f"{source} cannot be read: {done.stderr}")
     found: dict[str, Any] = json.loads(done.stdout)
     return found
-
-
-def rows_of(run: dict[str, Any]) -> int:
-    """Records that a run delivered."""
-    return int(run["stats"]["rows"])
-
-
-def cpu_seconds(run: dict[str, Any]) -> float:
-    """Of daemon and client, the start included."""
-    return float(run["cpu_s_per_1000"] * rows_of(run) / 1000)
 
 
 def image() -> bytes:
@@ -169,16 +175,12 @@ def parquet(into: Path, count: int) -> None:
 
 
 FILES = {"csv": "list.csv", "jsonl": "list.jsonl", "tar": "*.tar", "parquet": "*.parquet"}
-#: How each is written, what it is called, and its options of `fuelrail bench`.
-KINDS: dict[str, tuple[Callable[[Path, int], None], str, list[str]]] = {
-    "csv": (csv, "CSV manifest", ["--transforms", TINY]),
-    "jsonl": (jsonl, "JSONL manifest", ["--transforms", TINY]),
-    "tar": (tar, "tar, 8 x 8 PNG and .cls", ["--transforms", TINY]),
-    "parquet": (
-        parquet,
-        "Parquet, 4 floats and a label",
-        ["--transforms", "[]", "--source-option", "image=", "--source-option", 'fields=["x"]'],
-    ),
+#: How each is written, what it is called, and the loader's options.
+KINDS: dict[str, tuple[Callable[[Path, int], None], str, dict[str, Any]]] = {
+    "csv": (csv, "CSV manifest", TINY),
+    "jsonl": (jsonl, "JSONL manifest", TINY),
+    "tar": (tar, "tar, 8 x 8 PNG and .cls", TINY),
+    "parquet": (parquet, "Parquet, 4 floats and a label", {"image": "", "fields": ["x"]}),
 }
 
 if __name__ == "__main__":

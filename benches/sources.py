@@ -109,14 +109,14 @@ def tar(photos: Path, into: Path) -> list[str]:
     return [f"{into}/*.tar"]
 
 
-def parquet(photos: Path, into: Path) -> list[str]:
+def parquet(photos: Path, into: Path, compression: str = "snappy") -> list[str]:
     """By pyarrow, in Hugging Face's layout, row groups of about 16 MiB."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     struct = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     schema = pa.schema([("image", struct), ("label", pa.int64())])
-    with pq.ParquetWriter(into / "train.parquet", schema) as writer:
+    with pq.ParquetWriter(into / "train.parquet", schema, compression=compression) as writer:
         group: list[tuple[int, bytes]] = []
 
         def flush() -> None:
@@ -132,6 +132,11 @@ def parquet(photos: Path, into: Path) -> list[str]:
                 flush()
         flush()
     return [str(into / "train.parquet")]
+
+
+def raw_parquet(photos: Path, into: Path) -> list[str]:
+    """Not compressed, as JPEG bytes cannot be: what counts is bytes of files."""
+    return parquet(photos, into, "none")
 
 
 def hdf5(photos: Path, into: Path) -> list[str]:
@@ -170,7 +175,7 @@ WARM: dict[str, tuple[Callable[[Path, Path], list[str]], str]] = {
 }
 COLD: dict[str, tuple[Callable[[Path, Path], list[str]], str]] = {
     "tar": (tar, "tar shards (`fuelrail pack`)"),
-    "parquet": (parquet, "Parquet, row groups of 16 MiB"),
+    "parquet": (raw_parquet, "Parquet, row groups of 16 MiB"),
 }
 
 
@@ -189,7 +194,13 @@ def made(name: str, make: Callable[[Path, Path], list[str]], photos: Path, root:
 
 def addresses(make: Callable[[Path, Path], list[str]], photos: Path, into: Path) -> list[str]:
     """Where a source lies that was made in an earlier run."""
-    endings = {tar: "*.tar", parquet: "train.parquet", hdf5: "train.h5", npy: "images.npy"}
+    endings = {
+        tar: "*.tar",
+        parquet: "train.parquet",
+        raw_parquet: "train.parquet",
+        hdf5: "train.h5",
+        npy: "images.npy",
+    }
     return [str(photos)] if make is folder else [f"{into}/{endings[make]}"]
 
 
