@@ -18,9 +18,10 @@
 //! - **A source does not change after `open`.** Index, key, label and size of a record are fixed; they depend on the
 //!   stored data only, never on the order in which a file system lists it, the number of threads or the time.
 //! - **A record's bytes are the bytes that were promised.** The disk readers notice a file that shrank, grew or vanished
-//!   since `open` and say so ([`ReadErrorKind`]); bytes of two versions are never delivered as one record. (A file
-//!   replaced or rewritten with exactly the same length cannot be told apart, for the modification time is no part of a
-//!   data set's identity; and a record above 2 GiB takes several reads.)
+//!   since `open` and say so ([`ReadErrorKind`]); bytes of two versions are never delivered as one record. A
+//!   shard is also noticed when another file took its name. (An image file that was replaced, or a shard that was rewritten in
+//!   place, with exactly the same length cannot be told apart, for the modification time is no part of a data set's identity;
+//!   and a record above 2 GiB takes several reads.)
 //! - **Every request ends exactly once**: its `done` is called with a record or an error, or, when the [`Reader`] is
 //!   dropped first, `done` itself is dropped uncalled. Requests end in any order.
 //! - **Retries happen inside the reader.** An error that reaches `done` has been retried where that can help. A failed
@@ -53,6 +54,7 @@ mod error;
 mod folder;
 mod gather;
 mod hdf5;
+mod kafka;
 mod manifest;
 mod mix;
 mod numbers;
@@ -81,6 +83,7 @@ pub use column::PixelLayout;
 pub use error::{ReadError, ReadErrorKind, SourceError};
 pub use folder::{FolderConfig, Split, SplitPart};
 pub use hdf5::Hdf5Config;
+pub use kafka::{KafkaConfig, KafkaPoint, KafkaProperties, KafkaValue, Producer as KafkaProducer};
 pub use mix::{MixConfig, MixPart, Part, apportion};
 pub use numbers::read_numbers;
 pub use opening::{Counted, Opening, Progress};
@@ -110,6 +113,8 @@ pub enum SourceConfig {
     Hdf5(Hdf5Config),
     /// npy and npz files.
     Array(ArrayConfig),
+    /// Topics of Kafka: a stream.
+    Kafka(KafkaConfig),
     /// A part of another source.
     Subset(SubsetConfig),
     /// Several sources drawn in proportion.
@@ -148,6 +153,7 @@ impl SourceConfig {
             Self::Table(config) => config.locations(),
             Self::Hdf5(config) => config.files.clone(),
             Self::Array(config) => config.locations(),
+            Self::Kafka(config) => config.locations(),
             Self::Subset(config) => config.source.locations(),
             Self::Mix(config) => config.parts.iter().flat_map(|part| part.source.locations()).collect(),
             Self::Address(config) => config.locations(),
@@ -171,6 +177,11 @@ pub fn open(config: &SourceConfig) -> Result<Arc<dyn IndexedSource>, SourceError
         SourceConfig::Table(config) => table::open(config),
         SourceConfig::Hdf5(config) => hdf5::open(config),
         SourceConfig::Array(config) => array::open(config),
+        SourceConfig::Kafka(config) => Err(SourceError::config(format!(
+            "{} is a stream: it has no length and no record by number, so it cannot be split, mixed or opened as a data set; train \
+             from it with a Loader, or try it with fuelrail bench",
+            config.locations().first().map_or("kafka", String::as_str)
+        ))),
         SourceConfig::Subset(config) => Ok(Arc::new(subset::Subset::open(config)?)),
         SourceConfig::Mix(config) => Ok(Arc::new(mix::Mix::open(config)?)),
         SourceConfig::Address(config) => open(&config.resolve()?),
@@ -185,6 +196,14 @@ pub fn open_watched(config: &SourceConfig, opening: &Opening) -> Result<Arc<dyn 
     let opened = opening.run(|| open(config));
     // Whatever a part of it that was stopped made of that.
     if opening.is_cancelled() { Err(SourceError::cancelled()) } else { opened }
+}
+
+/// Opens a stream: looks for its topics, and for where it starts and ends.
+///
+/// # Errors
+/// [`SourceError`] when the configuration makes no sense, no broker answers within ten seconds, or a topic is not there.
+pub fn open_stream(config: &KafkaConfig) -> Result<Arc<dyn StreamSource>, SourceError> {
+    kafka::open(config)
 }
 
 /// A list of records with a known length and random access. Immutable once open; shared by all feeds of a pipeline.
