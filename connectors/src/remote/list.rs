@@ -52,12 +52,8 @@ impl Remote {
             step.add(1);
             found
         };
-        let found = self.wait(
-            stream::iter(addresses)
-                .map(find_one)
-                .buffered(HEADS)
-                .try_collect::<Vec<_>>(),
-        )?;
+        let found =
+            self.wait(stream::iter(addresses).map(find_one).buffered(HEADS).try_collect::<Vec<_>>())?;
         Ok(found.into_iter().flatten().collect())
     }
 
