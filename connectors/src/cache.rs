@@ -26,7 +26,7 @@
 
 mod blocks;
 mod room;
-mod size;
+pub(crate) mod size;
 #[cfg(test)]
 pub(crate) mod tests;
 

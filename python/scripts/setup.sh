@@ -31,11 +31,18 @@ fingerprint() {
 
 python_is_new_enough() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; }
 
+# Whether the compiler finds a header, wherever a distribution keeps it.
+have_header() { printf '#include <%s>\n' "$1" | cc -E -x c - >/dev/null 2>&1; }
+
 system_packages() {
     local missing=()
     # libjpeg-turbo is built from source with its SIMD, which needs an assembler; without it decoding is 1.8x slower.
     command -v nasm >/dev/null || missing+=(nasm)
     command -v cmake >/dev/null || missing+=(cmake)
+    # librdkafka is built from source too: TLS and zlib are the system's.
+    have_header openssl/ssl.h || missing+=(libssl-dev)
+    have_header zlib.h || missing+=(zlib1g-dev)
+    command -v pkg-config >/dev/null || missing+=(pkg-config)
     command -v cc >/dev/null && command -v make >/dev/null || missing+=(build-essential)
     command -v "$PYTHON" >/dev/null || missing+=(python3)
     [ -x .venv/bin/python ] || "$PYTHON" -c 'import venv, ensurepip' 2>/dev/null || missing+=(python3-venv)

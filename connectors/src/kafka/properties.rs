@@ -1,0 +1,390 @@
+//! librdkafka's properties by their own names, and which of them are not the user's to set.
+//!
+//! A value may be a password, so no value is ever part of an error, a log line, a `Debug` text or a fingerprint: names only.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use rdkafka::ClientConfig;
+use rdkafka::error::KafkaError;
+use serde::de::{Error, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
+
+use crate::SourceError;
+
+/// Properties of librdkafka: texts, numbers and booleans by name.
+#[derive(Clone, Default, PartialEq, Eq, Serialize)]
+#[serde(transparent)]
+pub struct KafkaProperties(BTreeMap<String, String>);
+
+/// Who is configured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Role {
+    Consumer,
+    Producer,
+}
+
+/// Properties that are refused, with the reason.
+const REFUSED: [(&str, &str); 31] = [
+    ("bootstrap.servers", SERVERS),
+    ("metadata.broker.list", SERVERS),
+    ("enable.auto.commit", OFFSETS),
+    ("auto.commit.enable", OFFSETS),
+    ("auto.commit.interval.ms", OFFSETS),
+    ("enable.auto.offset.store", OFFSETS),
+    ("offset.store.method", OFFSETS),
+    ("offset.store.path", OFFSETS),
+    ("offset.store.sync.interval.ms", OFFSETS),
+    (
+        "auto.offset.reset",
+        "reading never jumps: `start` says where it begins, and data that is gone stops the run",
+    ),
+    ("enable.partition.eof", OURS),
+    ("statistics.interval.ms", OURS),
+    ("enabled_events", OURS),
+    ("log.queue", OURS),
+    ("consume.callback.max.messages", OURS),
+    ("topic.metadata.propagation.max.ms", OURS),
+    ("allow.auto.create.topics", "reading must not create a topic; `fuelrail produce` can"),
+    ("group.instance.id", GROUP),
+    ("group.protocol", GROUP),
+    ("group.remote.assignor", GROUP),
+    ("partition.assignment.strategy", GROUP),
+    ("plugin.library.paths", CODE),
+    ("interceptors", CODE),
+    ("ssl.engine.location", CODE),
+    ("ssl.engine.id", CODE),
+    ("ssl_engine_callback_data", CODE),
+    ("ssl.providers", CODE),
+    ("sasl.kerberos.kinit.cmd", CODE),
+    ("internal.termination.signal", "the signals of this process are not librdkafka's"),
+    ("transactional.id", "records are written one by one, not in transactions"),
+    ("opaque", OURS),
+];
+
+const SERVERS: &str = "the brokers are named by `servers` or by the address";
+const OFFSETS: &str =
+    "the offsets are in the model's checkpoint, and the broker is told only after it is saved";
+const OURS: &str = "the source sets it itself and depends on it";
+const GROUP: &str = "partitions are assigned explicitly and never rebalanced in a group";
+const CODE: &str = "it loads or runs code";
+
+/// What a producer may set although a consumer may not, since it means nothing to the guarantees there.
+const PRODUCER_MAY: [&str; 1] = ["allow.auto.create.topics"];
+
+/// Names of properties that a path follows.
+const PATHS: [&str; 3] = [".location", ".file", ".keytab"];
+
+impl KafkaProperties {
+    /// Properties from names and values.
+    pub fn new<Name: Into<String>, Value: Into<String>>(
+        pairs: impl IntoIterator<Item = (Name, Value)>,
+    ) -> Self {
+        Self(pairs.into_iter().map(|(name, value)| (name.into(), value.into())).collect())
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    pub(super) fn get(&self, name: &str) -> Option<&str> {
+        self.0.get(name).map(String::as_str)
+    }
+
+    /// A number that the user has set under one of a property's names.
+    pub(super) fn number(&self, names: &[&str]) -> Option<u64> {
+        names.iter().find_map(|name| self.get(name)?.parse().ok())
+    }
+
+    /// The files and folders that librdkafka would read.
+    pub(super) fn paths(&self) -> impl Iterator<Item = &str> {
+        let is_path = |name: &str| PATHS.iter().any(|ending| name.ends_with(ending));
+        self.0.iter().filter(move |(name, _)| is_path(name)).map(|(_, value)| value.as_str())
+    }
+
+    /// Puts them over what is there already.
+    ///
+    /// # Errors
+    /// A sentence that names the property that is refused or that does not exist.
+    pub(super) fn apply(&self, role: Role, config: &mut ClientConfig) -> Result<(), SourceError> {
+        for (name, value) in &self.0 {
+            let refused = REFUSED.iter().find(|(refused, _)| refused == name);
+            if let Some((_, why)) = refused
+                && !(role == Role::Producer && PRODUCER_MAY.contains(&name.as_str()))
+            {
+                return Err(SourceError::config(format!(
+                    "the property {name:?} cannot be set: {why}; leave it out"
+                )));
+            }
+            config.set(name, value);
+        }
+        config.create_native_config().map(drop).map_err(|error| self.explain(&error))
+    }
+
+    /// Why librdkafka refuses a configuration, without the values in it.
+    pub(super) fn explain(&self, error: &KafkaError) -> SourceError {
+        let KafkaError::ClientConfig(_, why, name, value) = error else {
+            return SourceError::config(format!(
+                "librdkafka refuses these properties: {}",
+                self.without_values(&error.to_string())
+            ));
+        };
+        let exists = KNOWN.contains(&name.as_str());
+        if !exists && why.contains("No such configuration property") {
+            let near = KNOWN
+                .iter()
+                .map(|known| (strsim::damerau_levenshtein(name, known), known))
+                .min()
+                .filter(|(distance, known)| *distance <= 3.max(known.len() / 4));
+            let near = near.map_or(String::new(), |(_, known)| format!("; did you mean {known:?}?"));
+            return SourceError::config(format!(
+                "there is no property {name:?} in librdkafka{near} (all are listed in its CONFIGURATION.md)"
+            ));
+        }
+        let why = if is_secret(name) || value.is_empty() {
+            String::new()
+        } else {
+            format!(": {}", self.without_values(why))
+        };
+        SourceError::config(format!("librdkafka refuses the value of the property {name:?}{why}"))
+    }
+
+    /// A text of librdkafka's without what may be a password.
+    pub(super) fn without_values(&self, text: &str) -> String {
+        let secrets = self.0.iter().filter(|(name, value)| is_secret(name) && value.len() > 2);
+        secrets.fold(text.to_owned(), |text, (_, value)| text.replace(value.as_str(), "…"))
+    }
+}
+
+/// Whether the value must not be shown.
+fn is_secret(name: &str) -> bool {
+    [
+        "password",
+        "passphrase",
+        "secret",
+        "pem",
+        "key",
+        "oauthbearer.config",
+        "token",
+        "username",
+        "extensions",
+    ]
+    .iter()
+    .any(|part| name.contains(part))
+}
+
+impl fmt::Debug for KafkaProperties {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.0.keys()).finish()
+    }
+}
+
+impl<'de> Deserialize<'de> for KafkaProperties {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Properties;
+
+        impl<'de> Visitor<'de> for Properties {
+            type Value = KafkaProperties;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("librdkafka's properties: texts, numbers or booleans by name")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+                let mut properties = BTreeMap::new();
+                while let Some((name, value)) = map.next_entry::<String, serde_json::Value>()? {
+                    let text = match value {
+                        serde_json::Value::String(text) => text,
+                        serde_json::Value::Number(number) => number.to_string(),
+                        serde_json::Value::Bool(truth) => truth.to_string(),
+                        // The value is not shown: it may hold a secret.
+                        _ => {
+                            return Err(A::Error::custom(format!(
+                                "the property {name:?} must be a text, a number or a boolean"
+                            )));
+                        }
+                    };
+                    if name.contains('\0') || text.contains('\0') {
+                        return Err(A::Error::custom(format!("the property {name:?} has a NUL in it")));
+                    }
+                    if properties.insert(name.clone(), text).is_some() {
+                        return Err(A::Error::custom(format!("the property {name:?} is set twice")));
+                    }
+                }
+                Ok(KafkaProperties(properties))
+            }
+        }
+
+        deserializer.deserialize_map(Properties)
+    }
+}
+
+/// What librdkafka 2.12 knows, for suggestions.
+const KNOWN: [&str; 165] = [
+    "acks",
+    "allow.auto.create.topics",
+    "api.version.fallback.ms",
+    "api.version.request",
+    "api.version.request.timeout.ms",
+    "auto.commit.enable",
+    "auto.commit.interval.ms",
+    "auto.offset.reset",
+    "batch.num.messages",
+    "batch.size",
+    "bootstrap.servers",
+    "broker.address.family",
+    "broker.address.ttl",
+    "broker.version.fallback",
+    "builtin.features",
+    "check.crcs",
+    "client.dns.lookup",
+    "client.id",
+    "client.rack",
+    "compression.codec",
+    "compression.level",
+    "compression.type",
+    "connections.max.idle.ms",
+    "consume.callback.max.messages",
+    "coordinator.query.interval.ms",
+    "debug",
+    "delivery.report.only.error",
+    "delivery.timeout.ms",
+    "enable.auto.commit",
+    "enable.auto.offset.store",
+    "enable.gapless.guarantee",
+    "enable.idempotence",
+    "enable.metrics.push",
+    "enable.partition.eof",
+    "enable.random.seed",
+    "enable.sasl.oauthbearer.unsecure.jwt",
+    "enable.ssl.certificate.verification",
+    "fetch.error.backoff.ms",
+    "fetch.max.bytes",
+    "fetch.message.max.bytes",
+    "fetch.min.bytes",
+    "fetch.queue.backoff.ms",
+    "fetch.wait.max.ms",
+    "group.id",
+    "group.instance.id",
+    "group.protocol",
+    "group.protocol.type",
+    "group.remote.assignor",
+    "heartbeat.interval.ms",
+    "https.ca.location",
+    "https.ca.pem",
+    "interceptors",
+    "internal.termination.signal",
+    "isolation.level",
+    "linger.ms",
+    "log.connection.close",
+    "log.queue",
+    "log.thread.name",
+    "log_level",
+    "max.in.flight",
+    "max.in.flight.requests.per.connection",
+    "max.partition.fetch.bytes",
+    "max.poll.interval.ms",
+    "message.copy.max.bytes",
+    "message.max.bytes",
+    "message.send.max.retries",
+    "message.timeout.ms",
+    "metadata.broker.list",
+    "metadata.max.age.ms",
+    "metadata.recovery.rebootstrap.trigger.ms",
+    "metadata.recovery.strategy",
+    "offset.store.method",
+    "offset.store.path",
+    "offset.store.sync.interval.ms",
+    "opaque",
+    "partition.assignment.strategy",
+    "partitioner",
+    "plugin.library.paths",
+    "produce.offset.report",
+    "queue.buffering.backpressure.threshold",
+    "queue.buffering.max.kbytes",
+    "queue.buffering.max.messages",
+    "queue.buffering.max.ms",
+    "queued.max.messages.kbytes",
+    "queued.min.messages",
+    "queuing.strategy",
+    "receive.message.max.bytes",
+    "reconnect.backoff.jitter.ms",
+    "reconnect.backoff.max.ms",
+    "reconnect.backoff.ms",
+    "request.required.acks",
+    "request.timeout.ms",
+    "retries",
+    "retry.backoff.max.ms",
+    "retry.backoff.ms",
+    "sasl.kerberos.keytab",
+    "sasl.kerberos.kinit.cmd",
+    "sasl.kerberos.min.time.before.relogin",
+    "sasl.kerberos.principal",
+    "sasl.kerberos.service.name",
+    "sasl.mechanism",
+    "sasl.mechanisms",
+    "sasl.oauthbearer.assertion.algorithm",
+    "sasl.oauthbearer.assertion.claim.aud",
+    "sasl.oauthbearer.assertion.claim.exp.seconds",
+    "sasl.oauthbearer.assertion.claim.iss",
+    "sasl.oauthbearer.assertion.claim.jti.include",
+    "sasl.oauthbearer.assertion.claim.nbf.seconds",
+    "sasl.oauthbearer.assertion.claim.sub",
+    "sasl.oauthbearer.assertion.file",
+    "sasl.oauthbearer.assertion.jwt.template.file",
+    "sasl.oauthbearer.assertion.private.key.file",
+    "sasl.oauthbearer.assertion.private.key.passphrase",
+    "sasl.oauthbearer.assertion.private.key.pem",
+    "sasl.oauthbearer.client.credentials.client.id",
+    "sasl.oauthbearer.client.credentials.client.secret",
+    "sasl.oauthbearer.client.id",
+    "sasl.oauthbearer.client.secret",
+    "sasl.oauthbearer.config",
+    "sasl.oauthbearer.extensions",
+    "sasl.oauthbearer.grant.type",
+    "sasl.oauthbearer.metadata.authentication.type",
+    "sasl.oauthbearer.method",
+    "sasl.oauthbearer.scope",
+    "sasl.oauthbearer.token.endpoint.url",
+    "sasl.password",
+    "sasl.username",
+    "security.protocol",
+    "session.timeout.ms",
+    "socket.blocking.max.ms",
+    "socket.connection.setup.timeout.ms",
+    "socket.keepalive.enable",
+    "socket.max.fails",
+    "socket.nagle.disable",
+    "socket.receive.buffer.bytes",
+    "socket.send.buffer.bytes",
+    "socket.timeout.ms",
+    "ssl.ca.certificate.stores",
+    "ssl.ca.location",
+    "ssl.ca.pem",
+    "ssl.certificate.location",
+    "ssl.certificate.pem",
+    "ssl.cipher.suites",
+    "ssl.crl.location",
+    "ssl.curves.list",
+    "ssl.endpoint.identification.algorithm",
+    "ssl.engine.id",
+    "ssl.engine.location",
+    "ssl.key.location",
+    "ssl.key.password",
+    "ssl.key.pem",
+    "ssl.keystore.location",
+    "ssl.keystore.password",
+    "ssl.providers",
+    "ssl.sigalgs.list",
+    "statistics.interval.ms",
+    "sticky.partitioning.linger.ms",
+    "topic.blacklist",
+    "topic.metadata.propagation.max.ms",
+    "topic.metadata.refresh.fast.cnt",
+    "topic.metadata.refresh.fast.interval.ms",
+    "topic.metadata.refresh.interval.ms",
+    "topic.metadata.refresh.sparse",
+    "transaction.timeout.ms",
+    "transactional.id",
+];
