@@ -13,9 +13,8 @@ from typing import Any
 
 import photographs
 import pytest
-from support import GATE, Footprint, seeds
-
 from kafka.broker import Broker, missing
+from support import GATE, Footprint, seeds
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -13,9 +13,8 @@ from typing import Any
 import numpy as np
 from confluent_kafka import Message, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
-from support import TINY, Loader, Script, wait_until
-
 from kafka.broker import Broker
+from support import TINY, Loader, Script, wait_until
 
 #: A record's name: partition and offset.
 Name = tuple[int, int]

@@ -4,6 +4,7 @@ mod bench;
 mod inspect;
 mod pack;
 mod preview;
+mod produce;
 mod read;
 mod serve;
 mod spec;
@@ -30,6 +31,8 @@ enum Command {
     Preview(preview::Preview),
     /// Write any source as tar shards: indexed, checksummed, restartable.
     Pack(pack::Pack),
+    /// Fill a Kafka topic from any source.
+    Produce(produce::Produce),
     /// Say what a source holds: records, classes, formats, sizes, what cannot be read.
     Inspect(inspect::Inspect),
 }
@@ -44,6 +47,7 @@ pub fn main() -> ExitCode {
         Command::Bench(command) => command.run(),
         Command::Preview(command) => command.run(),
         Command::Pack(command) => command.run(),
+        Command::Produce(command) => command.run(),
         Command::Inspect(command) => command.run(),
     };
     match result {

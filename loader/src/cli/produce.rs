@@ -13,17 +13,17 @@
 //! - The rate is kept by a schedule: a pause is not made up for by a burst.
 //! - Memory is bounded: 256 records or 256 MiB ahead, and librdkafka's own queue (`queue.buffering.max.kbytes`).
 
-mod value;
-
 use std::io::IsTerminal;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use clap::{Args, ValueEnum};
-use fuelrail_connectors::{IndexedSource, KafkaProducer, KafkaProperties, ReadError, ReadErrorKind, Record};
+use fuelrail_connectors::{
+    Buffer, IndexedSource, KafkaProducer, KafkaProperties, KafkaValue, ReadError, ReadErrorKind, Record,
+    Schema, encode_kafka_value,
+};
 use indicatif::{HumanBytes, HumanCount, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use self::value::{Format, Message};
 use super::{Failure, read, spec};
 use crate::client::ClientError;
 use crate::order::Order;
@@ -91,6 +91,16 @@ pub(super) struct Produce {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Format {
+    /// The encoded image
+    Image,
+    /// A JSON object: image (base64), label, fields
+    Json,
+    /// An Arrow IPC stream of one row: image, label, fields
+    Arrow,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Compression {
     None,
     Gzip,
@@ -125,7 +135,7 @@ impl Produce {
     pub fn run(self) -> Result<(), Failure> {
         spec::watch_signals()?;
         let source = read::open(&self.source, &self.options)?;
-        let format = value::choose(self.value, &source)?;
+        let format = self.format(&source)?;
         if self.label_names && source.classes().is_empty() {
             return Err(format!("--label-names: {} has no class names", self.source).into());
         }
@@ -146,16 +156,43 @@ impl Produce {
         .write(&source)
     }
 
+    fn format(&self, source: &Arc<dyn IndexedSource>) -> Result<KafkaValue, Failure> {
+        let schema = source.schema();
+        let format = self.value.unwrap_or(if schema.image { Format::Image } else { Format::Json });
+        if format == Format::Image && !schema.image {
+            return Err(format!("--value image: {} holds no images; use json or arrow", self.source).into());
+        }
+        if format == Format::Image && !schema.fields.is_empty() {
+            let names: Vec<_> = schema.fields.iter().map(|field| field.name.as_str()).collect();
+            eprintln!(
+                "note: only the images are written; --value json or arrow also holds {}",
+                names.join(", ")
+            );
+        }
+        Ok(match format {
+            Format::Image => KafkaValue::Image,
+            Format::Json => KafkaValue::Json,
+            Format::Arrow => KafkaValue::Arrow,
+        })
+    }
+
     fn producer(&self) -> Result<KafkaProducer, Failure> {
-        let mut pairs = vec![("compression.type".to_owned(), format!("{:?}", self.compression).to_lowercase())];
+        let mut pairs =
+            vec![("compression.type".to_owned(), format!("{:?}", self.compression).to_lowercase())];
         for property in &self.properties {
             let (name, value) = property
                 .split_once('=')
                 .ok_or_else(|| format!("--property {property}: write NAME=VALUE, such as linger.ms=50"))?;
             pairs.push((name.trim().to_owned(), value.to_owned()));
         }
-        let (servers, topic) = fuelrail_connectors::kafka_address(&self.topic)?;
-        Ok(KafkaProducer::open(&servers, &topic, &KafkaProperties::new(pairs))?)
+        let address = self.topic.strip_prefix("kafka://").and_then(|address| address.split_once('/'));
+        let Some((servers, topic)) = address else {
+            return Err(format!("{}: write the topic as kafka://host:9092/topic", self.topic).into());
+        };
+        let servers: Vec<_> = servers.split(',').map(str::to_owned).collect();
+        let mut producer = KafkaProducer::open(&servers, topic, &KafkaProperties::new(pairs))?;
+        producer.set_stop(spec::interrupted);
+        Ok(producer)
     }
 
     /// Sees to it that the topic is there; whether it was created.
@@ -182,7 +219,7 @@ struct Run<'a> {
     produce: &'a Produce,
     producer: KafkaProducer,
     created: bool,
-    format: Format,
+    format: KafkaValue,
     sent: u64,
     /// Of the values.
     bytes: u64,
@@ -207,12 +244,17 @@ impl Run<'_> {
         let mut done = 0;
         while done < total {
             let order = order.epoch(done / len);
-            let (format, records) = (self.format, source.clone());
+            let encode = Encode {
+                source: source.clone(),
+                schema: source.schema(),
+                format: self.format,
+                names: self.produce.label_names,
+            };
             let written = read::in_order(
                 source,
                 len.min(total - done),
                 |at| order.index(at),
-                move |index, result| prepare(&records, format, index, result),
+                move |index, result| encode.prepare(index, result),
                 |at, prepared| {
                     self.record(source, order.index(at), prepared)?;
                     bar.inc(1);
@@ -226,10 +268,14 @@ impl Run<'_> {
             }
             done += len.min(total - done);
         }
-        let flushed = self.producer.flush_unless(LAST, spec::interrupted);
+        let flushed = self.producer.flush(LAST);
         bar.finish_and_clear();
         if let Err(error) = flushed {
-            return Err(self.give_up(if spec::interrupted() { ClientError::Interrupted.into() } else { error.into() }));
+            return Err(self.give_up(if spec::interrupted() {
+                ClientError::Interrupted.into()
+            } else {
+                error.into()
+            }));
         }
         self.report();
         Ok(())
@@ -247,7 +293,9 @@ impl Run<'_> {
             Prepared::Unreadable(why) => {
                 let line = format!("{}: {why}", source.key(index));
                 if self.produce.on_error == OnError::Fail {
-                    return Err(format!("{line}. Repair or remove it, or leave it out with --on-error skip").into());
+                    return Err(
+                        format!("{line}. Repair or remove it, or leave it out with --on-error skip").into()
+                    );
                 }
                 self.skipped_records += 1;
                 if self.skipped.len() < LISTED {
@@ -259,16 +307,16 @@ impl Run<'_> {
         self.wait()?;
         let key = source.key(index);
         let label = source.label(index);
-        let class = usize::try_from(label).ok().and_then(|label| source.classes().get(label));
+        let class = class(source, label);
         let label = match class {
-            Some(class) if self.produce.label_names => class.clone(),
+            Some(class) if self.produce.label_names => class.to_owned(),
             _ => label.to_string(),
         };
         let mut headers = vec![("label", label.as_bytes())];
         headers.extend(class.map(|class| ("class", class.as_bytes())));
         let value = message.bytes();
         self.producer
-            .send_unless(Some(key.as_bytes()), Some(value), &headers, spec::interrupted)
+            .send(Some(key.as_bytes()), Some(value), &headers)
             .map_err(|error| interrupted_or(format!("{key}: {error}")))?;
         self.sent += 1;
         self.bytes += value.len() as u64;
@@ -340,20 +388,57 @@ enum Prepared {
     Failed(String),
 }
 
-fn prepare(
-    source: &Arc<dyn IndexedSource>,
-    format: Format,
-    index: u64,
-    result: Result<Record, ReadError>,
-) -> Prepared {
-    match result {
-        Ok(record) => match value::encode(source, format, index, record) {
-            Ok(message) => Prepared::Message(message),
-            Err(why) => Prepared::Unreadable(why),
-        },
-        Err(error) if error.kind() == ReadErrorKind::Bad => Prepared::Unreadable(error.detail().to_owned()),
-        Err(error) => Prepared::Failed(error.to_string()),
+enum Message {
+    /// So many bytes of the record, as they are.
+    Kept(Buffer, usize),
+    Encoded(Vec<u8>),
+}
+
+impl Message {
+    fn bytes(&self) -> &[u8] {
+        match self {
+            Self::Kept(buffer, len) => &buffer[..*len],
+            Self::Encoded(bytes) => bytes,
+        }
     }
+}
+
+/// What each record becomes.
+struct Encode {
+    source: Arc<dyn IndexedSource>,
+    schema: Schema,
+    format: KafkaValue,
+    /// Classes by name.
+    names: bool,
+}
+
+impl Encode {
+    fn prepare(&self, index: u64, result: Result<Record, ReadError>) -> Prepared {
+        let record = match result {
+            Ok(record) => record,
+            Err(error) if error.kind() == ReadErrorKind::Bad => {
+                return Prepared::Unreadable(error.detail().to_owned());
+            }
+            Err(error) => return Prepared::Failed(error.to_string()),
+        };
+        if self.format == KafkaValue::Image {
+            let image = self.schema.split(&record.bytes).map(|(image, _)| image.len());
+            return match image {
+                Some(len) => Prepared::Message(Message::Kept(record.bytes, len)),
+                None => Prepared::Unreadable("it is shorter than its fields".into()),
+            };
+        }
+        let label = self.source.label(index);
+        let class = class(&self.source, label).filter(|_| self.names);
+        match encode_kafka_value(self.format, &self.schema, &record.bytes, label, class) {
+            Ok(value) => Prepared::Message(Message::Encoded(value)),
+            Err(why) => Prepared::Unreadable(why),
+        }
+    }
+}
+
+fn class(source: &Arc<dyn IndexedSource>, label: i64) -> Option<&str> {
+    source.classes().get(usize::try_from(label).ok()?).map(String::as_str)
 }
 
 fn bar(total: u64) -> ProgressBar {
