@@ -38,6 +38,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use crate::disk::{self, Files, Span};
 use crate::manifest::{Manifest, ManifestBuilder, escape};
+use crate::opening::{self, Counted, Step};
 use crate::{Blocks, CacheConfig, Extent, Fingerprint, IndexedSource, Reader, ReaderConfig, SourceError};
 
 /// Endings (without the dot, lower case) that make a file an image.
@@ -136,7 +137,8 @@ impl Folder {
             .map_err(|error| {
                 SourceError::backend(format!("no threads to read {}: {error}", config.root.display()))
             })?;
-        let manifest = pool.install(|| build(config))?;
+        let opening = opening::current().unwrap_or_default();
+        let manifest = pool.install(|| opening.run(|| build(config)))?;
         tracing::debug!(
             "{}: {} images of {} bytes in {} classes, the list takes {} bytes",
             config.root.display(),
@@ -382,6 +384,8 @@ struct Root {
     path: PathBuf,
     fd: OwnedFd,
     ancestors: Arc<Ancestors>,
+    /// Counts the images found.
+    step: Step,
 }
 
 /// The directories above one, by identity: entering one of them again would never end.
@@ -511,7 +515,8 @@ impl Root {
         };
         let (fd, identity) = open().map_err(|error| SourceError::folder(path, &error.into()))?;
         let ancestors = Arc::new(Ancestors { identity, depth: 0, parent: None });
-        Ok(Self { path: path.to_owned(), fd, ancestors })
+        let step = Step::begin("walking the folder", Counted::Files, None);
+        Ok(Self { path: path.to_owned(), fd, ancestors, step })
     }
 
     fn open_folder(&self, path: &Path) -> Result<OwnedFd, Errno> {
@@ -528,8 +533,8 @@ impl Root {
     fn walk(&self, mut level: Vec<Pending>) -> Result<Vec<(u32, Listing)>, SourceError> {
         let mut done = Vec::new();
         while !level.is_empty() {
-            let list = |Pending { class, folder }: &Pending| -> Result<_, SourceError> {
-                Ok((*class, self.list(&folder.path, &folder.above)?))
+            let list = |Pending { class, folder }: &Pending| {
+                self.step.run(|| Ok((*class, self.list(&folder.path, &folder.above)?)))
             };
             let mut listings = level.par_iter().map(list).collect::<Result<Vec<_>, _>>()?;
             self.measure(&mut listings)?;
@@ -583,6 +588,7 @@ impl Root {
         let mut space = vec![MaybeUninit::uninit(); 64 << 10];
         let mut entries = RawDir::new(&fd, &mut space);
         while let Some(entry) = entries.next() {
+            opening::check()?;
             let entry = entry.map_err(|error| self.error(path, error))?;
             let name = entry.file_name();
             let bytes = name.to_bytes();
@@ -646,23 +652,30 @@ impl Root {
             }
         }
         tasks.into_par_iter().try_for_each(|(path, names, images, sizes)| {
-            let fd = self.open_folder(path).map_err(|error| self.error(path, error))?;
-            for (image, size) in images.iter().zip(sizes) {
-                let name = CStr::from_bytes_with_nul(&names[image.start as usize..image.end as usize])
-                    .expect("names are stored with their NUL");
-                match rustix::fs::statx(&fd, name, AtFlags::empty(), StatxFlags::SIZE | StatxFlags::TYPE) {
-                    Ok(stat) if FileType::from_raw_mode(stat.stx_mode.into()) == FileType::RegularFile => {
-                        *size = Some(stat.stx_size);
-                    }
-                    // It has vanished, or become something else, since it was listed a moment ago.
-                    Ok(_) | Err(Errno::NOENT) => {}
-                    Err(error) => {
-                        let file = path.join(OsStr::from_bytes(name.to_bytes()));
-                        return Err(self.error(&file, error));
+            self.step.run(|| {
+                let fd = self.open_folder(path).map_err(|error| self.error(path, error))?;
+                for (image, size) in images.iter().zip(sizes) {
+                    opening::check()?;
+                    self.step.add(1);
+                    let name = CStr::from_bytes_with_nul(&names[image.start as usize..image.end as usize])
+                        .expect("names are stored with their NUL");
+                    match rustix::fs::statx(&fd, name, AtFlags::empty(), StatxFlags::SIZE | StatxFlags::TYPE)
+                    {
+                        Ok(stat)
+                            if FileType::from_raw_mode(stat.stx_mode.into()) == FileType::RegularFile =>
+                        {
+                            *size = Some(stat.stx_size);
+                        }
+                        // It has vanished, or become something else, since it was listed a moment ago.
+                        Ok(_) | Err(Errno::NOENT) => {}
+                        Err(error) => {
+                            let file = path.join(OsStr::from_bytes(name.to_bytes()));
+                            return Err(self.error(&file, error));
+                        }
                     }
                 }
-            }
-            Ok(())
+                Ok(())
+            })
         })
     }
 }

@@ -57,6 +57,7 @@ mod kafka;
 mod manifest;
 mod mix;
 mod numbers;
+mod opening;
 mod remote;
 mod schema;
 mod shards;
@@ -87,6 +88,7 @@ pub use kafka::{
 };
 pub use mix::{MixConfig, MixPart, Part, apportion};
 pub use numbers::read_numbers;
+pub use opening::{Counted, Opening, Progress};
 pub use schema::{ElementType, FieldSpec, MAX_FIELD_BYTES, RESERVED, Schema};
 pub use shards::CacheConfig;
 pub use stream::{Follower, Place, Sink, StreamRecord, StreamSource, StreamStats, Window};
@@ -178,6 +180,16 @@ pub fn open(config: &SourceConfig) -> Result<Arc<dyn IndexedSource>, SourceError
         SourceConfig::Mix(config) => Ok(Arc::new(mix::Mix::open(config)?)),
         SourceConfig::Address(config) => open(&config.resolve()?),
     }
+}
+
+/// As [`open`], for someone who watches it or may cancel it from another thread.
+///
+/// # Errors
+/// As [`open`]; and once it was cancelled, with one that [`SourceError::is_cancelled`], even if it had just ended well.
+pub fn open_watched(config: &SourceConfig, opening: &Opening) -> Result<Arc<dyn IndexedSource>, SourceError> {
+    let opened = opening.run(|| open(config));
+    // Whatever a part of it that was stopped made of that.
+    if opening.is_cancelled() { Err(SourceError::cancelled()) } else { opened }
 }
 
 /// A list of records with a known length and random access. Immutable once open; shared by all feeds of a pipeline.

@@ -37,6 +37,7 @@ use xxhash_rust::xxh3::Xxh3;
 
 use crate::column::{self, Part, PixelLayout, Stored, product};
 use crate::gather::{self, Parts, Place};
+use crate::opening::{Counted, Step};
 use crate::schema::{ElementType, Schema};
 use crate::shards::{Ranges, Shards, ends_with};
 use crate::{
@@ -585,6 +586,7 @@ impl Opened<'_> {
             .map_err(|_| self.refuse(format!("{len} labels do not fit in memory")))?;
         let element = rows.stored.element.size();
         let mut buffer = Vec::new();
+        let step = Step::begin("reading labels", Counted::Rows, Some(len));
         for (piece, &count) in rows.pieces.iter().zip(&rows.counts) {
             let copy = match self.unpacked(piece)? {
                 Some(path) => Some(open_copies(&[path])?),
@@ -599,6 +601,7 @@ impl Opened<'_> {
                     .read_at(shard, at, &mut buffer)
                     .map_err(|error| SourceError::data(error.to_string()))?;
                 at += buffer.len() as u64;
+                step.add((buffer.len() / element) as u64);
                 let what = format!("the labels in {}, from row {} on", piece.name, labels.len());
                 labels.extend(column::labels(rows.stored, &buffer, classes, &what)?);
             }

@@ -15,6 +15,7 @@ use xxhash_rust::xxh3::xxh3_128;
 
 use super::npy::{MAX_HEADER, Npy, NpyError};
 use super::zip::{Member, ReadAt};
+use crate::opening::{self, Counted, Step};
 use crate::{CacheConfig, SourceError};
 
 /// Bytes read and written at once.
@@ -107,8 +108,13 @@ fn write(temporary: &Path, member: &Member, read: &ReadAt<'_>) -> Result<(), Fai
     let file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(temporary);
     let mut file = BufWriter::with_capacity(PIECE, file.map_err(Failure::Disk)?);
     let (mut crc, mut size, mut failure) = (Crc::new(), 0u64, None);
+    let step = Step::begin("unpacking arrays", Counted::Bytes, Some(member.size));
     let result = inflate(member, read, &mut |bytes| {
+        if opening::check().is_err() {
+            return false;
+        }
         size += bytes.len() as u64;
+        step.add(bytes.len() as u64);
         crc.update(bytes);
         if size > member.size {
             return false;
@@ -120,6 +126,7 @@ fn write(temporary: &Path, member: &Member, read: &ReadAt<'_>) -> Result<(), Fai
         return Err(Failure::Disk(error));
     }
     result.map_err(Failure::Member)?;
+    opening::check().map_err(|cancelled| Failure::Member(cancelled.to_string()))?;
     if size != member.size || crc.sum() != member.crc32 {
         return Err(Failure::Member(format!(
             "its bytes are not those that the archive's directory promises ({} of them, with another checksum or number)",

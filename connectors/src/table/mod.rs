@@ -48,6 +48,7 @@ use self::fetch::Trouble;
 use self::labels::Labels;
 pub use self::tokens::{TokenMode, TokenTail, TokensConfig};
 use crate::buffer::{Buffer, Pool};
+use crate::opening::{Counted, Step};
 use crate::shards::{Shards, ends_with};
 use crate::{
     Blocks, CacheConfig, Extent, FieldSpec, Fingerprint, IndexedSource, ReadError, Reader, ReaderConfig,
@@ -214,19 +215,17 @@ impl File {
     }
 }
 
-/// What a file says before columns are chosen.
+/// What a file says before columns are chosen. (Text files say it only after all of them has been read: [`open_text`].)
 enum Head {
     Parquet(Box<parquet::Footer>),
     Arrow(ipc::Head),
-    Text(text::Head),
 }
 
 impl Head {
     fn read(shards: &Shards, shard: usize, format: TableFormat) -> Result<Self, SourceError> {
         Ok(match format {
             TableFormat::Parquet => Self::Parquet(Box::new(parquet::Footer::read(shards, shard)?)),
-            TableFormat::Arrow => Self::Arrow(ipc::Head::read(shards, shard)?),
-            format => Self::Text(text::Head::read(shards, shard, format)?),
+            _ => Self::Arrow(ipc::Head::read(shards, shard)?),
         })
     }
 
@@ -234,13 +233,14 @@ impl Head {
         match self {
             Self::Parquet(footer) => footer.schema.clone(),
             Self::Arrow(head) => head.schema.clone(),
-            Self::Text(head) => head.schema.clone(),
         }
     }
 }
 
-/// Opens files side by side, a few at a time; their order stays.
+/// Works on files or runs of rows side by side, a few at a time; the order of the results stays. Ends early when the
+/// opening that `step` belongs to is cancelled.
 fn in_parallel<T: Send>(
+    step: &Step,
     count: usize,
     work: impl Fn(usize) -> Result<T, SourceError> + Send + Sync,
 ) -> Result<Vec<T>, SourceError> {
@@ -251,7 +251,7 @@ fn in_parallel<T: Send>(
         .thread_name(|number| format!("fuelrail-table-{number}"))
         .build()
         .map_err(|error| SourceError::backend(format!("no threads to read the table's files: {error}")))?;
-    pool.install(|| (0..count).into_par_iter().map(work).collect())
+    pool.install(|| (0..count).into_par_iter().map(|at| step.run(|| work(at))).collect())
 }
 
 pub(crate) fn open(config: &TableConfig) -> Result<Arc<dyn IndexedSource>, SourceError> {
@@ -327,7 +327,10 @@ fn open_binary(
         Head::Parquet(footer) => Some(parquet::Layout::new(footer, &views, &shards.display(0))?),
         _ => None,
     };
-    let files = in_parallel(shards.files().len(), |shard| {
+    let count = shards.files().len();
+    let step = Step::begin("reading the heads of tables", Counted::Files, Some(count as u64));
+    let files = in_parallel(&step, count, |shard| {
+        step.add(1);
         let head = Head::read(shards, shard, format)?;
         choice.check(&schema, &head.schema(), &shards.display(0), &shards.display(shard))?;
         Ok(match &head {
@@ -339,7 +342,6 @@ fn open_binary(
                 File::Parquet(parquet::File::new(footer, layout, shards, shard)?)
             }
             Head::Arrow(head) => File::Arrow(ipc::File::new(head, &views, shards, shard)?),
-            Head::Text(_) => unreachable!("text files are opened by open_text"),
         })
     })?;
     Ok((choice, files))
@@ -351,7 +353,11 @@ fn open_text(
     shards: &Arc<Shards>,
     format: TableFormat,
 ) -> Result<(Choice, Vec<File>), SourceError> {
-    let heads = in_parallel(shards.files().len(), |shard| text::Head::read(shards, shard, format))?;
+    let total = shards.files().iter().map(|file| file.size).sum();
+    let step = Step::begin("reading tables", Counted::Bytes, Some(total));
+    let heads =
+        in_parallel(&step, shards.files().len(), |shard| text::Head::read(shards, shard, format, &step))?;
+    drop(step);
     if heads.iter().all(text::Head::is_empty) {
         return Err(SourceError::data(format!("{} has no rows", describe(shards))));
     }

@@ -10,7 +10,7 @@ use super::{Failure, spec};
 use crate::client::{Batch, ClientError, Feed};
 use crate::metrics;
 use crate::plan::Cursor;
-use crate::protocol::Stats;
+use crate::protocol::{Stats, StreamCounters};
 
 #[derive(Debug, Args)]
 pub(super) struct Bench {
@@ -92,6 +92,7 @@ impl Bench {
             return ProgressBar::hidden();
         }
         let len = match self.epochs {
+            Some(_) if feed.attached().stream.is_some() => return ProgressBar::new_spinner(),
             Some(epochs) => epochs * feed.attached().batching.len,
             None => (self.seconds * 1000.0) as u64,
         };
@@ -173,7 +174,13 @@ impl Report<'_> {
             .iter()
             .map(|field| format!("{} {:?} {}", field.name, field.shape, field.dtype))
             .collect();
-        println!("source       {} samples, {} classes", attached.batching.len, attached.classes.len());
+        match &attached.stream {
+            None => {
+                println!("source       {} samples, {} classes", attached.batching.len, attached.classes.len())
+            }
+            Some(kind) if kind.bounded => println!("source       a range of a stream"),
+            Some(_) => println!("source       a stream without an end"),
+        }
         println!(
             "batch        {} x {}, {} slots",
             attached.batching.batch_size,
@@ -186,6 +193,9 @@ impl Report<'_> {
             self.wall.as_secs_f64(),
             self.rows
         );
+        if let Some(stream) = &stats.stream {
+            println!("stream       {}", stream_text(stream, self.wall));
+        }
         println!("cpu          {:.3} s per 1,000 images, daemon and client", self.cpu_s_per_1000());
         println!("first batch  {:.0} ms after start", self.first_batch.as_secs_f64() * 1e3);
         println!(
@@ -231,4 +241,16 @@ impl Report<'_> {
         });
         println!("{report}");
     }
+}
+
+/// Where a stream stands: "window 12 of 16 partitions, 120,000 records received (2400/s), 35 behind the end".
+fn stream_text(stream: &StreamCounters, wall: Duration) -> String {
+    let StreamCounters { window, records, partitions, lag, .. } = stream;
+    let behind = match lag {
+        Some(0) => "at its end".to_string(),
+        Some(lag) => format!("{lag} behind the end"),
+        None => "the end is not known yet".to_string(),
+    };
+    let rate = *records as f64 / wall.as_secs_f64();
+    format!("window {window} of {partitions} partitions, {records} records received ({rate:.0}/s), {behind}")
 }

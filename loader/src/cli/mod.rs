@@ -2,12 +2,14 @@
 
 mod bench;
 mod inspect;
+mod opening;
 mod pack;
 mod preview;
 mod produce;
 mod read;
 mod serve;
 mod spec;
+mod which;
 
 use std::process::ExitCode;
 
@@ -35,6 +37,8 @@ enum Command {
     Produce(produce::Produce),
     /// Say what a source holds: records, classes, formats, sizes, what cannot be read.
     Inspect(inspect::Inspect),
+    /// Name the samples at a place in a run, such as those of the batch after (or before) a saved state.
+    Which(which::Which),
 }
 
 /// Why a command failed, for people.
@@ -49,6 +53,7 @@ pub fn main() -> ExitCode {
         Command::Pack(command) => command.run(),
         Command::Produce(command) => command.run(),
         Command::Inspect(command) => command.run(),
+        Command::Which(command) => command.run(),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
