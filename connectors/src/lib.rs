@@ -115,6 +115,8 @@ pub enum SourceConfig {
     Hdf5(Hdf5Config),
     /// npy and npz files.
     Array(ArrayConfig),
+    /// Topics of Kafka: a stream.
+    Kafka(KafkaConfig),
     /// A part of another source.
     Subset(SubsetConfig),
     /// Several sources drawn in proportion.
@@ -153,6 +155,7 @@ impl SourceConfig {
             Self::Table(config) => config.locations(),
             Self::Hdf5(config) => config.files.clone(),
             Self::Array(config) => config.locations(),
+            Self::Kafka(config) => config.locations(),
             Self::Subset(config) => config.source.locations(),
             Self::Mix(config) => config.parts.iter().flat_map(|part| part.source.locations()).collect(),
             Self::Address(config) => config.locations(),
@@ -176,6 +179,11 @@ pub fn open(config: &SourceConfig) -> Result<Arc<dyn IndexedSource>, SourceError
         SourceConfig::Table(config) => table::open(config),
         SourceConfig::Hdf5(config) => hdf5::open(config),
         SourceConfig::Array(config) => array::open(config),
+        SourceConfig::Kafka(config) => Err(SourceError::config(format!(
+            "{} is a stream: it has no length and no record by number, so it cannot be split, mixed or opened as a data set; train \
+             from it with a Loader, or try it with fuelrail bench",
+            config.locations().first().map_or("kafka", String::as_str)
+        ))),
         SourceConfig::Subset(config) => Ok(Arc::new(subset::Subset::open(config)?)),
         SourceConfig::Mix(config) => Ok(Arc::new(mix::Mix::open(config)?)),
         SourceConfig::Address(config) => open(&config.resolve()?),
@@ -190,6 +198,14 @@ pub fn open_watched(config: &SourceConfig, opening: &Opening) -> Result<Arc<dyn 
     let opened = opening.run(|| open(config));
     // Whatever a part of it that was stopped made of that.
     if opening.is_cancelled() { Err(SourceError::cancelled()) } else { opened }
+}
+
+/// Opens a stream: looks for its topics, and for where it starts and ends.
+///
+/// # Errors
+/// [`SourceError`] when the configuration makes no sense, no broker answers within ten seconds, or a topic is not there.
+pub fn open_stream(config: &KafkaConfig) -> Result<Arc<dyn StreamSource>, SourceError> {
+    kafka::open(config)
 }
 
 /// A list of records with a known length and random access. Immutable once open; shared by all feeds of a pipeline.

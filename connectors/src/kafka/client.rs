@@ -1,0 +1,278 @@
+//! One connection to the brokers: how librdkafka is set up, and what it reports beside messages.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use rdkafka::client::ClientContext;
+use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext};
+use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
+use rdkafka::{ClientConfig, TopicPartitionList};
+use serde::Deserialize;
+
+use super::config::{KafkaConfig, check_servers};
+use super::place::Partition;
+use super::properties::{KafkaProperties, Role};
+use crate::SourceError;
+
+pub(super) type Consumer = BaseConsumer<Context>;
+
+/// Memory for messages that librdkafka has fetched ahead, over all partitions, unless the user sets the sizes.
+const QUEUES: u64 = 64 << 20;
+/// And for the answers that are on their way.
+const ANSWERS: u64 = 32 << 20;
+/// What librdkafka holds for each message beside its bytes, about.
+const MESSAGE_OVERHEAD: u64 = 320;
+
+/// Bytes and messages that librdkafka may hold.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Sizes {
+    queue_kbytes: u64,
+    queue_messages: u64,
+    partition_bytes: u64,
+    answer_bytes: u64,
+}
+
+impl Sizes {
+    /// Sizes for so many partitions; what the user has set wins.
+    pub(super) fn new(properties: &KafkaProperties, partitions: usize) -> Self {
+        let share = |total: u64, least: u64, most: u64| (total / partitions.max(1) as u64).clamp(least, most);
+        let of = |names: &[&str], default: u64| properties.number(names).unwrap_or(default);
+        Self {
+            queue_kbytes: of(&["queued.max.messages.kbytes"], share(QUEUES >> 10, 64, 16 << 10)),
+            queue_messages: of(&["queued.min.messages"], share(200_000, 100, 20_000)),
+            partition_bytes: of(
+                &["fetch.message.max.bytes", "max.partition.fetch.bytes"],
+                share(QUEUES, 64 << 10, 4 << 20),
+            ),
+            answer_bytes: of(&["fetch.max.bytes"], ANSWERS),
+        }
+    }
+
+    /// Bytes that are held at most, but for single batches that are larger than what is asked for.
+    pub(super) fn memory(&self, partitions: usize) -> u64 {
+        let each = (self.queue_kbytes << 10)
+            .saturating_add(self.partition_bytes)
+            .saturating_add(self.queue_messages.saturating_mul(MESSAGE_OVERHEAD));
+        each.saturating_mul(partitions as u64).saturating_add(2 * self.answer_bytes)
+    }
+}
+
+/// Sets librdkafka up for reading.
+pub(super) fn configure(config: &KafkaConfig, sizes: Sizes) -> Result<ClientConfig, SourceError> {
+    let mut client = ClientConfig::new();
+    client.set_log_level(RDKafkaLogLevel::Warning);
+    client
+        .set("bootstrap.servers", check_servers(&config.servers)?)
+        .set("client.id", "fuelrail")
+        .set("group.id", "fuelrail")
+        .set("isolation.level", "read_committed")
+        // Where the broker cannot give what is asked for, it is an error and never a jump.
+        .set("auto.offset.reset", "error")
+        .set("enable.auto.commit", "false")
+        .set("enable.auto.offset.store", "false")
+        .set("enable.partition.eof", "false")
+        .set("allow.auto.create.topics", "false")
+        .set("check.crcs", "true")
+        .set("statistics.interval.ms", "200")
+        // A full queue is looked at again soon: with the default of a second, small queues would run dry.
+        .set("fetch.queue.backoff.ms", "5")
+        .set("fetch.error.backoff.ms", "100")
+        .set("fetch.wait.max.ms", "250")
+        .set("reconnect.backoff.max.ms", "2000")
+        .set("topic.metadata.refresh.interval.ms", "5000")
+        .set("topic.metadata.propagation.max.ms", "5000")
+        .set("queued.max.messages.kbytes", sizes.queue_kbytes.to_string())
+        .set("queued.min.messages", sizes.queue_messages.to_string())
+        .set("fetch.message.max.bytes", sizes.partition_bytes.to_string())
+        .set("fetch.max.bytes", sizes.answer_bytes.to_string());
+    // An alias would be a second value for the same thing.
+    if config.properties.get("max.partition.fetch.bytes").is_some() {
+        client.remove("fetch.message.max.bytes");
+    }
+    config.properties.apply(Role::Consumer, &mut client)?;
+    Ok(client)
+}
+
+/// Connects; where the brokers are not there it goes on trying.
+pub(super) fn connect(
+    config: &KafkaConfig,
+    client: &ClientConfig,
+    partitions: &[Partition],
+) -> Result<Consumer, SourceError> {
+    let context = Context::new(partitions, config.properties.clone());
+    client.create_with_context(context).map_err(|error| config.properties.explain(&error))
+}
+
+/// What librdkafka reports beside messages.
+pub(super) struct Context {
+    properties: KafkaProperties,
+    /// Slots by topic and number.
+    slots: HashMap<String, HashMap<i32, usize>>,
+    /// The next offset that librdkafka will ask the broker for, by slot. See [`Context::delivered`].
+    next: Vec<AtomicI64>,
+    /// Whether somebody wants to know that. Reading statistics costs time.
+    wanted: AtomicBool,
+    trouble: Mutex<Trouble>,
+}
+
+/// What has gone wrong since the brokers last answered.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Trouble {
+    /// The last reason.
+    pub reason: Option<String>,
+    /// A reason that trying again will not help against, and since when it has been there.
+    pub refused: Option<(Instant, String)>,
+    /// All brokers are down.
+    pub down: bool,
+    /// librdkafka cannot go on.
+    pub fatal: Option<String>,
+}
+
+impl Context {
+    fn new(partitions: &[Partition], properties: KafkaProperties) -> Self {
+        let mut slots: HashMap<String, HashMap<i32, usize>> = HashMap::new();
+        for (slot, partition) in partitions.iter().enumerate() {
+            slots.entry(partition.topic.to_string()).or_default().insert(partition.number, slot);
+        }
+        let next = partitions.iter().map(|_| AtomicI64::new(-1)).collect();
+        Self { properties, slots, next, wanted: AtomicBool::new(false), trouble: Mutex::default() }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Trouble> {
+        self.trouble.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn trouble(&self) -> Trouble {
+        self.lock().clone()
+    }
+
+    /// The brokers have answered. Says whether they had been away.
+    pub(super) fn answered(&self) -> bool {
+        std::mem::take(&mut *self.lock()).down
+    }
+
+    /// Asks for statistics to be read.
+    pub(super) fn want_delivered(&self, wanted: bool) {
+        self.wanted.store(wanted, Ordering::Relaxed);
+    }
+
+    /// Whether every record of a log below `offset` is in its queue, or was.
+    ///
+    /// A log may hold no record at its end: markers of transactions, aborted records, what compaction removed. librdkafka
+    /// passes over these silently, but not unnoticed: `next_offset` of its statistics is the position of the next request, as
+    /// the thread that fills the queue saw it when it was done with all answers before
+    /// (`rd_kafka_toppar_fetch_decide` copies it). Until the consumer is pointed elsewhere, which never happens to one of
+    /// ours, it only grows, so one look suffices, and a queue that is found empty *after* it has nothing below it.
+    pub(super) fn delivered(&self, slot: usize, offset: i64) -> bool {
+        self.next[slot].load(Ordering::Relaxed) >= offset
+    }
+}
+
+/// The part of librdkafka's statistics that matters.
+#[derive(Deserialize)]
+struct Statistics {
+    #[serde(default)]
+    topics: HashMap<String, Topic>,
+}
+
+#[derive(Deserialize)]
+struct Topic {
+    #[serde(default)]
+    partitions: HashMap<i32, Next>,
+}
+
+#[derive(Deserialize)]
+struct Next {
+    next_offset: i64,
+}
+
+impl ClientContext for Context {
+    fn log(&self, _: RDKafkaLogLevel, facility: &str, message: &str) {
+        // What matters comes as an error too; at each attempt to connect these would be many lines.
+        let message = self.properties.without_values(message);
+        tracing::debug!(target: "librdkafka", "{facility}: {message}");
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        let reason = self.properties.without_values(reason);
+        tracing::debug!(target: "librdkafka", "{error}: {reason}");
+        use RDKafkaErrorCode as Code;
+        let code = error.rdkafka_error_code();
+        let mut trouble = self.lock();
+        match code {
+            Some(Code::AllBrokersDown) => trouble.down = true,
+            Some(
+                Code::Authentication
+                | Code::SaslAuthenticationFailed
+                | Code::SSL
+                | Code::ClusterAuthorizationFailed
+                | Code::UnsupportedSASLMechanism,
+            ) => {
+                let since = trouble.refused.as_ref().map_or_else(Instant::now, |(since, _)| *since);
+                trouble.refused = Some((since, reason));
+            }
+            Some(Code::Fatal) => trouble.fatal = Some(reason),
+            _ => trouble.reason = Some(reason),
+        }
+    }
+
+    fn stats_raw(&self, statistics: &[u8]) {
+        if !self.wanted.load(Ordering::Relaxed) {
+            return;
+        }
+        let statistics: Statistics = match serde_json::from_slice(statistics) {
+            Ok(statistics) => statistics,
+            Err(error) => {
+                tracing::debug!("librdkafka's statistics cannot be read: {error}");
+                return;
+            }
+        };
+        for (topic, read) in &statistics.topics {
+            let Some(slots) = self.slots.get(topic) else { continue };
+            for (number, next) in &read.partitions {
+                if let Some(&slot) = slots.get(number) {
+                    self.next[slot].fetch_max(next.next_offset, Ordering::Relaxed);
+                }
+            }
+        }
+    }
+}
+
+impl ConsumerContext for Context {
+    fn commit_callback(&self, result: KafkaResult<()>, _: &TopicPartitionList) {
+        if let Err(error) = result {
+            tracing::warn!(
+                "Kafka: the broker was not told which records are in a checkpoint ({error}); training is not affected, only lag \
+                 monitors are"
+            );
+        }
+    }
+}
+
+/// Serves what the brokers report. There must be no message in it: every partition has a queue of its own.
+pub(super) fn serve(consumer: &Consumer) -> Result<(), SourceError> {
+    // A few at most, so that a flood of errors does not keep records from being read.
+    for _ in 0..16 {
+        match consumer.poll(Duration::ZERO) {
+            None => break,
+            Some(Ok(message)) => {
+                use rdkafka::Message as _;
+                return Err(SourceError::data(format!(
+                    "librdkafka delivered offset {} of {}/{} outside of its queue; this is a bug, please report it",
+                    message.offset(),
+                    message.topic(),
+                    message.partition()
+                )));
+            }
+            // Told to the context too, with the reason.
+            Some(Err(error)) => tracing::debug!(target: "librdkafka", "{error}"),
+        }
+    }
+    match consumer.client().context().trouble().fatal {
+        Some(reason) => Err(SourceError::data(format!("librdkafka cannot go on: {reason}"))),
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,411 @@
+//! The thread that reads windows, one after the other.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use xxhash_rust::xxh3::Xxh3;
+
+use super::config::Cut;
+use super::place::{Partition, Range, Ranges};
+use super::plan::{self, Taking};
+use super::session::{Look, Session};
+use super::{Core, Kafka};
+use crate::workers::panic_text;
+use crate::{Follower, Place, Sink, SourceError, StreamStats, Window};
+
+/// How long a thread that waits sleeps before it looks again.
+const NAP: Duration = Duration::from_millis(20);
+
+/// The ends of logs are not asked for more often than this, and with many partitions less often.
+const ASK: Duration = Duration::from_millis(100);
+const ASK_EACH: Duration = Duration::from_micros(200);
+
+/// A stream being read.
+pub(super) struct Following {
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// What the thread and its owner share.
+#[derive(Default)]
+struct Shared {
+    stop: AtomicBool,
+    stats: Mutex<StreamStats>,
+    /// What is to be committed, if anything new is.
+    saved: Mutex<Option<Vec<(Partition, i64)>>>,
+    bounded: bool,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Following {
+    pub(super) fn start(
+        core: Arc<Core>,
+        from: Place,
+        ranges: Ranges,
+        again: bool,
+        sink: Arc<dyn Sink>,
+    ) -> Result<Self, SourceError> {
+        let stats = StreamStats {
+            window: from.window,
+            partitions: ranges.partitions.len() as u64,
+            ..StreamStats::default()
+        };
+        let bounded = core.bounded;
+        let shared = Arc::new(Shared { stats: Mutex::new(stats), bounded, ..Shared::default() });
+        let source = Arc::new(Kafka::with_partitions(core.clone(), ranges.partitions.clone()));
+        let mut reading = Reading { core, source, place: from, ranges, shared: shared.clone(), sink };
+        let thread = std::thread::Builder::new()
+            .name("kafka".into())
+            .spawn(move || {
+                let sink = reading.sink.clone();
+                match catch_unwind(AssertUnwindSafe(|| reading.run(again))) {
+                    Ok(Ok(())) => {}
+                    Ok(Err(error)) => sink.failed(error),
+                    Err(panic) => sink.failed(SourceError::data(format!(
+                        "reading {} broke ({}); this is a bug, please report it",
+                        reading.core.config.name(),
+                        panic_text(&*panic)
+                    ))),
+                }
+            })
+            .map_err(|error| SourceError::backend(format!("no thread to read Kafka on: {error}")))?;
+        Ok(Self { shared, thread: Some(thread) })
+    }
+}
+
+impl Follower for Following {
+    fn saved(&self, place: &Place, position: u64) {
+        let ranges = match Ranges::read(place, self.shared.bounded) {
+            Ok(ranges) => ranges,
+            Err(error) => {
+                return tracing::warn!("Kafka: a checkpoint's place is not told to the broker: {error}");
+            }
+        };
+        let offset = |range: &Range| if position >= place.end() { range.to } else { range.from };
+        let offsets = ranges.partitions.iter().cloned().zip(ranges.ranges.iter().map(offset)).collect();
+        *lock(&self.shared.saved) = Some(offsets);
+    }
+
+    fn stats(&self) -> StreamStats {
+        lock(&self.shared.stats).clone()
+    }
+}
+
+impl Drop for Following {
+    fn drop(&mut self) {
+        self.shared.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            // It has told the sink of a panic.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// The thread's own state.
+struct Reading {
+    core: Arc<Core>,
+    source: Arc<Kafka>,
+    /// The last window.
+    place: Place,
+    ranges: Ranges,
+    shared: Arc<Shared>,
+    sink: Arc<dyn Sink>,
+}
+
+/// The thread has been told to end.
+struct Stopped;
+
+/// What a step of the thread ends with: a value, an error for the sink, or the end.
+type Step<T> = Result<Result<T, Stopped>, SourceError>;
+
+/// A value, or the way out when the thread has been told to end.
+macro_rules! go_on {
+    ($step:expr) => {
+        match $step? {
+            Ok(value) => value,
+            Err(Stopped) => return Ok(Err(Stopped)),
+        }
+    };
+}
+
+impl Reading {
+    fn run(&mut self, again: bool) -> Result<(), SourceError> {
+        self.windows(again).map(drop)
+    }
+
+    /// Reads windows until the end of time.
+    fn windows(&mut self, again: bool) -> Step<()> {
+        let mut session = None;
+        if again && self.place.window > 0 {
+            let starts: Vec<i64> = self.ranges.ranges.iter().map(|range| range.from).collect();
+            go_on!(self.room(&mut session));
+            go_on!(self.again(self.begin(&mut session, &starts)?));
+        }
+        loop {
+            go_on!(self.room(&mut session));
+            let mut starts: Vec<i64> = self.ranges.ranges.iter().map(|range| range.to).collect();
+            if self.ranges.ranges.iter().all(|range| range.bounds.is_some_and(|(_, hi)| range.to == hi)) {
+                // The next epoch covers the same offsets, and begins with a consumer that knows nothing of this one's end.
+                session = None;
+                starts = self.ranges.ranges.iter().filter_map(|range| Some(range.bounds?.0)).collect();
+                self.place = Place {
+                    epoch: self.place.epoch + 1,
+                    window: 0,
+                    first: 0,
+                    count: 0,
+                    ..self.place.clone()
+                };
+            }
+            let session = self.begin(&mut session, &starts)?;
+            let ends = go_on!(self.plan(session, &starts));
+            let taking = Taking::new(starts.clone(), ends, self.core.config.window_bytes());
+            let read = go_on!(self.read(session, taking));
+            self.deliver(&starts, read)?;
+        }
+    }
+
+    /// The session, started if there is none.
+    fn begin<'session>(
+        &self,
+        session: &'session mut Option<Session>,
+        starts: &[i64],
+    ) -> Result<&'session mut Session, SourceError> {
+        if session.is_none() {
+            let hi: Vec<i64> =
+                self.ranges.ranges.iter().map(|range| range.bounds.map_or(i64::MAX, |(_, hi)| hi)).collect();
+            *session = Some(Session::new(&self.core, &self.ranges.partitions, starts, &hi)?);
+        }
+        Ok(session.as_mut().expect("it was started"))
+    }
+
+    /// Looks after everything but reading.
+    fn tend(&self, session: Option<&mut Session>, nap: Duration) -> Step<()> {
+        if self.shared.stop.load(Ordering::Relaxed) {
+            return Ok(Err(Stopped));
+        }
+        match session {
+            Some(session) => {
+                session.serve(nap)?;
+                if let Some(offsets) = lock(&self.shared.saved).take() {
+                    session.commit(&offsets);
+                }
+                if let Some(marks) = session.marks() {
+                    let behind = |(end, range): (&i64, &Range)| {
+                        (range.bounds.map_or(*end, |(_, hi)| hi.min(*end)) - range.to).max(0) as u64
+                    };
+                    let lag = marks.end.iter().zip(&self.ranges.ranges).map(behind).sum();
+                    lock(&self.shared.stats).lag = Some(lag);
+                }
+            }
+            None => std::thread::sleep(nap),
+        }
+        Ok(Ok(()))
+    }
+
+    /// Waits until another window may be read.
+    fn room(&self, session: &mut Option<Session>) -> Step<()> {
+        go_on!(self.tend(session.as_mut(), Duration::ZERO));
+        while !self.sink.has_room() {
+            // A checkpoint is saved although nothing is read: the broker is told all the same.
+            if session.is_none() && lock(&self.shared.saved).is_some() {
+                let starts: Vec<i64> = self.ranges.ranges.iter().map(|range| range.to).collect();
+                self.begin(session, &starts)?;
+            }
+            go_on!(self.tend(session.as_mut(), NAP));
+        }
+        Ok(Ok(()))
+    }
+
+    /// Waits until it is known where the next window ends, but for its bytes.
+    fn plan(&self, session: &mut Session, starts: &[i64]) -> Step<Vec<i64>> {
+        let began = Instant::now();
+        let mut first = None;
+        let pace = ASK + ASK_EACH * starts.len() as u32;
+        loop {
+            if let Some(marks) = session.marks() {
+                let hi = |slot: usize| self.ranges.ranges[slot].bounds.map(|(_, hi)| hi);
+                let known = |slot: usize| hi(slot).map_or(marks.end[slot], |hi| hi.min(marks.end[slot]));
+                let slots = 0..starts.len();
+                let available: Vec<u64> =
+                    slots.clone().map(|slot| (known(slot) - starts[slot]).max(0) as u64).collect();
+                let complete: Vec<bool> =
+                    slots.clone().map(|slot| hi(slot).is_some_and(|hi| marks.end[slot] >= hi)).collect();
+                let total: u64 = available.iter().sum();
+                let quotas = match self.core.cut {
+                    Cut::Offsets(each) => {
+                        let wanted =
+                            |slot: usize| hi(slot).map_or(each, |hi| each.min((hi - starts[slot]) as u64));
+                        let wanted: Vec<u64> = slots.map(wanted).collect();
+                        wanted
+                            .iter()
+                            .zip(&available)
+                            .all(|(wanted, available)| wanted <= available)
+                            .then_some(wanted)
+                    }
+                    Cut::Records { records, .. } if total >= records => {
+                        // A short log may have become longer since it was asked for, and then it has a larger share.
+                        let fresh =
+                            marks.asked >= began || !plan::depends_on_more(&available, &complete, records);
+                        fresh.then(|| plan::quotas(&available, records))
+                    }
+                    Cut::Records { .. } if complete.iter().all(|complete| *complete) => Some(available),
+                    Cut::Records { patience, .. } if total > 0 => {
+                        let first: Instant = *first.get_or_insert_with(Instant::now);
+                        (first.elapsed() >= patience).then_some(available)
+                    }
+                    Cut::Records { .. } => None,
+                };
+                if let Some(quotas) = quotas {
+                    return Ok(Ok(starts
+                        .iter()
+                        .zip(quotas)
+                        .map(|(start, quota)| start + quota as i64)
+                        .collect()));
+                }
+                if marks.asked.elapsed() > pace {
+                    session.ask();
+                }
+            }
+            go_on!(self.tend(Some(session), NAP / 4));
+        }
+    }
+
+    /// Reads the records of a window.
+    fn read(&self, session: &mut Session, mut taking: Taking) -> Step<Read> {
+        let mut records = Vec::new();
+        let mut tended = Instant::now();
+        while let Some((slot, _)) = taking.log() {
+            match session.look(slot, taking.end(slot))? {
+                Look::Nothing => taking.finished(slot),
+                Look::Found(offset) => {
+                    if taking.found(slot, offset) && taking.take(session.cost(slot)) {
+                        records.push(session.take(slot));
+                    }
+                }
+                Look::Wait => tended -= NAP,
+            }
+            if tended.elapsed() >= NAP {
+                go_on!(self.tend(Some(session), Duration::ZERO));
+                tended = Instant::now();
+            }
+        }
+        // Into the canonical order: by slot, then by offset.
+        records.sort_unstable_by_key(|head| head.record.id);
+        let mut hasher = Xxh3::new();
+        records.iter().for_each(|head| hasher.update(&head.digest.to_le_bytes()));
+        let bytes = records.iter().map(|head| head.record.stored).sum();
+        let records = records.into_iter().map(|head| head.record).collect();
+        Ok(Ok(Read { records, ends: taking.into_ends(), hash: hasher.digest128(), bytes }))
+    }
+
+    /// Reads the last window again and compares it.
+    fn again(&self, session: &mut Session) -> Step<()> {
+        let starts: Vec<i64> = self.ranges.ranges.iter().map(|range| range.from).collect();
+        let ends: Vec<i64> = self.ranges.ranges.iter().map(|range| range.to).collect();
+        let taking = Taking::new(starts.clone(), ends.clone(), self.core.config.window_bytes());
+        let read = go_on!(self.read(session, taking));
+        if read.records.len() as u64 != self.place.count || read.hash != self.ranges.hash || read.ends != ends
+        {
+            return Err(self.changed(&read));
+        }
+        let last = self.is_last();
+        self.hand_over(read, last);
+        Ok(Ok(()))
+    }
+
+    /// Says what is not as it was.
+    fn changed(&self, read: &Read) -> SourceError {
+        let found = |slot: usize| read.records.iter().filter(|record| record.id >> 48 == slot as i64).count();
+        let slots = || {
+            (0..self.ranges.ranges.len())
+                .filter(|&slot| self.ranges.ranges[slot].from < self.ranges.ranges[slot].to)
+        };
+        let describe = |slot: usize| {
+            let range = &self.ranges.ranges[slot];
+            format!(
+                "{} offsets {} to {} ({} records now)",
+                self.ranges.partitions[slot],
+                range.from,
+                range.to - 1,
+                found(slot)
+            )
+        };
+        // Where offsets are missing, records were removed; where none is, something was written anew.
+        let gaps: Vec<usize> = slots()
+            .filter(|&slot| {
+                (found(slot) as i64) < self.ranges.ranges[slot].to - self.ranges.ranges[slot].from
+            })
+            .collect();
+        let named: Vec<usize> = if gaps.is_empty() { slots().collect() } else { gaps };
+        let more = if named.len() > 4 { format!(" and {} more", named.len() - 4) } else { String::new() };
+        let named: Vec<String> = named.into_iter().take(4).map(describe).collect();
+        SourceError::data(format!(
+            "window {} of epoch {} is not what it was when the checkpoint was made: {} records instead of {}{}: {}{more}. \
+             Compaction, retention or a re-created topic changed it, so training cannot go on exactly from there; start a new run, \
+             and read topics whose cleanup.policy is \"delete\"",
+            self.place.window,
+            self.place.epoch,
+            read.records.len(),
+            self.place.count,
+            if read.records.len() as u64 == self.place.count { " with other contents" } else { "" },
+            named.join(", ")
+        ))
+    }
+
+    /// Whether nothing comes behind the last window in its epoch.
+    fn is_last(&self) -> bool {
+        self.ranges.ranges.iter().all(|range| range.bounds.is_some_and(|(_, hi)| range.to == hi))
+    }
+
+    /// Makes what was read the last window, and delivers it.
+    fn deliver(&mut self, starts: &[i64], read: Read) -> Result<(), SourceError> {
+        for ((range, &from), &to) in self.ranges.ranges.iter_mut().zip(starts).zip(&read.ends) {
+            (range.from, range.to) = (from, to);
+        }
+        self.ranges.hash = read.hash;
+        let last = self.is_last();
+        if read.records.is_empty() && !last {
+            // Markers, aborted records: offsets without anything in them. The position does not move.
+            return Ok(());
+        }
+        if read.records.is_empty() && self.place.end() == 0 {
+            return Err(SourceError::data(format!(
+                "{} has no record between start and end: its offsets hold transaction markers, aborted or compacted records only",
+                self.core.config.name()
+            )));
+        }
+        self.place = Place {
+            epoch: self.place.epoch,
+            window: self.place.window + 1,
+            first: self.place.end(),
+            count: read.records.len() as u64,
+            state: self.ranges.write(),
+        };
+        self.hand_over(read, last);
+        Ok(())
+    }
+
+    fn hand_over(&self, read: Read, last: bool) {
+        let mut stats = lock(&self.shared.stats);
+        stats.window = self.place.window;
+        stats.records += read.records.len() as u64;
+        stats.bytes += read.bytes;
+        drop(stats);
+        let source = self.source.clone();
+        self.sink.window(Window { place: self.place.clone(), last, records: read.records, source });
+    }
+}
+
+/// The records of a window and where it ends.
+struct Read {
+    records: Vec<crate::StreamRecord>,
+    ends: Vec<i64>,
+    hash: u128,
+    bytes: u64,
+}

@@ -1,0 +1,367 @@
+//! What there is when a source is opened: topics, partitions, and where reading starts and ends.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use chrono::{DateTime, Utc};
+use rdkafka::Offset;
+use rdkafka::consumer::Consumer as _;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+
+use super::client::{self, Consumer};
+use super::config::{KafkaConfig, KafkaPoint, Wanted};
+use super::marks;
+use super::place::{MAX_PARTITIONS, Partition};
+use crate::SourceError;
+
+/// The brokers must have answered after this.
+const DEADLINE: Duration = Duration::from_secs(10);
+
+/// One question to librdkafka, so that errors are noticed in between.
+const SLICE: Duration = Duration::from_millis(500);
+
+/// Names shown when a topic is not there.
+const SHOWN: usize = 20;
+
+/// What was found.
+#[derive(Debug)]
+pub(super) struct Found {
+    pub partitions: Arc<[Partition]>,
+    pub starts: Vec<i64>,
+    /// What an epoch covers, if epochs end.
+    pub bounds: Option<Vec<(i64, i64)>>,
+    pub cluster: Option<String>,
+}
+
+/// Topics and partitions there are, without where to start.
+pub(super) fn partitions(config: &KafkaConfig, consumer: &Consumer) -> Result<Arc<[Partition]>, SourceError> {
+    Lookup { config, consumer, deadline: Instant::now() + DEADLINE }.partitions()
+}
+
+/// Looks everything up.
+pub(super) fn look(config: &KafkaConfig) -> Result<Found, SourceError> {
+    let settings = client::configure(config, client::Sizes::new(&config.properties, 1))?;
+    let consumer = client::connect(config, &settings, &[])?;
+    let lookup = Lookup { config, consumer: &consumer, deadline: Instant::now() + DEADLINE };
+    let found = lookup.everything();
+    // Closing waits for connections that may never come.
+    std::thread::spawn(move || drop(consumer));
+    found
+}
+
+struct Lookup<'a> {
+    config: &'a KafkaConfig,
+    consumer: &'a Consumer,
+    deadline: Instant,
+}
+
+impl Lookup<'_> {
+    fn everything(&self) -> Result<Found, SourceError> {
+        let partitions = self.partitions()?;
+        let cluster = self.consumer.client().fetch_cluster_id(SLICE);
+        let low = self.ask(&partitions, Offset::Beginning)?;
+        let end = self.ask(&partitions, Offset::End)?;
+        let starts = self.resolve("start", &self.config.start, &partitions, &low, &end)?;
+        for (slot, partition) in partitions.iter().enumerate() {
+            if starts[slot] < low[slot] {
+                return Err(gone(partition, starts[slot], low[slot]));
+            }
+            if starts[slot] > end[slot] {
+                return Err(SourceError::data(format!(
+                    "start: {partition} ends at offset {}, before {}; give an offset that exists, or \"end\"",
+                    end[slot], starts[slot]
+                )));
+            }
+        }
+        let bounds = match &self.config.end {
+            None => None,
+            Some(point) => {
+                let ends = self.resolve("end", point, &partitions, &low, &end)?;
+                let mut more = 0;
+                let mut bounds = Vec::with_capacity(ends.len());
+                for (slot, partition) in partitions.iter().enumerate() {
+                    if ends[slot] < starts[slot] {
+                        // A time or one offset for all may lie before a partition's start; named offsets must not.
+                        if let KafkaPoint::Offsets(_) = point {
+                            return Err(SourceError::config(format!(
+                                "end is offset {} of {partition}, before its start ({})",
+                                ends[slot], starts[slot]
+                            )));
+                        }
+                    }
+                    let hi = ends[slot].max(starts[slot]);
+                    more += hi.saturating_sub(end[slot]).max(0);
+                    bounds.push((starts[slot], hi));
+                }
+                if bounds.iter().all(|(lo, hi)| lo == hi) {
+                    return Err(SourceError::data(format!(
+                        "{} has no record between start and end; its partitions hold {}",
+                        self.config.name(),
+                        extents(&partitions, &low, &end)
+                    )));
+                }
+                if more > 0 {
+                    tracing::warn!(
+                        "{}: {more} of the offsets before `end` are not written yet; the epoch goes on when they are",
+                        self.config.name()
+                    );
+                }
+                Some(bounds)
+            }
+        };
+        Ok(Found { partitions, starts, bounds, cluster })
+    }
+
+    /// All partitions of the topics that are meant, in order.
+    fn partitions(&self) -> Result<Arc<[Partition]>, SourceError> {
+        let wanted =
+            self.config.topics.iter().map(|topic| Wanted::parse(topic)).collect::<Result<Vec<_>, _>>()?;
+        let mut counts: BTreeMap<String, usize> = BTreeMap::new();
+        let mut unknown = BTreeSet::new();
+        let patterns = wanted.iter().any(|wanted| matches!(wanted, Wanted::Pattern(_)));
+        for wanted in &wanted {
+            if let Wanted::Name(name) = wanted {
+                match self.topic(Some(name))?.remove(name) {
+                    Some(count) if count > 0 => drop(counts.insert(name.clone(), count)),
+                    _ => drop(unknown.insert(name.clone())),
+                }
+            }
+        }
+        if patterns || !unknown.is_empty() {
+            let there = self.topic(None)?;
+            if let Some(name) = unknown.first() {
+                return Err(self.unknown(&format!("topic {name:?}"), name, &there));
+            }
+            for (pattern, wanted) in self.config.topics.iter().zip(&wanted) {
+                let before = counts.len();
+                let mut matched = there.iter().filter(|(name, _)| wanted.means(name)).peekable();
+                if matched.peek().is_none() && before == counts.len() && matches!(wanted, Wanted::Pattern(_))
+                {
+                    return Err(self.unknown(&format!("topic that matches {pattern:?}"), pattern, &there));
+                }
+                counts.extend(matched.map(|(name, count)| (name.clone(), *count)));
+            }
+        }
+        let total: usize = counts.values().sum();
+        if total >= MAX_PARTITIONS {
+            return Err(SourceError::config(format!(
+                "{} has {total} partitions; at most {} can be read by one loader, so name fewer topics",
+                self.config.name(),
+                MAX_PARTITIONS - 1
+            )));
+        }
+        Ok(counts
+            .into_iter()
+            .flat_map(|(topic, count)| {
+                let topic: Arc<str> = topic.into();
+                (0..count).map(move |number| Partition { topic: topic.clone(), number: number as i32 })
+            })
+            .collect())
+    }
+
+    fn unknown(&self, what: &str, name: &str, there: &BTreeMap<String, usize>) -> SourceError {
+        let visible: Vec<&str> =
+            there.keys().map(String::as_str).filter(|name| !name.starts_with("__")).collect();
+        let near = visible
+            .iter()
+            .map(|known| (strsim::damerau_levenshtein(name, known), known))
+            .min()
+            .filter(|(distance, known)| *distance <= 2.max(known.len() / 4));
+        let near = near.map_or(String::new(), |(_, known)| format!("; did you mean {known:?}?"));
+        let listed = match visible.len() {
+            0 => "there is none that this user may see".to_owned(),
+            count => {
+                let more = if count > SHOWN { format!(" and {} more", count - SHOWN) } else { String::new() };
+                format!("there are {}{more}", visible[..count.min(SHOWN)].join(", "))
+            }
+        };
+        SourceError::data(format!("no {what} on {}{near} ({listed})", self.config.servers.join(",")))
+    }
+
+    /// Partitions by topic.
+    fn topic(&self, name: Option<&str>) -> Result<BTreeMap<String, usize>, SourceError> {
+        loop {
+            let metadata = self.until(|slice| self.consumer.fetch_metadata(name, slice))?;
+            let mut counts = BTreeMap::new();
+            let mut waiting = false;
+            for topic in metadata.topics() {
+                match topic.error().map(RDKafkaErrorCode::from) {
+                    None => drop(counts.insert(topic.name().to_owned(), topic.partitions().len())),
+                    Some(RDKafkaErrorCode::TopicAuthorizationFailed) => {
+                        return Err(SourceError::data(format!(
+                            "topic {:?} may not be read by this user ({}); have the right DESCRIBE and READ granted, or name \
+                             another user (sasl.username)",
+                            topic.name(),
+                            RDKafkaErrorCode::TopicAuthorizationFailed
+                        )));
+                    }
+                    // It is being created, or its leader elected.
+                    Some(RDKafkaErrorCode::LeaderNotAvailable) if name.is_some() => waiting = true,
+                    Some(_) => {}
+                }
+            }
+            if !waiting || self.left().is_zero() {
+                return Ok(counts);
+            }
+            client::serve(self.consumer)?;
+            std::thread::sleep(SLICE / 5);
+        }
+    }
+
+    /// One offset of each partition.
+    fn ask(&self, partitions: &[Partition], which: Offset) -> Result<Vec<i64>, SourceError> {
+        loop {
+            let answers =
+                self.until(|slice| marks::ask(self.consumer, partitions, which, slice.max(4 * SLICE)))?;
+            match answers.iter().position(Result::is_err) {
+                None => return Ok(answers.into_iter().map(Result::unwrap_or_default).collect()),
+                Some(slot) if self.left().is_zero() => {
+                    let code = answers[slot].err().unwrap_or(RDKafkaErrorCode::Unknown);
+                    return Err(SourceError::data(format!(
+                        "{} does not say how far it reaches: {code}",
+                        partitions[slot]
+                    )));
+                }
+                // A leader has moved.
+                Some(_) => {
+                    client::serve(self.consumer)?;
+                    std::thread::sleep(SLICE / 5);
+                }
+            }
+        }
+    }
+
+    fn resolve(
+        &self,
+        what: &str,
+        point: &KafkaPoint,
+        partitions: &[Partition],
+        low: &[i64],
+        end: &[i64],
+    ) -> Result<Vec<i64>, SourceError> {
+        Ok(match point {
+            KafkaPoint::Beginning => low.to_vec(),
+            KafkaPoint::End => end.to_vec(),
+            KafkaPoint::Offset(offset) => vec![offset_of(*offset)?; partitions.len()],
+            KafkaPoint::Time(time) => {
+                let now: DateTime<Utc> = std::time::SystemTime::now().into();
+                if *time > now {
+                    return Err(SourceError::config(format!(
+                        "{what} is {time}, which is yet to come (it is {now}); an epoch ends where records are already: give a \
+                         time that has passed, or leave out `end` to train without one"
+                    )));
+                }
+                let found = self.ask(partitions, Offset::Offset(time.timestamp_millis().max(0)))?;
+                // Where no record is as young as that, everything is older.
+                found.iter().zip(end).map(|(&found, &end)| if found < 0 { end } else { found }).collect()
+            }
+            KafkaPoint::Offsets(topics) => {
+                let known = |topic: &str, number: u32| {
+                    partitions.iter().any(|known| &*known.topic == topic && known.number as u32 == number)
+                };
+                for (topic, offsets) in topics {
+                    if let Some(number) = offsets.keys().find(|&&number| !known(topic, number)) {
+                        return Err(SourceError::config(format!(
+                            "{what} names {topic}/{number}, which is not read; there are {}",
+                            extents(partitions, low, end)
+                        )));
+                    }
+                }
+                let offset = |partition: &Partition| {
+                    let offset = topics
+                        .get(&*partition.topic)
+                        .and_then(|offsets| offsets.get(&(partition.number as u32)));
+                    offset.copied().ok_or_else(|| {
+                        SourceError::config(format!(
+                            "{what} names no offset of {partition}; name one of each partition"
+                        ))
+                    })
+                };
+                partitions.iter().map(|partition| offset_of(offset(partition)?)).collect::<Result<_, _>>()?
+            }
+        })
+    }
+
+    fn left(&self) -> Duration {
+        self.deadline.saturating_duration_since(Instant::now())
+    }
+
+    /// Tries until the deadline, or until it is clear that it is in vain.
+    fn until<T>(&self, attempt: impl Fn(Duration) -> Result<T, KafkaError>) -> Result<T, SourceError> {
+        loop {
+            let slice = self.left().clamp(Duration::from_millis(50), SLICE);
+            match attempt(slice) {
+                Ok(answer) => return Ok(answer),
+                Err(error) => {
+                    client::serve(self.consumer)?;
+                    let trouble = self.consumer.client().context().trouble();
+                    if let Some((since, reason)) = &trouble.refused
+                        && since.elapsed() > SLICE
+                    {
+                        return Err(refused(self.config, reason));
+                    }
+                    if self.left().is_zero() {
+                        let why = trouble.reason.unwrap_or_else(|| error.to_string());
+                        return Err(SourceError::data(format!(
+                            "no Kafka broker answers at {} within {} s: {why}; check the address and the port, that the broker's \
+                             advertised.listeners can be reached from here, and security.protocol",
+                            self.config.servers.join(","),
+                            DEADLINE.as_secs()
+                        )));
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The brokers do not let this user or this client in.
+pub(super) fn refused(config: &KafkaConfig, reason: &str) -> SourceError {
+    SourceError::data(format!(
+        "{} does not let this client in: {reason}; check security.protocol, sasl.mechanism, the user and the password, and \
+         with TLS ssl.ca.location",
+        config.servers.join(",")
+    ))
+}
+
+/// Offsets that retention has removed.
+pub(super) fn gone(partition: &Partition, from: i64, low: i64) -> SourceError {
+    SourceError::data(format!(
+        "{partition}: offsets {from} to {} ({}) are gone: retention removed them before they were read. Nothing was skipped: \
+         to go on without them, start a new run at \"beginning\"; to not lose data again, raise the topic's retention.ms or \
+         retention.bytes, or train faster than it is written",
+        low - 1,
+        low - from
+    ))
+}
+
+/// Offsets that were never written, or not in this log.
+pub(super) fn beyond(partition: &Partition, from: i64, low: i64, end: i64) -> SourceError {
+    SourceError::data(format!(
+        "{partition}: offset {from} is beyond the end of the log, which holds {low} to {}: the topic was re-created or \
+         truncated, so {} offsets that were read are no longer there. Start a new run, or read the topic that the checkpoint \
+         was made with",
+        end - 1,
+        from - end
+    ))
+}
+
+fn offset_of(offset: u64) -> Result<i64, SourceError> {
+    i64::try_from(offset)
+        .ok()
+        .filter(|offset| *offset < 1 << 47)
+        .ok_or_else(|| SourceError::config(format!("{offset} is larger than any offset")))
+}
+
+/// The first few partitions with what they hold.
+fn extents(partitions: &[Partition], low: &[i64], end: &[i64]) -> String {
+    let one = |slot: usize| format!("{} with offsets {} to {}", partitions[slot], low[slot], end[slot] - 1);
+    let some = |slot: usize| {
+        if low[slot] == end[slot] { format!("{} (empty)", partitions[slot]) } else { one(slot) }
+    };
+    let shown: Vec<_> = (0..partitions.len().min(8)).map(some).collect();
+    let more =
+        if partitions.len() > 8 { format!(" and {} more", partitions.len() - 8) } else { String::new() };
+    format!("{}{more}", shown.join(", "))
+}

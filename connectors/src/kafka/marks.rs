@@ -1,0 +1,227 @@
+//! How far the logs reach: asked for all partitions at once, on a thread of its own, because it takes as long as the network.
+
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use rdkafka::consumer::Consumer as _;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::{Offset, TopicPartitionList};
+
+use super::client::Consumer;
+use super::place::Partition;
+
+/// The brokers may take this long to answer.
+const ANSWER: Duration = Duration::from_secs(4);
+
+/// Where nobody asks, the ends are looked up so often: for lag, and to notice early what retention does.
+const IDLE: Duration = Duration::from_secs(3);
+
+/// Answers to two questions asked less than this apart may be equally old on the broker's side.
+const CONFIRM: Duration = Duration::from_secs(1);
+
+/// Asks for one offset of each partition: `Beginning`, `End` (of what is committed, unless the user reads everything), or
+/// the first at a time in milliseconds.
+pub(super) fn ask(
+    consumer: &Consumer,
+    partitions: &[Partition],
+    which: Offset,
+    timeout: Duration,
+) -> Result<Vec<Result<i64, RDKafkaErrorCode>>, KafkaError> {
+    let mut list = TopicPartitionList::with_capacity(partitions.len());
+    for partition in partitions {
+        list.add_partition_offset(&partition.topic, partition.number, which)?;
+    }
+    // The timestamp is in the place of the offset; -1 and -2 mean the end and the beginning in both.
+    let list = consumer.offsets_for_times(list, timeout)?;
+    let mut found = vec![Err(RDKafkaErrorCode::UnknownPartition); partitions.len()];
+    for element in list.elements() {
+        let place = |partition: &Partition| {
+            (&*partition.topic, partition.number).cmp(&(element.topic(), element.partition()))
+        };
+        let Ok(slot) = partitions.binary_search_by(place) else { continue };
+        found[slot] = match (element.error(), element.offset()) {
+            (Err(error), _) => Err(error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Unknown)),
+            (Ok(()), Offset::Offset(offset)) => Ok(offset),
+            // No record is as young as that.
+            (Ok(()), _) => Ok(-1),
+        };
+    }
+    Ok(found)
+}
+
+/// How far the logs reach, by slot.
+#[derive(Clone, Debug)]
+pub(super) struct Marks {
+    /// When this was asked. What was written before is in it.
+    pub asked: Instant,
+    pub low: Vec<i64>,
+    pub end: Vec<i64>,
+}
+
+/// Asks again and again.
+pub(super) struct Scout {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    state: Mutex<State>,
+    wake: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    asked: bool,
+    stop: bool,
+    marks: Option<Arc<Marks>>,
+    /// A topic or partition that is not there, and when that was first said without a word to the contrary since.
+    missing: Option<(Instant, Instant, String)>,
+    trouble: Option<String>,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Scout {
+    /// Starts asking through this consumer.
+    pub(super) fn new(consumer: Arc<Consumer>, partitions: Arc<[Partition]>) -> Self {
+        let shared = Arc::new(Shared { state: Mutex::default(), wake: Condvar::new() });
+        let theirs = shared.clone();
+        // Not joined: a question on its way ends by itself, and the consumer with it.
+        std::thread::Builder::new()
+            .name("kafka-marks".into())
+            .spawn(move || theirs.run(&consumer, &partitions))
+            .expect("a thread can be started");
+        Self { shared }
+    }
+
+    /// The last answer.
+    pub(super) fn marks(&self) -> Option<Arc<Marks>> {
+        self.shared.lock().marks.clone()
+    }
+
+    /// Wants an answer that is younger than the last one.
+    pub(super) fn ask(&self) {
+        self.shared.lock().asked = true;
+        self.shared.wake.notify_one();
+    }
+
+    /// What is gone for good, if the brokers have said so for a while.
+    pub(super) fn missing(&self) -> Option<String> {
+        let state = self.shared.lock();
+        let (first, last, name) = state.missing.as_ref()?;
+        (last.duration_since(*first) >= 2 * CONFIRM).then(|| name.clone())
+    }
+
+    /// Why there is no answer.
+    pub(super) fn trouble(&self) -> Option<String> {
+        self.shared.lock().trouble.clone()
+    }
+}
+
+impl Drop for Scout {
+    fn drop(&mut self) {
+        self.shared.lock().stop = true;
+        self.shared.wake.notify_one();
+    }
+}
+
+impl Shared {
+    fn run(&self, consumer: &Consumer, partitions: &[Partition]) {
+        loop {
+            let asked = Instant::now();
+            let answer = ask(consumer, partitions, Offset::Beginning, ANSWER)
+                .and_then(|low| Ok((low, ask(consumer, partitions, Offset::End, ANSWER)?)));
+            let mut state = self.lock();
+            if state.stop {
+                return;
+            }
+            match answer {
+                Ok((low, end)) => {
+                    let failed = |(slot, answer): (usize, &Result<i64, _>)| {
+                        answer.as_ref().err().map(|code| (slot, *code))
+                    };
+                    let first = low.iter().enumerate().chain(end.iter().enumerate()).find_map(failed);
+                    match first {
+                        None => {
+                            let plain = |answers: Vec<Result<i64, _>>| {
+                                answers.into_iter().map(Result::unwrap_or_default).collect()
+                            };
+                            state.marks = Some(Arc::new(Marks { asked, low: plain(low), end: plain(end) }));
+                            state.missing = None;
+                            state.trouble = None;
+                            consumer.client().context().answered();
+                        }
+                        Some((slot, code)) => state.failed(partitions[slot].to_string(), code),
+                    }
+                }
+                Err(error) => {
+                    let code = error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Unknown);
+                    drop(state);
+                    // Which of them it is about has to be found out.
+                    let name = if is_missing(code) { find_missing(consumer, partitions) } else { None };
+                    state = self.lock();
+                    match name {
+                        Some(name) => state.failed(name, RDKafkaErrorCode::UnknownTopicOrPartition),
+                        None => state.trouble = Some(error.to_string()),
+                    }
+                }
+            }
+            // After a failure not at once again.
+            let pause =
+                if state.trouble.is_some() || state.missing.is_some() { CONFIRM / 2 } else { Duration::ZERO };
+            let ready = |state: &mut State| !state.stop && (!state.asked || asked.elapsed() < pause);
+            let (mut next, _) = self
+                .wake
+                .wait_timeout_while(state, if pause.is_zero() { IDLE } else { pause }, ready)
+                .unwrap_or_else(PoisonError::into_inner);
+            if next.stop {
+                return;
+            }
+            next.asked = false;
+        }
+    }
+}
+
+impl State {
+    fn failed(&mut self, name: String, code: RDKafkaErrorCode) {
+        let now = Instant::now();
+        if is_missing(code) {
+            let first = self.missing.as_ref().map_or(now, |(first, ..)| *first);
+            self.missing = Some((first, now, name));
+        } else {
+            self.trouble = Some(format!("{name}: {code}"));
+        }
+    }
+}
+
+/// Whether there is no such topic or partition, as far as a broker knows.
+pub(super) fn is_missing(code: RDKafkaErrorCode) -> bool {
+    use RDKafkaErrorCode as Code;
+    matches!(
+        code,
+        Code::UnknownTopicOrPartition | Code::UnknownTopic | Code::UnknownPartition | Code::InvalidTopic
+    )
+}
+
+/// The first topic or partition that the brokers do not know.
+fn find_missing(consumer: &Consumer, partitions: &[Partition]) -> Option<String> {
+    for of_topic in partitions.chunk_by(|a, b| a.topic == b.topic) {
+        let topic = &of_topic[0].topic;
+        let metadata = consumer.fetch_metadata(Some(topic), ANSWER).ok()?;
+        let found = metadata.topics().iter().find(|found| found.name() == &**topic);
+        let error = found.and_then(|found| found.error()).map(RDKafkaErrorCode::from);
+        let Some(found) = found.filter(|_| !error.is_some_and(is_missing)) else {
+            return Some(format!("topic {topic}"));
+        };
+        if error.is_none() {
+            let there = |number: i32| found.partitions().iter().any(|partition| partition.id() == number);
+            if let Some(gone) = of_topic.iter().find(|partition| !there(partition.number)) {
+                return Some(format!("partition {gone}"));
+            }
+        }
+    }
+    None
+}

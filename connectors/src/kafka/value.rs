@@ -1,0 +1,304 @@
+//! From a message to a record: its label and its bytes, or why it is a bad one.
+//!
+//! | value | body | label |
+//! |---|---|---|
+//! | `image` | the value, unseen: the decoder judges it | header, key |
+//! | `json` | an object's base64 image, then its numbers | column, header |
+//! | `arrow` | a row's image, then its numbers | column, header |
+//!
+//! Nothing here depends on anything but the message, so a record that is bad is bad at every attempt.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use super::config::{KafkaConfig, KafkaValue};
+use super::{arrow, json};
+use crate::{ElementType, FieldSpec, Schema, SourceError};
+
+/// Names that an image column may have without being named, as in tables.
+pub(super) const IMAGES: [&str; 7] = ["image", "img", "jpg", "jpeg", "png", "bytes", "content"];
+
+/// Where a label is looked for when nothing is said.
+const LABEL: &str = "label";
+
+/// What a message holds, as far as it matters here.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Parts<'message> {
+    pub key: Option<&'message [u8]>,
+    pub value: Option<&'message [u8]>,
+    /// The header that [`Values::header`] asks for: whether there is one, and whether it has a value.
+    pub header: Option<Option<&'message [u8]>>,
+}
+
+/// How messages become records.
+#[derive(Debug)]
+pub(super) struct Values {
+    kind: KafkaValue,
+    label: Label,
+    classes: Classes,
+    columns: Columns,
+    limit: u64,
+}
+
+/// Where the label is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Label {
+    None,
+    Key,
+    Header { name: String, required: bool },
+    Column { name: String, required: bool },
+}
+
+/// The columns of a JSON object or an Arrow row.
+#[derive(Debug)]
+pub(super) struct Columns {
+    pub image: ImageColumn,
+    /// The label's, and whether every record has to have it.
+    pub label: Option<(String, bool)>,
+    pub fields: Vec<FieldSpec>,
+}
+
+/// Which column is the image.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum ImageColumn {
+    None,
+    Named(String),
+    /// Any of [`IMAGES`].
+    Usual,
+}
+
+/// A label as it was found.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Found<'message> {
+    Nothing,
+    Number(i64),
+    Text(&'message str),
+}
+
+/// What a record is made of.
+pub(super) type Body = Result<Arc<[u8]>, Arc<str>>;
+
+impl Values {
+    pub(super) fn new(config: &KafkaConfig) -> Result<Self, SourceError> {
+        let refuse = |text: String| Err(SourceError::config(text));
+        let kind = config.value;
+        let label = match config.label.as_deref() {
+            Some("") => Label::None,
+            Some(text) => match text.strip_prefix("header:") {
+                Some("") => {
+                    return refuse(
+                        "label is \"header:\" without a name; \"header:label\" is the default".into(),
+                    );
+                }
+                Some(name) => Label::Header { name: name.to_owned(), required: true },
+                None if kind == KafkaValue::Image && text == "key" => Label::Key,
+                None if kind == KafkaValue::Image => {
+                    return refuse(format!(
+                        "label is {text:?}; of a message whose value is an image it is \"key\", \"header:NAME\", or \"\" for none"
+                    ));
+                }
+                None => Label::Column { name: text.to_owned(), required: true },
+            },
+            None if kind == KafkaValue::Image => Label::Header { name: LABEL.into(), required: false },
+            None => Label::Column { name: LABEL.into(), required: false },
+        };
+        if kind == KafkaValue::Image {
+            for (name, given) in [("image", config.image.is_some()), ("fields", config.fields.is_some())] {
+                if given {
+                    return refuse(format!(
+                        "{name} names a column, but the value of a message is an image; set value to \"json\" or \"arrow\", or \
+                         leave it out"
+                    ));
+                }
+            }
+        }
+        let fields =
+            config.fields.iter().flatten().map(|field| read_field(field)).collect::<Result<Vec<_>, _>>()?;
+        let image = match (kind, config.image.as_deref()) {
+            (KafkaValue::Image, _) => ImageColumn::None,
+            (_, Some("")) => ImageColumn::None,
+            (_, Some(name)) => ImageColumn::Named(name.to_owned()),
+            (_, None) if config.fields.is_some() => ImageColumn::None,
+            (_, None) => ImageColumn::Usual,
+        };
+        let classes = Classes::new(config.classes.clone().unwrap_or_default())?;
+        if label == Label::None && config.classes.is_some() {
+            return refuse(
+                "classes are given, but label is \"\"; name where the label is, or leave out classes".into(),
+            );
+        }
+        let column = match &label {
+            Label::Column { name, required } => Some((name.clone(), *required)),
+            _ => None,
+        };
+        let values = Self {
+            kind,
+            label,
+            classes,
+            columns: Columns { image, label: column, fields },
+            limit: config.max_record_bytes(),
+        };
+        values.schema().check().map_err(SourceError::config)?;
+        Ok(values)
+    }
+
+    pub(super) fn schema(&self) -> Schema {
+        let image = self.kind == KafkaValue::Image || self.columns.image != ImageColumn::None;
+        Schema { image, fields: self.columns.fields.clone() }
+    }
+
+    pub(super) fn classes(&self) -> &[String] {
+        &self.classes.names
+    }
+
+    /// The header that holds the label.
+    pub(super) fn header(&self) -> Option<&str> {
+        match &self.label {
+            Label::Header { name, .. } => Some(name),
+            _ => None,
+        }
+    }
+
+    /// The label and the body of a message. The label of a bad record is 0.
+    pub(super) fn read(&self, parts: Parts<'_>) -> (i64, Body) {
+        match self.try_read(parts) {
+            Ok((label, body)) => (label, Ok(body)),
+            Err(why) => (0, Err(why.into())),
+        }
+    }
+
+    fn try_read(&self, parts: Parts<'_>) -> Result<(i64, Arc<[u8]>), String> {
+        let Some(value) = parts.value else {
+            return Err("it has no value (a tombstone)".into());
+        };
+        if value.len() as u64 > self.limit {
+            return Err(format!("it has {} bytes; max_record_bytes allows {}", value.len(), self.limit));
+        }
+        let outside = match &self.label {
+            Label::None => Some(0),
+            Label::Key => match parts.key {
+                Some(key) => Some(self.classes.label(text(key, "key")?)?),
+                None => return Err("it has no key, which is its label".into()),
+            },
+            Label::Header { name, required } => match parts.header.flatten() {
+                Some(header) => Some(self.classes.label(text(header, "header of the label")?)?),
+                None if *required => return Err(format!("it has no header {name:?}, which is its label")),
+                None => Some(0),
+            },
+            Label::Column { .. } => None,
+        };
+        if self.kind == KafkaValue::Image {
+            return Ok((outside.unwrap_or(0), value.into()));
+        }
+        let mut body = Vec::new();
+        let mut inside = None;
+        let label = |found: Found<'_>| {
+            inside = Some(self.classes.find(found)?);
+            Ok(())
+        };
+        match self.kind {
+            KafkaValue::Json => json::read(value, &self.columns, &mut body, label)?,
+            _ => arrow::read(value, &self.columns, self.limit, &mut body, label)?,
+        }
+        Ok((outside.or(inside).unwrap_or(0), body.into()))
+    }
+}
+
+impl Columns {
+    /// What is wrong when the label is not there.
+    pub(super) fn no_label(&self) -> Result<Found<'static>, String> {
+        match &self.label {
+            Some((name, true)) => Err(format!("it has no {name:?}, which is its label")),
+            _ => Ok(Found::Nothing),
+        }
+    }
+}
+
+fn text<'bytes>(bytes: &'bytes [u8], what: &str) -> Result<&'bytes str, String> {
+    std::str::from_utf8(bytes).map_err(|_| format!("its {what} is not UTF-8"))
+}
+
+/// Names of classes.
+#[derive(Debug)]
+struct Classes {
+    names: Vec<String>,
+    by_name: HashMap<String, i64>,
+}
+
+impl Classes {
+    fn new(names: Vec<String>) -> Result<Self, SourceError> {
+        let mut by_name = HashMap::new();
+        for (label, name) in names.iter().enumerate() {
+            if by_name.insert(name.clone(), label as i64).is_some() {
+                return Err(SourceError::config(format!("the class {name:?} is listed twice")));
+            }
+        }
+        Ok(Self { names, by_name })
+    }
+
+    fn find(&self, found: Found<'_>) -> Result<i64, String> {
+        match found {
+            Found::Nothing => Ok(0),
+            Found::Number(number) => self.number(number),
+            Found::Text(text) => self.label(text),
+        }
+    }
+
+    /// The label that a text means: a class, or a number in decimal digits.
+    fn label(&self, text: &str) -> Result<i64, String> {
+        if let Some(&label) = self.by_name.get(text) {
+            return Ok(label);
+        }
+        match text.parse() {
+            Ok(number) => self.number(number),
+            Err(_) => {
+                let shown: String = text.chars().take(40).collect();
+                Err(if self.names.is_empty() {
+                    format!(
+                        "its label {shown:?} is a text; list the classes (classes=[…]) to have numbers for texts"
+                    )
+                } else {
+                    format!("its label {shown:?} is none of the {} classes", self.names.len())
+                })
+            }
+        }
+    }
+
+    fn number(&self, number: i64) -> Result<i64, String> {
+        if self.names.is_empty() || (0..self.names.len() as i64).contains(&number) {
+            return Ok(number);
+        }
+        Err(format!("its label {number} is none of the {} classes", self.names.len()))
+    }
+}
+
+/// `name`, `name[2,3]`, and either with `:type`.
+fn read_field(text: &str) -> Result<FieldSpec, SourceError> {
+    let refuse = |why: &str| {
+        Err(SourceError::config(format!(
+            "the field {text:?} {why}; a name, a shape and a type are expected, such as \"age\", \"box[4]\" or \"ids[128]:i64\""
+        )))
+    };
+    let (rest, dtype) = match text.rsplit_once(':') {
+        Some((rest, name)) => match serde_json::from_value::<ElementType>(name.into()) {
+            Ok(dtype) => (rest, dtype),
+            Err(_) => return refuse("has no type that is known (bool, u8 to u64, i8 to i64, f16, f32, f64)"),
+        },
+        None => (text, ElementType::F32),
+    };
+    let (name, shape) = match rest.split_once('[') {
+        Some((name, shape)) => {
+            let Some(shape) = shape.strip_suffix(']') else { return refuse("has no ']' at its end") };
+            let parsed: Result<Vec<u64>, _> = shape.split(',').map(|part| part.trim().parse()).collect();
+            match parsed {
+                Ok(shape) if shape.iter().all(|&length| length > 0) => (name, shape),
+                _ => return refuse("has a shape that is no list of lengths"),
+            }
+        }
+        None => (rest, Vec::new()),
+    };
+    if name.is_empty() || name == "*" {
+        return refuse("has no name, and what a message holds is not known before it is read");
+    }
+    Ok(FieldSpec { name: name.to_owned(), dtype, shape })
+}
