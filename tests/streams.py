@@ -62,7 +62,8 @@ class Topic:
     def create(self) -> None:
         """Makes it."""
         new = NewTopic(self.name, self.partitions, self._replication, config=self._config)
-        for done in self.admin().create_topics([new]).values():
+        admin = self.admin()
+        for done in admin.create_topics([new]).values():
             done.result(30)
 
     def delete(self) -> None:
@@ -75,7 +76,8 @@ class Topic:
     def delete_records(self, before: Mapping[int, int]) -> None:
         """Removes what lies before these offsets."""
         wanted = [TopicPartition(self.name, partition, offset) for partition, offset in before.items()]
-        for done in self.admin().delete_records(wanted).values():
+        admin = self.admin()
+        for done in admin.delete_records(wanted).values():
             done.result(30)
 
     def write(
@@ -181,7 +183,9 @@ class Topic:
 
     def loader(self, **changes: Any) -> Any:
         """A loader of it, endless unless `source_options` has an end."""
-        return Loader(self.url, **self.options(**changes))
+        options = self.options(**changes)
+        source = {"type": "kafka", "servers": self.broker.bootstrap.split(","), "topics": [self.name]} | options.pop("source_options")
+        return Loader(source, **options)
 
     def bounded(self, **changes: Any) -> Any:
         """A loader of what is there now."""

@@ -54,9 +54,12 @@ impl Opened {
     /// # Errors
     /// With [`ErrorKind::Config`] or [`ErrorKind::Source`].
     pub fn open(config: &SourceConfig, opening: &Opening) -> Result<Self, Refusal> {
-        let opened = config
-            .resolve()
-            .and_then(|config| fuelrail_connectors::open_watched(&config, opening).map(Self::Indexed));
+        let opened = config.resolve().and_then(|config| match config {
+            SourceConfig::Kafka(config) => {
+                fuelrail_connectors::open_stream(&config).map(|source| Self::Stream(Flows::new(source)))
+            }
+            config => fuelrail_connectors::open_watched(&config, opening).map(Self::Indexed),
+        });
         opened.map_err(|error| {
             let kind = if error.is_config() { ErrorKind::Config } else { ErrorKind::Source };
             Refusal::new(kind, error.to_string())
