@@ -184,7 +184,11 @@ class Topic:
     def loader(self, **changes: Any) -> Any:
         """A loader of it, endless unless `source_options` has an end."""
         options = self.options(**changes)
-        source = {"type": "kafka", "servers": self.broker.bootstrap.split(","), "topics": [self.name]} | options.pop("source_options")
+        source = {
+            "type": "kafka",
+            "servers": self.broker.bootstrap.split(","),
+            "topics": [self.name],
+        } | options.pop("source_options")
         return Loader(source, **options)
 
     def bounded(self, **changes: Any) -> Any:

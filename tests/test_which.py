@@ -5,9 +5,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
-
 from fuelrail.loader import binary
-from fuelrail.numpy import Loader, transforms as T
+from fuelrail.numpy import Loader
+from fuelrail.numpy import transforms as T
 
 
 def which(*arguments: str) -> subprocess.CompletedProcess[str]:
