@@ -73,10 +73,10 @@ def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
         yield broker
 
 
-@pytest.fixture
-def own_broker(tmp_path: Path) -> Iterator[Broker]:
-    """A broker to be killed."""
-    with kafka_broker(tmp_path / "broker") as broker:
+@pytest.fixture(scope="module")
+def own_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
+    """A broker to be killed, and started again."""
+    with kafka_broker(tmp_path_factory.mktemp("own-broker")) as broker:
         yield broker
 
 

@@ -263,7 +263,8 @@ def test_records_deleted_before_a_token_stop_the_run_with_the_range(broker: Brok
     topic.delete_records({1: 35})
     with (
         topic.loader(source_options={"window_records": 40}) as loader,
-        at_most(GONE_SECONDS * SLACK, "a stop"),pytest.raises(FuelrailError) as stopped
+        at_most(GONE_SECONDS * SLACK, "a stop"),
+        pytest.raises(FuelrailError) as stopped,
     ):
         loader.load_state_dict(token)
         next(iter(loader))
