@@ -18,9 +18,10 @@
 //! - **A source does not change after `open`.** Index, key, label and size of a record are fixed; they depend on the
 //!   stored data only, never on the order in which a file system lists it, the number of threads or the time.
 //! - **A record's bytes are the bytes that were promised.** The disk readers notice a file that shrank, grew or vanished
-//!   since `open` and say so ([`ReadErrorKind`]); bytes of two versions are never delivered as one record. (A file
-//!   replaced or rewritten with exactly the same length cannot be told apart, for the modification time is no part of a
-//!   data set's identity; and a record above 2 GiB takes several reads.)
+//!   since `open` and say so ([`ReadErrorKind`]); bytes of two versions are never delivered as one record. A
+//!   shard is also noticed when another file took its name. (An image file that was replaced, or a shard that was rewritten in
+//!   place, with exactly the same length cannot be told apart, for the modification time is no part of a data set's identity;
+//!   and a record above 2 GiB takes several reads.)
 //! - **Every request ends exactly once**: its `done` is called with a record or an error, or, when the [`Reader`] is
 //!   dropped first, `done` itself is dropped uncalled. Requests end in any order.
 //! - **Retries happen inside the reader.** An error that reaches `done` has been retried where that can help. A failed
@@ -419,6 +420,18 @@ pub struct Record {
 pub trait Reader: Send + Sync {
     /// Asks for records, in this order of urgency. Returns at once; the caller bounds what is outstanding.
     fn submit(&self, requests: Vec<ReadRequest>);
+
+    /// How many records beyond those submitted [`expect`](Self::expect) is of use for; 0, the default, for readers that
+    /// fetch records one by one.
+    fn horizon(&self) -> u64 {
+        0
+    }
+
+    /// Says what will be submitted soon, in this order: a reader that decodes blocks may begin with theirs. A hint that
+    /// binds nobody. Returns at once.
+    fn expect(&self, indices: &[u64]) {
+        let _ = indices;
+    }
 
     /// What the reader has done so far.
     fn stats(&self) -> ReadStats;

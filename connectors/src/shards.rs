@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 use crate::disk::{self, Files, Span};
 use crate::opening::{self, Counted, Step};
 use crate::remote::{self, Object, Remote, Version};
-use crate::{Extent, Reader, ReaderConfig, SourceError};
+use crate::{Extent, ReadError, Reader, ReaderConfig, SourceError};
 
 /// Where copies of remote and unpacked shards are kept.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -324,6 +324,26 @@ impl Files for OnDisk {
 
     fn key(&self, index: u64) -> String {
         self.ranges.key(index)
+    }
+
+    fn stale(&self, index: u64) -> Option<ReadError> {
+        let (shard, _, _) = self.ranges.locate(index);
+        let file = &self.shards.files[shard];
+        let path = self.root.join(&file.name);
+        // About 1 us. After the read, so that a file replaced meanwhile is seen, too.
+        let now = match std::fs::metadata(&path) {
+            Ok(now) => now,
+            Err(_) => return Some(ReadError::gone(self.ranges.key(index), &path)),
+        };
+        let found = if now.len() != file.size {
+            format!("{} bytes", now.len())
+        } else if !file.version.ends_with(&format!("-{}", now.ino())) {
+            // The time of change is not asked: an unpacked copy in the cache is touched by each run that uses it.
+            "another file of this name".to_owned()
+        } else {
+            return None;
+        };
+        Some(ReadError::changed(self.ranges.key(index), &path, file.size, &found))
     }
 }
 

@@ -18,7 +18,7 @@ from typing import Any, Generic, Self, TypedDict, TypeVar
 from fuelrail import _native
 from fuelrail.errors import ConfigError, EnvironmentFailure, FuelrailError, TokenError
 from fuelrail.opening import Opening
-from fuelrail.sources import Address, Mix, Source
+from fuelrail.sources import Address, Mix, Source, finite
 from fuelrail.transforms import Transform
 
 logger = logging.getLogger("fuelrail")
@@ -249,7 +249,7 @@ class BaseLoader(ABC, Generic[Array]):
     def __iter__(self) -> Iterator[Batch[Array]]:
         self._usable()
         # A stream without an end has one epoch: iterating again goes on where the last iteration was left.
-        epoch, position = self._cursor if self._endless else self._start
+        epoch, position = self._cursor if self.endless else self._start
         self._feed.seek(epoch, position)
         self._cursor = (epoch, position)
         self._start = (epoch + 1, 0)
@@ -266,7 +266,7 @@ class BaseLoader(ABC, Generic[Array]):
         """Make the next `iter()` begin at `epoch`; a loaded position within that epoch is kept."""
         if epoch < 0:
             raise ConfigError(f"set_epoch({epoch}): epochs count from 0")
-        if self._endless and epoch > 0:
+        if self.endless and epoch > 0:
             raise ConfigError(f"set_epoch({epoch}): a stream without an end has one epoch, 0")
         if epoch == self._start[0]:
             return
@@ -335,6 +335,12 @@ class BaseLoader(ABC, Generic[Array]):
         """Samples in an epoch, over all ranks. A stream has no such number: TypeError."""
         self._indexed("number of samples")
         return int(self._attached["batching"]["len"])
+
+    @property
+    def endless(self) -> bool:
+        """Whether epochs never end: a stream without an end. It has one epoch, 0."""
+        stream = self._attached.get("stream")
+        return stream is not None and not stream["bounded"]
 
     @property
     def batch_size(self) -> int:
@@ -424,11 +430,6 @@ class BaseLoader(ABC, Generic[Array]):
     def _usable(self) -> None:
         if self._closed:
             raise FuelrailError("this Loader is closed; make a new one")
-
-    @property
-    def _endless(self) -> bool:
-        stream = self._attached.get("stream")
-        return stream is not None and not stream["bounded"]
 
     def _indexed(self, what: str) -> None:
         if "stream" in self._attached:
@@ -575,15 +576,21 @@ def _sampling(
         if isinstance(weights, str | os.PathLike):
             path = str(Path(weights).absolute())
         else:
+            try:
+                numbers = array("d", (float(weight) for weight in weights))
+            except (TypeError, ValueError) as error:
+                raise ConfigError(
+                    f"weights= takes one number a record, or the path of an .npy file: {error}"
+                ) from None
             folder = tempfile.TemporaryDirectory(prefix="fuelrail-")
             file = Path(folder.name, "weights.npy")
-            file.write_bytes(_npy(array("d", (float(weight) for weight in weights))))
+            file.write_bytes(_npy(numbers))
             path = str(file)
         config = {"type": "weights", "file": path}
     elif isinstance(sampling, Mapping):
         config = {
             "type": "class_shares",
-            "shares": {str(name): float(share) for name, share in sampling.items()},
+            "shares": {str(name): finite(f"sampling[{name!r}]", share) for name, share in sampling.items()},
         }
     elif sampling == "class_balanced":
         config = {"type": "class_balanced"}

@@ -81,7 +81,7 @@ pub struct ArrayConfig {
 /// How a line of tokens is cut: record i is the tokens from `i * stride` on, `length` of them. What is left over at the end
 /// of a file is not used; no record spans two files.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "tokens to be keys with values, like {\"length\": 1024}")]
 pub struct TokensConfig {
     /// Tokens of a record.
     pub length: u64,

@@ -183,7 +183,10 @@ pub(super) fn locate(
         let addresses = Addresses { base: superblock.base_address, length_size: superblock.length_size };
         let one = |path: &String| {
             let refuse = |why: String| format!("dataset {path}: {why}");
-            let dataset = file.dataset(path).map_err(|error| refuse(error.to_string()))?;
+            let dataset = file.dataset(path).map_err(|error| match error {
+                Error::DatasetNotFound(_) => refuse("there is no such dataset in the file".into()),
+                error => refuse(error.to_string()),
+            })?;
             let mut described = describe(file, &dataset, path.clone()).map_err(refuse)?;
             described.layout = layout(file, &dataset, &described, size).map_err(refuse)?;
             Ok(described)

@@ -425,6 +425,9 @@ struct Table {
     schema: Schema,
     blocks: Blocks,
     cache_bytes: u64,
+    /// Units that may be decoded before anyone asks for them, and how many records ahead that is about.
+    early_units: u64,
+    horizon: u64,
     largest_unit: u64,
     root: Option<PathBuf>,
     fingerprint: Fingerprint,
@@ -452,6 +455,8 @@ impl Table {
             schema: Schema::default(),
             blocks: Blocks::None,
             cache_bytes: 0,
+            early_units: 0,
+            horizon: 0,
             largest_unit: 0,
             root: config.root.clone(),
             fingerprint: Fingerprint(0),
@@ -525,22 +530,27 @@ impl Table {
         let records: u64 = lengths.iter().sum();
         // A table that fits is shuffled as a whole.
         let slack = |bytes: u64| bytes + bytes / 4 + (1 << 20);
+        let mut sorted = lengths.clone();
+        sorted.sort_unstable();
+        let usual = sorted.get(sorted.len() / 2).copied().unwrap_or(0);
         let (lanes, window, cache) = if slack(total) <= CACHE_BYTES {
+            // All of it stays: what is decoded early is never in the way.
+            self.early_units = u64::from(reader::DECODERS);
             (1, records, slack(total))
         } else {
-            let mut sorted = lengths.clone();
-            sorted.sort_unstable();
-            let usual = sorted[sorted.len() / 2];
             // With a window of half a unit a lane touches two units at a time, and where there is room a third may linger.
             let fit = CACHE_BYTES / slack(self.largest_unit);
             let most = (fit / 3).clamp(1, MAX_LANES).min(lengths.len() as u64);
             let lanes = 1 << most.ilog2();
             // What is left over goes into wider windows.
             let per_lane = (fit / lanes).max(2);
+            // Beside the two units that a lane touches there is room for the next one.
+            self.early_units = if per_lane >= 3 { lanes } else { 0 };
             let window = if per_lane > 3 { (per_lane - 2) * usual } else { (usual / 2).max(1) };
             (lanes, window, (lanes * per_lane * slack(self.largest_unit)).max(slack(self.largest_unit)))
         };
         self.cache_bytes = cache;
+        self.horizon = (self.early_units * usual).min(records);
         self.blocks = Blocks::Lengths { lengths: lengths.into(), lanes, window };
     }
 

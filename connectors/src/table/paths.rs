@@ -230,7 +230,10 @@ impl Root {
         let shown = escape(path);
         let relative = inside(path)?;
         let refuse = |error: Errno| match error {
-            Errno::NOENT | Errno::NOTDIR => format!("{shown} does not exist in {}", self.path.display()),
+            Errno::NOENT | Errno::NOTDIR => format!(
+                "{shown} does not exist in {}; say which folder the paths start from (root)",
+                self.path.display()
+            ),
             Errno::XDEV => {
                 format!("{shown} leads out of {} by a symbolic link, which is refused", self.path.display())
             }

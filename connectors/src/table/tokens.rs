@@ -30,7 +30,7 @@ use crate::{CacheConfig, ElementType, FieldSpec, SourceError, cache};
 
 /// How token sequences are made.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[serde(default, deny_unknown_fields, expecting = "tokens to be keys with values, like {\"length\": 1024}")]
 pub struct TokensConfig {
     /// The column of lists. Default: `tokens`, `input_ids` or `token_ids`.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -176,29 +176,24 @@ impl Report<'_> {
             .collect();
         match &attached.stream {
             None => {
-                println!("source       {} samples, {} classes", attached.batching.len, attached.classes.len())
+                say!("source       {} samples, {} classes", attached.batching.len, attached.classes.len())
             }
-            Some(kind) if kind.bounded => println!("source       a range of a stream"),
-            Some(_) => println!("source       a stream without an end"),
+            Some(kind) if kind.bounded => say!("source       a range of a stream"),
+            Some(_) => say!("source       a stream without an end"),
         }
-        println!(
-            "batch        {} x {}, {} slots",
-            attached.batching.batch_size,
-            own.join(", "),
-            attached.slots
-        );
-        println!(
+        say!("batch        {} x {}, {} slots", attached.batching.batch_size, own.join(", "), attached.slots);
+        say!(
             "throughput   {:.0} images/s over {:.1} s ({} images)",
             self.images_per_s(),
             self.wall.as_secs_f64(),
             self.rows
         );
         if let Some(stream) = &stats.stream {
-            println!("stream       {}", stream_text(stream, self.wall));
+            say!("stream       {}", stream_text(stream, self.wall));
         }
-        println!("cpu          {:.3} s per 1,000 images, daemon and client", self.cpu_s_per_1000());
-        println!("first batch  {:.0} ms after start", self.first_batch.as_secs_f64() * 1e3);
-        println!(
+        say!("cpu          {:.3} s per 1,000 images, daemon and client", self.cpu_s_per_1000());
+        say!("first batch  {:.0} ms after start", self.first_batch.as_secs_f64() * 1e3);
+        say!(
             "reading      {}: {:.1} reads per submission, {} in {} reads, at most {} in flight",
             stats.backend,
             self.reads_per_submission(),
@@ -213,17 +208,17 @@ impl Report<'_> {
             .filter(|(owner, _)| *owner != "total")
             .map(|(owner, &bytes)| format!("{owner} {}", mib(bytes)))
             .collect();
-        println!(
+        say!(
             "memory       peak {} of daemon and client; budget {} = {}",
             mib(self.peak_bytes()),
             mib(total),
             lines.join(" + ")
         );
         if stats.substituted + stats.dropped > 0 {
-            println!("bad records  {} rows substituted, {} dropped", stats.substituted, stats.dropped);
+            say!("bad records  {} rows substituted, {} dropped", stats.substituted, stats.dropped);
         }
-        println!("data wait    {:.1} % of the consumer's time", 100.0 * self.data_wait());
-        println!("limit        {}", stats.verdict);
+        say!("data wait    {:.1} % of the consumer's time", 100.0 * self.data_wait());
+        say!("limit        {}", stats.verdict);
     }
 
     fn print_json(&self) {
@@ -239,7 +234,7 @@ impl Report<'_> {
             "budget": self.feed.attached().budget,
             "stats": self.stats,
         });
-        println!("{report}");
+        say!("{report}");
     }
 }
 

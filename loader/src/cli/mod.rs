@@ -1,5 +1,11 @@
 //! The commands of the `fuelrail` binary. (`fuelrail train` is Python; the wheel's launcher knows both.)
 
+/// A line on the standard output. When nobody reads it any more (`fuelrail inspect … | head`), the command ends like one
+/// that SIGPIPE ended, without a word.
+macro_rules! say {
+    ($($text:tt)*) => { $crate::cli::print_line(format_args!($($text)*)) };
+}
+
 mod bench;
 mod inspect;
 mod opening;
@@ -11,6 +17,7 @@ mod serve;
 mod spec;
 mod which;
 
+use std::io::{self, Write};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -41,12 +48,30 @@ enum Command {
     Which(which::Which),
 }
 
+/// The status of a program that SIGPIPE ended, as shells give it.
+const BROKEN_PIPE: u8 = 141;
+
+fn print_line(text: std::fmt::Arguments<'_>) {
+    if let Err(error) = writeln!(io::stdout(), "{text}") {
+        if error.kind() == io::ErrorKind::BrokenPipe {
+            std::process::exit(BROKEN_PIPE.into());
+        }
+        eprintln!("fuelrail: the standard output cannot be written: {error}");
+        std::process::exit(1);
+    }
+}
+
 /// Why a command failed, for people.
 pub(crate) type Failure = Box<dyn std::error::Error>;
 
 /// Parses the arguments and runs the command. Exit codes: 0 done, 1 failed, 2 wrong arguments, 130 interrupted.
 pub fn main() -> ExitCode {
-    let result = match Arguments::parse().command {
+    let command = Arguments::parse().command;
+    if matches!(command, Command::Pack(_) | Command::Inspect(_)) {
+        // They read the source in this process; the others have their daemon's log.
+        crate::log::warnings_to_stderr();
+    }
+    let result = match command {
         Command::Serve(command) => command.run(),
         Command::Bench(command) => command.run(),
         Command::Preview(command) => command.run(),
@@ -64,6 +89,12 @@ pub fn main() -> ExitCode {
             );
             if interrupted {
                 return ExitCode::from(130);
+            }
+            if error
+                .downcast_ref::<io::Error>()
+                .is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
+            {
+                return ExitCode::from(BROKEN_PIPE);
             }
             eprintln!("fuelrail: {error}");
             ExitCode::FAILURE

@@ -78,11 +78,9 @@ impl Display {
     }
 
     pub fn show(&mut self, progress: &Progress) {
-        if self.begun.elapsed() < PATIENCE {
-            return;
-        }
+        let is_due = self.begun.elapsed() >= PATIENCE;
         if !std::io::stderr().is_terminal() {
-            if self.said.elapsed() >= BETWEEN {
+            if is_due && self.said.elapsed() >= BETWEEN {
                 self.said = Instant::now();
                 eprintln!("{progress}");
             }
@@ -90,9 +88,13 @@ impl Display {
         }
         if self.bar.as_ref().is_none_or(|(what, _)| *what != progress.what) {
             self.clear();
+            // It counts from now on, so that its rate is right when it is first drawn.
             self.bar = Some((progress.what.clone(), bar(progress)));
         }
         if let Some((_, bar)) = &self.bar {
+            if is_due && bar.is_hidden() {
+                bar.set_draw_target(ProgressDrawTarget::stderr_with_hz(10));
+            }
             bar.set_position(progress.done);
         }
     }
@@ -111,7 +113,7 @@ impl Drop for Display {
 }
 
 fn bar(progress: &Progress) -> ProgressBar {
-    let bar = ProgressBar::with_draw_target(progress.total, ProgressDrawTarget::stderr_with_hz(10));
+    let bar = ProgressBar::with_draw_target(progress.total, ProgressDrawTarget::hidden());
     let counts = match (progress.counted.as_str(), progress.total) {
         ("bytes", Some(_)) => "{wide_bar} {bytes} of {total_bytes}  {bytes_per_sec}  {eta} left",
         ("bytes", None) => "{spinner} {bytes}  {bytes_per_sec}",

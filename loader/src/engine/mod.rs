@@ -22,6 +22,7 @@ mod batch;
 mod course;
 pub(crate) mod flow;
 pub mod lineage;
+mod lookahead;
 mod stretch;
 mod worker;
 
@@ -45,6 +46,7 @@ use crate::token::Place;
 
 use batch::{Batch, Row, Verdict};
 use course::{Ahead, Course};
+use lookahead::Lookahead;
 use worker::{Job, Outcome, RowDone};
 
 /// Where the coordinator's messages to the client go. Must not block: their number is bounded by slots and errors.
@@ -116,11 +118,12 @@ impl Engine {
         let ring = Ring::create(pipeline.slots(), slot_bytes as usize)
             .map_err(|error| environment(error.to_string()))?;
         let (events, inbox) = unbounded();
-        let (course, reader) = match &pipeline.supply {
+        let (course, reader, lookahead) = match &pipeline.supply {
             Supply::Indexed { source, order } => {
                 let reader = source.clone().reader(&pipeline.config.read);
                 let reader = reader.map_err(|error| Refusal::new(ErrorKind::Source, error.to_string()))?;
-                (Course::indexed(source.clone(), order.clone()), Some(reader))
+                let lookahead = Lookahead::new(order.clone(), reader.horizon());
+                (Course::indexed(source.clone(), order.clone()), Some(reader), Some(lookahead))
             }
             Supply::Stream(flows) => {
                 let events = events.clone();
@@ -128,7 +131,7 @@ impl Engine {
                     let _ = events.send(Event::News);
                 });
                 let PipelineConfig { seed, shuffle, .. } = pipeline.config;
-                (Course::stream(flows.clone(), (seed, shuffle), (rank, world_size), notify), None)
+                (Course::stream(flows.clone(), (seed, shuffle), (rank, world_size), notify), None, None)
             }
         };
         let pool = rayon::ThreadPoolBuilder::new()
@@ -164,6 +167,7 @@ impl Engine {
             slots: vec![Slot::Free; ring.slots()],
             ring,
             reader,
+            lookahead,
             pool: Arc::new(pool),
             inbox,
             events: events.clone(),
@@ -242,6 +246,8 @@ struct Coordinator {
     slots: Vec<Slot>,
     /// Absent where records are in memory when their positions are known: of a stream.
     reader: Option<Box<dyn Reader>>,
+    /// What the reader is told beyond the open batches, of an indexed source.
+    lookahead: Option<Lookahead>,
     pool: Arc<rayon::ThreadPool>,
     inbox: Receiver<Event>,
     events: Sender<Event>,
@@ -272,6 +278,7 @@ impl Coordinator {
         loop {
             self.open_batches();
             self.submit_rows();
+            self.look_ahead();
             self.deliver();
             let idle = self.open.is_empty() && !self.halted;
             let since = Instant::now();
@@ -311,6 +318,15 @@ impl Coordinator {
 
     fn can_open(&self) -> bool {
         !self.halted && self.free_slot().is_some()
+    }
+
+    /// Tells a reader that decodes blocks what comes behind the batches that are open.
+    fn look_ahead(&mut self) {
+        let (Some(lookahead), Some(reader)) = (&mut self.lookahead, &self.reader) else { return };
+        let expected = lookahead.beyond(self.cursor, &self.batching, self.rank);
+        if !expected.is_empty() {
+            reader.expect(&expected);
+        }
     }
 
     fn open_batches(&mut self) {
