@@ -199,9 +199,7 @@ class Azure(Server):
         self._signed("PUT", "bucket", b"", {}, "restype=container")
 
     def put(self, name: str, body: bytes) -> None:
-        self._signed(
-            "PUT", f"bucket/{urllib.parse.quote(name)}", body, {"x-ms-blob-type": "BlockBlob"}, ""
-        )
+        self._signed("PUT", f"bucket/{urllib.parse.quote(name)}", body, {"x-ms-blob-type": "BlockBlob"}, "")
 
     def bodies(self) -> int:
         return len(re.findall(rf'"GET /{self.ACCOUNT}/bucket/[^ ?]', self._log.read_text()))
@@ -298,9 +296,7 @@ def _handler(root: Path) -> type[BaseHTTPRequestHandler]:
                         self.send_header("Content-Length", str(last - first + 1))
                         self.send_header("ETag", tag)
                         self.send_header("Accept-Ranges", "bytes")
-                        self.send_header(
-                            "Last-Modified", email.utils.formatdate(state.st_mtime, usegmt=True)
-                        )
+                        self.send_header("Last-Modified", email.utils.formatdate(state.st_mtime, usegmt=True))
                         if range_:
                             self.send_header("Content-Range", f"bytes {first}-{last}/{state.st_size}")
                         self.end_headers()
