@@ -12,6 +12,7 @@ import signal
 import socket
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +95,7 @@ def test_a_daemon_killed_at_any_moment_is_replaced_and_the_run_goes_on(
         if token:
             loader.load_state_dict(token)
         if not last:
-            victim = threading.Timer(rng.uniform(0, 0.4), os.kill, (loader.daemon_pid, signal.SIGKILL))
+            victim = threading.Timer(rng.uniform(0, 0.4), kill_if_there, (loader.daemon_pid,))
             victim.start()
         try:
             for batch in loader:
@@ -111,6 +112,12 @@ def test_a_daemon_killed_at_any_moment_is_replaced_and_the_run_goes_on(
         if last or len(seen) == 1500:
             break
     once(seen, topic.names)
+
+
+def kill_if_there(pid: int) -> None:
+    """It may have ended already."""
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
 
 
 @pytest.mark.deadline(240)
