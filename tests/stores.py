@@ -1,4 +1,4 @@
-"""Object stores and a web server on this machine, to read from in the tests: other people's programs, and ours for http."""
+"""Object stores and a web server on this machine, to read from: other people's programs, and ours for http."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 from support import wait_until
@@ -130,7 +131,7 @@ class S3(Server):
         self.request("PUT", "bucket")
 
     #: Moto looks at who asks before it lets an object be replaced, and checks no signature.
-    OWNER = {
+    OWNER: ClassVar = {
         "Authorization": "AWS4-HMAC-SHA256 Credential=owner/20260101/us-east-1/s3/aws4_request, "
         "SignedHeaders=host, Signature=0"
     }
