@@ -34,11 +34,6 @@ pub(super) struct Found {
     pub cluster: Option<String>,
 }
 
-/// Topics and partitions there are, without where to start.
-pub(super) fn partitions(config: &KafkaConfig, consumer: &Consumer) -> Result<Arc<[Partition]>, SourceError> {
-    Lookup { config, consumer, deadline: Instant::now() + DEADLINE }.partitions()
-}
-
 /// Looks everything up.
 pub(super) fn look(config: &KafkaConfig) -> Result<Found, SourceError> {
     let settings = client::configure(config, client::Sizes::new(&config.properties, 1))?;
