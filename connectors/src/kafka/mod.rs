@@ -30,6 +30,7 @@
 //! No consumer groups, no schema registry, no transactions of its own. Partitions that are added while a run is under way
 //! are not read by it (it says so): their records would come into an order that has been fixed already.
 
+pub(crate) mod address;
 mod arrow;
 mod client;
 mod config;

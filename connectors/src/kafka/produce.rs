@@ -125,7 +125,9 @@ impl Producer {
         let deadline = Instant::now() + ANSWER;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
-            let slice = left.min(Duration::from_millis(500)).max(Duration::from_millis(10));
+            // Longer each time: where a round trip takes two seconds, no short question is ever answered.
+            let patience = Duration::from_millis(500).max(ANSWER.saturating_sub(left));
+            let slice = left.clamp(Duration::from_millis(10), patience);
             match self.producer.client().fetch_metadata(Some(&self.topic), slice) {
                 Ok(metadata) => {
                     let topic = metadata.topics().iter().find(|topic| topic.name() == self.topic);
