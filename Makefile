@@ -1,6 +1,6 @@
 # make help lists what there is. Every target sets up what it needs first; a second run finds it done.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test bench bench-sources lint gate clean distclean
+.PHONY: help setup demo demo-kafka test bench bench-sources lint gate clean distclean
 SHELL := /bin/bash
 export PATH := $(HOME)/.cargo/bin:$(PATH)
 
@@ -18,6 +18,9 @@ setup: ## system packages, Rust build, .venv with the wheel in it (TORCH_INDEX=â
 demo: setup ## train on handwritten digits, or on DATA=folder (SIZE= EPOCHS= MODEL= BATCH=)
 	@$(BIN)/python python/scripts/demo.py $(if $(DATA),--data "$(DATA)") $(if $(SIZE),--size $(SIZE)) \
 		$(if $(EPOCHS),--epochs $(EPOCHS)) $(if $(MODEL),--model $(MODEL)) $(if $(BATCH),--batch-size $(BATCH))
+
+demo-kafka: setup ## train on a live Kafka stream, kill the trainer, resume: nothing lost, nothing twice (RECORDS= RATE=)
+	@$(BIN)/python python/scripts/demo_kafka.py $(if $(RECORDS),--records $(RECORDS)) $(if $(RATE),--rate $(RATE))
 
 test: setup ## every test that needs no special hardware and no data from elsewhere
 	cargo test --release --workspace --exclude fuelrail-python
