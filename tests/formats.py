@@ -86,7 +86,9 @@ def parquet(folder: Path, into: Path) -> Source:
     whole = table(folder)
     for part in range(3):
         begin, end = part * len(whole) // 3, (part + 1) * len(whole) // 3
-        pq.write_table(whole.slice(begin, end - begin), into / f"part-{part}.parquet", row_group_size=rows(whole, 12))
+        pq.write_table(
+            whole.slice(begin, end - begin), into / f"part-{part}.parquet", row_group_size=rows(whole, 12)
+        )
     return Source(f"{into}/part-{{0..2}}.parquet")
 
 

@@ -1,4 +1,4 @@
-"""Object stores and a web server on this machine, to read from in the tests: other people's programs, and ours for http."""
+"""Object stores and a web server on this machine, to read from: other people's programs, and ours for http."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 from support import wait_until
@@ -130,7 +131,7 @@ class S3(Server):
         self.request("PUT", "bucket")
 
     #: Moto looks at who asks before it lets an object be replaced, and checks no signature.
-    OWNER = {
+    OWNER: ClassVar = {
         "Authorization": "AWS4-HMAC-SHA256 Credential=owner/20260101/us-east-1/s3/aws4_request, "
         "SignedHeaders=host, Signature=0"
     }
@@ -199,9 +200,7 @@ class Azure(Server):
         self._signed("PUT", "bucket", b"", {}, "restype=container")
 
     def put(self, name: str, body: bytes) -> None:
-        self._signed(
-            "PUT", f"bucket/{urllib.parse.quote(name)}", body, {"x-ms-blob-type": "BlockBlob"}, ""
-        )
+        self._signed("PUT", f"bucket/{urllib.parse.quote(name)}", body, {"x-ms-blob-type": "BlockBlob"}, "")
 
     def bodies(self) -> int:
         return len(re.findall(rf'"GET /{self.ACCOUNT}/bucket/[^ ?]', self._log.read_text()))
@@ -298,9 +297,7 @@ def _handler(root: Path) -> type[BaseHTTPRequestHandler]:
                         self.send_header("Content-Length", str(last - first + 1))
                         self.send_header("ETag", tag)
                         self.send_header("Accept-Ranges", "bytes")
-                        self.send_header(
-                            "Last-Modified", email.utils.formatdate(state.st_mtime, usegmt=True)
-                        )
+                        self.send_header("Last-Modified", email.utils.formatdate(state.st_mtime, usegmt=True))
                         if range_:
                             self.send_header("Content-Range", f"bytes {first}-{last}/{state.st_size}")
                         self.end_headers()

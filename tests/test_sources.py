@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -257,7 +258,7 @@ def test_100003_samples_come_once_an_epoch_over_four_ranks(name: str, many: Path
         options = {"shuffle": True, "seed": 3, "batch_size": 128}
         loaders = [made.loader(rank=rank, world_size=4, **options) for rank in range(4)]
         total = loaders[0].num_samples
-        assert total >= MANY or name in ("raw tokens", "packed tokens")
+        assert total > MANY // 2
         for _ in range(3):
             seen = np.zeros(total, np.int64)
             for loader in loaders:
@@ -438,7 +439,7 @@ def others(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Files of the same names with each other's contents, and one fewer: another version of the same data set."""
     root = tmp_path_factory.mktemp("others") / "images"
     listed = list(formats.members(images))
-    for (key, _, _, _), (_, _, _, data) in zip(listed[:-1], listed[1:], strict=True):
+    for (key, _, _, _), (_, _, _, data) in itertools.pairwise(listed):
         (root / key).parent.mkdir(parents=True, exist_ok=True)
         (root / key).write_bytes(data)
     return root
@@ -465,7 +466,7 @@ def test_a_source_that_changes_under_a_run_stops_it_by_name_and_never_mixes_vers
         if how == "replaced":
             other = make(name, others)
             for file, new in zip(made.files, other.files, strict=False):
-                os.replace(new, file)
+                new.replace(file)
         for file in made.files:
             if how == "cut":
                 os.truncate(file, file.stat().st_size // 3)

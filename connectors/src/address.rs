@@ -9,6 +9,7 @@
 //! | `*.h5`, `*.hdf5` | hdf5 |
 //! | `*.npy`, `*.npz`, `*.bin` with `tokens` | array |
 //! | `synthetic://?count=1000&width=500` | synthetic |
+//! | `kafka://host:9092,host2:9092/topic,topic2` | kafka |
 //! | `s3://`, `gs://`, `az://`, `http://`, `https://` before any of these | the same, read through the cache |
 //! | `file://` before any of these | the same |
 //!
@@ -18,6 +19,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::kafka::address as kafka;
 use crate::shards::ends_with;
 use crate::{SourceConfig, SourceError};
 
@@ -73,7 +75,9 @@ impl AddressConfig {
         self.address
             .iter()
             .filter(|address| !address.starts_with("synthetic://"))
-            .map(|one| self.absolute(one))
+            .flat_map(
+                |one| if kafka::is_kafka(one) { kafka::locations(one) } else { vec![self.absolute(one)] },
+            )
             .collect()
     }
 
@@ -96,8 +100,10 @@ impl AddressConfig {
             return Err(SourceError::config("a source needs at least one address".into()));
         };
         // Shown without the query of a URL, which may be a signature.
-        let name =
-            self.address.iter().map(|address| crate::remote::shown(address)).collect::<Vec<_>>().join(", ");
+        let shown = |address: &String| {
+            if kafka::is_kafka(address) { kafka::shown(address) } else { crate::remote::shown(address) }
+        };
+        let name = self.address.iter().map(shown).collect::<Vec<_>>().join(", ");
         if self.address.iter().any(|address| address.trim().is_empty()) {
             return Err(SourceError::config(
                 "an address is empty; give the path or URL of the data (\".\" is the current folder)".into(),
@@ -117,10 +123,14 @@ impl AddressConfig {
                 }
                 "synthetic"
             }
+            Some("kafka") => {
+                kafka::Address::parse(&self.address)?.add_to(&mut value, |path| self.absolute(path))?;
+                "kafka"
+            }
             Some(remote) if REMOTE.contains(&remote) => by_ending(&location).unwrap_or("folder"),
             Some(other) => {
                 return Err(SourceError::config(format!(
-                    "{name}: no source of this kind ({other}://); known are paths, synthetic://, {}://",
+                    "{name}: no source of this kind ({other}://); known are paths, synthetic://, kafka://, {}://",
                     REMOTE.join("://, ")
                 )));
             }

@@ -83,7 +83,10 @@ pub use column::PixelLayout;
 pub use error::{ReadError, ReadErrorKind, SourceError};
 pub use folder::{FolderConfig, Split, SplitPart};
 pub use hdf5::Hdf5Config;
-pub use kafka::{KafkaConfig, KafkaPoint, KafkaProperties, KafkaValue, Producer as KafkaProducer};
+pub use kafka::{
+    KafkaConfig, KafkaPoint, KafkaProperties, KafkaValue, Producer as KafkaProducer,
+    encode_value as encode_kafka_value,
+};
 pub use mix::{MixConfig, MixPart, Part, apportion};
 pub use numbers::read_numbers;
 pub use opening::{Counted, Opening, Progress};

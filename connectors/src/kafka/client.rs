@@ -254,10 +254,11 @@ impl ConsumerContext for Context {
 
 /// Serves what the brokers report. There must be no message in it: every partition has a queue of its own.
 pub(super) fn serve(consumer: &Consumer) -> Result<(), SourceError> {
-    // A few at most, so that a flood of errors does not keep records from being read.
-    for _ in 0..16 {
+    // Some at most, so that a flood of errors does not keep records from being read. There being none is no different from
+    // one that was served, so all are tried; that takes microseconds.
+    for _ in 0..32 {
         match consumer.poll(Duration::ZERO) {
-            None => break,
+            None => {}
             Some(Ok(message)) => {
                 use rdkafka::Message as _;
                 return Err(SourceError::data(format!(

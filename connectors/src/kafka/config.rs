@@ -341,6 +341,13 @@ pub(super) fn check_servers(servers: &[String]) -> Result<String, SourceError> {
         ));
     }
     for server in servers {
+        if server.contains('@') {
+            return Err(SourceError::config(
+                "a name and a password do not belong in the address of a broker; they are the properties sasl.username and \
+                 sasl.password"
+                    .into(),
+            ));
+        }
         let (host, port) = match server.rsplit_once(':') {
             // An IPv6 address without a port has colons too.
             Some((host, port)) if !port.ends_with(']') => (host, Some(port)),
@@ -376,4 +383,80 @@ pub(super) fn check_topic(topic: &str) -> Result<(), SourceError> {
     Err(SourceError::config(format!(
         "{topic:?} is no name of a topic: letters, digits, '.', '-' and '_' are allowed, at most 249 of them"
     )))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(options: serde_json::Value) -> Result<KafkaConfig, String> {
+        let mut all = serde_json::json!({"servers": ["a:9092"], "topics": ["x"]});
+        all.as_object_mut().unwrap().extend(options.as_object().unwrap().clone());
+        let config: KafkaConfig = serde_json::from_value(all).map_err(|error| error.to_string())?;
+        config.check().map_err(|error| error.to_string())?;
+        Ok(config)
+    }
+
+    #[test]
+    fn a_configuration_survives_a_round_trip_also_inside_of_a_source() {
+        let text = r#"{"type":"kafka","servers":["a:9092"],"topics":["x","y-*"],"start":{"x":{"0":12,"10":7}},"end":"2026-01-31T08:00:00Z","window_bytes":1000000,"value":"json","fields":["box[4]"],"properties":{"fetch.max.bytes":"1000"}}"#;
+        let source: crate::SourceConfig = serde_json::from_str(text).unwrap();
+        assert_eq!(serde_json::to_string(&source).unwrap(), text);
+        let small = config(serde_json::json!({"window_bytes": "1 MiB", "start": 5})).unwrap();
+        assert_eq!((small.window_bytes(), small.start), (1 << 20, KafkaPoint::Offset(5)));
+    }
+
+    #[test]
+    fn how_windows_are_cut_is_one_of_two() {
+        let cut = |options| config(options).unwrap().check().unwrap();
+        let patience = Duration::from_secs_f64(WINDOW_SECONDS);
+        assert_eq!(cut(serde_json::json!({})), Cut::Records { records: WINDOW_RECORDS, patience });
+        assert_eq!(cut(serde_json::json!({"window_offsets": 7})), Cut::Offsets(7));
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_refused_with_what_to_do() {
+        for (options, why) in [
+            (serde_json::json!({"servers": []}), "kafka://host:9092/topic"),
+            (serde_json::json!({"servers": ["a:b"]}), "host:port"),
+            (serde_json::json!({"servers": ["a:0"]}), "host:port"),
+            (serde_json::json!({"servers": ["a b:9092"]}), "host:port"),
+            (serde_json::json!({"servers": ["[::z]:9092"]}), "host:port"),
+            (serde_json::json!({"servers": ["me:secret@a:9092"]}), "sasl.password"),
+            (serde_json::json!({"topics": []}), "at least one topic"),
+            (serde_json::json!({"topics": ["a/b"]}), "a/b"),
+            (serde_json::json!({"topics": ["^("]}), "^("),
+            (serde_json::json!({"start": -1}), "-1"),
+            (serde_json::json!({"start": "now"}), "now"),
+            (serde_json::json!({"start": {"x": {"a": 1}}}), "\"a\""),
+            (serde_json::json!({"end": "beginning"}), "nothing to read"),
+            (serde_json::json!({"start": "end", "end": "end"}), "nothing to read"),
+            (
+                serde_json::json!({"start": "2026-01-02T00:00:00Z", "end": "2026-01-01T00:00:00Z"}),
+                "not before",
+            ),
+            (serde_json::json!({"window_records": 0}), "window_records is 0"),
+            (serde_json::json!({"window_offsets": 0}), "window_offsets is 0"),
+            (serde_json::json!({"window_offsets": 5, "window_records": 5}), "window_records"),
+            (serde_json::json!({"window_offsets": 5, "window_seconds": 5}), "window_seconds"),
+            (serde_json::json!({"window_seconds": -1}), "window_seconds is -1"),
+            (serde_json::json!({"window_bytes": 0}), "window_bytes is 0"),
+            (serde_json::json!({"max_record_bytes": 0}), "max_record_bytes is 0"),
+            (serde_json::json!({"window_byte": 1}), "window_byte"),
+            (serde_json::json!({"value": "avro"}), "avro"),
+        ] {
+            let error = config(options.clone()).unwrap_err();
+            assert!(error.contains(why) && !error.contains("secret"), "{options}: {error}");
+        }
+    }
+
+    #[test]
+    fn patterns_mean_topics_but_none_of_kafkas_own() {
+        let means = |pattern: &str, topic: &str| Wanted::parse(pattern).unwrap().means(topic);
+        assert!(means("images", "images") && !means("images", "images2"));
+        assert!(means("im*s", "images") && !means("im*s", "images2"));
+        assert!(means("a.b-?", "a.b-1") && !means("a.b-?", "acb-1") && !means("a.b-?", "a.b-12"));
+        assert!(means("^im", "images") && means("^(a|b)$", "b") && !means("^(a|b)$", "ab"));
+        assert!(!means("*", "__consumer_offsets") && means("__consumer_offsets", "__consumer_offsets"));
+    }
 }

@@ -144,8 +144,9 @@ impl Reading {
         let mut session = None;
         if again && self.place.window > 0 {
             let starts: Vec<i64> = self.ranges.ranges.iter().map(|range| range.from).collect();
-            go_on!(self.room(&mut session));
-            go_on!(self.again(self.begin(&mut session, &starts)?));
+            let session = self.begin(&mut session, &starts)?;
+            go_on!(self.room(session));
+            go_on!(self.again(session));
         } else if self.place.window > 0 && self.is_last() {
             // Whoever begins behind the last window of an epoch hears that it has ended.
             let ends: Vec<i64> = self.ranges.ranges.iter().map(|range| range.to).collect();
@@ -154,12 +155,13 @@ impl Reading {
             self.deliver(&ends, nothing)?;
         }
         loop {
-            go_on!(self.room(&mut session));
-            let mut starts: Vec<i64> = self.ranges.ranges.iter().map(|range| range.to).collect();
-            if self.ranges.ranges.iter().all(|range| range.bounds.is_some_and(|(_, hi)| range.to == hi)) {
+            if self.is_last() {
                 // The next epoch covers the same offsets, and begins with a consumer that knows nothing of this one's end.
                 session = None;
-                starts = self.ranges.ranges.iter().filter_map(|range| Some(range.bounds?.0)).collect();
+                for range in &mut self.ranges.ranges {
+                    let lo = range.bounds.map_or(range.to, |(lo, _)| lo);
+                    (range.from, range.to) = (lo, lo);
+                }
                 self.place = Place {
                     epoch: self.place.epoch + 1,
                     window: 0,
@@ -168,7 +170,10 @@ impl Reading {
                     ..self.place.clone()
                 };
             }
+            let starts: Vec<i64> = self.ranges.ranges.iter().map(|range| range.to).collect();
+            // Before there is room: it fetches ahead, knows the lag, and tells the broker what was saved.
             let session = self.begin(&mut session, &starts)?;
+            go_on!(self.room(session));
             let ends = go_on!(self.plan(session, &starts));
             let taking = Taking::new(starts.clone(), ends, self.core.config.window_bytes());
             let read = go_on!(self.read(session, taking));
@@ -191,39 +196,29 @@ impl Reading {
     }
 
     /// Looks after everything but reading.
-    fn tend(&self, session: Option<&mut Session>, nap: Duration) -> Step<()> {
+    fn tend(&self, session: &mut Session, nap: Duration) -> Step<()> {
         if self.shared.stop.load(Ordering::Relaxed) {
             return Ok(Err(Stopped));
         }
-        match session {
-            Some(session) => {
-                session.serve(nap)?;
-                if let Some(offsets) = lock(&self.shared.saved).take() {
-                    session.commit(&offsets);
-                }
-                if let Some(marks) = session.marks() {
-                    let behind = |(end, range): (&i64, &Range)| {
-                        (range.bounds.map_or(*end, |(_, hi)| hi.min(*end)) - range.to).max(0) as u64
-                    };
-                    let lag = marks.end.iter().zip(&self.ranges.ranges).map(behind).sum();
-                    lock(&self.shared.stats).lag = Some(lag);
-                }
-            }
-            None => std::thread::sleep(nap),
+        session.serve(nap)?;
+        if let Some(offsets) = lock(&self.shared.saved).take() {
+            session.commit(&offsets);
+        }
+        if let Some(marks) = session.marks() {
+            let behind = |(end, range): (&i64, &Range)| {
+                (range.bounds.map_or(*end, |(_, hi)| hi.min(*end)) - range.to).max(0) as u64
+            };
+            let lag = marks.end.iter().zip(&self.ranges.ranges).map(behind).sum();
+            lock(&self.shared.stats).lag = Some(lag);
         }
         Ok(Ok(()))
     }
 
     /// Waits until another window may be read.
-    fn room(&self, session: &mut Option<Session>) -> Step<()> {
-        go_on!(self.tend(session.as_mut(), Duration::ZERO));
+    fn room(&self, session: &mut Session) -> Step<()> {
+        go_on!(self.tend(session, Duration::ZERO));
         while !self.sink.has_room() {
-            // A checkpoint is saved although nothing is read: the broker is told all the same.
-            if session.is_none() && lock(&self.shared.saved).is_some() {
-                let starts: Vec<i64> = self.ranges.ranges.iter().map(|range| range.to).collect();
-                self.begin(session, &starts)?;
-            }
-            go_on!(self.tend(session.as_mut(), NAP));
+            go_on!(self.tend(session, NAP));
         }
         Ok(Ok(()))
     }
@@ -278,7 +273,7 @@ impl Reading {
                     session.ask();
                 }
             }
-            go_on!(self.tend(Some(session), NAP / 4));
+            go_on!(self.tend(session, NAP / 4));
         }
     }
 
@@ -297,7 +292,7 @@ impl Reading {
                 Look::Wait => tended -= NAP,
             }
             if tended.elapsed() >= NAP {
-                go_on!(self.tend(Some(session), Duration::ZERO));
+                go_on!(self.tend(session, Duration::ZERO));
                 tended = Instant::now();
             }
         }

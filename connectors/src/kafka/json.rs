@@ -151,3 +151,86 @@ fn kind(value: Option<&Value>) -> String {
         Some(Value::Object(_)) => "an object".into(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    use crate::kafka::value::{Parts, Values};
+
+    fn values(config: Value) -> Values {
+        let mut all = json!({"value": "json"});
+        all.as_object_mut().unwrap().extend(config.as_object().unwrap().clone());
+        Values::new(&serde_json::from_value(all).unwrap()).unwrap()
+    }
+
+    use serde_json::Value;
+
+    fn record(config: Value, value: &str) -> Result<(i64, Arc<[u8]>), String> {
+        let (label, body) = values(config).read(Parts { value: Some(value.as_bytes()), ..Parts::default() });
+        body.map(|body| (label, body)).map_err(|why| why.to_string())
+    }
+
+    #[test]
+    fn an_object_becomes_a_record() {
+        let (label, body) = record(json!({}), r#"{"image": "aGVsbG8=", "label": 3, "other": {}}"#).unwrap();
+        assert_eq!((label, &*body), (3, &b"hello"[..]));
+        for text in ["aGVsbG8", "data:image/png;base64,aGVsbG8="] {
+            let (label, body) = record(json!({}), &json!({ "jpg": text }).to_string()).unwrap();
+            assert_eq!((label, &*body), (0, &b"hello"[..]));
+        }
+        let fields = json!({"fields": ["box[2,2]", "n:i16", "ok:bool", "h:f16", "id:u64"], "label": "kind", "classes": ["a", "b"]});
+        let object = r#"{"box": [[1, 2.5], [-3, 4e2]], "n": -7.0, "ok": true, "h": 0.5, "id": 18446744073709551615, "kind": "b"}"#;
+        let (label, body) = record(fields.clone(), object).unwrap();
+        assert_eq!((label, body.len()), (1, values(fields.clone()).schema().fields_bytes()));
+        assert_eq!(body[4..8], 2.5f32.to_le_bytes());
+        assert_eq!(body[16..18], (-7i16).to_le_bytes());
+        assert_eq!((body[18], &body[21..]), (1, &[0xff; 8][..]));
+    }
+
+    #[test]
+    fn what_does_not_fit_is_a_bad_record_with_the_reason() {
+        let image = json!({});
+        let field = || json!({"fields": ["box[2]"]});
+        let byte = || json!({"fields": ["n:u8"]});
+        for (config, value, why) in [
+            (image.clone(), "", "no JSON object"),
+            (image.clone(), "[1]", "no JSON object"),
+            (image.clone(), r#"{"label": 1}"#, "no image"),
+            (image.clone(), r#"{"image": 5}"#, "\"image\" is 5"),
+            (image.clone(), r#"{"image": "!!"}"#, "base64"),
+            (image.clone(), r#"{"image": "", "label": 1.5}"#, "label is 1.5"),
+            (image.clone(), r#"{"image": "", "label": "dog"}"#, "classes"),
+            (json!({"label": "kind"}), r#"{"image": ""}"#, "\"kind\""),
+            (json!({"image": "photo"}), r#"{"image": ""}"#, "\"photo\" is missing"),
+            (field(), r#"{"box": [1, 2, 3]}"#, "a list of 3 where 2"),
+            (field(), r#"{"box": 1}"#, "is 1 where a list"),
+            (field(), r#"{"box": [1, "2"]}"#, "a text"),
+            (field(), r#"{}"#, "missing"),
+            (byte(), r#"{"n": 256}"#, "256, which is no u8"),
+            (byte(), r#"{"n": -1}"#, "no u8"),
+            (byte(), r#"{"n": 1.5}"#, "no u8"),
+        ] {
+            let found = record(config.clone(), value).unwrap_err();
+            assert!(found.contains(why), "{config} {value}: {found}");
+        }
+        let deep = format!(r#"{{"image": {}{}}}"#, "[".repeat(100_000), "]".repeat(100_000));
+        assert!(record(image, &deep).unwrap_err().contains("recursion"));
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_are_a_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200), text in "[\\[\\]{}\":,0-9a-z]{0,60}") {
+            let values = values(json!({"fields": ["a[2]:i32"], "image": "image"}));
+            for value in [&bytes[..], text.as_bytes()] {
+                let (_, body) = values.read(Parts { value: Some(value), ..Parts::default() });
+                if let Ok(body) = body {
+                    prop_assert!(values.schema().split(&body).is_some());
+                }
+            }
+        }
+    }
+}

@@ -1,5 +1,6 @@
 //! How far the logs reach: asked for all partitions at once, on a thread of its own, because it takes as long as the network.
 
+use std::collections::HashSet;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -15,6 +16,9 @@ const ANSWER: Duration = Duration::from_secs(4);
 
 /// Where nobody asks, the ends are looked up so often: for lag, and to notice early what retention does.
 const IDLE: Duration = Duration::from_secs(3);
+
+/// Whether topics have got more partitions is looked up this often.
+const GROWTH: Duration = Duration::from_secs(30);
 
 /// Answers to two questions asked less than this apart may be equally old on the broker's side.
 const CONFIRM: Duration = Duration::from_secs(1);
@@ -130,7 +134,9 @@ impl Drop for Scout {
 
 impl Shared {
     fn run(&self, consumer: &Consumer, partitions: &[Partition]) {
+        let mut grown = Grown { looked: Instant::now(), told: HashSet::new() };
         loop {
+            grown.look(consumer, partitions);
             let asked = Instant::now();
             let answer = ask(consumer, partitions, Offset::Beginning, ANSWER)
                 .and_then(|low| Ok((low, ask(consumer, partitions, Offset::End, ANSWER)?)));
@@ -181,6 +187,39 @@ impl Shared {
                 return;
             }
             next.asked = false;
+        }
+    }
+}
+
+/// Topics that have got more partitions than are read.
+struct Grown {
+    looked: Instant,
+    told: HashSet<Arc<str>>,
+}
+
+impl Grown {
+    /// Says so, once a topic.
+    fn look(&mut self, consumer: &Consumer, partitions: &[Partition]) {
+        if self.looked.elapsed() < GROWTH {
+            return;
+        }
+        self.looked = Instant::now();
+        for of_topic in partitions.chunk_by(|a, b| a.topic == b.topic) {
+            let topic = &of_topic[0].topic;
+            if self.told.contains(topic) {
+                continue;
+            }
+            let Ok(metadata) = consumer.fetch_metadata(Some(topic), ANSWER) else { return };
+            let there = metadata.topics().iter().find(|found| found.name() == &**topic);
+            let there = there.map_or(0, |found| found.partitions().len());
+            if there > of_topic.len() {
+                tracing::warn!(
+                    "Kafka: topic {topic} has {there} partitions by now; the {} that were added are NOT read, since their records \
+                     would change an order that is fixed already. Start a new run to read them too",
+                    there - of_topic.len()
+                );
+                self.told.insert(topic.clone());
+            }
         }
     }
 }

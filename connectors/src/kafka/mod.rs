@@ -30,9 +30,11 @@
 //! No consumer groups, no schema registry, no transactions of its own. Partitions that are added while a run is under way
 //! are not read by it (it says so): their records would come into an order that has been fixed already.
 
+pub(crate) mod address;
 mod arrow;
 mod client;
 mod config;
+mod encode;
 mod follow;
 mod json;
 mod lookup;
@@ -57,6 +59,7 @@ use self::value::Values;
 use crate::{Fingerprint, Follower, Place, Schema, Sink, SourceError, StreamSource};
 
 pub use self::config::{KafkaConfig, KafkaPoint, KafkaValue};
+pub use self::encode::encode_value;
 pub use self::produce::Producer;
 pub use self::properties::KafkaProperties;
 

@@ -99,8 +99,7 @@ impl KafkaProperties {
 
     /// The files and folders that librdkafka would read.
     pub(super) fn paths(&self) -> impl Iterator<Item = &str> {
-        let is_path = |name: &str| PATHS.iter().any(|ending| name.ends_with(ending));
-        self.0.iter().filter(move |(name, _)| is_path(name)).map(|(_, value)| value.as_str())
+        self.0.iter().filter(|(name, _)| is_path(name)).map(|(_, value)| value.as_str())
     }
 
     /// Puts them over what is there already.
@@ -155,6 +154,11 @@ impl KafkaProperties {
         let secrets = self.0.iter().filter(|(name, value)| is_secret(name) && value.len() > 2);
         secrets.fold(text.to_owned(), |text, (_, value)| text.replace(value.as_str(), "…"))
     }
+}
+
+/// Whether the value is the path of a file or folder.
+pub(super) fn is_path(name: &str) -> bool {
+    PATHS.iter().any(|ending| name.ends_with(ending))
 }
 
 /// Whether the value must not be shown.
@@ -388,3 +392,60 @@ const KNOWN: [&str; 165] = [
     "transaction.timeout.ms",
     "transactional.id",
 ];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn apply(properties: &str, role: Role) -> Result<ClientConfig, String> {
+        let properties: KafkaProperties =
+            serde_json::from_str(properties).map_err(|error| error.to_string())?;
+        let mut config = ClientConfig::new();
+        properties.apply(role, &mut config).map_err(|error| error.to_string())?;
+        Ok(config)
+    }
+
+    #[test]
+    fn properties_reach_librdkafka_by_their_own_names() {
+        let config = apply(
+            r#"{"fetch.max.bytes": 1000000, "socket.keepalive.enable": true, "client.rack": "a"}"#,
+            Role::Consumer,
+        )
+        .unwrap();
+        assert_eq!(config.get("fetch.max.bytes"), Some("1000000"));
+        assert_eq!(config.get("socket.keepalive.enable"), Some("true"));
+    }
+
+    #[test]
+    fn what_is_ours_or_dangerous_is_refused_by_name_with_the_reason() {
+        for (name, why) in REFUSED {
+            let error = apply(&format!(r#"{{"{name}": "secret1"}}"#), Role::Consumer).unwrap_err();
+            assert!(error.contains(name) && error.contains(why) && !error.contains("secret1"), "{error}");
+        }
+        for (name, why) in [
+            ("fetch.max.byte", "did you mean \"fetch.max.bytes\""),
+            ("sasl.pasword", "did you mean \"sasl.password\""),
+            ("there.is.none", "no property"),
+            ("fetch.wait.max.ms", "fetch.wait.max.ms"),
+            ("isolation.level", "isolation.level"),
+            ("dr_cb", "dr_cb"),
+        ] {
+            let error = apply(&format!(r#"{{"{name}": "secret1"}}"#), Role::Consumer).unwrap_err();
+            assert!(error.contains(why), "{error}");
+        }
+        let error = apply(r#"{"sasl.password": ["secret1"]}"#, Role::Producer).unwrap_err();
+        assert!(error.contains("sasl.password") && !error.contains("secret1"), "{error}");
+        assert!(apply(r#"{"allow.auto.create.topics": true}"#, Role::Producer).is_ok());
+    }
+
+    #[test]
+    fn no_value_is_shown() {
+        let properties = KafkaProperties::new([("sasl.password", "secret1"), ("ssl.key.pem", "secret2")]);
+        let shown =
+            format!("{properties:?} {}", properties.without_values("SASL failed: secret1 and secret2"));
+        assert!(
+            shown.contains("sasl.password") && !shown.contains("secret1") && !shown.contains("secret2"),
+            "{shown}"
+        );
+    }
+}

@@ -290,7 +290,10 @@ impl Session {
         // The marks will tell why; when they do not, the broker has the offset after all.
         match self.scout.marks() {
             Some(marks) if marks.asked > since => {}
-            _ => return Ok(self.scout.ask()),
+            _ => {
+                self.scout.ask();
+                return Ok(());
+            }
         }
         if self.contradicted.is_some() {
             return Ok(());

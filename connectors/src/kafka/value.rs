@@ -302,3 +302,67 @@ fn read_field(text: &str) -> Result<FieldSpec, SourceError> {
     }
     Ok(FieldSpec { name: name.to_owned(), dtype, shape })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn values(config: serde_json::Value) -> Result<Values, String> {
+        Values::new(&serde_json::from_value(config).unwrap()).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn an_image_is_passed_on_unseen_with_its_label() {
+        let parts = Parts { key: Some(b"7"), value: Some(b"jpeg"), header: Some(Some(b"3")) };
+        let read = |config, parts| {
+            let (label, body) = values(config).unwrap().read(parts);
+            body.map(|body| (label, body.to_vec())).map_err(|why| why.to_string())
+        };
+        assert_eq!(read(serde_json::json!({}), parts), Ok((3, b"jpeg".to_vec())));
+        assert_eq!(read(serde_json::json!({"label": "key"}), parts), Ok((7, b"jpeg".to_vec())));
+        assert_eq!(read(serde_json::json!({"label": ""}), parts), Ok((0, b"jpeg".to_vec())));
+        let bare = Parts { value: Some(b""), ..Parts::default() };
+        assert_eq!(read(serde_json::json!({}), bare), Ok((0, Vec::new())));
+        let named = serde_json::json!({"label": "header:class", "classes": ["cat", "3"]});
+        assert_eq!(values(named.clone()).unwrap().header(), Some("class"));
+        assert_eq!(read(named.clone(), parts), Ok((1, b"jpeg".to_vec())));
+        let cat = Parts { header: Some(Some(b"cat")), ..parts };
+        assert_eq!(read(named.clone(), cat), Ok((0, b"jpeg".to_vec())));
+
+        for (config, parts, why) in [
+            (serde_json::json!({}), Parts { value: None, ..parts }, "tombstone"),
+            (serde_json::json!({"max_record_bytes": 3}), parts, "4 bytes"),
+            (named.clone(), bare, "no header \"class\""),
+            (named.clone(), Parts { header: Some(None), ..parts }, "no header \"class\""),
+            (named.clone(), Parts { header: Some(Some(b"dog")), ..parts }, "none of the 2"),
+            (named, Parts { header: Some(Some(b"2")), ..parts }, "none of the 2"),
+            (serde_json::json!({"label": "key"}), Parts { key: None, ..parts }, "no key"),
+            (serde_json::json!({"label": "key"}), Parts { key: Some(b"dog"), ..parts }, "list the classes"),
+            (serde_json::json!({"label": "key"}), Parts { key: Some(&[0xff]), ..parts }, "UTF-8"),
+        ] {
+            let found = read(config.clone(), parts).unwrap_err();
+            assert!(found.contains(why), "{config}: {found}");
+        }
+    }
+
+    #[test]
+    fn a_configuration_that_cannot_be_meant_is_refused() {
+        for (config, why) in [
+            (serde_json::json!({"label": "class"}), "header:NAME"),
+            (serde_json::json!({"label": "header:"}), "without a name"),
+            (serde_json::json!({"image": "photo"}), "value"),
+            (serde_json::json!({"fields": ["a"]}), "value"),
+            (serde_json::json!({"classes": ["a", "a"]}), "twice"),
+            (serde_json::json!({"classes": ["a"], "label": ""}), "classes"),
+            (serde_json::json!({"value": "json", "fields": ["a[0]"]}), "a[0]"),
+            (serde_json::json!({"value": "json", "fields": ["a:f99"]}), "f99"),
+            (serde_json::json!({"value": "json", "fields": ["*"]}), "no name"),
+            (serde_json::json!({"value": "json", "fields": ["a", "a"]}), "twice"),
+            (serde_json::json!({"value": "json", "fields": ["label"]}), "label"),
+            (serde_json::json!({"value": "json", "fields": []}), "nothing"),
+        ] {
+            let found = values(config.clone()).unwrap_err();
+            assert!(found.contains(why), "{config}: {found}");
+        }
+    }
+}

@@ -347,7 +347,7 @@ fn is_label(kind: &DataType) -> bool {
 }
 
 /// Element type and dimensions of a column of numbers; a dimension that varies is `None`.
-fn numeric(kind: &DataType) -> Option<(ElementType, Vec<Option<u64>>)> {
+pub(crate) fn numeric(kind: &DataType) -> Option<(ElementType, Vec<Option<u64>>)> {
     let scalar = |dtype| Some((dtype, Vec::new()));
     match kind {
         DataType::Boolean => scalar(ElementType::Bool),
@@ -399,7 +399,7 @@ fn with_shape(text: &str) -> Result<(&str, Option<Vec<u64>>), SourceError> {
 }
 
 /// The bytes at a row of a column of bytes or texts; `None` for a null.
-pub(super) fn bytes_at(array: &dyn Array, row: usize) -> Option<&[u8]> {
+pub(crate) fn bytes_at(array: &dyn Array, row: usize) -> Option<&[u8]> {
     if array.is_null(row) {
         return None;
     }
@@ -432,7 +432,7 @@ impl KeyAt for dyn crate::arrow::array::AnyDictionaryArray + '_ {
 }
 
 /// The integer at a row; `None` for a null or a number beyond i64.
-pub(super) fn integer_at(array: &dyn Array, row: usize) -> Option<i64> {
+pub(crate) fn integer_at(array: &dyn Array, row: usize) -> Option<i64> {
     if array.is_null(row) {
         return None;
     }
@@ -484,7 +484,7 @@ pub(super) fn list_at(array: &dyn Array, row: usize) -> Option<(&ArrayRef, usize
 ///
 /// # Errors
 /// A verdict on the row: a null, a list of another length.
-pub(super) fn append(
+pub(crate) fn append(
     array: &dyn Array,
     row: usize,
     spec: &FieldSpec,

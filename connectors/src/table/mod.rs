@@ -21,7 +21,7 @@
 //! image folder's are, with labels and fields in memory. What this does not do: filter, join, or read nested columns
 //! other than lists of numbers and Hugging Face's image struct.
 
-mod columns;
+pub(crate) mod columns;
 mod fetch;
 mod ipc;
 mod labels;

@@ -11,6 +11,7 @@ mod inspect;
 mod opening;
 mod pack;
 mod preview;
+mod produce;
 mod read;
 mod serve;
 mod spec;
@@ -39,6 +40,8 @@ enum Command {
     Preview(preview::Preview),
     /// Write any source as tar shards: indexed, checksummed, restartable.
     Pack(pack::Pack),
+    /// Fill a Kafka topic from any source.
+    Produce(produce::Produce),
     /// Say what a source holds: records, classes, formats, sizes, what cannot be read.
     Inspect(inspect::Inspect),
     /// Name the samples at a place in a run, such as those of the batch after (or before) a saved state.
@@ -73,6 +76,7 @@ pub fn main() -> ExitCode {
         Command::Bench(command) => command.run(),
         Command::Preview(command) => command.run(),
         Command::Pack(command) => command.run(),
+        Command::Produce(command) => command.run(),
         Command::Inspect(command) => command.run(),
         Command::Which(command) => command.run(),
     };

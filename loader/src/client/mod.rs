@@ -401,6 +401,11 @@ impl Feed {
         // Counted however it ended: who is interrupted and asks again has waited all the same.
         self.counters.data_wait_ns += asked.elapsed().as_nanos() as u64;
         arrived?;
+        // The end of a stream's epoch may have come in one piece with the first batch of the next, which stays where it is.
+        if self.batches_left() == 0 {
+            self.pause();
+            return Ok(None);
+        }
         let Some(ready) = self.ready.pop_front() else {
             self.pause();
             return Ok(None);
