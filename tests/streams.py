@@ -183,13 +183,7 @@ class Topic:
 
     def loader(self, **changes: Any) -> Any:
         """A loader of it, endless unless `source_options` has an end."""
-        options = self.options(**changes)
-        source = {
-            "type": "kafka",
-            "servers": self.broker.bootstrap.split(","),
-            "topics": [self.name],
-        } | options.pop("source_options")
-        return Loader(source, **options)
+        return Loader(self.url, **self.options(**changes))
 
     def bounded(self, **changes: Any) -> Any:
         """A loader of what is there now."""
