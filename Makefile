@@ -1,6 +1,6 @@
 # make help lists what there is. Every target sets up what it needs first; a second run finds it done.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test bench lint gate clean distclean
+.PHONY: help setup demo demo-kafka test bench bench-sources lint gate clean distclean
 SHELL := /bin/bash
 export PATH := $(HOME)/.cargo/bin:$(PATH)
 
@@ -9,8 +9,8 @@ BIN := .venv/bin
 
 help: ## this list
 	@echo "make TARGET, where TARGET is one of"
-	@sed -n 's/^\([a-z]*\):.*## /  \1|/p' $(MAKEFILE_LIST) | column -t -s '|' 2>/dev/null \
-		|| sed -n 's/^\([a-z]*\):.*## /  \1  /p' $(MAKEFILE_LIST)
+	@sed -n 's/^\([a-z-]*\):.*## /  \1|/p' $(MAKEFILE_LIST) | column -t -s '|' 2>/dev/null \
+		|| sed -n 's/^\([a-z-]*\):.*## /  \1  /p' $(MAKEFILE_LIST)
 
 setup: ## system packages, Rust build, .venv with the wheel in it (TORCH_INDEX=â€¦ for another torch)
 	@python/scripts/setup.sh
@@ -18,6 +18,9 @@ setup: ## system packages, Rust build, .venv with the wheel in it (TORCH_INDEX=â
 demo: setup ## train on handwritten digits, or on DATA=folder (SIZE= EPOCHS= MODEL= BATCH=)
 	@$(BIN)/python python/scripts/demo.py $(if $(DATA),--data "$(DATA)") $(if $(SIZE),--size $(SIZE)) \
 		$(if $(EPOCHS),--epochs $(EPOCHS)) $(if $(MODEL),--model $(MODEL)) $(if $(BATCH),--batch-size $(BATCH))
+
+demo-kafka: setup ## train on a live Kafka stream, kill the trainer, resume: nothing lost, nothing twice (RECORDS= RATE=)
+	@$(BIN)/python python/scripts/demo_kafka.py $(if $(RECORDS),--records $(RECORDS)) $(if $(RATE),--rate $(RATE))
 
 test: setup ## every test that needs no special hardware and no data from elsewhere
 	cargo test --release --workspace --exclude fuelrail-python
@@ -30,6 +33,9 @@ gate: setup ## the same tests in their long forms
 bench: setup ## compare with torch's DataLoader on DATA=folder (default: generated photographs), into build/bench
 	cargo build --release --quiet -p fuelrail-benches
 	$(BIN)/python benches/compare.py $(if $(DATA),--data "$(DATA)") $(BENCH_ARGS)
+
+bench-sources: setup ## the same photographs in every kind of source; BENCH_ARGS=--cold measures a cold disk
+	$(BIN)/python benches/sources.py $(if $(DATA),--data "$(DATA)") $(BENCH_ARGS)
 
 lint: setup ## formatting, clippy, ruff, types, and the stubs against the compiled module
 	cargo fmt --check

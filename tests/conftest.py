@@ -9,9 +9,11 @@ import random
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import photographs
 import pytest
+from kafka.broker import Broker, missing
 from support import GATE, Footprint, seeds
 
 
@@ -62,6 +64,37 @@ def data() -> Path:
     if not path.is_dir():
         pytest.skip(f"no test data at {path}; FUELRAIL_TEST_DATA names another place")
     return path
+
+
+@pytest.fixture(scope="session")
+def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
+    """One Kafka broker for all tests that do nothing worse to it than to fill it."""
+    with kafka_broker(tmp_path_factory.mktemp("broker")) as broker:
+        yield broker
+
+
+@pytest.fixture(scope="module")
+def own_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
+    """A broker to be killed, and started again."""
+    with kafka_broker(tmp_path_factory.mktemp("own-broker")) as broker:
+        yield broker
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
+    """Three brokers."""
+    with kafka_broker(tmp_path_factory.mktemp("cluster"), nodes=3) as broker:
+        yield broker
+
+
+def kafka_broker(folder: Path, **options: Any) -> Broker:
+    """A broker, not yet started; skips the test where there can be none, but not in CI."""
+    lacks = missing()
+    if lacks and os.environ.get("CI"):
+        pytest.fail(lacks)
+    if lacks:
+        pytest.skip(lacks)
+    return Broker(folder, **options)
 
 
 @pytest.fixture

@@ -5,14 +5,16 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import shutil
 import tarfile
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from fuelrail import Source
+from fuelrail import Mix, Source
 from PIL import Image
 
 
@@ -30,7 +32,8 @@ def tar(folder: Path, into: Path, *, shards: int = 4, suffix: str = "") -> Sourc
     records = list(members(folder))
     for shard in range(shards):
         mode: Any = "w:gz" if suffix == ".gz" else "w"
-        with tarfile.open(into / f"train-{shard:03}.tar{suffix}", mode) as archive:
+        path = into / f"train-{shard:03}.tar{suffix.removesuffix('.zst')}"
+        with tarfile.open(path, mode) as archive:
             for number in range(shard * len(records) // shards, (shard + 1) * len(records) // shards):
                 _, label, _, data = records[number]
                 ending = "png" if data.startswith(b"\x89PNG") else "jpg"
@@ -41,7 +44,22 @@ def tar(folder: Path, into: Path, *, shards: int = 4, suffix: str = "") -> Sourc
                     info = tarfile.TarInfo(name)
                     info.size = len(content)
                     archive.addfile(info, io.BytesIO(content))
+        if suffix == ".zst":
+            import zstandard
+
+            path.with_name(path.name + suffix).write_bytes(zstandard.compress(path.read_bytes()))
+            path.unlink()
     return Source(f"{into}/train-{{000..{shards - 1:03}}}.tar{suffix}")
+
+
+def rows(whole: Any, parts: int) -> int:
+    """Records of a row group, a record batch or a chunk, when there are to be about this many of them."""
+    return max(1, len(whole) // parts)
+
+
+def chunked(whole: Any, row: tuple[int, ...] = ()) -> dict[str, Any]:
+    """h5py's argument for chunks of a few records; a data set without records can have none."""
+    return {"chunks": (rows(whole, 8), *row), "maxshape": (None, *row)}
 
 
 def table(folder: Path) -> Any:
@@ -68,8 +86,10 @@ def parquet(folder: Path, into: Path) -> Source:
     whole = table(folder)
     for part in range(3):
         begin, end = part * len(whole) // 3, (part + 1) * len(whole) // 3
-        pq.write_table(whole.slice(begin, end - begin), into / f"part-{part}.parquet", row_group_size=5)
-    return Source(into / "*.parquet")
+        pq.write_table(
+            whole.slice(begin, end - begin), into / f"part-{part}.parquet", row_group_size=rows(whole, 12)
+        )
+    return Source(f"{into}/part-{{0..2}}.parquet")
 
 
 def arrow(folder: Path, into: Path) -> Source:
@@ -78,27 +98,39 @@ def arrow(folder: Path, into: Path) -> Source:
 
     whole = table(folder)
     with pa.OSFile(str(into / "data.arrow"), "wb") as sink, pa.ipc.new_file(sink, whole.schema) as writer:
-        writer.write_table(whole, max_chunksize=7)
+        writer.write_table(whole, max_chunksize=rows(whole, 9))
     return Source(into / "data.arrow")
 
 
-def manifest(folder: Path, into: Path) -> Source:
-    """A CSV file of paths and labels."""
+def csv_beside(folder: Path, into: Path) -> Source:
+    """A CSV file of paths and labels, beside the images."""
+    link_or_copy(folder, into / "images")
     with (into / "list.csv").open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["path", "label"])
-        writer.writerows((key, label) for key, label, _, _ in members(folder))
-    return Source(into / "list.csv", root=folder)
+        writer.writerows((f"images/{key}", label) for key, label, _, _ in members(folder))
+    return Source(into / "list.csv")
 
 
 def jsonl(folder: Path, into: Path) -> Source:
-    """A JSONL file of paths and class names, beside the images."""
-    copied = into / "images"
-    shutil.copytree(folder, copied)
+    """A JSONL file of paths and class names; the images are elsewhere."""
+    link_or_copy(folder, into / "images")
     with (into / "list.jsonl").open("w") as file:
         for key, _, name, _ in members(folder):
-            file.write(json.dumps({"path": f"images/{key}", "label": name}) + "\n")
-    return Source(into / "list.jsonl")
+            file.write(json.dumps({"path": key, "label": name}) + "\n")
+    return Source(into / "list.jsonl", root=into / "images")
+
+
+def copied(folder: Path, into: Path) -> Source:
+    """The folder itself."""
+    link_or_copy(folder, into / "images")
+    return Source(into / "images")
+
+
+def link_or_copy(folder: Path, into: Path) -> None:
+    """A copy whose files may be damaged without touching the originals; links where there are too many to copy."""
+    many = sum(1 for _ in folder.rglob("*")) > 1000
+    shutil.copytree(folder, into, copy_function=os.link if many else shutil.copy2)
 
 
 def hdf5(folder: Path, into: Path) -> Source:
@@ -107,23 +139,11 @@ def hdf5(folder: Path, into: Path) -> Source:
 
     records = list(members(folder))
     with h5py.File(into / "data.h5", "w") as file:
-        images = file.create_dataset("images", (len(records),), h5py.vlen_dtype(np.uint8), chunks=(8,))
+        images = file.create_dataset("images", (len(records),), h5py.vlen_dtype(np.uint8), **chunked(records))
         for number, (_, _, _, data) in enumerate(records):
             images[number] = np.frombuffer(data, np.uint8)
-        file.create_dataset("labels", data=np.array([label for _, label, _, _ in records]))
+        file.create_dataset("labels", data=np.array([label for _, label, _, _ in records], np.int64))
     return Source(into / "data.h5", image="images", label="labels")
-
-
-#: Every kind that holds the folder's own files.
-FILES: dict[str, Callable[[Path, Path], Source]] = {
-    "tar": tar,
-    "tar.gz": lambda folder, into: tar(folder, into, suffix=".gz"),
-    "parquet": parquet,
-    "arrow": arrow,
-    "csv": manifest,
-    "jsonl": jsonl,
-    "hdf5": hdf5,
-}
 
 
 def pixels(folder: Path, side: int = 24) -> tuple[np.ndarray, np.ndarray]:
@@ -133,7 +153,7 @@ def pixels(folder: Path, side: int = 24) -> tuple[np.ndarray, np.ndarray]:
         picture = Image.open(io.BytesIO(data)).convert("RGB").resize((side, side))
         images.append(np.asarray(picture))
         labels.append(label)
-    return np.stack(images), np.array(labels)
+    return np.array(images, np.uint8).reshape(-1, side, side, 3), np.array(labels, np.int64)
 
 
 def npz(folder: Path, into: Path) -> Source:
@@ -158,13 +178,97 @@ def hdf5_pixels(folder: Path, into: Path) -> Source:
     images, labels = pixels(folder)
     with h5py.File(into / "pixels.h5", "w") as file:
         file.create_dataset(
-            "images", data=images, chunks=(8, *images.shape[1:]), compression="gzip", shuffle=True
+            "images", data=images, compression="gzip", shuffle=True, **chunked(images, images.shape[1:])
         )
         file.create_dataset("labels", data=labels)
     return Source(into / "pixels.h5", image="images", label="labels")
 
 
-#: Every kind that holds decoded pixels.
-ARRAYS: dict[str, Callable[[Path, Path], Source]] = {"npz": npz, "npy": npy, "hdf5 pixels": hdf5_pixels}
+def documents(folder: Path) -> list[list[int]]:
+    """Token ids of a document for each image: some of its bytes."""
+    return [list(data[: 3 + 7 * at % 40]) for at, (_, _, _, data) in enumerate(members(folder))]
 
-ALL = FILES | ARRAYS
+
+def tokens(folder: Path, into: Path, mode: str) -> Source:
+    """Parquet with a list of ids a row, by pyarrow; padded, or packed into records."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    ids = pa.table({"input_ids": pa.array(documents(folder), pa.list_(pa.int32()))})
+    pq.write_table(ids, into / "text.parquet", row_group_size=rows(ids, 7))
+    return Source(into / "text.parquet", tokens={"column": "input_ids", "length": 16, "mode": mode})
+
+
+def raw_tokens(folder: Path, into: Path) -> Source:
+    """One long line of uint16 ids, as nanoGPT writes it."""
+    line = [token for document in documents(folder) for token in document]
+    np.array(line, np.uint16).tofile(into / "train.bin")
+    return Source(into / "train.bin", tokens={"length": 16})
+
+
+def mix(folder: Path, into: Path) -> Mix:
+    """Tar shards and a table of the same images as one source, each record once."""
+    return Mix({"shards": tar(folder, made(into / "shards")), "rows": parquet(folder, made(into / "rows"))})
+
+
+def weighted_mix(folder: Path, into: Path) -> Mix:
+    """A folder and a list of files, drawn three to one."""
+    parts = {"folder": copied(folder, made(into / "folder")), "list": jsonl(folder, made(into / "list"))}
+    return Mix(parts, weights={"folder": 3, "list": 1})
+
+
+def made(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
+
+
+def split(folder: Path, into: Path) -> Source:
+    """Seven tenths of tar shards, by a hash of each key."""
+    return Source(tar(folder, into)._addresses, split="train[:70%]")
+
+
+def synthetic(folder: Path, into: Path) -> Source:
+    """Procedural images, as many as the folder has."""
+    return Source(f"synthetic://?count={sum(1 for _ in members(folder))}&width=24&height=24&classes=3")
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of source, and what a test has to know of it."""
+
+    make: Callable[[Path, Path], Source | Mix]
+    #: What its records hold: the folder's own "files" in their order, "pixels", "tokens", or "other" images.
+    holds: str = "files"
+    #: Further options of the loader; a function is given the number of records.
+    options: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def once(self) -> bool:
+        """Whether an epoch is every record once."""
+        return not self.options and self.make is not weighted_mix
+
+
+KINDS: dict[str, Kind] = {
+    "folder": Kind(copied),
+    "tar": Kind(tar),
+    "tar.gz": Kind(lambda folder, into: tar(folder, into, suffix=".gz")),
+    "tar.zst": Kind(lambda folder, into: tar(folder, into, suffix=".zst")),
+    "parquet": Kind(parquet),
+    "arrow": Kind(arrow),
+    "csv": Kind(csv_beside),
+    "jsonl": Kind(jsonl),
+    "hdf5": Kind(hdf5),
+    "hdf5 pixels": Kind(hdf5_pixels, "pixels"),
+    "npy": Kind(npy, "pixels"),
+    "npz": Kind(npz, "pixels"),
+    "raw tokens": Kind(raw_tokens, "tokens"),
+    "padded tokens": Kind(lambda folder, into: tokens(folder, into, "pad"), "tokens"),
+    "packed tokens": Kind(lambda folder, into: tokens(folder, into, "pack"), "tokens"),
+    "mix": Kind(mix, "other"),
+    "weighted mix": Kind(weighted_mix, "other"),
+    "class-balanced": Kind(copied, "other", {"sampling": "class_balanced"}),
+    "class shares": Kind(tar, "other", {"sampling": {"0": 1, "1": 2, "2": 5}}),
+    "weights": Kind(parquet, "other", {"weights": lambda count: np.linspace(0, 1, count)}),
+    "split": Kind(split, "other"),
+    "synthetic": Kind(synthetic, "other"),
+}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -169,3 +170,26 @@ def test_mistakes_are_named() -> None:
     for make, options, message in cases:
         with pytest.raises(ConfigError, match=message):
             Loader(make(), transforms=TINY, **options)
+
+
+@pytest.mark.parametrize(
+    ("make", "expected"),
+    [
+        (lambda: Mix(["a", "b"]), "have names"),
+        (lambda: Mix({"a": Mix({"b": "x"})}), "part 'a' is a mixture"),
+        (lambda: Mix({"a": ("x", 3)}), "not int"),
+        (lambda: Mix({"a": "x"}, weights={"a": math.nan}), "weights\\['a'\\] is nan"),
+        (lambda: Mix({"a": "x"}, repeat={"a": "often"}), "'often'; a number"),
+        (lambda: Source([3]), "not int"),
+        (lambda: Source([b"x"]), "not bytes"),
+        (
+            lambda: Loader("synthetic://?count=3", transforms=TINY, weights=["a", "b", "c"]),
+            "one number a record",
+        ),
+        (lambda: Loader("synthetic://?count=3", transforms=TINY, sampling={"a": math.inf}), "finite"),
+        (lambda: Loader("", transforms=TINY), "empty"),
+    ],
+)
+def test_what_is_no_source_and_no_number_is_named(make: Any, expected: str) -> None:
+    with pytest.raises(ConfigError, match=expected):
+        make()

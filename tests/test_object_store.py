@@ -1,25 +1,18 @@
-"""Sources in buckets, against a real S3 server on this machine (moto)."""
+"""Sources in buckets, against servers on this machine that speak as Amazon (moto), Google and Azure do."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
-import socket
 import subprocess
 import sys
 import tarfile
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import photographs
 import pytest
-from support import wait_until
-
-if importlib.util.find_spec("moto") is None or importlib.util.find_spec("flask") is None:
-    pytest.skip("moto[server] is not installed", allow_module_level=True)
+from stores import SECRET, STORES, Azure, Server, running
 
 #: Opens a source in a process whose environment has the credentials, as a training script does, and says what it held.
 READ = """
@@ -34,101 +27,50 @@ except FuelrailError as error:
     print(json.dumps({"error": str(error)}))
 """
 
-SECRET = "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY"
 
-
-class Store:
-    """A server with one bucket."""
-
-    def __init__(self, folder: Path) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        self.url = f"http://127.0.0.1:{port}"
-        self.cache = folder / "cache"
-        self._log = folder / "requests.log"
-        with self._log.open("wb") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
-                stdout=log,
-                stderr=log,
-                env={**os.environ, "PYTHONUNBUFFERED": "1"},
-            )
-        wait_until(self._answers, 60, "the S3 server answers")
-        self.request("PUT", "bucket")
-
-    def _answers(self) -> bool:
-        assert self.process.poll() is None, self._log.read_text()
-        try:
-            self.request("GET", "moto-api/")
-        except urllib.error.URLError:
-            return False
-        return True
-
-    def request(self, method: str, path: str, body: bytes | None = None) -> None:
-        """An unsigned request, as the one who fills the bucket makes it."""
-        # Without a type urllib would call the body a form, which the server would then parse.
-        kind = {"Content-Type": "application/octet-stream"}
-        request = urllib.request.Request(f"{self.url}/{path}", data=body, headers=kind, method=method)
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            answer.read()
-
-    def upload(self, folder: Path, prefix: str) -> None:
-        """All files below a folder."""
-        for file in sorted(file for file in folder.rglob("*") if file.is_file()):
-            self.request("PUT", f"bucket/{prefix}{file.relative_to(folder)}", file.read_bytes())
-
-    def bodies(self) -> int:
-        """Objects fetched so far."""
-        lines = self._log.read_text().splitlines()
-        return sum('"GET /bucket/' in line for line in lines)
-
-    def read(self, source: str) -> dict[str, object]:
-        """What a process with credentials finds in a source."""
-        environment = {
-            **os.environ,
-            "AWS_ENDPOINT_URL": self.url,
-            "AWS_ACCESS_KEY_ID": "AKIAIOSFODNN7EXAMPLE",
-            "AWS_SECRET_ACCESS_KEY": SECRET,
-            "AWS_REGION": "us-east-1",
-            "XDG_CACHE_HOME": str(self.cache),
-        }
-        done = subprocess.run(
-            [sys.executable, "-c", READ, source],
-            env=environment,
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            timeout=110,
-        )
-        assert done.returncode == 0, done.stderr
-        assert SECRET not in done.stdout + done.stderr
-        return json.loads(done.stdout)
+def read(store: Server, source: str) -> dict[str, object]:
+    """What a process with the store's credentials finds in a source."""
+    environment = {**os.environ, **store.environment, "XDG_CACHE_HOME": str(store.folder / "cache")}
+    done = subprocess.run(
+        [sys.executable, "-c", READ, source],
+        env=environment,
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        timeout=110,
+    )
+    assert done.returncode == 0, done.stderr
+    assert SECRET not in done.stdout + done.stderr and Azure.KEY not in done.stdout + done.stderr
+    return json.loads(done.stdout)
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    store = Store(tmp_path)
-    yield store
-    store.process.kill()
-    store.process.wait()
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Server]:
+    """A store of the kind that the test names, S3 unless it names one."""
+    with running(getattr(request, "param", "s3"), tmp_path / "store") as store:
+        yield store
 
 
+every_store = pytest.mark.parametrize("store", STORES, indirect=True)
+
+
+@every_store
 def test_an_image_folder_in_a_bucket_is_the_one_on_disk_and_is_fetched_once(
-    store: Store, images: Path
+    store: Server, images: Path
 ) -> None:
     store.upload(images, "data/train/")
-    local = store.read(str(images))
-    assert store.read("s3://bucket/data/train/") == local
+    local = read(store, str(images))
+    assert read(store, f"{store.address}data/train/") == local
     assert len(local["rows"]) == 61
     fetched = store.bodies()
     assert fetched == 61
-    assert store.read("s3://bucket/data/train/") == local
+    assert read(store, f"{store.address}data/train/") == local
     # The second run lists the folder (a GET of the bucket itself) and takes every image from the cache.
     assert store.bodies() == fetched
 
 
-def test_shards_in_a_bucket_are_those_on_disk_and_are_fetched_once(store: Store, tmp_path: Path) -> None:
+@every_store
+def test_shards_in_a_bucket_are_those_on_disk_and_are_fetched_once(store: Server, tmp_path: Path) -> None:
     pictures = photographs.folder(tmp_path / "pictures", 23, seed=3)
     shards = tmp_path / "shards"
     shards.mkdir()
@@ -140,22 +82,22 @@ def test_shards_in_a_bucket_are_those_on_disk_and_are_fetched_once(store: Store,
                 (tmp_path / "label").write_text(str(at % 3))
                 tar.add(tmp_path / "label", f"{name}.cls")
     store.upload(shards, "shards/")
-    local = store.read(f"{shards}/train-{{0..3}}.tar")
+    local = read(store, f"{shards}/train-{{0..3}}.tar")
     assert len(local["rows"]) == 23
-    assert store.read("s3://bucket/shards/train-{0..3}.tar") == local
+    assert read(store, f"{store.address}shards/train-{{0..3}}.tar") == local
     fetched = store.bodies()
-    for source in ("s3://bucket/shards/train-*.tar", "s3://bucket/shards/train-{0..3}.tar"):
-        assert store.read(source) == local
+    for source in (f"{store.address}shards/train-*.tar", f"{store.address}shards/train-{{0..3}}.tar"):
+        assert read(store, source) == local
     assert store.bodies() == fetched
 
 
-def test_what_is_missing_or_forbidden_is_named_and_secrets_are_not(store: Store, images: Path) -> None:
+def test_what_is_missing_or_forbidden_is_named_and_secrets_are_not(store: Server, images: Path) -> None:
     store.upload(images, "data/")
-    error = store.read("s3://bucket/shards/train-{0..3}.tar")["error"]
+    error = read(store, "s3://bucket/shards/train-{0..3}.tar")["error"]
     assert "s3://bucket/shards/train-0.tar" in error
-    error = store.read("s3://elsewhere/data/")["error"]
+    error = read(store, "s3://elsewhere/data/")["error"]
     assert "s3://elsewhere/data" in error
     # From here on the server checks signatures, and knows no such key.
     store.request("POST", "moto-api/reset-auth", b"0")
-    error = store.read("s3://bucket/data/")["error"]
+    error = read(store, "s3://bucket/data/")["error"]
     assert "403" in error and "AWS_ACCESS_KEY_ID" in error and "s3://bucket/data" in error

@@ -286,3 +286,60 @@ def test_a_report_says_what_there_is(photos: Path, tmp_path: Path) -> None:
 def test_a_size_that_is_none_is_refused(photos: Path, tmp_path: Path) -> None:
     result = fuelrail("pack", photos, tmp_path / "x", "--shard-size", "lots")
     assert result.returncode == 2 and "256mb" in result.stderr
+
+
+def test_a_target_inside_the_source_is_refused(photos: Path, tmp_path: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in photos.rglob("*")}
+    for target in (photos, photos / "packed", photos / "a" / "b", tmp_path / "link"):
+        if target.name == "link":
+            target.symlink_to(photos)
+        result = fuelrail("pack", photos, target)
+        assert result.returncode == 1 and "outside" in result.stderr, result.stderr
+    assert {path: path.stat().st_mtime_ns for path in photos.rglob("*")} == before, "nothing is touched"
+    beside = fuelrail("pack", photos, tmp_path / f"{photos.name}-packed")
+    assert beside.returncode == 0, beside.stderr
+    ignored = fuelrail("pack", photos, tmp_path / "x", "--quality", 50)
+    assert ignored.returncode == 2 and "--max-side" in ignored.stderr, "alone it would change nothing"
+
+
+def test_sizes_of_a_table_are_those_of_its_records(photos: Path, tmp_path: Path) -> None:
+    pa = pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+    pq = pytest.importorskip("pyarrow.parquet")
+    images = [path.read_bytes() for path in sorted(photos.rglob("*.*"))]
+    large = io.BytesIO()
+    photographs.photograph(1, 900, 700).save(large, "JPEG")
+    images.append(large.getvalue())
+    pq.write_table(pa.table({"image": images}), tmp_path / "x.parquet", row_group_size=10)
+    found = report(tmp_path / "x.parquet")
+    sizes = [len(image) for image in images]
+    assert found["record_bytes"] == {"min": min(sizes), "mean": sum(sizes) // len(sizes), "max": max(sizes)}
+    assert found["bytes"] == sum(sizes)
+    largest = sizes.index(max(sizes))
+    assert f"largest         x.parquet:{largest}\n" in fuelrail("inspect", tmp_path / "x.parquet").stdout
+
+
+def test_a_report_that_nobody_reads_ends_without_a_word(photos: Path, tmp_path: Path) -> None:
+    sheet = tmp_path / "sheet.png"
+    for options in (["--sheet", str(sheet)], ["--list"], ["--json"]):
+        process = subprocess.Popen(
+            [str(binary()), "inspect", *options, str(photos)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        assert process.wait(60) == 141
+        assert process.stderr.read() == ""
+    assert sheet.exists()
+    nowhere = fuelrail("inspect", photos, "--sheet", tmp_path / "nowhere" / "sheet.png")
+    assert nowhere.returncode == 1 and "there is no folder" in nowhere.stderr and not nowhere.stdout
+
+
+def test_warnings_about_a_source_are_shown(photos: Path, tmp_path: Path) -> None:
+    pack(photos, tmp_path / "p", "--shard-size", "200kb")
+    index = json.loads((tmp_path / "p/index.json").read_text())
+    (tmp_path / "p/index.json").write_text(json.dumps({**index, "complete": False}))
+    result = fuelrail("inspect", tmp_path / "p")
+    assert result.returncode == 0
+    assert "packing these shards was interrupted" in result.stderr

@@ -10,7 +10,7 @@ import struct
 from pathlib import Path
 from typing import Any
 
-PROTOCOL = 2
+PROTOCOL = 3
 
 
 class Wire:

@@ -104,6 +104,11 @@ impl AddressConfig {
             if kafka::is_kafka(address) { kafka::shown(address) } else { crate::remote::shown(address) }
         };
         let name = self.address.iter().map(shown).collect::<Vec<_>>().join(", ");
+        if self.address.iter().any(|address| address.trim().is_empty()) {
+            return Err(SourceError::config(
+                "an address is empty; give the path or URL of the data (\".\" is the current folder)".into(),
+            ));
+        }
         let location = self.absolute(first);
         let mut value = self.options.clone();
         let kind = match scheme(&location) {
@@ -133,6 +138,14 @@ impl AddressConfig {
             None if location.ends_with(".bin") && value.contains_key("tokens") => "array",
             None => match by_ending(&location) {
                 Some(kind) if !Path::new(&location).is_dir() => kind,
+                None if !Path::new(&location).exists() && location.contains(['{', '*']) => {
+                    // What is wrong with the braces comes first: cut off, they have lost the ending.
+                    crate::shards::expand_braces(&location)?;
+                    return Err(SourceError::config(format!(
+                        "{name}: what these files are is not known; a pattern ends like the files it names, such as .tar \
+                         or .parquet"
+                    )));
+                }
                 _ => by_content(Path::new(&location)),
             },
         };
@@ -242,6 +255,16 @@ mod tests {
         assert_eq!(value("synthetic://?count=3&format=jpeg")["format"], "jpeg");
         let error = resolve("ftp://x", serde_json::json!({})).unwrap_err().to_string();
         assert!(error.contains("ftp://") && error.contains("s3://"), "{error}");
+    }
+
+    #[test]
+    fn an_address_that_names_nothing_is_refused() {
+        for (address, expected) in
+            [("", "empty"), (" ", "empty"), ("x-{000..", "not closed"), ("x-{000..010}", "such as .tar")]
+        {
+            let error = resolve(address, serde_json::json!({})).unwrap_err();
+            assert!(error.is_config() && error.to_string().contains(expected), "{address}: {error}");
+        }
     }
 
     #[test]

@@ -21,19 +21,27 @@ enum SourceErrorKind {
     Config,
     Data,
     Backend,
+    Cancelled,
 }
 
 impl SourceError {
-    pub(crate) fn config(message: String) -> Self {
+    /// A value in the configuration makes no sense.
+    pub fn config(message: String) -> Self {
         Self { kind: SourceErrorKind::Config, message }
     }
 
-    pub(crate) fn data(message: String) -> Self {
+    /// The data is missing, unreadable, or not what the configuration says.
+    pub fn data(message: String) -> Self {
         Self { kind: SourceErrorKind::Data, message }
     }
 
     pub(crate) fn backend(message: String) -> Self {
         Self { kind: SourceErrorKind::Backend, message }
+    }
+
+    /// Whoever asked for the source does not want it any more.
+    pub(crate) fn cancelled() -> Self {
+        Self { kind: SourceErrorKind::Cancelled, message: "opening the source was cancelled".into() }
     }
 
     /// The folder or a part of it cannot be read, for a reason the system gives.
@@ -70,6 +78,11 @@ impl SourceError {
     /// The reading backend asked for is not available here.
     pub fn is_backend(&self) -> bool {
         self.kind == SourceErrorKind::Backend
+    }
+
+    /// Opening was cancelled ([`crate::Opening::cancel`]); nothing is wrong with the source.
+    pub fn is_cancelled(&self) -> bool {
+        self.kind == SourceErrorKind::Cancelled
     }
 }
 

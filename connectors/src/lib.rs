@@ -18,9 +18,10 @@
 //! - **A source does not change after `open`.** Index, key, label and size of a record are fixed; they depend on the
 //!   stored data only, never on the order in which a file system lists it, the number of threads or the time.
 //! - **A record's bytes are the bytes that were promised.** The disk readers notice a file that shrank, grew or vanished
-//!   since `open` and say so ([`ReadErrorKind`]); bytes of two versions are never delivered as one record. (A file
-//!   replaced or rewritten with exactly the same length cannot be told apart, for the modification time is no part of a
-//!   data set's identity; and a record above 2 GiB takes several reads.)
+//!   since `open` and say so ([`ReadErrorKind`]); bytes of two versions are never delivered as one record. A
+//!   shard is also noticed when another file took its name. (An image file that was replaced, or a shard that was rewritten in
+//!   place, with exactly the same length cannot be told apart, for the modification time is no part of a data set's identity;
+//!   and a record above 2 GiB takes several reads.)
 //! - **Every request ends exactly once**: its `done` is called with a record or an error, or, when the [`Reader`] is
 //!   dropped first, `done` itself is dropped uncalled. Requests end in any order.
 //! - **Retries happen inside the reader.** An error that reaches `done` has been retried where that can help. A failed
@@ -57,6 +58,7 @@ mod kafka;
 mod manifest;
 mod mix;
 mod numbers;
+mod opening;
 mod remote;
 mod schema;
 mod shards;
@@ -81,9 +83,13 @@ pub use column::PixelLayout;
 pub use error::{ReadError, ReadErrorKind, SourceError};
 pub use folder::{FolderConfig, Split, SplitPart};
 pub use hdf5::Hdf5Config;
-pub use kafka::{KafkaConfig, KafkaPoint, KafkaProperties, KafkaValue, Producer as KafkaProducer};
+pub use kafka::{
+    KafkaConfig, KafkaPoint, KafkaProperties, KafkaValue, Producer as KafkaProducer,
+    encode_value as encode_kafka_value,
+};
 pub use mix::{MixConfig, MixPart, Part, apportion};
 pub use numbers::read_numbers;
+pub use opening::{Counted, Opening, Progress};
 pub use schema::{ElementType, FieldSpec, MAX_FIELD_BYTES, RESERVED, Schema};
 pub use shards::CacheConfig;
 pub use stream::{Follower, Place, Sink, StreamRecord, StreamSource, StreamStats, Window};
@@ -185,6 +191,16 @@ pub fn open(config: &SourceConfig) -> Result<Arc<dyn IndexedSource>, SourceError
     }
 }
 
+/// As [`open`], for someone who watches it or may cancel it from another thread.
+///
+/// # Errors
+/// As [`open`]; and once it was cancelled, with one that [`SourceError::is_cancelled`], even if it had just ended well.
+pub fn open_watched(config: &SourceConfig, opening: &Opening) -> Result<Arc<dyn IndexedSource>, SourceError> {
+    let opened = opening.run(|| open(config));
+    // Whatever a part of it that was stopped made of that.
+    if opening.is_cancelled() { Err(SourceError::cancelled()) } else { opened }
+}
+
 /// Opens a stream: looks for its topics, and for where it starts and ends.
 ///
 /// # Errors
@@ -222,7 +238,11 @@ pub trait IndexedSource: Send + Sync + 'static {
     }
 
     /// Bytes of a record, its fields included: exact where it is stored, an upper bound where it is made (synthetic),
-    /// an estimate where a block has to be decoded to know (Parquet). Known without reading, for budgets.
+    /// the mean of its block where that has to be decoded to know (tables of images). Known without reading, for budgets.
+    ///
+    /// What a budget makes of a mean: records whose means add up to `b` bytes take `b` bytes when they are whole blocks. Out
+    /// of blocks whose sizes scatter they may take more, at most what those blocks take, which is what
+    /// [`reader_memory`](Self::reader_memory) counts for the blocks themselves. No block takes more than 1 GiB.
     fn size(&self, index: u64) -> u64;
 
     /// Where the record's bytes lie, if they lie in a file.
@@ -404,6 +424,18 @@ pub struct Record {
 pub trait Reader: Send + Sync {
     /// Asks for records, in this order of urgency. Returns at once; the caller bounds what is outstanding.
     fn submit(&self, requests: Vec<ReadRequest>);
+
+    /// How many records beyond those submitted [`expect`](Self::expect) is of use for; 0, the default, for readers that
+    /// fetch records one by one.
+    fn horizon(&self) -> u64 {
+        0
+    }
+
+    /// Says what will be submitted soon, in this order: a reader that decodes blocks may begin with theirs. A hint that
+    /// binds nobody. Returns at once.
+    fn expect(&self, indices: &[u64]) {
+        let _ = indices;
+    }
 
     /// What the reader has done so far.
     fn stats(&self) -> ReadStats;

@@ -323,6 +323,21 @@ impl Reader for MixReader {
         }
     }
 
+    fn horizon(&self) -> u64 {
+        self.readers.iter().map(|reader| reader.horizon()).max().unwrap_or(0)
+    }
+
+    fn expect(&self, indices: &[u64]) {
+        let mut by_part: Vec<Vec<u64>> = self.readers.iter().map(|_| Vec::new()).collect();
+        for &index in indices {
+            let (part, inner) = self.mix.locate(index);
+            by_part[part].push(inner);
+        }
+        for (reader, indices) in self.readers.iter().zip(by_part) {
+            reader.expect(&indices);
+        }
+    }
+
     fn stats(&self) -> ReadStats {
         let mut total = self.readers[0].stats();
         for reader in &self.readers[1..] {

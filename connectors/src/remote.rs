@@ -45,6 +45,7 @@ use self::client::Client;
 use self::url::Place;
 use crate::buffer::Pool;
 use crate::cache::{BlockId, Cache};
+use crate::opening;
 use crate::workers::{self, Workers, lock};
 use crate::{CacheConfig, POOL_BYTES, ReadError, Reader, ReaderConfig, SourceError};
 
@@ -211,13 +212,15 @@ impl Remote {
         xxh3_128(text.as_bytes())
     }
 
-    /// Runs a future on this thread until it is done or the reader that this thread belongs to is being dropped.
+    /// Runs a future on this thread until it is done, the reader that this thread belongs to is being dropped, or the opening
+    /// that it works for is cancelled.
     fn wait<T>(&self, work: impl Future<Output = Result<T, Fault>>) -> Result<T, Fault> {
         self.runtime.block_on(async {
             tokio::select! {
                 biased;
                 result = work => result,
                 () = workers::stopped() => Err(Fault::io("the reader was dropped".into(), true)),
+                () = opening::cancelled() => Err(Fault::io(SourceError::cancelled().to_string(), true)),
             }
         })
     }

@@ -19,8 +19,9 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::disk::{self, Files, Span};
+use crate::opening::{self, Counted, Step};
 use crate::remote::{self, Object, Remote, Version};
-use crate::{Extent, Reader, ReaderConfig, SourceError};
+use crate::{Extent, ReadError, Reader, ReaderConfig, SourceError};
 
 /// Where copies of remote and unpacked shards are kept.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -121,7 +122,10 @@ impl Shards {
             assert!(root.pop(), "absolute paths share the root");
         }
         let mut files = Vec::with_capacity(paths.len());
+        let step = Step::begin("looking at files", Counted::Files, Some(paths.len() as u64));
         for path in &paths {
+            opening::check()?;
+            step.add(1);
             let meta = std::fs::metadata(path).map_err(|error| unreadable(path, &error))?;
             if !meta.is_file() {
                 return Err(SourceError::data(format!("{} is not a regular file", path.display())));
@@ -195,11 +199,13 @@ impl Shards {
     }
 
     /// Fills `buffer` from a place in a file; blocks. Fewer bytes than that are an error: the file was cut short.
-    /// On a thread of a reader that is being dropped, reading from the network ends at once with an error.
+    /// On a thread of a reader that is being dropped, or of an opening that is cancelled, reading ends with an error: from
+    /// the network at once, from a disk before the next call.
     ///
     /// # Errors
     /// The system's, with the file's name and what to do in its text; [`crate::ReadError::of_remote`] keeps its kind.
     pub(crate) fn read_at(&self, shard: usize, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        opening::check().map_err(io::Error::other)?;
         let path = match &self.place {
             Place::Local { root } => root.join(&self.files[shard].name),
             Place::Remote { remote, .. } => return Ok(remote.read(&self.object(shard), offset, buffer)?),
@@ -319,6 +325,25 @@ impl Files for OnDisk {
     fn key(&self, index: u64) -> String {
         self.ranges.key(index)
     }
+
+    fn stale(&self, index: u64) -> Option<ReadError> {
+        let (shard, _, _) = self.ranges.locate(index);
+        let file = &self.shards.files[shard];
+        let path = self.root.join(&file.name);
+        // About 1 us. After the read, so that a file replaced meanwhile is seen, too.
+        let Ok(now) = std::fs::metadata(&path) else {
+            return Some(ReadError::gone(self.ranges.key(index), &path));
+        };
+        let found = if now.len() != file.size {
+            format!("{} bytes", now.len())
+        } else if !file.version.ends_with(&format!("-{}", now.ino())) {
+            // The time of change is not asked: an unpacked copy in the cache is touched by each run that uses it.
+            "another file of this name".to_owned()
+        } else {
+            return None;
+        };
+        Some(ReadError::changed(self.ranges.key(index), &path, file.size, &found))
+    }
 }
 
 fn nothing() -> SourceError {
@@ -417,6 +442,7 @@ fn walk(folder: &Path, endings: &[&str], depth: usize, paths: &mut Vec<PathBuf>)
         )));
     }
     for entry in std::fs::read_dir(folder).map_err(|error| unreadable(folder, &error))? {
+        opening::check()?;
         let entry = entry.map_err(|error| unreadable(folder, &error))?;
         let (path, name) = (entry.path(), entry.file_name());
         if name.as_bytes().starts_with(b".") {

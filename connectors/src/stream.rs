@@ -45,7 +45,7 @@ pub trait StreamSource: Send + Sync + 'static {
     /// Whether processes that do not talk to each other cut the same windows, also at the live edge.
     fn is_uniform(&self) -> bool;
 
-    /// The place before the first record of an epoch: window 0, which is empty.
+    /// The place before the first record of an epoch: window 0, which is empty. The same for all epochs but for the number.
     fn origin(&self, epoch: u64) -> Place;
 
     /// The name of the record with this [id](Window::id); `None` where there can be none.
@@ -64,7 +64,8 @@ pub trait StreamSource: Send + Sync + 'static {
     fn check(&self, place: &Place) -> Result<(), SourceError>;
 
     /// Reads on from a place, on a thread of its own. With `again`, the first window delivered is `from` itself, read again
-    /// and compared; else the one behind it.
+    /// and compared; else the one behind it. Behind the last window of an epoch comes an empty one of the same epoch, which
+    /// says that it has ended; windows of the next epoch follow.
     ///
     /// # Errors
     /// As [`check`](Self::check); what happens later is told to the sink.

@@ -144,6 +144,15 @@ impl Reader for SubsetReader {
         self.reader.submit(translated.collect());
     }
 
+    fn horizon(&self) -> u64 {
+        self.reader.horizon()
+    }
+
+    fn expect(&self, indices: &[u64]) {
+        let translated: Vec<u64> = indices.iter().map(|&index| self.subset.whole(index)).collect();
+        self.reader.expect(&translated);
+    }
+
     fn stats(&self) -> ReadStats {
         self.reader.stats()
     }

@@ -26,6 +26,13 @@ pub fn to_stderr() {
         .try_init();
 }
 
+/// Warnings and errors to stderr, for commands: what a person should know about the source.
+pub fn warnings_to_stderr() {
+    let filter = EnvFilter::try_from_env("FUELRAIL_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
+    let lines = fmt::layer().with_writer(std::io::stderr).with_target(false).without_time();
+    let _ = tracing_subscriber::registry().with(filter).with(lines).try_init();
+}
+
 /// Lines to the first client that is still there.
 pub fn to_clients() {
     quiet_worker_panics();

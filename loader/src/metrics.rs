@@ -62,13 +62,13 @@ pub struct Consumer {
 }
 
 impl Metrics {
-    /// The counters with the verdict; the reader's figures are added by the engine.
-    pub fn stats(&self, threads: usize, consumer: Consumer) -> Stats {
+    /// The counters; the reader's figures and the verdict are added by the engine.
+    pub fn stats(&self, threads: usize) -> Stats {
         let read = |counter: &AtomicU64| counter.load(Relaxed);
         let wall_ns = self.since.elapsed().as_nanos() as u64;
         let (ring_full_ns, transform_ns) = (read(&self.ring_full_ns), read(&self.transform_ns));
         let active_ns = wall_ns.saturating_sub(ring_full_ns);
-        let mut stats = Stats {
+        Stats {
             wall_ns,
             batches: read(&self.batches),
             rows: read(&self.rows),
@@ -84,9 +84,7 @@ impl Metrics {
             cpu_ns: cpu_ns(),
             peak_in_flight_bytes: read(&self.peak_in_flight_bytes),
             ..Stats::default()
-        };
-        (stats.limit, stats.verdict) = verdict(&stats, consumer);
-        stats
+        }
     }
 }
 
@@ -113,9 +111,17 @@ pub fn verdict(stats: &Stats, consumer: Consumer) -> (String, String) {
     } else if busy >= 0.5 {
         ("transform", "more worker threads (num_workers) or cheaper transforms would gain")
     } else {
-        ("read", "a faster disk or more read-ahead (read_ahead_bytes, read depth) would gain")
+        ("read", reading_advice(stats))
     };
     (stage.into(), format!("{stage} is the limit: {waited}, {workers}; {advice}"))
+}
+
+fn reading_advice(stats: &Stats) -> &'static str {
+    match stats.stream.as_ref().map(|stream| stream.lag) {
+        None => "a faster disk or more read-ahead (read_ahead_bytes, read depth) would gain",
+        Some(Some(0)) => "the stream is read to its end: only more data would gain",
+        Some(_) => "a faster broker or network, or larger windows (window_records, window_bytes) would gain",
+    }
 }
 
 /// Peak resident bytes of this process (VmHWM).

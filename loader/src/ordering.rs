@@ -48,6 +48,25 @@ pub(crate) fn order(config: &PipelineConfig, source: &dyn IndexedSource) -> Resu
     Ok((plain(config, len, &blocks, seed), fingerprint(&identity)))
 }
 
+/// The fingerprint of what decides the order inside a stream's windows.
+///
+/// # Errors
+/// With the key that a stream cannot have.
+pub(crate) fn of_stream(config: &PipelineConfig) -> Result<String, Refusal> {
+    if config.sampling.is_some() {
+        return refuse(
+            "sampling draws from all records of a source, and a stream's are not known beforehand: leave it out (a second \
+             topic, or what is produced, can change the shares)",
+        );
+    }
+    if config.blocked.is_some() {
+        return refuse(
+            "blocked is for sources with shards: a stream is shuffled within its windows (window_records)",
+        );
+    }
+    Ok(fingerprint(&(config.shuffle, config.on_error)))
+}
+
 /// Each record once.
 fn plain(config: &PipelineConfig, len: u64, blocks: &Blocks, seed: u64) -> Order {
     match (config.shuffle, blocked(config, blocks), blocks) {

@@ -3,14 +3,15 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use fuelrail_connectors::{IndexedSource, Schema};
+use fuelrail_connectors::{IndexedSource, Opening, Schema, SourceConfig};
 use fuelrail_transforms::{Chain, Dtype, Layout, Limits, OutputConfig, compile};
 
 use crate::config::PipelineConfig;
+use crate::engine::flow::Flows;
 use crate::order::Order;
 use crate::ordering;
-use crate::plan::Batching;
-use crate::protocol::{ErrorKind, Field};
+use crate::plan::{Batching, UNKNOWN_LEN};
+use crate::protocol::{ErrorKind, Field, StreamKind};
 use crate::ring::PAGE;
 use crate::token::Identity;
 
@@ -38,18 +39,97 @@ fn compile_chain(config: &PipelineConfig) -> Result<Chain, Refusal> {
         .map_err(|error| Refusal::new(ErrorKind::Config, error.to_string()))
 }
 
+/// An open source, which several pipelines may share.
+#[derive(Clone)]
+pub enum Opened {
+    /// Records by index.
+    Indexed(Arc<dyn IndexedSource>),
+    /// Records in windows.
+    Stream(Arc<Flows>),
+}
+
+impl Opened {
+    /// Opens what is configured.
+    ///
+    /// # Errors
+    /// With [`ErrorKind::Config`] or [`ErrorKind::Source`].
+    pub fn open(config: &SourceConfig, opening: &Opening) -> Result<Self, Refusal> {
+        let opened = config.resolve().and_then(|config| match config {
+            SourceConfig::Kafka(config) => {
+                fuelrail_connectors::open_stream(&config).map(|source| Self::Stream(Flows::new(source)))
+            }
+            config => fuelrail_connectors::open_watched(&config, opening).map(Self::Indexed),
+        });
+        opened.map_err(|error| {
+            let kind = if error.is_config() { ErrorKind::Config } else { ErrorKind::Source };
+            Refusal::new(kind, error.to_string())
+        })
+    }
+}
+
+/// Where a pipeline's records come from, and in which order.
+pub enum Supply {
+    /// Every epoch has the same records, each at the position that the order says.
+    Indexed {
+        /// Opened.
+        source: Arc<dyn IndexedSource>,
+        /// Which record comes where.
+        order: Order,
+    },
+    /// Records come in windows, each in an order of its own.
+    Stream(Arc<Flows>),
+}
+
+impl Supply {
+    /// Records in an epoch, if that is known.
+    pub fn len(&self) -> Option<u64> {
+        match self {
+            Self::Indexed { order, .. } => Some(order.len()),
+            Self::Stream(_) => None,
+        }
+    }
+
+    /// Never: an empty source is refused.
+    pub fn is_empty(&self) -> bool {
+        self.len() == Some(0)
+    }
+
+    /// Class names in label order.
+    pub fn classes(&self) -> &[String] {
+        match self {
+            Self::Indexed { source, .. } => source.classes(),
+            Self::Stream(flows) => flows.source().classes(),
+        }
+    }
+
+    /// What a client needs to know of a stream.
+    pub fn stream_kind(&self) -> Option<StreamKind> {
+        let Self::Stream(flows) = self else { return None };
+        let source = flows.source();
+        Some(StreamKind { bounded: source.is_bounded(), origin: source.origin(0).into() })
+    }
+
+    /// The name of the record with this number, as `batch["index"]` has it.
+    pub fn key(&self, id: i64) -> Option<String> {
+        match self {
+            Self::Indexed { source, .. } => {
+                u64::try_from(id).ok().filter(|&index| index < source.len()).map(|index| source.key(index))
+            }
+            Self::Stream(flows) => flows.source().key(id),
+        }
+    }
+}
+
 /// Everything about a pipeline that does not depend on rank and cursor.
 pub struct Pipeline {
     /// As configured.
     pub config: PipelineConfig,
     /// Opened.
-    pub source: Arc<dyn IndexedSource>,
+    pub supply: Supply,
     /// What its records hold.
     pub schema: Schema,
     /// Compiled; none for a source without images.
     pub chain: Option<Arc<Chain>>,
-    /// Which record comes where.
-    pub order: Order,
     /// What tokens are checked against.
     pub identity: Identity,
     /// Worker threads.
@@ -61,7 +141,19 @@ impl Pipeline {
     ///
     /// # Errors
     /// With [`ErrorKind::Config`] or [`ErrorKind::Source`].
-    pub fn open(config: PipelineConfig, source: Option<Arc<dyn IndexedSource>>) -> Result<Self, Refusal> {
+    pub fn open(config: PipelineConfig, source: Option<Opened>) -> Result<Self, Refusal> {
+        Self::open_watched(config, source, &Opening::new())
+    }
+
+    /// As [`open`](Self::open), for someone who watches it or may cancel it.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn open_watched(
+        config: PipelineConfig,
+        source: Option<Opened>,
+        opening: &Opening,
+    ) -> Result<Self, Refusal> {
         config.check().map_err(|message| Refusal::new(ErrorKind::Config, message))?;
         // Before the source, whose opening may take long: a mistake in the chain shows at once.
         let compiled = compile_chain(&config);
@@ -72,12 +164,12 @@ impl Pipeline {
         }
         let source = match source {
             Some(source) => source,
-            None => fuelrail_connectors::open(&config.source).map_err(|error| {
-                let kind = if error.is_config() { ErrorKind::Config } else { ErrorKind::Source };
-                Refusal::new(kind, error.to_string())
-            })?,
+            None => Opened::open(&config.source, opening)?,
         };
-        let schema = source.schema();
+        let schema = match &source {
+            Opened::Indexed(source) => source.schema(),
+            Opened::Stream(flows) => flows.source().schema(),
+        };
         schema.check().map_err(|message| Refusal::new(ErrorKind::Source, message))?;
         let chain = if schema.image {
             Some(Arc::new(compiled?))
@@ -94,17 +186,27 @@ impl Pipeline {
                 ),
             ));
         };
-        let (order, order_fingerprint) = ordering::order(&config, &*source)?;
+        let (supply, dataset, order) = match source {
+            Opened::Indexed(source) => {
+                let (order, fingerprint) = ordering::order(&config, &*source)?;
+                let dataset = source.fingerprint();
+                (Supply::Indexed { source, order }, dataset, fingerprint)
+            }
+            Opened::Stream(flows) => {
+                let (dataset, fingerprint) = (flows.source().fingerprint(), ordering::of_stream(&config)?);
+                (Supply::Stream(flows), dataset, fingerprint)
+            }
+        };
         let identity = Identity {
-            dataset: source.fingerprint().to_string(),
-            order: order_fingerprint,
+            dataset: dataset.to_string(),
+            order,
             pixels: config.pixels_fingerprint(chain.as_ref().map(|chain| chain.output().dtype)),
             seed: config.seed,
-            samples: order.len(),
+            samples: supply.len().unwrap_or(UNKNOWN_LEN),
         };
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let threads = if config.num_workers == 0 { cores } else { config.num_workers as usize };
-        Ok(Self { config, source, schema, chain, order, identity, threads })
+        Ok(Self { config, supply, schema, chain, identity, threads })
     }
 
     /// How epochs are cut for a number of ranks.
@@ -116,7 +218,7 @@ impl Pipeline {
         if world_size == 0 || world_size > 1 << 20 {
             return refuse(format!("world_size = {world_size} is not between 1 and {}", 1 << 20));
         }
-        let (len, batch_size) = (self.order.len(), self.config.batch_size);
+        let (len, batch_size) = (self.supply.len().unwrap_or(UNKNOWN_LEN), self.config.batch_size);
         let batching = Batching { len, batch_size, world_size, drop_last: self.config.drop_last };
         if batching.batches_from(0) == 0 {
             return refuse(format!(
@@ -168,7 +270,7 @@ impl Pipeline {
             scalar("position", "i64", 8),
             scalar("substituted", "bool", 1),
         ];
-        if !self.source.parts().is_empty() {
+        if matches!(&self.supply, Supply::Indexed { source, .. } if !source.parts().is_empty()) {
             small.push(scalar("part", "i64", 8));
         }
         let mut offset = 0;
@@ -192,22 +294,36 @@ impl Pipeline {
     /// [`ErrorKind::Environment`] when that is more than there is.
     pub fn budget(&self) -> Result<BTreeMap<String, u64>, Refusal> {
         let slot = self.layout().1.next_multiple_of(PAGE as u64);
+        let own = match &self.supply {
+            Supply::Indexed { source, order } => vec![
+                // Buffers that the reader keeps for its next reads.
+                ("buffers", fuelrail_connectors::POOL_BYTES),
+                // The source's manifest.
+                ("index", source.memory() + order.memory()),
+                // Decoded blocks that the reader keeps.
+                ("blocks", source.reader_memory()),
+            ],
+            Supply::Stream(flows) => vec![
+                // Records received: those in use, and those to come.
+                ("windows", flows.window_memory()),
+                // What the broker's client holds beside them.
+                ("consumer", flows.source().memory()),
+            ],
+        };
         let lines = [
-            // Finished batches and those under construction.
-            ("ring", self.slots() as u64 * slot),
-            // Encoded bytes: requested, read, or with a worker. One record may exceed it alone.
-            ("read_ahead", self.config.read_ahead_bytes),
-            // Decoded pixels: at worst every worker holds the largest sample that is allowed.
-            ("scratch", self.threads as u64 * self.config.max_sample_bytes),
-            // Buffers that the reader keeps for its next reads.
-            ("buffers", fuelrail_connectors::POOL_BYTES),
-            // The source's manifest.
-            ("index", self.source.memory() + self.order.memory()),
-            // Decoded blocks that the reader keeps.
-            ("blocks", self.source.reader_memory()),
-            // Program, stacks, allocator.
-            ("base", 64 << 20),
-        ];
+            own,
+            vec![
+                // Finished batches and those under construction.
+                ("ring", self.slots() as u64 * slot),
+                // Encoded bytes: requested, read, or with a worker. One record may exceed it alone.
+                ("read_ahead", self.config.read_ahead_bytes),
+                // Decoded pixels: at worst every worker holds the largest sample that is allowed.
+                ("scratch", self.threads as u64 * self.config.max_sample_bytes),
+                // Program, stacks, allocator.
+                ("base", 64 << 20),
+            ],
+        ]
+        .concat();
         let total = lines.iter().map(|(_, bytes)| bytes).sum::<u64>();
         let budget: BTreeMap<String, u64> = lines
             .iter()
@@ -216,12 +332,14 @@ impl Pipeline {
             .collect();
         let available = crate::memory::available_memory();
         if total > available {
-            let list = lines.map(|(owner, bytes)| format!("{owner} {} MiB", bytes >> 20)).join(", ");
+            let list: Vec<_> =
+                lines.iter().map(|(owner, bytes)| format!("{owner} {} MiB", bytes >> 20)).collect();
+            let list = list.join(", ");
             return Err(Refusal::new(
                 ErrorKind::Environment,
                 format!(
                     "this pipeline may use {} MiB ({list}) and {} MiB are available: lower batch_size or prefetch_factor \
-                     (ring), num_workers or max_sample_bytes (scratch), or read_ahead_bytes",
+                     (ring), num_workers or max_sample_bytes (scratch), window_bytes (windows), or read_ahead_bytes",
                     total >> 20,
                     available >> 20
                 ),

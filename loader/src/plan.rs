@@ -16,10 +16,13 @@ pub struct Cursor {
     pub position: u64,
 }
 
+/// The length of an epoch that has not ended yet, of a stream.
+pub const UNKNOWN_LEN: u64 = u64::MAX;
+
 /// How epochs are cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Batching {
-    /// Records in an epoch.
+    /// Records in an epoch; of a stream, [`UNKNOWN_LEN`] until its last window has come.
     pub len: u64,
     /// Rows a rank gets in a full batch.
     pub batch_size: u64,
@@ -52,12 +55,12 @@ impl Batching {
 
     /// The position behind the global batch that begins at `position`.
     pub fn after(&self, position: u64) -> u64 {
-        self.len.min(position + self.global_batch())
+        self.len.min(position.saturating_add(self.global_batch()))
     }
 
     /// The positions of `rank`'s rows in the global batch that begins at `position`.
     pub fn rows(&self, position: u64, rank: u64) -> impl Iterator<Item = u64> + use<> {
-        (position + rank..self.after(position)).step_by(self.world_size as usize)
+        (position.saturating_add(rank)..self.after(position)).step_by(self.world_size as usize)
     }
 }
 

@@ -15,14 +15,17 @@
 //!   hello {protocol, pid} ───────────────▶
 //!   ◀─────────────────────────────────── welcome {protocol} | refused {kind, message}
 //!   attach {pipeline, rank, …} ──────────▶
+//!   ◀─────────────────────────────────── progress {what, done, total}    while the source is being opened
 //!   ◀───────────────── attached {layout, …} + memfd | refused
 //!   ◀─────────────────────────────────── ready {generation, slot, epoch, position, rows}   as long as slots are free
 //!   release {slot} ──────────────────────▶
-//!   seek {generation, epoch, position} ──▶
+//!   seek {generation, epoch, position} ──▶                               (of a stream with the window it lies in)
+//!   ◀─────────────────────────────────── window {place}, end {epoch, len}     of a stream: what a token needs to know
 //!   end-of-file (or the client's death) ─▶  everything of this feed is freed
 //! ```
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -34,10 +37,10 @@ use rustix::net::{
 use serde::{Deserialize, Serialize};
 
 use crate::plan::{Batching, Cursor};
-use crate::token::Identity;
+use crate::token::{Identity, Place};
 
 /// Version of the messages; both sides must have the same.
-pub const PROTOCOL: u32 = 2;
+pub const PROTOCOL: u32 = 3;
 
 /// Longest frame: a pipeline with a long class list is the largest thing ever sent.
 pub const MAX_FRAME: usize = 16 << 20;
@@ -63,6 +66,16 @@ pub enum Request {
         generation: u64,
         /// Where to go on.
         cursor: Cursor,
+        /// Of a stream: the window in or behind which that lies; may be left out at the start of an epoch.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        place: Option<Place>,
+    },
+    /// A checkpoint is safe that holds this place of a stream: what lies before it may be told to the broker.
+    Saved {
+        /// The token's window.
+        place: Place,
+        /// The token's position.
+        position: u64,
     },
     /// A slot is no longer used.
     Release {
@@ -134,6 +147,8 @@ pub enum Reply {
         /// What and what to do.
         message: String,
     },
+    /// How far opening the source has come, between `attach` and its answer; at most ten times a second.
+    Progress(Progress),
     /// The feed stands; the ring's descriptor travels with this frame.
     Attached(Box<Attached>),
     /// A batch is finished and now belongs to the client.
@@ -146,6 +161,22 @@ pub enum Reply {
         kind: ErrorKind,
         /// What and what to do.
         message: String,
+    },
+    /// A window of a stream has come; said before any batch that begins or ends in it.
+    Window {
+        /// Generation it belongs to.
+        generation: u64,
+        /// Where it lies.
+        place: Place,
+    },
+    /// The last window of an epoch of a stream has come.
+    End {
+        /// Generation it belongs to.
+        generation: u64,
+        /// The epoch.
+        epoch: u64,
+        /// Records in it.
+        len: u64,
     },
     /// Answer to `keys`, in the same order.
     Keys {
@@ -161,6 +192,49 @@ pub enum Reply {
         /// The line.
         text: String,
     },
+}
+
+/// How far an opening has come with what it is doing now.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Progress {
+    /// What it is doing, such as "indexing shards".
+    pub what: String,
+    /// How much of it is done.
+    pub done: u64,
+    /// How much there is, where that is known.
+    pub total: Option<u64>,
+    /// What is counted: "bytes", "files", "objects" or "rows".
+    pub counted: String,
+}
+
+#[cfg(feature = "daemon")]
+impl From<fuelrail_connectors::Progress> for Progress {
+    fn from(progress: fuelrail_connectors::Progress) -> Self {
+        use fuelrail_connectors::Counted;
+        let counted = match progress.counted {
+            Counted::Bytes => "bytes",
+            Counted::Files => "files",
+            Counted::Objects => "objects",
+            Counted::Rows => "rows",
+        };
+        Self { what: progress.what, done: progress.done, total: progress.total, counted: counted.into() }
+    }
+}
+
+impl fmt::Display for Progress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { what, done, total, counted } = self;
+        let megabytes = |bytes: u64| bytes as f64 / 1e6;
+        match (counted.as_str(), total) {
+            ("bytes", Some(total)) => {
+                write!(f, "{what}: {:.1} of {:.1} MB", megabytes(*done), megabytes(*total))
+            }
+            ("bytes", None) => write!(f, "{what}: {:.1} MB", megabytes(*done)),
+            (things, Some(total)) => write!(f, "{what}: {done} of {total} {things}"),
+            (things, None) => write!(f, "{what}: {done} {things}"),
+        }
+    }
 }
 
 /// Whose fault an error is.
@@ -204,6 +278,19 @@ pub struct Attached {
     pub budget: BTreeMap<String, u64>,
     /// Where refused records are listed, if anywhere.
     pub quarantine: Option<String>,
+    /// Of a stream: what kind.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stream: Option<StreamKind>,
+}
+
+/// What a client needs to know of a stream before it has seen a window of it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StreamKind {
+    /// Whether an epoch ends.
+    pub bounded: bool,
+    /// The place before its first record.
+    pub origin: Place,
 }
 
 /// One field of a batch.
@@ -284,10 +371,29 @@ pub struct Stats {
     pub cpu_ns: u64,
     /// Largest sum of encoded bytes in flight.
     pub peak_in_flight_bytes: u64,
+    /// Of a stream: how far it has been read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stream: Option<StreamCounters>,
     /// Which stage was the limit: "read", "transform" or "train".
     pub limit: String,
     /// The same as a sentence with the figures.
     pub verdict: String,
+}
+
+/// How far a stream has been read, since it was last begun.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StreamCounters {
+    /// Number of the window last received.
+    pub window: u64,
+    /// Records received.
+    pub records: u64,
+    /// Bytes of these, as stored.
+    pub bytes: u64,
+    /// Records behind the end of the stream, by the broker's last word.
+    pub lag: Option<u64>,
+    /// Partitions read.
+    pub partitions: u64,
 }
 
 /// One message as a frame.
@@ -425,6 +531,19 @@ mod tests {
     }
 
     #[test]
+    fn progress_reads_like_a_sentence() {
+        let progress = |what: &str, done, total, counted: &str| {
+            Progress { what: what.into(), done, total, counted: counted.into() }.to_string()
+        };
+        assert_eq!(
+            progress("indexing shards", 3_140_000, Some(10_000_000), "bytes"),
+            "indexing shards: 3.1 of 10.0 MB"
+        );
+        assert_eq!(progress("listing", 5, None, "objects"), "listing: 5 objects");
+        assert_eq!(progress("reading labels", 5, Some(7), "rows"), "reading labels: 5 of 7 rows");
+    }
+
+    #[test]
     fn oversized_and_unknown_messages_are_refused() {
         let mut decoder = Decoder { bytes: u32::MAX.to_le_bytes().to_vec(), fds: vec![] };
         assert!(decoder.message::<Request>().unwrap_err().to_string().contains("longer"));
@@ -444,7 +563,7 @@ mod tests {
 
         #[test]
         fn a_frame_may_arrive_in_any_pieces(cuts in prop::collection::vec(1usize..9, 0..40)) {
-            let message = Request::Seek { generation: 3, cursor: Cursor { epoch: 1, position: 99 } };
+            let message = Request::Seek { generation: 3, cursor: Cursor { epoch: 1, position: 99 }, place: None };
             let frame = encode(&message);
             let mut decoder = Decoder::default();
             let mut at = 0;

@@ -10,8 +10,10 @@ use serde::Serialize;
 /// Why a record was refused.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refused {
-    /// Its index in the source.
-    pub index: u64,
+    /// Its name.
+    pub key: String,
+    /// Its number in the source.
+    pub index: i64,
     /// What is wrong with it.
     pub reason: String,
     /// Bytes of the record.
@@ -23,7 +25,7 @@ pub struct Refused {
 #[derive(Serialize)]
 struct Line<'a> {
     key: &'a str,
-    index: u64,
+    index: i64,
     stage: &'static str,
     reason: &'a str,
     bytes: u64,
@@ -41,8 +43,7 @@ pub struct Quarantine {
     path: Option<PathBuf>,
     file: Option<File>,
     dataset: String,
-    limit: u64,
-    seen: HashSet<u64>,
+    seen: HashSet<i64>,
     keys: Vec<String>,
 }
 
@@ -59,19 +60,20 @@ pub struct OverBudget {
 
 impl Quarantine {
     /// An empty list for a run over `dataset`; nothing is created on disk before the first refusal.
-    pub fn new(path: Option<PathBuf>, dataset: String, limit: u64) -> Self {
-        Self { path, file: None, dataset, limit, seen: HashSet::new(), keys: Vec::new() }
+    pub fn new(path: Option<PathBuf>, dataset: String) -> Self {
+        Self { path, file: None, dataset, seen: HashSet::new(), keys: Vec::new() }
     }
 
-    /// Notes a refusal. `Some(line)` for the log while the record is one of the first in this run.
+    /// Notes a refusal, of which `limit` are tolerated. `Some(line)` for the log while the record is one of the first in this
+    /// run.
     ///
     /// # Errors
     /// [`OverBudget`] when one more than is tolerated was refused.
-    pub fn note(&mut self, key: &str, epoch: u64, refused: &Refused) -> Result<Option<String>, OverBudget> {
+    pub fn note(&mut self, epoch: u64, refused: &Refused, limit: u64) -> Result<Option<String>, OverBudget> {
         if !self.seen.insert(refused.index) {
             return Ok(None);
         }
-        let Refused { index, reason, bytes, hash } = refused;
+        let Refused { key, index, reason, bytes, hash } = refused;
         let line = Line {
             key,
             index: *index,
@@ -92,8 +94,8 @@ impl Quarantine {
             self.keys.push(said.clone());
         }
         let refused = self.seen.len() as u64;
-        if refused > self.limit {
-            return Err(OverBudget { refused, limit: self.limit, first: self.keys.clone() });
+        if refused > limit {
+            return Err(OverBudget { refused, limit, first: self.keys.clone() });
         }
         Ok(match (self.seen.len(), &self.path) {
             (count, _) if count <= NAMED => Some(said),
@@ -127,12 +129,15 @@ mod tests {
     fn a_record_is_listed_once_and_the_budget_ends_the_run_with_the_list() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("run/quarantine.jsonl");
-        let mut quarantine = Quarantine::new(Some(path.clone()), "d".into(), 2);
-        let refused = |index| Refused { index, reason: "truncated".into(), bytes: 3, hash: "00".into() };
-        assert!(quarantine.note("a.jpg", 0, &refused(1)).unwrap().unwrap().contains("a.jpg"));
-        assert_eq!(quarantine.note("a.jpg", 1, &refused(1)).unwrap(), None);
-        assert!(quarantine.note("b.jpg", 1, &refused(2)).unwrap().is_some());
-        let over = quarantine.note("c.jpg", 1, &refused(3)).unwrap_err();
+        let mut quarantine = Quarantine::new(Some(path.clone()), "d".into());
+        let refused = |key: &str, index| {
+            let reason = "truncated".into();
+            Refused { key: key.into(), index, reason, bytes: 3, hash: "00".into() }
+        };
+        assert!(quarantine.note(0, &refused("a.jpg", 1), 2).unwrap().unwrap().contains("a.jpg"));
+        assert_eq!(quarantine.note(1, &refused("a.jpg", 1), 2).unwrap(), None);
+        assert!(quarantine.note(1, &refused("b.jpg", 2), 2).unwrap().is_some());
+        let over = quarantine.note(1, &refused("c.jpg", 3), 2).unwrap_err();
         assert_eq!((over.refused, over.limit, over.first.len()), (3, 2, 3));
         let lines = std::fs::read_to_string(path).unwrap();
         assert_eq!(lines.lines().count(), 3);

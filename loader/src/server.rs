@@ -16,23 +16,28 @@ use std::os::unix::net::UnixStream as StdStream;
 use std::path::{Component, Path};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use fuelrail_connectors::IndexedSource;
+use fuelrail_connectors::{IndexedSource, Opening};
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::Mode;
 use rustix::net::RecvFlags;
 use tokio::io::Interest;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
+use tokio::task::{JoinError, JoinHandle};
+use tokio::time::MissedTickBehavior;
 
 use crate::config::{DaemonConfig, PipelineConfig, Sampling};
 use crate::engine::Engine;
+use crate::engine::flow::Flows;
 use crate::log;
 use crate::metrics::Consumer;
 use crate::peer::Peer;
-use crate::pipeline::{Pipeline, Refusal};
-use crate::protocol::{self, Attach, Decoder, ErrorKind, PROTOCOL, PipelineRef, Reply, Request};
+use crate::pipeline::{Opened, Pipeline, Refusal, Supply};
+use crate::plan::UNKNOWN_LEN;
+use crate::protocol::{self, Attach, Decoder, ErrorKind, PROTOCOL, PipelineRef, Progress, Reply, Request};
 
 /// A client that does not say hello within this time is let go.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
@@ -43,6 +48,12 @@ const MAX_CONNECTIONS: usize = 512;
 /// Answers that wait for a client to read them. One that asks more than it reads is not listened to meanwhile.
 const MAX_ANSWERS: usize = 16;
 
+/// Time between two looks at an opening and at who waits for it.
+const PROGRESS_PERIOD: Duration = Duration::from_millis(100);
+
+/// Time between two lines about it in the daemon's own log.
+const LOG_PERIOD: Duration = Duration::from_secs(10);
+
 /// Keys in one answer.
 const MAX_KEYS: usize = 1 << 16;
 
@@ -51,10 +62,32 @@ struct Server {
     config: DaemonConfig,
     private: bool,
     /// Sources that feeds have open, so that the ranks of a run share one index.
-    sources: Mutex<HashMap<String, Weak<dyn IndexedSource>>>,
+    sources: Mutex<HashMap<String, Known>>,
     stop: watch::Receiver<bool>,
     /// Held by every connection; the receiver sees when the last is gone.
     alive: mpsc::Sender<()>,
+}
+
+/// A source that is open as long as a feed uses it.
+enum Known {
+    Indexed(Weak<dyn IndexedSource>),
+    Stream(Weak<Flows>),
+}
+
+impl Known {
+    fn of(supply: &Supply) -> Self {
+        match supply {
+            Supply::Indexed { source, .. } => Self::Indexed(Arc::downgrade(source)),
+            Supply::Stream(flows) => Self::Stream(Arc::downgrade(flows)),
+        }
+    }
+
+    fn open(&self) -> Option<Opened> {
+        match self {
+            Self::Indexed(source) => source.upgrade().map(Opened::Indexed),
+            Self::Stream(flows) => flows.upgrade().map(Opened::Stream),
+        }
+    }
 }
 
 /// Runs a private daemon over the socket on standard input until its last client is gone.
@@ -100,8 +133,9 @@ fn run(config: DaemonConfig, door: Door) -> io::Result<()> {
             Door::Listener(listener) => listening_door(server, listener, &stopper, last_gone).await,
         }
     });
-    // A source that is still being opened for a client that is gone is not waited for.
-    runtime.shutdown_timeout(Duration::from_millis(200));
+    // A source that was being opened for a client that is gone was told to stop, and deletes what it has half written; on a
+    // disk that hangs it is not waited for.
+    runtime.shutdown_timeout(Duration::from_secs(1));
     result
 }
 
@@ -307,7 +341,7 @@ impl Session {
                 .message::<Request>()
                 .map_err(|error| Refusal::new(ErrorKind::Protocol, error.to_string()))?
             {
-                self.serve(request, &mut decoder).await?;
+                self.serve(request, stream, &mut decoder).await?;
             }
             let receive =
                 stream.async_io(Interest::READABLE, || decoder.receive(stream.as_fd(), RecvFlags::DONTWAIT));
@@ -325,7 +359,12 @@ impl Session {
         }
     }
 
-    async fn serve(&mut self, request: Request, decoder: &mut Decoder) -> Result<(), Refusal> {
+    async fn serve(
+        &mut self,
+        request: Request,
+        stream: &UnixStream,
+        decoder: &mut Decoder,
+    ) -> Result<(), Refusal> {
         let protocol = |message: &str| Err(Refusal::new(ErrorKind::Protocol, message));
         match (request, &self.engine) {
             (Request::Adopt, None) if self.server.private => {
@@ -352,8 +391,11 @@ impl Session {
                     outbox.upgrade().is_some_and(|outbox| say(&outbox, &line))
                 }));
             }
-            (Request::Attach(attach), None) if self.greeted => self.attach(*attach).await?,
-            (Request::Seek { generation, cursor }, Some(engine)) => engine.seek(generation, cursor),
+            (Request::Attach(attach), None) if self.greeted => self.attach(*attach, stream).await?,
+            (Request::Seek { generation, cursor, place }, Some(engine)) => {
+                engine.seek(generation, cursor, place);
+            }
+            (Request::Saved { place, position }, Some(engine)) => engine.saved(place, position),
             (Request::Release { slot }, Some(engine)) => engine.release(slot),
             (Request::Stats { data_wait_ns, iteration_ns }, Some(engine)) => {
                 let (outbox, place) = (self.outbox.clone(), self.place().await);
@@ -385,27 +427,28 @@ impl Session {
                 indices.len()
             ));
         }
-        let source = &engine.pipeline().source;
+        let supply = &engine.pipeline().supply;
         let mut keys = Vec::with_capacity(indices.len());
         for &index in indices {
-            match u64::try_from(index).ok().filter(|&index| index < source.len()) {
-                Some(index) => keys.push(source.key(index)),
-                None => {
-                    return refuse(format!("there is no record {index}: the source has {}", source.len()));
-                }
+            match supply.key(index) {
+                Some(key) => keys.push(key),
+                None => return refuse(format!("the source has no record {index}")),
             }
         }
         answer(&self.outbox, &Reply::Keys { keys }, place);
         Ok(())
     }
 
-    async fn attach(&mut self, attach: Attach) -> Result<(), Refusal> {
+    async fn attach(&mut self, attach: Attach, stream: &UnixStream) -> Result<(), Refusal> {
         let config = self.server.resolve(attach.pipeline)?;
         let (server, outbox) = (self.server.clone(), self.outbox.clone());
         let Attach { rank, world_size, start, .. } =
             Attach { pipeline: PipelineRef::Name(String::new()), ..attach };
-        let started = tokio::task::spawn_blocking(move || {
-            let pipeline = Arc::new(server.open(config)?);
+        let watched = Opening::new();
+        let opening = watched.clone();
+        let starting = tokio::task::spawn_blocking(move || {
+            let pipeline = Arc::new(server.open(config, &opening)?);
+            server.one_flow(&pipeline, world_size)?;
             // What the engine says waits here until `attached` has gone out first.
             let (held, mut holding) = mpsc::unbounded_channel();
             let out = Box::new(move |reply| drop(held.send(reply)));
@@ -417,8 +460,8 @@ impl Session {
                     }
                 }
             }))
-        })
-        .await;
+        });
+        let started = self.watch(starting, watched, stream).await;
         let (engine, attached, ring, forward) = match started {
             Ok(started) => started?,
             Err(panic) => {
@@ -432,8 +475,11 @@ impl Session {
             Refusal::new(ErrorKind::Environment, format!("no descriptor is left: {error}"))
         })?;
         tracing::info!(
-            "feed of rank {rank} of {world_size}: {} samples, {} worker threads, memory budget {}",
-            attached.batching.len,
+            "feed of rank {rank} of {world_size}: {}, {} worker threads, memory budget {}",
+            match attached.batching.len {
+                UNKNOWN_LEN => "a stream".to_string(),
+                len => format!("{len} samples"),
+            },
             attached.threads,
             budget_text(&attached.budget)
         );
@@ -443,6 +489,53 @@ impl Session {
         self.engine = Some(engine);
         Ok(())
     }
+
+    /// Waits for an opening, tells its client how far it has come, and cancels it when there is no client any more: nothing
+    /// goes on for nobody.
+    async fn watch<T>(
+        &self,
+        mut starting: JoinHandle<T>,
+        opening: Opening,
+        stream: &UnixStream,
+    ) -> Result<T, JoinError> {
+        let opening = CancelWhenDropped(opening);
+        let mut looks = tokio::time::interval(PROGRESS_PERIOD);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let (mut told, mut logged) = (None, Instant::now());
+        loop {
+            tokio::select! {
+                started = &mut starting => return started,
+                _ = looks.tick() => {}
+            }
+            if has_hung_up(stream) {
+                opening.0.cancel();
+            }
+            let progress = opening.0.progress().map(Progress::from);
+            let Some(now) = progress.filter(|now| told.as_ref() != Some(now)) else { continue };
+            if !self.server.private && logged.elapsed() >= LOG_PERIOD {
+                logged = Instant::now();
+                tracing::info!("{now}");
+            }
+            say(&self.outbox, &Reply::Progress(now.clone()));
+            told = Some(now);
+        }
+    }
+}
+
+/// However waiting for it ends: the client dies, or the daemon is told to stop. One that has ended does not notice.
+struct CancelWhenDropped(Opening);
+
+impl Drop for CancelWhenDropped {
+    fn drop(&mut self) {
+        self.0.cancel();
+    }
+}
+
+/// Whether the other end of a socket is closed, also when there is something left to read.
+fn has_hung_up(stream: &UnixStream) -> bool {
+    let mut fds = [PollFd::new(stream, PollFlags::RDHUP)];
+    let now = rustix::event::poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }));
+    now.is_ok() && fds[0].revents().intersects(PollFlags::RDHUP | PollFlags::HUP | PollFlags::ERR)
 }
 
 /// Whether a location of a source lies below a root: a URL below a URL, a path below a folder with links resolved.
@@ -545,14 +638,31 @@ impl Server {
         Ok(())
     }
 
-    fn open(&self, config: PipelineConfig) -> Result<Pipeline, Refusal> {
+    /// Ranks whose daemons do not know of each other must cut the same windows of a stream.
+    fn one_flow(&self, pipeline: &Pipeline, world_size: u64) -> Result<(), Refusal> {
+        match &pipeline.supply {
+            Supply::Stream(flows) if self.private && world_size > 1 && !flows.source().is_uniform() => {
+                Err(Refusal::new(
+                    ErrorKind::Config,
+                    format!(
+                        "each of {world_size} ranks has a daemon of its own here, and windows that close by time or by what \
+                         has arrived would differ between them: give window_offsets=N (so many offsets of every partition), \
+                         or serve all ranks from one daemon (`fuelrail serve`, Loader(\"unix://...\", pipeline=...))"
+                    ),
+                ))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn open(&self, config: PipelineConfig, opening: &Opening) -> Result<Pipeline, Refusal> {
         let name = serde_json::to_string(&config.source).expect("configuration is plain data");
         let lock = || self.sources.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = lock().get(&name).and_then(Weak::upgrade);
-        let pipeline = Pipeline::open(config, known)?;
+        let known = lock().get(&name).and_then(Known::open);
+        let pipeline = Pipeline::open_watched(config, known, opening)?;
         let mut sources = lock();
-        sources.retain(|_, source| source.strong_count() > 0);
-        sources.insert(name, Arc::downgrade(&pipeline.source));
+        sources.retain(|_, known| known.open().is_some());
+        sources.insert(name, Known::of(&pipeline.supply));
         Ok(pipeline)
     }
 }

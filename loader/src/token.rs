@@ -3,12 +3,13 @@
 //!
 //! A token says where a run stands (seed, epoch, position) and of what: the *dataset* (sorted keys and sizes), the
 //! *order* (seed, shuffle, blocks, on_error) and the *pixels* (transforms, dtype). Batch size, world size, threads
-//! and device are not in it: changing them between save and load is legal and continues exactly.
+//! and device are not in it: changing them between save and load is legal and continues exactly. Of a stream it also says
+//! which window it stands in, so that exactly these records can be read again.
 
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_64;
 
-use crate::plan::Cursor;
+use crate::plan::{Cursor, UNKNOWN_LEN};
 
 /// The one version of the token format that this build writes and reads.
 pub const VERSION: u32 = 1;
@@ -25,8 +26,37 @@ pub struct Identity {
     pub pixels: String,
     /// Seed of order and augmentation.
     pub seed: u64,
-    /// Records in an epoch.
+    /// Records in an epoch; [`UNKNOWN_LEN`] for a stream.
     pub samples: u64,
+}
+
+/// The window of a stream in or behind which a position lies, with what the source needs to read it again.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Place {
+    /// Epoch.
+    pub epoch: u64,
+    /// Number of the window in the epoch; 0 is the empty one before the first.
+    pub window: u64,
+    /// Position of its first record.
+    pub first: u64,
+    /// Records in it.
+    pub count: u64,
+    /// Ranges and hash, in the source's own words.
+    pub state: serde_json::Value,
+}
+
+impl Place {
+    /// The position behind its last record.
+    pub fn end(&self) -> u64 {
+        self.first.saturating_add(self.count)
+    }
+
+    /// Whether a token for this cursor may name this window. Of two that meet at the position it is the earlier, so that
+    /// all ranks write the same token whatever they have seen beyond.
+    pub fn holds(&self, cursor: Cursor) -> bool {
+        self.epoch == cursor.epoch && (self.first..=self.end()).contains(&cursor.position)
+    }
 }
 
 /// A saved place in a run.
@@ -41,6 +71,9 @@ pub struct Token {
     pub epoch: u64,
     /// Position of the next row, counted over all ranks.
     pub position: u64,
+    /// Of a stream: the window it lies in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stream: Option<Place>,
     /// Checksum of everything above, so that a cut or edited token is noticed.
     pub check: String,
 }
@@ -79,11 +112,11 @@ pub enum Allow {
 }
 
 impl Token {
-    /// The token of a place in a run.
-    pub fn new(identity: Identity, cursor: Cursor) -> Self {
+    /// The token of a place in a run; of a stream with the window it lies in.
+    pub fn new(identity: Identity, cursor: Cursor, stream: Option<Place>) -> Self {
         let Cursor { epoch, position } = cursor;
-        let check = checksum(&identity, epoch, position);
-        Self { fuelrail: VERSION, identity, epoch, position, check }
+        let check = checksum(&identity, cursor, stream.as_ref());
+        Self { fuelrail: VERSION, identity, epoch, position, stream, check }
     }
 
     /// The place.
@@ -116,7 +149,7 @@ impl Token {
         }
         let token: Self =
             serde_json::from_value(value).map_err(|error| TokenError::Malformed(error.to_string()))?;
-        let expected = checksum(&token.identity, token.epoch, token.position);
+        let expected = checksum(&token.identity, token.cursor(), token.stream.as_ref());
         if token.check != expected {
             return Err(TokenError::Changed { found: token.check, expected });
         }
@@ -149,6 +182,16 @@ impl Token {
                     .into(),
             );
         }
+        match (&self.stream, ours.samples) {
+            (None, UNKNOWN_LEN) => differences.push("it is of an indexed source, this is a stream".into()),
+            (Some(_), samples) if samples != UNKNOWN_LEN => {
+                differences.push("it is of a stream, this is an indexed source".into());
+            }
+            (Some(place), _) if !place.holds(self.cursor()) => {
+                differences.push(format!("its position {} does not lie in its window", self.position));
+            }
+            _ => {}
+        }
         if differences.is_empty() && self.position > ours.samples {
             differences.push(format!(
                 "its position {} lies behind the last of {} samples",
@@ -159,9 +202,14 @@ impl Token {
     }
 }
 
-fn checksum(identity: &Identity, epoch: u64, position: u64) -> String {
+fn checksum(identity: &Identity, cursor: Cursor, stream: Option<&Place>) -> String {
     let Identity { dataset, order, pixels, seed, samples } = identity;
-    let text = format!("{VERSION}|{dataset}|{order}|{pixels}|{seed}|{samples}|{epoch}|{position}");
+    let Cursor { epoch, position } = cursor;
+    let mut text = format!("{VERSION}|{dataset}|{order}|{pixels}|{seed}|{samples}|{epoch}|{position}");
+    if let Some(place) = stream {
+        text.push('|');
+        text.push_str(&serde_json::to_string(place).expect("a place is plain data"));
+    }
     format!("{:016x}", xxh3_64(text.as_bytes()))
 }
 
@@ -175,7 +223,30 @@ mod tests {
     }
 
     fn token() -> Token {
-        Token::new(identity(), Cursor { epoch: 4, position: 128 })
+        Token::new(identity(), Cursor { epoch: 4, position: 128 }, None)
+    }
+
+    fn of_stream() -> Token {
+        let state = serde_json::json!({"partitions": {"t": [[0, 5, 25], [1, 0, 20]]}, "hash": "00"});
+        let place = Place { epoch: 0, window: 3, first: 100, count: 40, state };
+        let identity = Identity { samples: UNKNOWN_LEN, ..identity() };
+        Token::new(identity, Cursor { epoch: 0, position: 128 }, Some(place))
+    }
+
+    #[test]
+    fn a_token_of_a_stream_names_the_window_it_lies_in() {
+        let token = of_stream();
+        let back = Token::from_json(&token.to_json()).unwrap();
+        assert_eq!(back, token);
+        back.verify(&token.identity, &[]).unwrap();
+        let elsewhere =
+            Token::new(token.identity.clone(), Cursor { epoch: 0, position: 141 }, token.stream.clone());
+        let error = elsewhere.verify(&token.identity, &[]).unwrap_err().to_string();
+        assert!(error.contains("does not lie in its window"), "{error}");
+        let without = Token::new(token.identity.clone(), token.cursor(), None);
+        assert!(without.verify(&token.identity, &[]).unwrap_err().to_string().contains("this is a stream"));
+        let error = token.verify(&identity(), &[]).unwrap_err().to_string();
+        assert!(error.contains("it is of a stream"), "{error}");
     }
 
     #[test]
@@ -211,14 +282,15 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(2000))]
         #[test]
         fn a_mutated_token_is_refused(at: prop::sample::Index, byte: u8) {
-            let json = token().to_json();
-            let mut bytes = json.clone().into_bytes();
-            let at = at.index(bytes.len());
-            bytes[at] = byte;
-            if let Ok(text) = String::from_utf8(bytes)
-                && let Ok(read) = Token::from_json(&text)
-            {
-                prop_assert_eq!(read, token(), "a changed token was accepted: {}", text);
+            for token in [token(), of_stream()] {
+                let mut bytes = token.to_json().into_bytes();
+                let at = at.index(bytes.len());
+                bytes[at] = byte;
+                if let Ok(text) = String::from_utf8(bytes)
+                    && let Ok(read) = Token::from_json(&text)
+                {
+                    prop_assert_eq!(read, token, "a changed token was accepted: {}", text);
+                }
             }
         }
 

@@ -17,7 +17,8 @@ from typing import Any, Generic, Self, TypedDict, TypeVar
 
 from fuelrail import _native
 from fuelrail.errors import ConfigError, EnvironmentFailure, FuelrailError, TokenError
-from fuelrail.sources import Address, Mix, Source
+from fuelrail.opening import Opening
+from fuelrail.sources import Address, Mix, Source, finite
 from fuelrail.transforms import Transform
 
 logger = logging.getLogger("fuelrail")
@@ -213,9 +214,11 @@ class BaseLoader(ABC, Generic[Array]):
             if sampled is not None:
                 config["sampling"] = sampled
             attach |= {"binary": str(binary()), "pipeline": json.dumps(config)}
+        opening = Opening()
         try:
-            self._feed = _native.Feed(**attach)
+            self._feed = _native.Feed(**attach, progress=opening)
         finally:
+            opening.close()
             # The daemon has read it, or never will.
             if weights_folder is not None:
                 weights_folder.cleanup()
@@ -239,12 +242,14 @@ class BaseLoader(ABC, Generic[Array]):
     # Iteration --------------------------------------------------------------------------------------------
 
     def __len__(self) -> int:
-        """Batches per epoch, on each rank."""
+        """Batches per epoch, on each rank. A stream has no length: TypeError."""
+        self._indexed("length")
         return self._batches_from(0)
 
     def __iter__(self) -> Iterator[Batch[Array]]:
         self._usable()
-        epoch, position = self._start
+        # A stream without an end has one epoch: iterating again goes on where the last iteration was left.
+        epoch, position = self._cursor if self.endless else self._start
         self._feed.seek(epoch, position)
         self._cursor = (epoch, position)
         self._start = (epoch + 1, 0)
@@ -261,6 +266,8 @@ class BaseLoader(ABC, Generic[Array]):
         """Make the next `iter()` begin at `epoch`; a loaded position within that epoch is kept."""
         if epoch < 0:
             raise ConfigError(f"set_epoch({epoch}): epochs count from 0")
+        if self.endless and epoch > 0:
+            raise ConfigError(f"set_epoch({epoch}): a stream without an end has one epoch, 0")
         if epoch == self._start[0]:
             return
         if self._start[1] != 0:
@@ -295,9 +302,9 @@ class BaseLoader(ABC, Generic[Array]):
         """Where this run stands, as plain JSON data: save it with the model after the step on the batch in
         hand.
 
-        It is global (the same on every rank), smaller than 1 KiB, and does not depend on batch size, world
-        size or
-        threads: loading it with others of these continues exactly.
+        It is global (the same on every rank), smaller than 1 KiB (of a stream: about 50 bytes a partition), and
+        does not depend on batch size, world size or threads: loading it with others of these continues
+        exactly.
         """
         return dict(json.loads(self._feed.token(*self._cursor)))
 
@@ -308,23 +315,32 @@ class BaseLoader(ABC, Generic[Array]):
         other transforms or another dtype. An iterator that is under way ends with an error.
         """
         self._usable()
-        try:
-            text = json.dumps(state)
-        except (TypeError, ValueError, RecursionError) as error:
-            raise TokenError(
-                f"this is not a fuelrail loader state: {error}. Pass what `loader.state_dict()` returned, unchanged"
-            ) from None
-        self._start = self._cursor = self._feed.read_token(text, list(allow))
-        self._invalidate()
         # The daemon begins at once, not at the next iter().
-        self._feed.seek(*self._start)
+        self._start = self._cursor = self._feed.load(_token_text(state), list(allow))
+        self._invalidate()
+
+    def checkpoint_saved(self, state: Mapping[str, Any]) -> None:
+        """Tell the daemon that the checkpoint with this state is safely stored.
+
+        Of a Kafka stream, what lies before it is then committed for the consumer group, which lag monitors
+        read; nothing is ever read back from there. For other sources it does nothing.
+        """
+        self._usable()
+        self._feed.saved(_token_text(state))
 
     # What there is to know --------------------------------------------------------------------------------
 
     @property
     def num_samples(self) -> int:
-        """Samples in an epoch, over all ranks."""
+        """Samples in an epoch, over all ranks. A stream has no such number: TypeError."""
+        self._indexed("number of samples")
         return int(self._attached["batching"]["len"])
+
+    @property
+    def endless(self) -> bool:
+        """Whether epochs never end: a stream without an end. It has one epoch, 0."""
+        stream = self._attached.get("stream")
+        return stream is not None and not stream["bounded"]
 
     @property
     def batch_size(self) -> int:
@@ -391,6 +407,7 @@ class BaseLoader(ABC, Generic[Array]):
                 "submissions": stats["submissions"],
                 "bytes": stats["read_bytes"],
             },
+            **({"stream": stats["stream"]} if "stream" in stats else {}),
             "daemon": stats,
         }
 
@@ -413,6 +430,10 @@ class BaseLoader(ABC, Generic[Array]):
     def _usable(self) -> None:
         if self._closed:
             raise FuelrailError("this Loader is closed; make a new one")
+
+    def _indexed(self, what: str) -> None:
+        if "stream" in self._attached:
+            raise TypeError(f"a stream has no {what}; count steps instead")
 
     def _batches_from(self, position: int) -> int:
         batching = self._attached["batching"]
@@ -453,7 +474,17 @@ class _Iterator(Iterator[Batch[Array]]):
         return batch
 
     def __length_hint__(self) -> int:
-        return 0 if self._ended else self._loader._feed.batches_left()
+        left = 0 if self._ended else self._loader._feed.batches_left()
+        return NotImplemented if left is None else left
+
+
+def _token_text(state: Mapping[str, Any]) -> str:
+    try:
+        return json.dumps(state)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise TokenError(
+            f"this is not a fuelrail loader state: {error}. Pass what `loader.state_dict()` returned, unchanged"
+        ) from None
 
 
 def binary() -> Path:
@@ -545,15 +576,21 @@ def _sampling(
         if isinstance(weights, str | os.PathLike):
             path = str(Path(weights).absolute())
         else:
+            try:
+                numbers = array("d", (float(weight) for weight in weights))
+            except (TypeError, ValueError) as error:
+                raise ConfigError(
+                    f"weights= takes one number a record, or the path of an .npy file: {error}"
+                ) from None
             folder = tempfile.TemporaryDirectory(prefix="fuelrail-")
             file = Path(folder.name, "weights.npy")
-            file.write_bytes(_npy(array("d", (float(weight) for weight in weights))))
+            file.write_bytes(_npy(numbers))
             path = str(file)
         config = {"type": "weights", "file": path}
     elif isinstance(sampling, Mapping):
         config = {
             "type": "class_shares",
-            "shares": {str(name): float(share) for name, share in sampling.items()},
+            "shares": {str(name): finite(f"sampling[{name!r}]", share) for name, share in sampling.items()},
         }
     elif sampling == "class_balanced":
         config = {"type": "class_balanced"}

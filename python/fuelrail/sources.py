@@ -9,6 +9,7 @@ Mix(photos=Source('photos/'), web=Source('web/*.parquet', image='jpg'))
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -57,7 +58,7 @@ class Source:
     ) -> None:
         one = isinstance(address, str | os.PathLike)
         addresses: Sequence[Any] = [address] if one else list(address)  # type: ignore[arg-type]
-        self._addresses: list[str] = [os.fspath(item) for item in addresses]
+        self._addresses: list[str] = [_address(item) for item in addresses]
         if isinstance(fields, str):
             raise ConfigError(f"fields={fields!r} is text; give a list of names: fields=[{fields!r}]")
         given: dict[str, Any] = {
@@ -117,6 +118,15 @@ class Mix:
         repeat: Mapping[str, float] | None = None,
         samples_per_epoch: int | None = None,
     ) -> None:
+        if not isinstance(parts, Mapping):
+            raise ConfigError(
+                f'the parts of a mixture have names: Mix({{"a": …, "b": …}}), not a {type(parts).__name__}'
+            )
+        for name, part in parts.items():
+            if isinstance(part, Mix):
+                raise ConfigError(
+                    f"part {name!r} is a mixture; give its parts to this one, with their weights multiplied"
+                )
         self._parts = {
             name: part if isinstance(part, Source) else Source(part) for name, part in parts.items()
         }
@@ -127,6 +137,7 @@ class Mix:
                     raise ConfigError(
                         f"{argument}[{name!r}]: the mixture has no part of this name; it has {known}"
                     )
+                finite(f"{argument}[{name!r}]", (numbers or {})[name])
         if weights is not None:
             if repeat is not None:
                 raise ConfigError(
@@ -156,6 +167,26 @@ class Mix:
 
     def __repr__(self) -> str:
         return "Mix(" + ", ".join(f"{name}={part!r}" for name, part in self._parts.items()) + ")"
+
+
+def _address(item: Any) -> str:
+    if not isinstance(item, str | os.PathLike):
+        raise ConfigError(f"an address is a path or a URL, not {type(item).__name__} ({item!r})")
+    address = os.fspath(item)
+    if not isinstance(address, str):
+        raise ConfigError(f"an address is text, not {address!r}; os.fsdecode() makes text of bytes")
+    return address
+
+
+def finite(name: str, value: Any) -> float:
+    """A number that somebody gave as `name`."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise ConfigError(f"{name} is {value!r}; a number is expected") from None
+    if not math.isfinite(number):
+        raise ConfigError(f"{name} is {number}; it must be finite")
+    return number
 
 
 def _plain(value: Any) -> Any:

@@ -60,6 +60,24 @@ system_packages() {
     "${root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}"
 }
 
+# The real Kafka broker of the tests and of make demo-kafka runs on Java. Nothing else needs it, so what cannot be had
+# is no error: those tests say what is missing when they are skipped.
+java_for_the_broker() {
+    local missing=() root=()
+    command -v java >/dev/null || missing+=(default-jre-headless)
+    command -v mvn >/dev/null || missing+=(maven)
+    [ ${#missing[@]} -gt 0 ] || return 0
+    # Tried once: a second run takes a second, also where this cannot work.
+    stamped java "${missing[*]}" && return 0
+    stamp java "${missing[*]}"
+    [ "$(id -u)" = 0 ] || root=(sudo -n)
+    say "installing ${missing[*]}, for the Kafka broker of the tests"
+    if command -v apt-get >/dev/null && "${root[@]}" true 2>/dev/null && "${root[@]}" apt-get update -qq \
+        && "${root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}"
+    then return 0; fi
+    say "without them the tests against a Kafka broker are skipped: sudo apt-get install ${missing[*]}"
+}
+
 rust() {
     local wanted found
     wanted=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)
@@ -133,6 +151,7 @@ if ! python_is_new_enough "$PYTHON"; then
     done
 fi
 system_packages
+java_for_the_broker
 rust
 virtual_environment
 daemon

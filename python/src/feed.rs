@@ -1,12 +1,13 @@
 //! A feed and its batches.
 
+use std::cell::Cell;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use fuelrail_loader::client::{Address, ClientError, Feed as Inner};
-use fuelrail_loader::plan::Cursor;
+use fuelrail_loader::plan::{Cursor, UNKNOWN_LEN};
 use fuelrail_loader::protocol::{Attach, Attached, PipelineRef};
 use fuelrail_loader::token::{Allow, Token};
 use pyo3::exceptions::PyValueError;
@@ -78,8 +79,9 @@ impl Feed {
 #[pymethods]
 impl Feed {
     /// `pipeline` is JSON (a private daemon's, or a listening one's where its roots allow) or the name of a pipeline.
+    /// `progress(what, done, total, counted)` is called now and then while the source is being opened.
     #[new]
-    #[pyo3(signature = (*, binary=None, socket=None, pipeline=None, name=None, rank=0, world_size=1, timeout=None))]
+    #[pyo3(signature = (*, binary=None, socket=None, pipeline=None, name=None, rank=0, world_size=1, timeout=None, progress=None))]
     #[expect(clippy::too_many_arguments, reason = "keyword arguments of one call")]
     fn new(
         py: Python<'_>,
@@ -90,6 +92,7 @@ impl Feed {
         rank: u64,
         world_size: u64,
         timeout: Option<f64>,
+        progress: Option<Py<PyAny>>,
     ) -> PyResult<Self> {
         let address = match (socket, binary) {
             (Some(path), _) => Address::Socket(path),
@@ -105,7 +108,25 @@ impl Feed {
         };
         let attach = Attach { pipeline, rank, world_size, start: Cursor::default() };
         let timeout = seconds(timeout)?;
-        let inner = detached(py, |interrupt| Inner::attach(&address, attach, timeout, interrupt))?;
+        // What it raises ends the opening, like ctrl-C.
+        let mut raised = None;
+        let attached = detached(py, |interrupt| {
+            let failed = Cell::new(false);
+            Inner::attach(&address, attach, timeout, &mut || failed.get() || interrupt(), &mut |now| {
+                let Some(progress) = &progress else { return };
+                let told = Python::attach(|py| {
+                    progress.call1(py, (&now.what, now.done, now.total, &now.counted)).map(drop)
+                });
+                if let Err(error) = told {
+                    failed.set(true);
+                    raised.get_or_insert(error);
+                }
+            })
+        });
+        let inner = match raised {
+            Some(error) => return Err(error),
+            None => attached?,
+        };
         let (attached, daemon_pid) = (inner.attached().clone(), inner.daemon_pid());
         Ok(Self { inner: Mutex::new(inner), wanted: AtomicUsize::new(0), attached, daemon_pid })
     }
@@ -171,18 +192,22 @@ impl Feed {
         (epoch, position)
     }
 
-    /// Batches left in the current epoch.
-    fn batches_left(&self, py: Python<'_>) -> u64 {
-        self.with(py, |inner| inner.batches_left())
+    /// Batches left in the current epoch; None when nobody knows (a stream that has not ended).
+    fn batches_left(&self, py: Python<'_>) -> Option<u64> {
+        self.with(py, |inner| {
+            let known = inner.batching(inner.cursor().epoch).len != UNKNOWN_LEN;
+            known.then(|| inner.batches_left())
+        })
     }
 
     /// The token of a place in this run, as JSON.
-    fn token(&self, epoch: u64, position: u64) -> String {
-        Token::new(self.attached.identity.clone(), Cursor { epoch, position }).to_json()
+    fn token(&self, py: Python<'_>, epoch: u64, position: u64) -> PyResult<String> {
+        let token = self.with(py, |inner| inner.token(Cursor { epoch, position }));
+        token.map(|token| token.to_json()).map_err(|error| exception(py, &error))
     }
 
-    /// (epoch, position) of a token, after checking that it continues this run.
-    fn read_token(&self, py: Python<'_>, token: &str, allow: Vec<String>) -> PyResult<(u64, u64)> {
+    /// Goes to where a token says, after checking that it continues this run; returns its (epoch, position).
+    fn load(&self, py: Python<'_>, token: &str, allow: Vec<String>) -> PyResult<(u64, u64)> {
         let mut allowed = Vec::new();
         for name in allow {
             match name.as_str() {
@@ -194,11 +219,15 @@ impl Feed {
                 }
             }
         }
-        let read = Token::from_json(token).and_then(|token| {
-            token.verify(&self.attached.identity, &allowed)?;
-            Ok((token.epoch, token.position))
-        });
-        read.map_err(|error| exception(py, &error.into()))
+        let token = Token::from_json(token).map_err(|error| exception(py, &error.into()))?;
+        let cursor = detached(py, |_| self.lock().load(token, &allowed))?;
+        Ok((cursor.epoch, cursor.position))
+    }
+
+    /// A checkpoint with this token is safe.
+    fn saved(&self, py: Python<'_>, token: &str) -> PyResult<()> {
+        let token = Token::from_json(token).map_err(|error| exception(py, &error.into()))?;
+        detached(py, |_| self.lock().saved(token))
     }
 
     /// Keys of records.

@@ -732,6 +732,41 @@ def test_the_held_out_folder_is_found_or_split_off(tmp_path: Path):
         find_folders(b, None, 1.0)
 
 
+def test_any_address_is_split_and_a_stream_is_not(tmp_path: Path):
+    from fuelrail.train.data import find_data
+
+    (tmp_path / "train").mkdir()
+    (tmp_path / "val").mkdir()
+    assert find_data(str(tmp_path), None, 0.1).val == tmp_path / "val"
+    shards = find_data("s3://bucket/{000..009}.tar", None, 0.2)
+    assert (shards.train, shards.val) == ("s3://bucket/{000..009}.tar",) * 2
+    assert (shards.train_split, shards.val_split) == ("train[:80%]", "train[80%:]")
+    named = find_data("a.parquet", str(tmp_path), 0.2)
+    assert (named.val, named.train_split) == (str(tmp_path), None)
+    stream = find_data("kafka://broker:9092/photos", None, 0.2)
+    assert (stream.val, stream.train_split) == (None, None)
+
+
+def test_options_of_a_source_are_json_or_text():
+    from fuelrail.train.cli import _option, _parser
+
+    assert _option("image=jpg") == ("image", "jpg")
+    assert _option('classes=["a", "b"]') == ("classes", ["a", "b"])
+    arguments = [
+        "--data",
+        "x",
+        "--out",
+        "y",
+        "--source-option",
+        "label=cls",
+        "--source-option",
+        "window_records=9",
+    ]
+    assert _parser().parse_args(arguments).source_option == [("label", "cls"), ("window_records", 9)]
+    with pytest.raises(SystemExit):
+        _parser().parse_args(["--data", "x", "--out", "y", "--source-option", "label"])
+
+
 # ---- command line
 
 

@@ -211,6 +211,23 @@ def children(pid: int) -> list[int]:
     return found
 
 
+def test_shards_are_trained_on_by_their_address(pictures: Path, tmp_path: Path):
+    from fuelrail.loader import binary
+
+    shards, out = tmp_path / "shards", tmp_path / "run"
+    subprocess.run(
+        [binary(), "pack", pictures / "train", shards], check=True, capture_output=True, timeout=60
+    )
+    code, stdout, err = run("--data", shards / "*.tar", "--val", pictures / "val", "--out", out, *SMALL)
+    assert code == 0, err
+    assert "3 classes" in stdout and f"held out: {pictures / 'val'}" in stdout
+    assert lines(out, "epoch")[-1]["val_rows"] == 24
+    code, _, err = run(
+        "--data", shards / "*.tar", "--source-option", "labl=cls", "--out", tmp_path / "wrong", *SMALL
+    )
+    assert code == 2 and "labl" in err
+
+
 def test_a_bad_picture_is_named_and_the_run_goes_on(pictures: Path, tmp_path: Path):
     data, out = tmp_path / "data", tmp_path / "run"
     shutil.copytree(pictures, data)

@@ -9,16 +9,21 @@ use std::io::{self, BufWriter, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use flate2::{Crc, Decompress, FlushDecompress, Status};
 use xxhash_rust::xxh3::xxh3_128;
 
 use super::npy::{MAX_HEADER, Npy, NpyError};
 use super::zip::{Member, ReadAt};
+use crate::opening::{self, Counted, Step};
 use crate::{CacheConfig, SourceError};
 
 /// Bytes read and written at once.
 const PIECE: usize = 1 << 20;
+
+/// A piece that has not grown for so long belongs to nobody.
+const ABANDONED: Duration = Duration::from_secs(600);
 
 /// The cache's default limit.
 const DEFAULT_LIMIT: u64 = 100_000_000_000;
@@ -107,8 +112,13 @@ fn write(temporary: &Path, member: &Member, read: &ReadAt<'_>) -> Result<(), Fai
     let file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(temporary);
     let mut file = BufWriter::with_capacity(PIECE, file.map_err(Failure::Disk)?);
     let (mut crc, mut size, mut failure) = (Crc::new(), 0u64, None);
+    let step = Step::begin("unpacking arrays", Counted::Bytes, Some(member.size));
     let result = inflate(member, read, &mut |bytes| {
+        if opening::check().is_err() {
+            return false;
+        }
         size += bytes.len() as u64;
+        step.add(bytes.len() as u64);
         crc.update(bytes);
         if size > member.size {
             return false;
@@ -120,6 +130,7 @@ fn write(temporary: &Path, member: &Member, read: &ReadAt<'_>) -> Result<(), Fai
         return Err(Failure::Disk(error));
     }
     result.map_err(Failure::Member)?;
+    opening::check().map_err(|cancelled| Failure::Member(cancelled.to_string()))?;
     if size != member.size || crc.sum() != member.crc32 {
         return Err(Failure::Member(format!(
             "its bytes are not those that the archive's directory promises ({} of them, with another checksum or number)",
@@ -130,12 +141,19 @@ fn write(temporary: &Path, member: &Member, read: &ReadAt<'_>) -> Result<(), Fai
     Ok(())
 }
 
-/// Bytes of all copies.
+/// Bytes of all copies. Deletes pieces that nobody writes any more: whoever did was killed.
 fn held(folder: &Path) -> io::Result<u64> {
     let mut total = 0;
     for entry in fs::read_dir(folder)? {
+        let entry = entry?;
         // A copy that another process has just renamed or removed is not there to be counted.
-        total += entry?.metadata().map_or(0, |meta| meta.len());
+        let Ok(meta) = entry.metadata() else { continue };
+        let is_temporary = entry.file_name().to_string_lossy().starts_with("tmp-");
+        let age = meta.modified().ok().and_then(|time| time.elapsed().ok());
+        let abandoned = is_temporary && age.is_some_and(|age| age > ABANDONED);
+        if !(abandoned && fs::remove_file(entry.path()).is_ok()) {
+            total += meta.len();
+        }
     }
     Ok(total)
 }
@@ -232,5 +250,14 @@ mod tests {
         damaged[packed.len() / 2..][..64].fill(0xff);
         run(&cache, &Member { crc32: 1, ..good }, &damaged).unwrap_err();
         assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 1, "nothing is left behind");
+        // What somebody who was killed left is deleted once it is old; what is being written is not.
+        let piece = |name: &str, age: u64| {
+            let file = fs::File::create(path.with_file_name(name)).unwrap();
+            file.set_modified(std::time::SystemTime::now() - Duration::from_secs(age)).unwrap();
+        };
+        piece("tmp-1-0", 3600);
+        piece("tmp-2-0", 0);
+        held(path.parent().unwrap()).unwrap();
+        assert!(!path.with_file_name("tmp-1-0").exists() && path.with_file_name("tmp-2-0").exists());
     }
 }

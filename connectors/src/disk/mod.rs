@@ -4,7 +4,8 @@
 //! the same rules in this file, so that they cannot be told apart by what they deliver.
 //!
 //! A record that is a *whole file* is read with one byte more than its size: a short read then proves that the file has
-//! not grown, without asking for its size. A record that is a *part* of a file is read exactly.
+//! not grown, without asking for its size. A record that is a *part* of a file is read exactly, and the source is asked
+//! whether the file is still the one that was indexed: in another version, other bytes may lie in its place.
 
 mod threads;
 mod uring;
@@ -21,7 +22,7 @@ use std::time::Duration;
 use rustix::fs::{AtFlags, Mode, OFlags, StatxFlags};
 use rustix::io::Errno;
 
-use crate::{Backend, ReadError, Reader, ReaderConfig, SourceError};
+use crate::{Backend, Buffer, ReadError, Reader, ReaderConfig, SourceError};
 
 /// What the disk readers need to know of a source: which range of which file a record is.
 pub(crate) trait Files: Send + Sync + 'static {
@@ -33,6 +34,13 @@ pub(crate) trait Files: Send + Sync + 'static {
 
     /// The record's key, for errors.
     fn key(&self, index: u64) -> String;
+
+    /// Asked after a part of a file was read: the error that it has become when the file is no longer the one that was
+    /// indexed. What a part holds cannot say so itself.
+    fn stale(&self, index: u64) -> Option<ReadError> {
+        let _ = index;
+        None
+    }
 }
 
 /// A range of a file.
@@ -121,6 +129,16 @@ impl Opened {
         ReadError::io(key, detail, retry(error, 0).is_some())
     }
 
+    /// The verdict on a range that came whole.
+    fn whole(&self, index: u64, span: Span, bytes: Buffer) -> Result<Buffer, ReadError> {
+        if !span.whole
+            && let Some(error) = self.files.stale(index)
+        {
+            return Err(error);
+        }
+        Ok(bytes)
+    }
+
     /// The verdict when a range ended early or a whole file did not end where it should.
     fn changed(&self, index: u64, file: &[u8], span: Span, read: u64) -> ReadError {
         let path = self.path(file);
@@ -169,7 +187,7 @@ mod tests {
     use tempfile::TempDir;
 
     use super::*;
-    use crate::{Buffer, ReadErrorKind, ReadRequest, Record};
+    use crate::{ReadErrorKind, ReadRequest, Record};
 
     const BACKENDS: [Backend; 2] = [Backend::IoUring, Backend::Threads];
 

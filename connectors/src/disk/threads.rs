@@ -74,5 +74,5 @@ fn read_once(
         return Ok(Err(opened.changed(index, file, span, filled as u64)));
     }
     buffer.set_len(filled);
-    Ok(Ok(buffer))
+    Ok(opened.whole(index, span, buffer))
 }

@@ -438,7 +438,7 @@ impl Driver {
         let result = if filled == span.len {
             let mut buffer = job.buffer.take().expect("a job that has read has its buffer");
             buffer.set_len(job.filled);
-            Ok(buffer)
+            self.opened.whole(job.request.index, span, buffer)
         } else {
             Err(self.opened.changed(job.request.index, self.file(slot), span, filled))
         };

@@ -29,6 +29,7 @@ use hdf5_reader::{error::Error, extensible_array, fixed_array};
 use super::chunk::{ABSENT, Chunk, Chunked, Filter, MAX_SLAB};
 use crate::ElementType;
 use crate::column::{Stored, product};
+use crate::opening;
 use crate::shards::Shards;
 use crate::workers::{lock, panic_text};
 
@@ -182,7 +183,10 @@ pub(super) fn locate(
         let addresses = Addresses { base: superblock.base_address, length_size: superblock.length_size };
         let one = |path: &String| {
             let refuse = |why: String| format!("dataset {path}: {why}");
-            let dataset = file.dataset(path).map_err(|error| refuse(error.to_string()))?;
+            let dataset = file.dataset(path).map_err(|error| match error {
+                Error::DatasetNotFound(_) => refuse("there is no such dataset in the file".into()),
+                error => refuse(error.to_string()),
+            })?;
             let mut described = describe(file, &dataset, path.clone()).map_err(refuse)?;
             described.layout = layout(file, &dataset, &described, size).map_err(refuse)?;
             Ok(described)
@@ -199,6 +203,7 @@ fn contained<T: Send + 'static>(
 ) -> Result<T, String> {
     let storage = Arc::new(Budgeted::new(shards.clone(), shard));
     let size = storage.size;
+    let opening = opening::current().unwrap_or_default();
     let run = move || {
         let options = OpenOptions::default()
             .with_chunk_cache_bytes(0)
@@ -208,7 +213,8 @@ fn contained<T: Send + 'static>(
         let file = Hdf5File::from_storage_with_options(storage, options).map_err(text)?;
         work(&file, size)
     };
-    let thread = thread::Builder::new().name("fuelrail-hdf5".into()).stack_size(STACK).spawn(run);
+    let thread =
+        thread::Builder::new().name("fuelrail-hdf5".into()).stack_size(STACK).spawn(move || opening.run(run));
     let thread = thread.map_err(|error| format!("no thread could be started to read it: {error}"))?;
     thread.join().unwrap_or_else(|panic| {
         Err(format!("understanding it panicked ({}); its structures are damaged", panic_text(&*panic)))

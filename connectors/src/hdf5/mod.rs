@@ -45,6 +45,7 @@ use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::Xxh3;
 
 use crate::column::{self, Part, PixelLayout};
+use crate::opening::{self, Counted, Step};
 use crate::schema::Schema;
 use crate::shards::Shards;
 use crate::{Blocks, CacheConfig, Extent, Fingerprint, IndexedSource, Reader, ReaderConfig, SourceError};
@@ -202,7 +203,11 @@ impl Choice {
         let mut names = Names::new(config.classes.as_deref());
         let mut labels: Option<Vec<i64>> = self.label.as_ref().map(|_| Vec::new());
         let (mut len, mut chunks) = (0u64, 0u64);
+        let step =
+            Step::begin("reading the structures of files", Counted::Files, Some(shards.files().len() as u64));
         for shard in 0..shards.files().len() {
+            opening::check()?;
+            step.reached(shard as u64);
             let display = shards.display(shard);
             let refuse = |why: String| SourceError::data(format!("{display}: {why}"));
             let (addresses, mut datasets) = meta::locate(&shards, shard, &paths).map_err(refuse)?;

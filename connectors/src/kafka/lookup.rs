@@ -1,5 +1,6 @@
 //! What there is when a source is opened: topics, partitions, and where reading starts and ends.
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -38,7 +39,7 @@ pub(super) struct Found {
 pub(super) fn look(config: &KafkaConfig) -> Result<Found, SourceError> {
     let settings = client::configure(config, client::Sizes::new(&config.properties, 1))?;
     let consumer = client::connect(config, &settings, &[], &Arc::default())?;
-    let lookup = Lookup { config, consumer: &consumer, deadline: Instant::now() + DEADLINE };
+    let lookup = Lookup { config, consumer: &consumer, deadline: Cell::new(Instant::now() + DEADLINE) };
     let found = lookup.everything();
     // Closing waits for connections that may never come.
     std::thread::spawn(move || drop(consumer));
@@ -48,15 +49,19 @@ pub(super) fn look(config: &KafkaConfig) -> Result<Found, SourceError> {
 struct Lookup<'a> {
     config: &'a KafkaConfig,
     consumer: &'a Consumer,
-    deadline: Instant,
+    /// For the question that is being asked.
+    deadline: Cell<Instant>,
 }
 
 impl Lookup<'_> {
     fn everything(&self) -> Result<Found, SourceError> {
         let partitions = self.partitions()?;
         let cluster = self.consumer.client().fetch_cluster_id(SLICE);
+        self.answered();
         let low = self.ask(&partitions, Offset::Beginning)?;
+        self.answered();
         let end = self.ask(&partitions, Offset::End)?;
+        self.answered();
         let starts = self.resolve("start", &self.config.start, &partitions, &low, &end)?;
         for (slot, partition) in partitions.iter().enumerate() {
             if starts[slot] < low[slot] {
@@ -278,14 +283,21 @@ impl Lookup<'_> {
         })
     }
 
+    /// The next question has as much time as this one had.
+    fn answered(&self) {
+        self.deadline.set(Instant::now() + DEADLINE);
+    }
+
     fn left(&self) -> Duration {
-        self.deadline.saturating_duration_since(Instant::now())
+        self.deadline.get().saturating_duration_since(Instant::now())
     }
 
     /// Tries until the deadline, or until it is clear that it is in vain.
     fn until<T>(&self, attempt: impl Fn(Duration) -> Result<T, KafkaError>) -> Result<T, SourceError> {
         loop {
-            let slice = self.left().clamp(Duration::from_millis(50), SLICE);
+            // Longer each time: where a round trip takes two seconds, no short question is ever answered.
+            let patience = SLICE.max(DEADLINE.saturating_sub(self.left()));
+            let slice = self.left().clamp(Duration::from_millis(50), patience);
             match attempt(slice) {
                 Ok(answer) => return Ok(answer),
                 Err(error) => {

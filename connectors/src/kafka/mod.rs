@@ -34,6 +34,7 @@ pub(crate) mod address;
 mod arrow;
 mod client;
 mod config;
+mod encode;
 mod follow;
 mod json;
 mod lookup;
@@ -58,6 +59,7 @@ use self::value::Values;
 use crate::{Fingerprint, Follower, Place, Schema, Sink, SourceError, StreamSource};
 
 pub use self::config::{KafkaConfig, KafkaPoint, KafkaValue};
+pub use self::encode::encode_value;
 pub use self::produce::Producer;
 pub use self::properties::KafkaProperties;
 

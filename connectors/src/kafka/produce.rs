@@ -27,6 +27,7 @@ pub struct Producer {
     properties: KafkaProperties,
     servers: String,
     topic: String,
+    stop: fn() -> bool,
 }
 
 #[derive(Clone, Default)]
@@ -102,7 +103,13 @@ impl Producer {
         properties.apply(Role::Producer, &mut config)?;
         let state = Deliveries::default();
         let producer = config.create_with_context(state).map_err(|error| properties.explain(&error))?;
-        Ok(Self { producer, config, properties: properties.clone(), servers, topic: topic.to_owned() })
+        let (properties, topic) = (properties.clone(), topic.to_owned());
+        Ok(Self { producer, config, properties, servers, topic, stop: || false })
+    }
+
+    /// From now on [`send`](Self::send) and [`flush`](Self::flush) wait no longer once this says so.
+    pub fn set_stop(&mut self, stop: fn() -> bool) {
+        self.stop = stop;
     }
 
     /// The topic that is written to.
@@ -118,7 +125,9 @@ impl Producer {
         let deadline = Instant::now() + ANSWER;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
-            let slice = left.min(Duration::from_millis(500)).max(Duration::from_millis(10));
+            // Longer each time: where a round trip takes two seconds, no short question is ever answered.
+            let patience = Duration::from_millis(500).max(ANSWER.saturating_sub(left));
+            let slice = left.clamp(Duration::from_millis(10), patience);
             match self.producer.client().fetch_metadata(Some(&self.topic), slice) {
                 Ok(metadata) => {
                     let topic = metadata.topics().iter().find(|topic| topic.name() == self.topic);
@@ -265,6 +274,12 @@ impl Producer {
             };
             self.producer.poll(Duration::from_millis(100));
             self.check()?;
+            if (self.stop)() {
+                return Err(SourceError::data(format!(
+                    "stopped; {} does not take records as fast as they come",
+                    self.servers
+                )));
+            }
         }
     }
 
@@ -273,7 +288,14 @@ impl Producer {
     /// # Errors
     /// When something has not: how much, and the first reason.
     pub fn flush(&self, timeout: Duration) -> Result<(), SourceError> {
-        let flushed = self.producer.flush(timeout);
+        let deadline = Instant::now() + timeout;
+        let flushed = loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let flushed = self.producer.flush(left.min(Duration::from_millis(100)));
+            if flushed.is_ok() || left.is_zero() || (self.stop)() {
+                break flushed;
+            }
+        };
         self.check()?;
         flushed.map_err(|_| {
             let waiting = self.producer.in_flight_count();

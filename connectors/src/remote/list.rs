@@ -9,6 +9,7 @@ use super::client::{Client, Fault, Silence, Verdict, verdict};
 use super::fetch::Attempts;
 use super::url::Address;
 use super::{Remote, Version, shown};
+use crate::opening::{Counted, Step};
 use crate::shards::{ends_with, matches};
 use crate::{ReadErrorKind, SourceError};
 
@@ -19,7 +20,7 @@ const HEADS: usize = 16;
 const ATTEMPTS: u32 = 5;
 
 /// More objects than this below one path are an address that went wrong.
-const MOST_OBJECTS: usize = 64 << 20;
+const MOST_OBJECTS: u64 = 64 << 20;
 
 /// An object as it was found.
 #[derive(Clone, Debug)]
@@ -45,12 +46,14 @@ impl Remote {
     /// # Errors
     /// [`SourceError`] that names the address.
     pub(crate) fn find(&self, addresses: &[Address], endings: &[&str]) -> Result<Vec<Listed>, SourceError> {
-        let found = self.wait(
-            stream::iter(addresses)
-                .map(|address| self.find_one(address, endings))
-                .buffered(HEADS)
-                .try_collect::<Vec<_>>(),
-        )?;
+        let step = &Step::begin("looking at objects", Counted::Objects, Some(addresses.len() as u64));
+        let find_one = |address| async move {
+            let found = self.find_one(address, endings).await;
+            step.add(1);
+            found
+        };
+        let found =
+            self.wait(stream::iter(addresses).map(find_one).buffered(HEADS).try_collect::<Vec<_>>())?;
         Ok(found.into_iter().flatten().collect())
     }
 
@@ -148,7 +151,8 @@ impl Remote {
         };
         let prefix = Path::parse(below).map_err(|error| self.fault(below, verdict(&error.into())))?;
         let mut attempts = Attempts::new(self).at_most(ATTEMPTS);
-        let (mut kept, mut last, mut seen, mut sorted) = (Vec::new(), Path::default(), 0, true);
+        let step = Step::begin("listing objects", Counted::Objects, None);
+        let (mut kept, mut last, mut seen, mut sorted) = (Vec::new(), Path::default(), 0u64, true);
         loop {
             let mut objects = match seen {
                 0 => store.list(Some(&prefix)),
@@ -163,6 +167,7 @@ impl Remote {
                     Ok(Some(Ok(meta))) => {
                         sorted &= last.as_ref() < meta.location.as_ref();
                         (last, seen) = (meta.location.clone(), seen + 1);
+                        step.reached(seen);
                         if seen > MOST_OBJECTS {
                             let text = format!("there are more than {MOST_OBJECTS} objects below it");
                             return Err(self.fault(below, Verdict::Never(text)));

@@ -120,9 +120,13 @@ impl Choice {
                 let found = of_type("Image").as_ref().and_then(holds_bytes).or_else(by_name);
                 let found = found.or_else(|| if text { path() } else { None });
                 if found.is_none() && config.fields.is_none() {
+                    let of_tokens = TOKENS.iter().find(|column| schema.field_with_name(column).is_ok());
+                    let tokens = of_tokens.map_or(String::new(), |column| {
+                        format!(", or say how to cut its {column} (tokens={{\"length\": 1024, \"mode\": \"pack\"}})")
+                    });
                     return Err(SourceError::config(format!(
                         "{name} has no column that is clearly an image; name it (image=\"…\"), or the columns of numbers that a \
-                         record is made of (fields=[\"…\"]); it has {}",
+                         record is made of (fields=[\"…\"]){tokens}; it has {}",
                         listed()
                     )));
                 }

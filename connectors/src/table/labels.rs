@@ -9,6 +9,7 @@ use super::columns::{Choice, bytes_at, integer_at};
 use super::{File, LABEL, TableConfig, UNIT_ROWS, in_parallel};
 use crate::SourceError;
 use crate::buffer::Pool;
+use crate::opening::{Counted, Step};
 use crate::shards::Shards;
 
 /// Labels are classes of things; a column with more different texts than this is something else.
@@ -69,8 +70,11 @@ impl Labels {
             }
         }
         let pool = Pool::new(32 << 20);
-        let parts = in_parallel(runs.len(), |at| {
+        let total = runs.iter().map(|(_, _, rows, _)| rows.end - rows.start).sum();
+        let step = Step::begin("reading labels", Counted::Rows, Some(total));
+        let parts = in_parallel(&step, runs.len(), |at| {
             let (file, part, rows, in_file) = runs[at].clone();
+            let count = rows.end - rows.start;
             let name = shards.display(file);
             let refuse = |row: u64, why: &str| {
                 SourceError::data(format!(
@@ -117,6 +121,7 @@ impl Labels {
                     }
                 }
             }
+            step.add(count);
             Ok(if places.is_empty() { Part::Numbers(numbers) } else { Part::Texts(texts, places) })
         })?;
         let key = |row: u64| key(shards, files, row);

@@ -22,6 +22,7 @@ use super::{File, RECORD, TableConfig, UNIT_ROWS, describe, in_parallel};
 use crate::buffer::Pool;
 use crate::disk::{self, Files, Span};
 use crate::manifest::escape;
+use crate::opening::{self, Counted, Step};
 use crate::shards::Shards;
 use crate::{
     Blocks, Buffer, Extent, Fingerprint, IndexedSource, ReadError, ReadRequest, ReadStats, Reader,
@@ -131,7 +132,8 @@ pub(super) fn open(
     let prefixes: Vec<&Path> =
         roots.iter().map(|root| root.strip_prefix(&common).expect("it is a parent")).collect();
     let pool = Pool::new(32 << 20);
-    let parts = in_parallel(runs.len(), |at| {
+    let step = Step::begin("looking at files", Counted::Files, Some(first));
+    let parts = in_parallel(&step, runs.len(), |at| {
         let (shard, part, rows, first) = runs[at].clone();
         let pieces = files[shard].decode(&shards, shard, RECORD, part, rows.clone(), &pool);
         let pieces = pieces.map_err(|trouble| trouble.at_open(&shards.display(shard)))?;
@@ -147,6 +149,8 @@ pub(super) fn open(
             let at = |row: usize| super::labels::key(&shards, files, begin + row as u64);
             let columns = piece.columns.map_err(|why| SourceError::data(format!("{}: {why}", at(0))))?;
             for row in 0..columns[image].len() {
+                opening::check()?;
+                step.add(1);
                 let path = bytes_at(columns[image].as_ref(), row).ok_or_else(|| {
                     SourceError::data(format!("{}: the path of its image is missing", at(row)))
                 })?;
@@ -226,7 +230,10 @@ impl Root {
         let shown = escape(path);
         let relative = inside(path)?;
         let refuse = |error: Errno| match error {
-            Errno::NOENT | Errno::NOTDIR => format!("{shown} does not exist in {}", self.path.display()),
+            Errno::NOENT | Errno::NOTDIR => format!(
+                "{shown} does not exist in {}; say which folder the paths start from (root)",
+                self.path.display()
+            ),
             Errno::XDEV => {
                 format!("{shown} leads out of {} by a symbolic link, which is refused", self.path.display())
             }

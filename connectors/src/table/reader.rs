@@ -7,8 +7,12 @@
 //!
 //! One thread only serves records whose units are there, so that a burst of decoding holds nobody up; the others decode,
 //! and serve when there is nothing to decode. The bytes kept are bounded; the unit not used for longest goes first.
+//!
+//! Units of records that are *expected* are decoded before anyone asks for them, when no unit is asked for: a consumer that
+//! reaches the end of one does not wait for the next, and of a remote file several are on their way at a time. How many,
+//! [`Table::plan`] says: as many as the cache has room for beside those in use.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::io;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -26,7 +30,7 @@ use crate::workers::{Meter, finish, join, lock, panic_text};
 use crate::{Buffer, IndexedSource, ReadError, ReadRequest, ReadStats, Reader, SourceError};
 
 /// Units decoded at one time. Two saturate a disk with reads of megabytes, and cores are for decoding images.
-const DECODERS: u32 = 4;
+pub(super) const DECODERS: u32 = 4;
 
 /// Idle memory for the bytes of units as they are read.
 const FETCH_POOL: u64 = 32 << 20;
@@ -94,6 +98,10 @@ struct State {
     queue: VecDeque<usize>,
     /// By unit, from when it is queued until it is decoded.
     waiting: HashMap<usize, Vec<Waiting>>,
+    /// Units of expected records, in the order in which they will be needed.
+    expected: VecDeque<usize>,
+    /// Early units being decoded.
+    decoding_early: u32,
     cache: Cache,
 }
 
@@ -119,10 +127,13 @@ struct Cache {
     uses: BTreeMap<u64, usize>,
     clock: u64,
     bytes: u64,
+    /// Units decoded (or being decoded) before anyone asked for them, and not asked for yet.
+    early: HashSet<usize>,
 }
 
 impl Cache {
     fn get(&mut self, unit: usize) -> Option<Arc<Decoded>> {
+        self.early.remove(&unit);
         let (decoded, used) = self.units.get_mut(&unit)?;
         self.uses.remove(used);
         self.clock += 1;
@@ -139,6 +150,7 @@ impl Cache {
         {
             let (old, _) = self.units.remove(&oldest).expect("both maps have the same units");
             self.bytes -= old.bytes;
+            self.early.remove(&oldest);
             gone.push(old);
         }
         self.clock += 1;
@@ -159,6 +171,7 @@ impl State {
         while let Some(unit) = waiting.missing() {
             // A request for one unit takes it when it is served, so that a long queue pins no memory.
             if waiting.units.len() == 1 && self.cache.units.contains_key(&unit) {
+                self.cache.early.remove(&unit);
                 break;
             }
             match self.cache.get(unit) {
@@ -176,9 +189,28 @@ impl State {
     }
 
     fn want(&mut self, unit: usize) {
+        self.cache.early.remove(&unit);
         if !self.cache.units.contains_key(&unit) && !self.waiting.contains_key(&unit) {
             self.waiting.insert(unit, Vec::new());
             self.queue.push_back(unit);
+        }
+    }
+
+    /// The next unit to decode before anyone asks for it, out of at most `most` of them. One decoder is kept for those that
+    /// are asked for.
+    fn early(&mut self, most: u64, decoders: u32) -> Option<usize> {
+        if self.decoding_early >= decoders.saturating_sub(1).max(1) || self.cache.early.len() as u64 >= most {
+            return None;
+        }
+        loop {
+            let unit = self.expected.pop_front()?;
+            if !self.cache.units.contains_key(&unit) && !self.waiting.contains_key(&unit) {
+                self.cache.early.insert(unit);
+                // Whoever asks for it from now on waits for it.
+                self.waiting.insert(unit, Vec::new());
+                self.decoding_early += 1;
+                return Some(unit);
+            }
         }
     }
 }
@@ -230,6 +262,32 @@ impl Reader for UnitReader {
         self.shared.work.notify_all();
     }
 
+    fn horizon(&self) -> u64 {
+        self.shared.table.horizon
+    }
+
+    fn expect(&self, indices: &[u64]) {
+        let table = &self.shared.table;
+        let mut state = lock(&self.shared.state);
+        // More than this is no order that the table proposed; then units come when they are asked for.
+        let most = 4 * table.early_units as usize;
+        let mut last = None;
+        for &index in indices {
+            for unit in table.units_of(index) {
+                if last.replace(unit) != Some(unit)
+                    && state.expected.len() < most
+                    && !state.cache.units.contains_key(&unit)
+                    && !state.waiting.contains_key(&unit)
+                    && !state.expected.contains(&unit)
+                {
+                    state.expected.push_back(unit);
+                }
+            }
+        }
+        drop(state);
+        self.shared.work.notify_all();
+    }
+
     fn stats(&self) -> ReadStats {
         self.shared.meter.stats("table")
     }
@@ -241,6 +299,7 @@ impl Drop for UnitReader {
         state.stopped = true;
         let undone = (std::mem::take(&mut state.ready), std::mem::take(&mut state.waiting));
         state.queue.clear();
+        state.expected.clear();
         drop(state);
         self.shared.work.notify_all();
         self.shared.stopping.notify_all();
@@ -257,6 +316,8 @@ enum Job {
     /// It has all its units in its hands.
     ServeMany(Waiting),
     Decode(usize),
+    /// Before anyone has asked for it.
+    DecodeEarly(usize),
 }
 
 impl Shared {
@@ -267,6 +328,14 @@ impl Shared {
                 Job::ServeMany(waiting) => self.serve(waiting.request, &waiting.got),
                 Job::Decode(unit) => {
                     if !self.decode(unit) {
+                        return;
+                    }
+                }
+                Job::DecodeEarly(unit) => {
+                    let goes_on = self.decode(unit);
+                    lock(&self.state).decoding_early -= 1;
+                    self.work.notify_all();
+                    if !goes_on {
                         return;
                     }
                 }
@@ -294,6 +363,10 @@ impl Shared {
                         continue;
                     }
                 }
+            }
+            let table = &self.table;
+            if decodes && let Some(unit) = state.early(table.early_units, decoders(table.largest_unit)) {
+                return Some(Job::DecodeEarly(unit));
             }
             state = self.work.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
@@ -333,6 +406,9 @@ impl Shared {
                 let mut state = lock(&self.state);
                 let gone = state.cache.put(unit, decoded.clone(), self.table.cache_bytes);
                 let served = state.waiting.remove(&unit).unwrap_or_default();
+                if !served.is_empty() {
+                    state.cache.early.remove(&unit);
+                }
                 let mut complete = Vec::with_capacity(served.len());
                 for mut waiting in served {
                     waiting.got.push(decoded.clone());
@@ -349,7 +425,10 @@ impl Shared {
                 }
             }
             Err(trouble) => {
-                let failed = lock(&self.state).waiting.remove(&unit).unwrap_or_default();
+                let mut state = lock(&self.state);
+                state.cache.early.remove(&unit);
+                let failed = state.waiting.remove(&unit).unwrap_or_default();
+                drop(state);
                 for waiting in failed {
                     let error = self.error(waiting.request.index, unit, &trouble, attempt > 0);
                     self.end(waiting.request, Err(error));

@@ -24,6 +24,7 @@ use super::fetch::{Trouble, fetch};
 use super::{Piece, Rows, TableFormat};
 use crate::SourceError;
 use crate::buffer::Pool;
+use crate::opening::Step;
 use crate::shards::Shards;
 
 /// The longest line.
@@ -153,6 +154,7 @@ struct Stream<'shards> {
     size: u64,
     /// Reading beyond this place means that a line is too long.
     allowed: Rc<Cell<u64>>,
+    step: &'shards Step,
 }
 
 impl Read for Stream<'_> {
@@ -164,6 +166,7 @@ impl Read for Stream<'_> {
         if len > 0 {
             self.shards.read_at(self.shard, self.at, &mut buffer[..len])?;
             self.at += len as u64;
+            self.step.add(len as u64);
         }
         Ok(len)
     }
@@ -175,10 +178,15 @@ impl Head {
         self.blocks.is_empty()
     }
 
-    pub(super) fn read(shards: &Shards, shard: usize, format: TableFormat) -> Result<Self, SourceError> {
+    pub(super) fn read(
+        shards: &Shards,
+        shard: usize,
+        format: TableFormat,
+        step: &Step,
+    ) -> Result<Self, SourceError> {
         let allowed = Rc::new(Cell::new(MAX_LINE));
         let stream =
-            Stream { shards, shard, at: 0, size: shards.files()[shard].size, allowed: allowed.clone() };
+            Stream { shards, shard, at: 0, size: shards.files()[shard].size, allowed: allowed.clone(), step };
         let name = shards.display(shard);
         let head = match format {
             TableFormat::Jsonl => Self::jsonl(stream, &allowed, &name)?,

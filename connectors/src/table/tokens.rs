@@ -25,11 +25,12 @@ use super::columns::{integer_at, list_at};
 use super::reader::Decoded;
 use super::{Table, in_parallel};
 use crate::buffer::Pool;
+use crate::opening::{Counted, Step};
 use crate::{CacheConfig, ElementType, FieldSpec, SourceError, cache};
 
 /// How token sequences are made.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[serde(default, deny_unknown_fields, expecting = "tokens to be keys with values, like {\"length\": 1024}")]
 pub struct TokensConfig {
     /// The column of lists. Default: `tokens`, `input_ids` or `token_ids`.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -186,7 +187,8 @@ impl Tokens {
             return Ok(bytes.chunks_exact(4).map(length).collect());
         }
         let pool = Pool::new(32 << 20);
-        let parts = in_parallel(table.units.len(), |unit| {
+        let step = Step::begin("counting tokens", Counted::Rows, Some(table.rows));
+        let parts = in_parallel(&step, table.units.len(), |unit| {
             let file = table.shards.display(table.units[unit].file as usize);
             let pieces = table.decode(unit, &pool).map_err(|trouble| trouble.at_open(&file))?;
             let mut lengths = Vec::new();
@@ -209,6 +211,7 @@ impl Tokens {
                     })?);
                 }
             }
+            step.add(lengths.len() as u64);
             Ok(lengths)
         })?;
         let lengths = parts.concat();

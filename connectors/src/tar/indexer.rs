@@ -2,6 +2,7 @@
 
 use std::io;
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use rayon::prelude::*;
@@ -11,9 +12,9 @@ use super::archive::{self, BLOCK, Bytes, Fault};
 use super::index::{self, ShardIndex};
 use super::options::Options;
 use super::packed;
-use super::progress::Progress;
 use super::stored;
 use super::unpack::Unpacked;
+use crate::opening::{self, Counted, Step};
 use crate::shards::Shards;
 use crate::workers::lock;
 use crate::{CacheConfig, SourceError, cache};
@@ -50,14 +51,16 @@ impl Indexer<'_> {
         }
     }
 
-    pub fn with<T>(&self, place: Location, progress: &Progress, work: impl FnOnce(&dyn Bytes) -> T) -> T {
+    /// Does something with a shard's bytes; how far it was read is counted by `step`.
+    pub fn with<T>(&self, place: Location, step: Option<&Step>, work: impl FnOnce(&dyn Bytes) -> T) -> T {
         let shards = self.lane(place);
         let is_local = shards.extent(place.file, 0, 0).is_some();
         work(&ShardBytes {
             shards,
             file: place.file,
             least: if is_local { LEAST_LOCAL } else { LEAST_REMOTE },
-            progress,
+            step,
+            reached: AtomicU64::new(0),
         })
     }
 
@@ -80,30 +83,32 @@ impl Indexer<'_> {
             }
         };
         let total = places.iter().map(|&place| self.lane(place).files()[place.file].size).sum();
-        let progress = Progress::new("indexing shards", total);
+        let step = Step::begin("indexing shards", Counted::Bytes, Some(total));
         let passed_over = Mutex::new((0, None));
         let found: Result<Vec<_>, SourceError> = places
             .par_iter()
             .map(|&place| {
-                let size = self.lane(place).files()[place.file].size;
-                let kept = Kept::new(self.given, place.shard, options);
-                let at_hand =
-                    self.beside(place, options).or_else(|| kept.get(folder.as_deref()?, options, size));
-                if let Some(index) = at_hand {
-                    progress.add(size);
-                    return Ok((place, index));
-                }
-                let built = self.with(place, &progress, |bytes| index::build(bytes, options));
-                let built = built.map_err(|fault| self.error(place, &fault))?;
-                if built.imageless > 0 {
-                    let mut all = lock(&passed_over);
-                    all.0 += built.imageless;
-                    all.1 = all.1.take().or(built.example);
-                }
-                if let Some(folder) = &folder {
-                    cache::put(folder, &kept.0, &stored::encode(&built.index, options, size));
-                }
-                Ok((place, built.index))
+                step.run(|| {
+                    let size = self.lane(place).files()[place.file].size;
+                    let kept = Kept::new(self.given, place.shard, options);
+                    let at_hand =
+                        self.beside(place, options).or_else(|| kept.get(folder.as_deref()?, options, size));
+                    if let Some(index) = at_hand {
+                        step.add(size);
+                        return Ok((place, index));
+                    }
+                    let built = self.with(place, Some(&step), |bytes| index::build(bytes, options));
+                    let built = built.map_err(|fault| self.error(place, &fault))?;
+                    if built.imageless > 0 {
+                        let mut all = lock(&passed_over);
+                        all.0 += built.imageless;
+                        all.1 = all.1.take().or(built.example);
+                    }
+                    if let Some(folder) = &folder {
+                        cache::put(folder, &kept.0, &stored::encode(&built.index, options, size));
+                    }
+                    Ok((place, built.index))
+                })
             })
             .collect();
         let found = found?;
@@ -156,7 +161,7 @@ impl Indexer<'_> {
             let read = shards.read_at(place.file, index.offsets[record] - BLOCK, &mut header);
             read.is_ok() && archive::check(&header) == index.checks[record]
         });
-        if !fits {
+        if !fits && opening::check().is_ok() {
             refuse("the shard has changed since it was made");
         }
         fits.then_some(index)
@@ -189,7 +194,9 @@ struct ShardBytes<'a> {
     shards: &'a Shards,
     file: usize,
     least: u64,
-    progress: &'a Progress,
+    step: Option<&'a Step>,
+    /// How far it has been read.
+    reached: AtomicU64,
 }
 
 impl Bytes for ShardBytes<'_> {
@@ -199,7 +206,10 @@ impl Bytes for ShardBytes<'_> {
 
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
         self.shards.read_at(self.file, offset, buffer)?;
-        self.progress.reached(self.file, offset + buffer.len() as u64);
+        if let Some(step) = self.step {
+            let end = offset + buffer.len() as u64;
+            step.add(end.saturating_sub(self.reached.fetch_max(end, Ordering::Relaxed)));
+        }
         Ok(())
     }
 

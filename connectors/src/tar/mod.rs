@@ -23,7 +23,6 @@ mod index;
 mod indexer;
 mod options;
 mod packed;
-mod progress;
 mod reader;
 mod stored;
 mod unpack;
@@ -42,7 +41,6 @@ use self::index::{RawLabels, ShardIndex};
 use self::indexer::{Indexer, LEAST_LOCAL, Location};
 use self::options::{Label, Options};
 use self::packed::Packed;
-use self::progress::Progress;
 use self::unpack::Unpacked;
 use crate::manifest::escape;
 use crate::shards::{Shards, ends_with};
@@ -112,7 +110,7 @@ pub(crate) fn open(config: &TarConfig) -> Result<Arc<dyn IndexedSource>, SourceE
     if options.label.is_none() {
         for &place in &places {
             options.label = indexer
-                .with(place, &Progress::silent(), |bytes| index::detect(bytes, &options))
+                .with(place, None, |bytes| index::detect(bytes, &options))
                 .map_err(|fault| indexer.error(place, &fault))?;
             if options.label.is_some() {
                 break;

@@ -20,14 +20,15 @@ use std::io::{self, BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use flate2::bufread::GzDecoder;
 use rayon::prelude::*;
 use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
 use xxhash_rust::xxh3::Xxh3;
 
-use super::progress::Progress;
+use crate::opening::{self, Counted, Step};
 use crate::shards::{Shards, ends_with};
 use crate::workers::lock;
 use crate::{CacheConfig, SourceError, cache};
@@ -37,6 +38,13 @@ const LIMIT: u64 = 100_000_000_000;
 
 /// Bytes between two looks at the limit.
 const STRIDE: usize = 1 << 20;
+
+/// Bytes written between two calls that wait for the disk, so that neither a cancelled opening nor the last of these calls
+/// waits for gigabytes.
+const SYNCED: u64 = 64 << 20;
+
+/// Time between two looks at a lock that somebody holds.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
 /// Streams unpacked side by side: each may hold a window of 128 MiB.
 const SIDE_BY_SIDE: usize = 4;
@@ -71,13 +79,13 @@ pub(super) fn unpack(
     let space = Space::new(&folder, &names, config.limit_bytes.unwrap_or(LIMIT)).map_err(failed)?;
     let missing: Vec<(usize, &String)> =
         which.iter().copied().zip(&names).filter(|(_, name)| !folder.join(name).exists()).collect();
-    let progress =
-        Progress::new("unpacking shards", missing.iter().map(|&(shard, _)| given.files()[shard].size).sum());
+    let total = missing.iter().map(|&(shard, _)| given.files()[shard].size).sum();
+    let step = Step::begin("unpacking shards", Counted::Bytes, Some(total));
     let stop = AtomicBool::new(false);
     let work = || {
         missing.par_iter().try_for_each(|&(shard, name)| {
-            let job = Job { given, shard, folder: &folder, space: &space, progress: &progress, stop: &stop };
-            job.run(name).inspect_err(|_| stop.store(true, Ordering::Relaxed))
+            let job = Job { given, shard, folder: &folder, space: &space, step: &step, stop: &stop };
+            step.run(|| job.run(name)).inspect_err(|_| stop.store(true, Ordering::Relaxed))
         })
     };
     if !missing.is_empty() {
@@ -113,7 +121,15 @@ fn open_lock(path: &Path) -> io::Result<File> {
     let file = File::options().create(true).truncate(false).write(true).open(path)?;
     if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
         tracing::info!("waiting for another process that unpacks shards ({})", path.display());
-        flock(&file, FlockOperation::LockExclusive)?;
+        let _step = Step::begin("waiting for another process that unpacks shards", Counted::Files, None);
+        // Asked for again and again: a call that waits for the lock could not be cancelled.
+        while let Err(error) = flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            if error != Errno::WOULDBLOCK && error != Errno::INTR {
+                return Err(error.into());
+            }
+            opening::check().map_err(io::Error::other)?;
+            std::thread::sleep(LOOK_AGAIN);
+        }
     }
     Ok(file)
 }
@@ -212,7 +228,7 @@ struct Job<'a> {
     shard: usize,
     folder: &'a Path,
     space: &'a Space,
-    progress: &'a Progress,
+    step: &'a Step,
     /// Another one failed.
     stop: &'a AtomicBool,
 }
@@ -260,8 +276,13 @@ impl Job<'_> {
                     self.folder.display()
                 )));
             }
+            let before = *claimed;
             *claimed += len as u64;
-            file.write_all(&piece[..len]).map_err(|error| {
+            let mut written = file.write_all(&piece[..len]);
+            if before / SYNCED < *claimed / SYNCED {
+                written = written.and_then(|()| file.sync_data());
+            }
+            written.map_err(|error| {
                 self.failed(&format!("{error}, writing to {}; set cache.dir", self.folder.display()))
             })?;
         }
@@ -271,7 +292,7 @@ impl Job<'_> {
     fn stream(&self) -> io::Result<Box<dyn Read + Send + '_>> {
         let bytes = BufReader::with_capacity(
             STRIDE,
-            ShardRead { given: self.given, shard: self.shard, at: 0, progress: self.progress },
+            ShardRead { given: self.given, shard: self.shard, at: 0, step: self.step },
         );
         let name = &self.given.files()[self.shard].name;
         if ends_with(name, &[".zst", ".zstd"]) {
@@ -301,7 +322,7 @@ struct ShardRead<'a> {
     given: &'a Shards,
     shard: usize,
     at: u64,
-    progress: &'a Progress,
+    step: &'a Step,
 }
 
 impl Read for ShardRead<'_> {
@@ -311,7 +332,7 @@ impl Read for ShardRead<'_> {
         if len > 0 {
             self.given.read_at(self.shard, self.at, &mut buffer[..len])?;
             self.at += len as u64;
-            self.progress.add(len as u64);
+            self.step.add(len as u64);
         }
         Ok(len)
     }

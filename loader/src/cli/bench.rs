@@ -10,7 +10,7 @@ use super::{Failure, spec};
 use crate::client::{Batch, ClientError, Feed};
 use crate::metrics;
 use crate::plan::Cursor;
-use crate::protocol::Stats;
+use crate::protocol::{Stats, StreamCounters};
 
 #[derive(Debug, Args)]
 pub(super) struct Bench {
@@ -92,6 +92,7 @@ impl Bench {
             return ProgressBar::hidden();
         }
         let len = match self.epochs {
+            Some(_) if feed.attached().stream.is_some() => return ProgressBar::new_spinner(),
             Some(epochs) => epochs * feed.attached().batching.len,
             None => (self.seconds * 1000.0) as u64,
         };
@@ -173,22 +174,26 @@ impl Report<'_> {
             .iter()
             .map(|field| format!("{} {:?} {}", field.name, field.shape, field.dtype))
             .collect();
-        println!("source       {} samples, {} classes", attached.batching.len, attached.classes.len());
-        println!(
-            "batch        {} x {}, {} slots",
-            attached.batching.batch_size,
-            own.join(", "),
-            attached.slots
-        );
-        println!(
+        match &attached.stream {
+            None => {
+                say!("source       {} samples, {} classes", attached.batching.len, attached.classes.len())
+            }
+            Some(kind) if kind.bounded => say!("source       a range of a stream"),
+            Some(_) => say!("source       a stream without an end"),
+        }
+        say!("batch        {} x {}, {} slots", attached.batching.batch_size, own.join(", "), attached.slots);
+        say!(
             "throughput   {:.0} images/s over {:.1} s ({} images)",
             self.images_per_s(),
             self.wall.as_secs_f64(),
             self.rows
         );
-        println!("cpu          {:.3} s per 1,000 images, daemon and client", self.cpu_s_per_1000());
-        println!("first batch  {:.0} ms after start", self.first_batch.as_secs_f64() * 1e3);
-        println!(
+        if let Some(stream) = &stats.stream {
+            say!("stream       {}", stream_text(stream, self.wall));
+        }
+        say!("cpu          {:.3} s per 1,000 images, daemon and client", self.cpu_s_per_1000());
+        say!("first batch  {:.0} ms after start", self.first_batch.as_secs_f64() * 1e3);
+        say!(
             "reading      {}: {:.1} reads per submission, {} in {} reads, at most {} in flight",
             stats.backend,
             self.reads_per_submission(),
@@ -203,17 +208,17 @@ impl Report<'_> {
             .filter(|(owner, _)| *owner != "total")
             .map(|(owner, &bytes)| format!("{owner} {}", mib(bytes)))
             .collect();
-        println!(
+        say!(
             "memory       peak {} of daemon and client; budget {} = {}",
             mib(self.peak_bytes()),
             mib(total),
             lines.join(" + ")
         );
         if stats.substituted + stats.dropped > 0 {
-            println!("bad records  {} rows substituted, {} dropped", stats.substituted, stats.dropped);
+            say!("bad records  {} rows substituted, {} dropped", stats.substituted, stats.dropped);
         }
-        println!("data wait    {:.1} % of the consumer's time", 100.0 * self.data_wait());
-        println!("limit        {}", stats.verdict);
+        say!("data wait    {:.1} % of the consumer's time", 100.0 * self.data_wait());
+        say!("limit        {}", stats.verdict);
     }
 
     fn print_json(&self) {
@@ -229,6 +234,18 @@ impl Report<'_> {
             "budget": self.feed.attached().budget,
             "stats": self.stats,
         });
-        println!("{report}");
+        say!("{report}");
     }
+}
+
+/// Where a stream stands: "window 12 of 16 partitions, 120,000 records received (2400/s), 35 behind the end".
+fn stream_text(stream: &StreamCounters, wall: Duration) -> String {
+    let StreamCounters { window, records, partitions, lag, .. } = stream;
+    let behind = match lag {
+        Some(0) => "at its end".to_string(),
+        Some(lag) => format!("{lag} behind the end"),
+        None => "the end is not known yet".to_string(),
+    };
+    let rate = *records as f64 / wall.as_secs_f64();
+    format!("window {window} of {partitions} partitions, {records} records received ({rate:.0}/s), {behind}")
 }

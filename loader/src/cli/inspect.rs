@@ -69,6 +69,13 @@ struct Look {
 impl Inspect {
     pub fn run(self) -> Result<(), Failure> {
         spec::watch_signals()?;
+        if let Some(folder) = self.sheet.as_ref().and_then(|path| path.parent())
+            && !folder.as_os_str().is_empty()
+            && !folder.is_dir()
+        {
+            // Before the source is read, which may take long.
+            return Err(format!("--sheet: there is no folder {}", folder.display()).into());
+        }
         let source = read::open(&self.source, &self.options)?;
         if self.list {
             return list(&source);
@@ -82,11 +89,11 @@ impl Inspect {
             self.draw(&source, &schema, path)?;
         }
         if self.json {
-            println!("{}", serde_json::to_string_pretty(&report.json(&source))?);
+            say!("{}", serde_json::to_string_pretty(&report.json(&source))?);
         } else {
             report.print(&self.source, &source);
             if let Some(path) = &self.sheet {
-                println!("\ncontact sheet   {}", path.display());
+                say!("\ncontact sheet   {}", path.display());
             }
         }
         Ok(())
@@ -108,9 +115,15 @@ impl Inspect {
             source,
             sampled,
             |at| spread(at, sampled, len),
-            move |_, result| look(result, &cut, chain.as_deref()),
-            |at, found| {
+            move |_, result| {
+                let bytes = result.as_ref().ok().map(|record| record.bytes.len() as u64);
+                (bytes, look(result, &cut, chain.as_deref()))
+            },
+            |at, (bytes, found)| {
                 bar.inc(1);
+                if let Some(bytes) = bytes {
+                    report.weigh(spread(at, sampled, len), bytes);
+                }
                 match found {
                     Found::Image(look) => report.add(&look),
                     Found::Unreadable(why) => {
@@ -122,6 +135,7 @@ impl Inspect {
             },
         )?;
         bar.finish_and_clear();
+        report.settle(len);
         Ok(())
     }
 
@@ -132,6 +146,7 @@ impl Inspect {
         let chain = Arc::new(thumbnail(TILE)?);
         let (count, cut) = (self.count.min(source.len()), schema.clone());
         let mut tiles = Vec::new();
+        let mut captions = Vec::new();
         read::in_order(
             source,
             count,
@@ -148,15 +163,18 @@ impl Inspect {
                 tiles.push(
                     tile.unwrap_or_else(|| RgbImage::from_pixel(TILE, TILE, image::Rgb([200, 40, 40]))),
                 );
-                if !self.json {
-                    let (row, column) = (at / 6 + 1, at % 6 + 1);
-                    println!("row {row} column {column}: {}", source.key(spread(at, count, source.len())));
-                }
+                let (row, column) = (at / 6 + 1, at % 6 + 1);
+                captions.push(format!(
+                    "row {row} column {column}: {}",
+                    source.key(spread(at, count, source.len()))
+                ));
                 Ok(())
             },
         )?;
         let sheet = preview::contact_sheet(&tiles, 6);
         sheet.save(path).map_err(|error| format!("{}: {error}", path.display()))?;
+        // Behind the file: who reads only the first lines has it all the same.
+        captions.iter().filter(|_| !self.json).for_each(|caption| say!("{caption}"));
         Ok(())
     }
 }
@@ -292,6 +310,7 @@ fn list(source: &Arc<dyn IndexedSource>) -> Result<(), Failure> {
 struct Report {
     sampled: u64,
     total_bytes: u64,
+    /// As the index knows them; of a table's records that is an average. Of a source that was read whole, as they are.
     largest: (u64, u64),
     smallest: (u64, u64),
     labels: BTreeMap<i64, u64>,
@@ -301,6 +320,15 @@ struct Report {
     heights: Vec<u32>,
     steps: [u64; STEPS.len()],
     unreadable: Vec<(String, String)>,
+    read: Weights,
+}
+
+/// Sizes of records that were read.
+struct Weights {
+    records: u64,
+    bytes: u64,
+    largest: (u64, u64),
+    smallest: (u64, u64),
 }
 
 impl Report {
@@ -318,6 +346,7 @@ impl Report {
             heights: Vec::new(),
             steps: [0; STEPS.len()],
             unreadable: Vec::new(),
+            read: Weights { records: 0, bytes: 0, largest: (0, 0), smallest: (u64::MAX, 0) },
         };
         for index in 0..source.len() {
             let size = source.size(index);
@@ -327,6 +356,21 @@ impl Report {
             *report.labels.entry(source.label(index)).or_default() += 1;
         }
         report
+    }
+
+    fn weigh(&mut self, index: u64, bytes: u64) {
+        self.read.records += 1;
+        self.read.bytes += bytes;
+        self.read.largest = self.read.largest.max((bytes, index));
+        self.read.smallest = self.read.smallest.min((bytes, index));
+    }
+
+    /// Takes the sizes that were read for those of the index, when all were.
+    fn settle(&mut self, len: u64) {
+        if self.read.records == len {
+            (self.total_bytes, self.largest, self.smallest) =
+                (self.read.bytes, self.read.largest, self.read.smallest);
+        }
     }
 
     fn add(&mut self, look: &Look) {
@@ -391,33 +435,33 @@ impl Report {
 
     fn print(&self, address: &str, source: &Arc<dyn IndexedSource>) {
         let len = source.len();
-        println!("source          {address}");
-        println!("records         {}", HumanCount(len));
-        println!(
+        say!("source          {address}");
+        say!("records         {}", HumanCount(len));
+        say!(
             "bytes           {} (a record: {} to {}, {} on average)",
             HumanBytes(self.total_bytes),
             HumanBytes(self.smallest.0),
             HumanBytes(self.largest.0),
             HumanBytes(self.total_bytes / len)
         );
-        println!("largest         {}", source.key(self.largest.1));
+        say!("largest         {}", source.key(self.largest.1));
         if let Blocks::Lengths { lengths, .. } = source.blocks() {
-            println!("blocks          {}", HumanCount(lengths.len() as u64));
+            say!("blocks          {}", HumanCount(lengths.len() as u64));
         }
-        println!("index           {} of memory", HumanBytes(source.memory()));
-        println!("fingerprint     {}", source.fingerprint());
+        say!("index           {} of memory", HumanBytes(source.memory()));
+        say!("fingerprint     {}", source.fingerprint());
         let schema = source.schema();
         let fields =
             schema.fields.iter().map(|field| format!("{} ({} {:?})", field.name, field.dtype, field.shape));
         let image = schema.image.then(|| "image".to_owned());
-        println!("a record holds  {}", image.into_iter().chain(fields).collect::<Vec<_>>().join(", "));
+        say!("a record holds  {}", image.into_iter().chain(fields).collect::<Vec<_>>().join(", "));
         self.print_labels(source);
         if !schema.image {
             return;
         }
         let all =
             if self.sampled == len { "all" } else { "spread evenly over the source; more with --sample" };
-        println!("\nread            {} records, {all}", HumanCount(self.sampled));
+        say!("\nread            {} records, {all}", HumanCount(self.sampled));
         let counts = |counts: &BTreeMap<&str, u64>| {
             let mut counts: Vec<_> = counts.iter().collect();
             counts.sort_by_key(|&(_, &count)| std::cmp::Reverse(count));
@@ -427,16 +471,16 @@ impl Report {
                 .collect::<Vec<_>>()
                 .join(", ")
         };
-        println!("formats         {}", counts(&self.formats));
+        say!("formats         {}", counts(&self.formats));
         if !self.chroma.is_empty() {
-            println!("JPEG colours    {}", counts(&self.chroma));
+            say!("JPEG colours    {}", counts(&self.chroma));
         }
         for (what, values) in [("width", &self.widths), ("height", &self.heights)] {
             if let Some([min, median, max]) = Self::range(values) {
-                println!("{what:<15} {min} to {max} pixels, median {median}");
+                say!("{what:<15} {min} to {max} pixels, median {median}");
             }
         }
-        println!("longer side     images");
+        say!("longer side     images");
         let most = self.steps.iter().copied().max().unwrap_or_default().max(1);
         let first = self.steps.iter().position(|&count| count > 0).unwrap_or_default();
         let last = self.steps.iter().rposition(|&count| count > 0).unwrap_or_default();
@@ -444,17 +488,17 @@ impl Report {
             let step = if *step == u32::MAX { "> 4096".to_owned() } else { format!("<= {step}") };
             // At least one mark for whatever is there.
             let marks = (count * 50).div_ceil(most) as usize;
-            println!("  {step:<13} {:<50} {}", "#".repeat(marks), HumanCount(count));
+            say!("  {step:<13} {:<50} {}", "#".repeat(marks), HumanCount(count));
         }
         match self.unreadable.len() {
-            0 => println!("unreadable      none"),
+            0 => say!("unreadable      none"),
             count => {
-                println!("unreadable      {}", HumanCount(count as u64));
+                say!("unreadable      {}", HumanCount(count as u64));
                 for (key, why) in self.unreadable.iter().take(LISTED) {
-                    println!("  {key}: {why}");
+                    say!("  {key}: {why}");
                 }
                 if count > LISTED {
-                    println!("  … and {} more; --json lists them all", count - LISTED);
+                    say!("  … and {} more; --json lists them all", count - LISTED);
                 }
             }
         }
@@ -462,15 +506,15 @@ impl Report {
 
     fn print_labels(&self, source: &Arc<dyn IndexedSource>) {
         let named = if source.classes().is_empty() { "labels" } else { "classes" };
-        println!("{named:<15} {}", HumanCount(source.classes().len().max(self.labels.len()) as u64));
+        say!("{named:<15} {}", HumanCount(source.classes().len().max(self.labels.len()) as u64));
         let mut counts: Vec<_> = self.labels.iter().collect();
         counts.sort_by_key(|&(label, &count)| (std::cmp::Reverse(count), *label));
         let line = |(label, count): &(&i64, &u64)| {
-            println!("  {:<30} {}", Self::class(source, **label), HumanCount(**count));
+            say!("  {:<30} {}", Self::class(source, **label), HumanCount(**count));
         };
         if counts.len() > LISTED {
             counts[..LISTED / 2].iter().for_each(line);
-            println!("  …");
+            say!("  …");
             counts[counts.len() - LISTED / 2..].iter().for_each(line);
         } else if counts.len() > 1 {
             counts.iter().for_each(line);

@@ -77,7 +77,7 @@ impl Preview {
                 .collect();
             if epoch == 0 {
                 for (at, key) in feed.keys(indices, None, &mut spec::interrupted)?.iter().enumerate() {
-                    println!(
+                    say!(
                         "row {} column {}: {key}",
                         at as u32 / self.columns + 1,
                         at as u32 % self.columns + 1
@@ -90,7 +90,7 @@ impl Preview {
         }
         let sheet = contact_sheet(&tiles, self.columns);
         sheet.save(&self.out).map_err(|error| format!("{}: {error}", self.out.display()))?;
-        println!("{} pictures in {}", tiles.len(), self.out.display());
+        say!("{} pictures in {}", tiles.len(), self.out.display());
         Ok(())
     }
 }

@@ -10,7 +10,7 @@ use fuelrail_connectors::{
     AddressConfig, IndexedSource, ReadError, ReadRequest, ReaderConfig, Record, SourceConfig,
 };
 
-use super::{Failure, spec};
+use super::{Failure, opening, spec};
 use crate::client::ClientError;
 
 /// Records that are read ahead of the one handed over, and their bytes.
@@ -29,7 +29,7 @@ pub(super) fn open(address: &str, options: &[String]) -> Result<Arc<dyn IndexedS
     }
     let base = Some(std::env::current_dir()?);
     let config = AddressConfig { address: vec![address.to_owned()], base, options: map };
-    Ok(fuelrail_connectors::open(&SourceConfig::Address(config))?)
+    opening::open(SourceConfig::Address(config))
 }
 
 /// Reads records `index(0)`, `index(1)`, … up to `count`, lets `work` prepare each on some core, and gives the results to

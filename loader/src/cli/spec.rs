@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use clap::Args;
 use serde_json::{Value, json};
 
-use super::Failure;
+use super::{Failure, opening};
 use crate::client::{Address, Feed};
 use crate::config::DaemonConfig;
 use crate::plan::Cursor;
@@ -99,6 +99,16 @@ impl Spec {
         Ok(pipeline)
     }
 
+    /// Whether it comes from flags and not from a file.
+    pub fn is_of_flags(&self) -> bool {
+        self.config.is_none()
+    }
+
+    /// Whether the seed was given.
+    pub fn has_seed(&self) -> bool {
+        self.seed.is_some()
+    }
+
     fn task_transforms(&self) -> Value {
         let size = self.size;
         let normalize =
@@ -139,7 +149,8 @@ pub(super) fn private_feed(pipeline: Value) -> Result<Feed, Failure> {
     let address = Address::Private(std::env::current_exe()?);
     let attach =
         Attach { pipeline: PipelineRef::Inline(pipeline), rank: 0, world_size: 1, start: Cursor::default() };
-    Ok(Feed::attach(&address, attach, None, &mut interrupted)?)
+    let mut display = opening::Display::new();
+    Ok(Feed::attach(&address, attach, None, &mut interrupted, &mut |progress| display.show(progress))?)
 }
 
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);

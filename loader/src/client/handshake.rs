@@ -9,7 +9,7 @@ use rustix::net::RecvFlags;
 
 use super::lease::Link;
 use super::private::Private;
-use super::{ClientError, INTERRUPT_PERIOD, Interrupt, readable};
+use super::{ClientError, INTERRUPT_PERIOD, Interrupt, Watch, readable};
 use crate::protocol::{Attached, Decoder, Field, Reply, Request};
 
 /// The first two messages of a connection, before there is a feed.
@@ -26,22 +26,28 @@ impl Handshake {
         self.link.send(request).map_err(|error| self.died(&error.to_string()))
     }
 
+    /// The answer to what was sent last. As long as there is progress, time does not run out.
     pub fn reply(
         &mut self,
         timeout: Option<Duration>,
         interrupt: Interrupt<'_>,
+        progress: Watch<'_>,
     ) -> Result<Reply, ClientError> {
-        let asked = Instant::now();
+        let mut asked = Instant::now();
         loop {
             match self.decoder.message().map_err(|error| ClientError::protocol(error.to_string()))? {
                 Some(Reply::Log { level, text }) => self.logs.push((level, text)),
+                Some(Reply::Progress(now)) => {
+                    asked = Instant::now();
+                    progress(&now);
+                }
                 Some(Reply::Refused { kind, message }) => return Err(ClientError::Daemon { kind, message }),
                 Some(reply) => return Ok(reply),
                 None => {
                     if timeout.is_some_and(|timeout| asked.elapsed() >= timeout) {
                         return Err(ClientError::Timeout(
-                            "the daemon did not answer within the timeout while it opened the source: a network file \
-                             system that does not answer, or a very large folder (raise timeout=)"
+                            "the daemon did not get on with opening the source within the timeout: a network file system \
+                             that does not answer, or a very large folder (raise timeout=)"
                                 .into(),
                         ));
                     }

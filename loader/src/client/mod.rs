@@ -17,6 +17,7 @@
 mod handshake;
 mod lease;
 mod private;
+mod windows;
 
 use std::collections::VecDeque;
 use std::io;
@@ -30,15 +31,18 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::net::RecvFlags;
 
-use crate::plan::Cursor;
-use crate::protocol::{Attach, Attached, Decoder, ErrorKind, PROTOCOL, Ready, Reply, Request, Stats};
+use crate::plan::{Batching, Cursor};
+use crate::protocol::{
+    Attach, Attached, Decoder, ErrorKind, PROTOCOL, Progress, Ready, Reply, Request, Stats,
+};
 use crate::ring::Mapping;
-use crate::token::TokenError;
+use crate::token::{Allow, Place, Token, TokenError};
 
 use handshake::{Handshake, check};
 use lease::Link;
 pub use lease::{AlignedBytes, Lease, Memory};
 use private::Private;
+use windows::Windows;
 
 /// How often a waiting client looks whether it is to stop.
 const INTERRUPT_PERIOD: Duration = Duration::from_millis(100);
@@ -82,6 +86,9 @@ impl ClientError {
 
 /// Asked now and then while waiting: true to give up.
 pub type Interrupt<'a> = &'a mut dyn FnMut() -> bool;
+
+/// Told how far opening the source has come, about ten times a second while it gets on.
+pub type Watch<'a> = &'a mut dyn FnMut(&Progress);
 
 /// Which daemon.
 #[derive(Clone, Debug)]
@@ -129,10 +136,13 @@ pub struct Feed {
     mapping: Arc<Mapping>,
     generation: u64,
     /// What the daemon works on next, as far as this side knows: a seek is needed only when that is not what is wanted.
-    incoming: Cursor,
+    /// `None`: on nothing; it begins to read a stream when it is told where.
+    incoming: Option<Cursor>,
     /// The next row to hand out; what a token says.
     cursor: Cursor,
     ready: VecDeque<Ready>,
+    /// Of a stream: what is known of it.
+    windows: Option<Windows>,
     /// A failure that is due once `ready` is handed out.
     pending_failure: Option<(ErrorKind, String)>,
     logs: Vec<(String, String)>,
@@ -151,8 +161,9 @@ impl Feed {
         attach: Attach,
         timeout: Option<Duration>,
         interrupt: Interrupt<'_>,
+        progress: Watch<'_>,
     ) -> Result<Self, ClientError> {
-        match Self::connect(address, attach, timeout, interrupt) {
+        match Self::connect(address, attach, timeout, interrupt, progress) {
             // In the first moments of its life, before it has a process group of its own, the daemon hears the terminal's
             // ctrl-C too. What happened then is the ctrl-C.
             Err(ClientError::Died(_)) if interrupt() => Err(ClientError::Interrupted),
@@ -165,6 +176,7 @@ impl Feed {
         attach: Attach,
         timeout: Option<Duration>,
         interrupt: Interrupt<'_>,
+        progress: Watch<'_>,
     ) -> Result<Self, ClientError> {
         let (socket, private) = match address {
             Address::Private(binary) => {
@@ -189,7 +201,7 @@ impl Feed {
         let mut handshake =
             Handshake { link, private, decoder: Decoder::default(), logs: Vec::new(), daemon_pid: 0 };
         handshake.send(&Request::Hello { protocol: PROTOCOL, pid: std::process::id() })?;
-        match handshake.reply(timeout, interrupt)? {
+        match handshake.reply(timeout, interrupt, progress)? {
             Reply::Welcome { protocol, version, pid } => {
                 if protocol != PROTOCOL {
                     return Err(ClientError::protocol(format!(
@@ -202,7 +214,7 @@ impl Feed {
             other => return Err(ClientError::protocol(format!("the daemon greeted with {other:?}"))),
         }
         handshake.send(&Request::Attach(Box::new(attach)))?;
-        let attached = match handshake.reply(timeout, interrupt)? {
+        let attached = match handshake.reply(timeout, interrupt, progress)? {
             Reply::Attached(attached) => *attached,
             other => return Err(ClientError::protocol(format!("the daemon answered attach with {other:?}"))),
         };
@@ -214,6 +226,7 @@ impl Feed {
         let mapping = Mapping::new(ring.as_fd(), attached.slots as usize * attached.slot_bytes as usize)
             .map_err(|error| ClientError::protocol(format!("the shared memory cannot be mapped: {error}")))?;
         let cursor = attached.batching.settle(start);
+        let windows = attached.stream.clone().map(Windows::new);
         let Handshake { link, private, decoder, logs, daemon_pid } = handshake;
         Ok(Self {
             link: Arc::new(link),
@@ -222,9 +235,10 @@ impl Feed {
             decoder,
             mapping: Arc::new(mapping),
             generation: 0,
-            incoming: cursor,
+            incoming: windows.is_none().then_some(cursor),
             cursor: start,
             ready: VecDeque::new(),
+            windows,
             pending_failure: None,
             logs,
             counters: Counters::default(),
@@ -273,28 +287,94 @@ impl Feed {
     /// is on its way is void and its slots go back unseen.
     ///
     /// # Errors
-    /// When the daemon is gone.
+    /// When the daemon is gone, or the cursor lies in a window of a stream that this client knows nothing of.
     pub fn seek(&mut self, cursor: Cursor) -> Result<(), ClientError> {
         self.usable()?;
+        let place = self.place(cursor)?;
+        self.go_to(cursor, place)
+    }
+
+    /// Makes the next batch begin where a token says, after checking that it continues this run.
+    ///
+    /// # Errors
+    /// [`ClientError::Token`]; as [`seek`](Self::seek).
+    pub fn load(&mut self, token: Token, allow: &[Allow]) -> Result<Cursor, ClientError> {
+        self.usable()?;
+        token.verify(&self.attached.identity, allow)?;
+        let cursor = token.cursor();
+        self.go_to(cursor, token.stream)?;
+        Ok(cursor)
+    }
+
+    /// The token of a place in this run.
+    ///
+    /// # Errors
+    /// When it lies in a window of a stream that this client knows nothing of.
+    pub fn token(&self, cursor: Cursor) -> Result<Token, ClientError> {
+        Ok(Token::new(self.attached.identity.clone(), cursor, self.place(cursor)?))
+    }
+
+    /// Tells the daemon that a checkpoint with this token is safe: what lies before it may be committed to a stream's
+    /// broker. Does nothing for other sources.
+    ///
+    /// # Errors
+    /// [`ClientError::Token`] when the token is of another run; when the daemon is gone.
+    pub fn saved(&mut self, token: Token) -> Result<(), ClientError> {
+        self.usable()?;
+        token.verify(&self.attached.identity, &[Allow::Pixels])?;
+        let position = token.position;
+        token.stream.map_or(Ok(()), |place| self.request(&Request::Saved { place, position }))
+    }
+
+    /// The window of a stream that holds a cursor.
+    fn place(&self, cursor: Cursor) -> Result<Option<Place>, ClientError> {
+        let Some(windows) = &self.windows else { return Ok(None) };
+        let place = windows.place(cursor).ok_or_else(|| {
+            ClientError::Misuse(format!(
+                "position {} of epoch {} lies in a window of the stream that this loader does not know: load the state that \
+                 was saved there",
+                cursor.position, cursor.epoch
+            ))
+        });
+        place.map(Some)
+    }
+
+    fn go_to(&mut self, cursor: Cursor, place: Option<Place>) -> Result<(), ClientError> {
         self.pause();
         self.cursor = cursor;
-        let settled = self.attached.batching.settle(cursor);
-        let next = self.ready.front().map_or(self.incoming, |ready| ready.cursor);
-        if settled == next && self.pending_failure.is_none() {
+        let settled = self.settle(cursor);
+        let next =
+            self.ready.front().map(|ready| ready.cursor).or(self.incoming).map(|next| self.settle(next));
+        if next == Some(settled) && self.pending_failure.is_none() {
             return Ok(());
+        }
+        // Of the next epoch nobody has told the window yet, but it begins like all others.
+        let place = if settled == cursor { place } else { self.place(settled)? };
+        if let (Some(windows), Some(place)) = (&mut self.windows, &place) {
+            windows.restart(place.clone());
         }
         self.generation += 1;
         for ready in std::mem::take(&mut self.ready) {
             self.give_back(&ready)?;
         }
         self.pending_failure = None;
-        self.incoming = settled;
-        self.request(&Request::Seek { generation: self.generation, cursor: settled })
+        self.incoming = Some(settled);
+        self.request(&Request::Seek { generation: self.generation, cursor: settled, place })
     }
 
-    /// Batches left in the cursor's epoch.
+    /// Batches left in the cursor's epoch; of a stream that has not ended, more than will ever come.
     pub fn batches_left(&self) -> u64 {
-        self.attached.batching.batches_from(self.cursor.position)
+        self.batching(self.cursor.epoch).batches_from(self.cursor.position)
+    }
+
+    /// How an epoch is cut.
+    pub fn batching(&self, epoch: u64) -> Batching {
+        let known = self.windows.as_ref().and_then(|windows| windows.len(epoch));
+        Batching { len: known.unwrap_or(self.attached.batching.len), ..self.attached.batching }
+    }
+
+    fn settle(&self, cursor: Cursor) -> Cursor {
+        self.batching(cursor.epoch).settle(cursor)
     }
 
     /// The next batch of the cursor's epoch; `None` when it has ended.
@@ -308,6 +388,9 @@ impl Feed {
         interrupt: Interrupt<'_>,
     ) -> Result<Option<Batch>, ClientError> {
         self.usable()?;
+        if self.incoming.is_none() {
+            self.seek(self.cursor)?;
+        }
         if self.batches_left() == 0 {
             self.pause();
             return Ok(None);
@@ -318,8 +401,16 @@ impl Feed {
         // Counted however it ended: who is interrupted and asks again has waited all the same.
         self.counters.data_wait_ns += asked.elapsed().as_nanos() as u64;
         arrived?;
-        let ready = self.ready.pop_front().expect("just seen");
-        if ready.cursor != self.attached.batching.settle(self.cursor) {
+        // The end of a stream's epoch may have come in one piece with the first batch of the next, which stays where it is.
+        if self.batches_left() == 0 {
+            self.pause();
+            return Ok(None);
+        }
+        let Some(ready) = self.ready.pop_front() else {
+            self.pause();
+            return Ok(None);
+        };
+        if ready.cursor != self.settle(self.cursor) {
             return Err(ClientError::protocol(format!(
                 "the daemon sent the batch at {:?} where {:?} was due",
                 ready.cursor, self.cursor
@@ -328,13 +419,17 @@ impl Feed {
         // Not `ready.next`: at the end of an epoch the token still names this epoch, until the caller moves on.
         self.cursor = Cursor {
             epoch: ready.cursor.epoch,
-            position: self.attached.batching.after(ready.cursor.position),
+            position: self.batching(ready.cursor.epoch).after(ready.cursor.position),
         };
+        if let Some(windows) = &mut self.windows {
+            windows.passed(self.cursor);
+        }
         self.counters.batches += 1;
         self.counters.rows += u64::from(ready.rows);
         Ok(Some(self.lease(ready)))
     }
 
+    /// Waits for a batch, or to hear that there is none left.
     fn await_ready(
         &mut self,
         asked: Instant,
@@ -345,7 +440,7 @@ impl Feed {
         // piece with an earlier answer (attached, keys, stats): then the socket will not say that it is there.
         self.drain()?;
         while self.receive(Duration::ZERO)? {}
-        while self.ready.is_empty() {
+        while self.ready.is_empty() && self.batches_left() > 0 {
             if let Some((kind, message)) = self.pending_failure.clone() {
                 return Err(ClientError::Daemon { kind, message });
             }
@@ -539,6 +634,10 @@ impl Feed {
         let stuck = match state {
             Some('T' | 't') => "the daemon is stopped (SIGSTOP or a debugger)".to_string(),
             None => "the daemon's process is gone".to_string(),
+            Some(_) if self.windows.is_some() => "the stream's next window is not complete: nothing new is produced, its broker \
+                 does not answer, or other ranks are waited for (the daemon's log says so; stats()[\"stream\"] has the lag); \
+                 timeout=None waits as long as it takes"
+                .to_string(),
             Some(state) => format!(
                 "the daemon is alive (state {state}); {leased} of {} slots are held by this process; a source that does \
                  not answer (a network file system?) or one very slow record are the usual reasons",
@@ -564,7 +663,7 @@ impl Feed {
                         "the daemon sent an impossible batch: {ready:?}"
                     )));
                 }
-                self.incoming = ready.next;
+                self.incoming = Some(ready.next);
                 self.ready.push_back(ready);
             }
             Reply::Log { level, text } => {
@@ -576,6 +675,16 @@ impl Feed {
                 // Due where it happened: after the batches that were finished before it.
                 if generation == self.generation {
                     self.pending_failure = Some((kind, message));
+                }
+            }
+            Reply::Window { generation, place } => {
+                if let Some(windows) = self.windows.as_mut().filter(|_| generation == self.generation) {
+                    windows.arrived(place);
+                }
+            }
+            Reply::End { generation, epoch, len } => {
+                if let Some(windows) = self.windows.as_mut().filter(|_| generation == self.generation) {
+                    windows.ended(epoch, len);
                 }
             }
             Reply::Refused { kind, message } => return Err(ClientError::Daemon { kind, message }),

@@ -3,15 +3,15 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use fuelrail_connectors::IndexedSource;
-
 use crate::config::OnError;
-use crate::order::EpochOrder;
 use crate::pipeline::Refusal;
 use crate::plan::Cursor;
 use crate::protocol::{ErrorKind, Field};
 use crate::quarantine::Refused;
 use crate::ring::{RowWriter, SlotWriter};
+
+use super::course::PlannedRow;
+use super::stretch::Stretch;
 
 /// Draws for one row before the batch is given up.
 const MAX_ATTEMPTS: u32 = 8;
@@ -22,19 +22,29 @@ pub(super) struct Row {
     pub at: usize,
     /// Position in the epoch; decides the randomness, whichever record stands in.
     pub position: u64,
-    /// The record.
+    /// The record, in the stretch.
     pub index: u64,
+    /// Where it is drawn from.
+    pub stretch: Arc<Stretch>,
     /// 0: as planned; n: the n-th substitute.
     pub attempt: u32,
     /// Where its bytes go.
     pub writer: RowWriter,
 }
 
+impl Row {
+    /// The record is bad: its name, and why.
+    pub fn refused(&self, reason: String, bytes: u64, hash: String) -> Refused {
+        let (key, index) = (self.stretch.key(self.index), self.stretch.id(self.index));
+        Refused { key, index, reason, bytes, hash }
+    }
+}
+
 /// What stands in a row.
 #[derive(Clone, Copy, Debug)]
 enum Content {
     Pending,
-    Written { index: u64, position: u64, substituted: bool },
+    Written { id: i64, label: i64, part: i64, position: u64, substituted: bool },
     Dropped,
 }
 
@@ -43,7 +53,6 @@ pub(super) struct Batch {
     pub cursor: Cursor,
     pub next: Cursor,
     slot: SlotWriter,
-    order: Arc<EpochOrder>,
     waiting: VecDeque<Row>,
     contents: Vec<Content>,
     out: usize,
@@ -70,23 +79,24 @@ impl Batch {
         cursor: Cursor,
         next: Cursor,
         slot: SlotWriter,
-        rows: Vec<(u64, u64)>,
+        rows: Vec<PlannedRow>,
         writers: Vec<RowWriter>,
-        order: Arc<EpochOrder>,
     ) -> Self {
         let contents = vec![Content::Pending; rows.len()];
         let waiting = rows
             .into_iter()
             .zip(writers)
             .enumerate()
-            .map(|(at, ((position, index), writer))| Row { at, position, index, attempt: 0, writer })
+            .map(|(at, (row, writer))| {
+                let PlannedRow { position, index, stretch } = row;
+                Row { at, position, index, stretch, attempt: 0, writer }
+            })
             .collect();
         Self {
             id,
             cursor,
             next,
             slot,
-            order,
             waiting,
             contents,
             out: 0,
@@ -124,8 +134,14 @@ impl Batch {
     }
 
     pub fn written(&mut self, row: Row) {
-        let Row { at, position, index, attempt, writer: _ } = row;
-        self.contents[at] = Content::Written { index, position, substituted: attempt > 0 };
+        let Row { at, position, index, stretch, attempt, writer: _ } = row;
+        self.contents[at] = Content::Written {
+            id: stretch.id(index),
+            label: stretch.label(index),
+            part: stretch.part(index).unwrap_or(0),
+            position,
+            substituted: attempt > 0,
+        };
     }
 
     /// A record turned out bad: draws another, leaves the row out, or gives the batch up.
@@ -135,7 +151,7 @@ impl Batch {
         match on_error {
             OnError::Substitute if row.attempt < MAX_ATTEMPTS => {
                 row.attempt += 1;
-                row.index = self.order.substitute(row.position, row.attempt);
+                row.index = row.stretch.substitute(row.position, row.attempt);
                 // Ahead of the rest: this batch is the one that waits for it.
                 self.waiting.push_front(row);
             }
@@ -172,13 +188,15 @@ impl Batch {
     }
 
     /// Closes the gaps of dropped rows and writes the small fields.
-    pub fn finish(&mut self, fields: &[Field], payload: usize, source: &dyn IndexedSource) -> Counts {
+    pub fn finish(&mut self, fields: &[Field], payload: usize) -> Counts {
         let memory = self.slot.whole().expect("every row is back");
         let (written, small) = fields.split_at(payload);
         let mut counts = Counts { rows: 0, substituted: 0, dropped: 0 };
         for (at, content) in self.contents.iter().enumerate() {
-            let (index, position, substituted) = match *content {
-                Content::Written { index, position, substituted } => (index, position, substituted),
+            let (id, label, part, position, substituted) = match *content {
+                Content::Written { id, label, part, position, substituted } => {
+                    (id, label, part, position, substituted)
+                }
                 Content::Dropped => {
                     counts.dropped += 1;
                     continue;
@@ -198,11 +216,11 @@ impl Batch {
                 let offset = (field.offset + to as u64 * field.row_bytes) as usize;
                 let out = &mut memory[offset..offset + field.row_bytes as usize];
                 match field.name.as_str() {
-                    "label" => out.copy_from_slice(&source.label(index).to_le_bytes()),
-                    "index" => out.copy_from_slice(&(index as i64).to_le_bytes()),
+                    "label" => out.copy_from_slice(&label.to_le_bytes()),
+                    "index" => out.copy_from_slice(&id.to_le_bytes()),
                     "position" => out.copy_from_slice(&(position as i64).to_le_bytes()),
                     "substituted" => out[0] = u8::from(substituted),
-                    "part" => out.copy_from_slice(&part_of(source, index).to_le_bytes()),
+                    "part" => out.copy_from_slice(&part.to_le_bytes()),
                     other => unreachable!("no field is called {other}"),
                 }
             }
@@ -211,14 +229,4 @@ impl Batch {
         }
         counts
     }
-}
-
-/// Number of the part of a mixture that a record is from.
-fn part_of(source: &dyn IndexedSource, index: u64) -> i64 {
-    let mut end = 0;
-    let part = source.parts().iter().position(|part| {
-        end += part.len;
-        index < end
-    });
-    part.expect("the parts hold every record") as i64
 }

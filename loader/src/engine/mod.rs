@@ -1,11 +1,14 @@
 //! The engine of one feed: walks the order, keeps several batches under construction, hands them over in order.
 //!
+//! What lies ahead, it is told by a [`Course`]: rows, the end of an epoch, or (of a stream) nothing yet.
+//!
 //! All state lives in the coordinator thread and changes only when an event arrives:
 //!
 //! ```text
 //!   Release, Seek, Stop ──┐                  ┌──▶ reader.submit(rows)  ──▶ worker ──┐
 //!                         ├──▶ coordinator ──┤                                      │
-//!   Row (a finished row) ─┘        ▲         └──▶ out(ready)                        │
+//!   Row (a finished row) ─┤        ▲         └──▶ out(ready)                        │
+//!   News (of a stream)  ──┘        │                                                │
 //!                                  └────────────────────────────────────────────────┘
 //! ```
 //!
@@ -16,6 +19,11 @@
 //! - dropping the [`Engine`] ends its threads and frees the ring, whatever the source is doing.
 
 mod batch;
+mod course;
+pub(crate) mod flow;
+pub mod lineage;
+mod lookahead;
+mod stretch;
 mod worker;
 
 use std::collections::{HashMap, VecDeque};
@@ -25,18 +33,20 @@ use std::thread::JoinHandle;
 use std::time::Instant;
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
-use fuelrail_connectors::{ReadRequest, Reader};
+use fuelrail_connectors::{self as connectors, ReadRequest, Reader, StreamStats};
 
-use crate::config::OnError;
+use crate::config::{OnError, PipelineConfig};
 use crate::metrics::{self, Consumer, Metrics};
-use crate::order::EpochOrder;
-use crate::pipeline::{Pipeline, Refusal};
+use crate::pipeline::{Pipeline, Refusal, Supply};
 use crate::plan::{Batching, Cursor};
-use crate::protocol::{Attached, ErrorKind, Ready, Reply, Stats};
+use crate::protocol::{Attached, ErrorKind, Ready, Reply, Stats, StreamCounters};
 use crate::quarantine::{Quarantine, Refused};
 use crate::ring::Ring;
+use crate::token::Place;
 
-use batch::{Batch, Verdict};
+use batch::{Batch, Row, Verdict};
+use course::{Ahead, Course};
+use lookahead::Lookahead;
 use worker::{Job, Outcome, RowDone};
 
 /// Where the coordinator's messages to the client go. Must not block: their number is bounded by slots and errors.
@@ -62,9 +72,24 @@ pub(crate) struct Shared {
 
 enum Event {
     Row(RowDone),
-    Seek { generation: u64, cursor: Cursor },
-    Release { slot: u32 },
-    Stats { consumer: Consumer, reply: Box<dyn FnOnce(Stats) + Send> },
+    /// A stream has something new.
+    News,
+    Seek {
+        generation: u64,
+        cursor: Cursor,
+        place: Option<Place>,
+    },
+    Saved {
+        place: Place,
+        position: u64,
+    },
+    Release {
+        slot: u32,
+    },
+    Stats {
+        consumer: Consumer,
+        reply: Box<dyn FnOnce(Stats) + Send>,
+    },
     Stop,
 }
 
@@ -92,11 +117,23 @@ impl Engine {
         let (fields, slot_bytes) = pipeline.layout();
         let ring = Ring::create(pipeline.slots(), slot_bytes as usize)
             .map_err(|error| environment(error.to_string()))?;
-        let reader = pipeline
-            .source
-            .clone()
-            .reader(&pipeline.config.read)
-            .map_err(|error| Refusal::new(ErrorKind::Source, error.to_string()))?;
+        let (events, inbox) = unbounded();
+        let (course, reader, lookahead) = match &pipeline.supply {
+            Supply::Indexed { source, order } => {
+                let reader = source.clone().reader(&pipeline.config.read);
+                let reader = reader.map_err(|error| Refusal::new(ErrorKind::Source, error.to_string()))?;
+                let lookahead = Lookahead::new(order.clone(), reader.horizon());
+                (Course::indexed(source.clone(), order.clone()), Some(reader), Some(lookahead))
+            }
+            Supply::Stream(flows) => {
+                let events = events.clone();
+                let notify = Arc::new(move || {
+                    let _ = events.send(Event::News);
+                });
+                let PipelineConfig { seed, shuffle, .. } = pipeline.config;
+                (Course::stream(flows.clone(), (seed, shuffle), (rank, world_size), notify), None, None)
+            }
+        };
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(pipeline.threads)
             .thread_name(|worker| format!("fuelrail-work{worker}"))
@@ -111,20 +148,16 @@ impl Engine {
             slot_bytes: ring.slot_bytes() as u64,
             batching,
             identity: pipeline.identity.clone(),
-            classes: pipeline.source.classes().to_vec(),
+            classes: pipeline.supply.classes().to_vec(),
             threads: pipeline.threads as u32,
             budget,
             quarantine: pipeline.config.quarantine.as_ref().map(|path| path.display().to_string()),
+            stream: pipeline.supply.stream_kind(),
         };
-        let config = &pipeline.config;
-        let quarantine = Quarantine::new(
-            config.quarantine.clone(),
-            pipeline.identity.dataset.clone(),
-            config.error_limit(pipeline.order.len()),
-        );
+        let quarantine =
+            Quarantine::new(pipeline.config.quarantine.clone(), pipeline.identity.dataset.clone());
         let shared =
             Arc::new(Shared { pipeline, metrics: Metrics::default(), generation: AtomicU64::new(0) });
-        let (events, inbox) = unbounded();
         let handed_ring = ring.share().map_err(|error| environment(error.to_string()))?;
         let coordinator = Coordinator {
             shared: shared.clone(),
@@ -134,13 +167,14 @@ impl Engine {
             slots: vec![Slot::Free; ring.slots()],
             ring,
             reader,
+            lookahead,
             pool: Arc::new(pool),
             inbox,
             events: events.clone(),
             out,
             quarantine,
             cursor: batching.settle(start),
-            order: None,
+            course,
             open: VecDeque::new(),
             stale: HashMap::new(),
             next_batch: 0,
@@ -158,10 +192,15 @@ impl Engine {
     }
 
     /// Goes on from elsewhere; everything of older generations is void.
-    pub fn seek(&self, generation: u64, cursor: Cursor) {
+    pub fn seek(&self, generation: u64, cursor: Cursor, place: Option<Place>) {
         // Set here as well as by the coordinator, so that workers stop wasting time on void rows at once.
         self.shared.generation.fetch_max(generation, Relaxed);
-        let _ = self.events.send(Event::Seek { generation, cursor });
+        let _ = self.events.send(Event::Seek { generation, cursor, place });
+    }
+
+    /// A checkpoint is safe that holds this place of the stream.
+    pub fn saved(&self, place: Place, position: u64) {
+        let _ = self.events.send(Event::Saved { place, position });
     }
 
     /// The client gives a slot back. One that it does not hold is ignored with a warning.
@@ -205,7 +244,10 @@ struct Coordinator {
     attached: Attached,
     ring: Ring,
     slots: Vec<Slot>,
-    reader: Box<dyn Reader>,
+    /// Absent where records are in memory when their positions are known: of a stream.
+    reader: Option<Box<dyn Reader>>,
+    /// What the reader is told beyond the open batches, of an indexed source.
+    lookahead: Option<Lookahead>,
     pool: Arc<rayon::ThreadPool>,
     inbox: Receiver<Event>,
     events: Sender<Event>,
@@ -213,8 +255,8 @@ struct Coordinator {
     quarantine: Quarantine,
     /// Where the next batch to open begins.
     cursor: Cursor,
-    /// The order of the cursor's epoch.
-    order: Option<(u64, Arc<EpochOrder>)>,
+    /// What comes there.
+    course: Course,
     /// Batches under construction, in delivery order, all of the generation in force.
     open: VecDeque<Batch>,
     /// Batches that a seek made void, until their last row is back.
@@ -236,6 +278,7 @@ impl Coordinator {
         loop {
             self.open_batches();
             self.submit_rows();
+            self.look_ahead();
             self.deliver();
             let idle = self.open.is_empty() && !self.halted;
             let since = Instant::now();
@@ -258,7 +301,10 @@ impl Coordinator {
     fn handle(&mut self, event: Event) -> std::ops::ControlFlow<()> {
         match event {
             Event::Row(done) => self.row_done(done),
-            Event::Seek { generation, cursor } => self.seek(generation, cursor),
+            // What it is, the course finds out.
+            Event::News => {}
+            Event::Seek { generation, cursor, place } => self.seek(generation, cursor, place),
+            Event::Saved { place, position } => self.course.saved(&place.into(), position),
             Event::Release { slot } => self.release(slot),
             Event::Stats { consumer, reply } => reply(self.stats(consumer)),
             Event::Stop => return std::ops::ControlFlow::Break(()),
@@ -274,36 +320,52 @@ impl Coordinator {
         !self.halted && self.free_slot().is_some()
     }
 
+    /// Tells a reader that decodes blocks what comes behind the batches that are open.
+    fn look_ahead(&mut self) {
+        let (Some(lookahead), Some(reader)) = (&mut self.lookahead, &self.reader) else { return };
+        let expected = lookahead.beyond(self.cursor, &self.batching, self.rank);
+        if !expected.is_empty() {
+            reader.expect(&expected);
+        }
+    }
+
     fn open_batches(&mut self) {
         while self.can_open() {
+            let idle = self.open.is_empty() && self.stale.is_empty();
+            let ahead = self.course.ahead(self.cursor, &self.batching, self.rank, idle);
+            self.tell_news();
+            let (rows, next) = match ahead {
+                Ahead::Batch { rows, next } => (rows, next),
+                Ahead::EpochEnds { len } => {
+                    let (generation, epoch) = (self.generation, self.cursor.epoch);
+                    self.cursor = Cursor { epoch: epoch + 1, position: 0 };
+                    (self.out)(Reply::End { generation, epoch, len });
+                    continue;
+                }
+                Ahead::Unknown => return,
+                // Due when what came before has been handed over.
+                Ahead::Failed(_) if !self.open.is_empty() => return,
+                Ahead::Failed(refusal) => return self.halt(self.generation, refusal),
+            };
             let slot = self.free_slot().expect("checked by can_open");
             let mut writer = self.ring.slot(slot).expect("a free slot is not lent");
-            let order = self.epoch_order();
-            let rows: Vec<_> =
-                self.batching.rows(self.cursor.position, self.rank).map(|p| (p, order.index(p))).collect();
             let parts: Vec<_> = self.attached.fields[..self.attached.payload as usize]
                 .iter()
                 .map(|field| (field.offset as usize, field.row_bytes as usize))
                 .collect();
             let writers = writer.rows(&parts, rows.len()).expect("nothing of a fresh slot is out");
-            let behind = Cursor { position: self.batching.after(self.cursor.position), ..self.cursor };
-            let next = self.batching.settle(behind);
             self.slots[slot] = Slot::Filling;
-            self.open.push_back(Batch::new(self.next_batch, self.cursor, next, writer, rows, writers, order));
+            self.open.push_back(Batch::new(self.next_batch, self.cursor, next, writer, rows, writers));
             self.next_batch += 1;
             self.cursor = next;
         }
     }
 
-    fn epoch_order(&mut self) -> Arc<EpochOrder> {
-        let epoch = self.cursor.epoch;
-        match &self.order {
-            Some((of, order)) if *of == epoch => order.clone(),
-            _ => {
-                let order = Arc::new(self.shared.pipeline.order.epoch(epoch));
-                self.order = Some((epoch, order.clone()));
-                order
-            }
+    /// The client hears of a window before any batch that ends in it.
+    fn tell_news(&mut self) {
+        let generation = self.generation;
+        for place in self.course.take_news() {
+            (self.out)(Reply::Window { generation, place: place.into() });
         }
     }
 
@@ -317,7 +379,7 @@ impl Coordinator {
         let mut requests = Vec::new();
         for batch in &mut self.open {
             while let Some(row) = batch.peek() {
-                let size = self.shared.pipeline.source.size(row.index);
+                let size = row.stretch.size(row.index);
                 let over = self.bytes_in_flight + size > limit || self.rows_in_flight >= MAX_ROWS_IN_FLIGHT;
                 // One record alone may exceed the budget, or nothing would ever move.
                 if over && self.rows_in_flight > 0 {
@@ -327,7 +389,7 @@ impl Coordinator {
                 self.rows_in_flight += 1;
                 if size > self.shared.pipeline.config.max_sample_bytes {
                     // Not even read: no buffer of such a size is ever asked for.
-                    let refused = oversized(row.index, size, self.shared.pipeline.config.max_sample_bytes);
+                    let refused = oversized(&row, size, self.shared.pipeline.config.max_sample_bytes);
                     let outcome = Outcome::Bad(refused);
                     let _ = self.events.send(Event::Row(RowDone { batch: batch.id, row, size: 0, outcome }));
                     continue;
@@ -343,8 +405,13 @@ impl Coordinator {
                     row,
                     requested: Instant::now(),
                 };
-                let pool = Arc::downgrade(&self.pool);
                 let index = job.row.index;
+                if let Some(window) = job.row.stretch.in_memory() {
+                    let record = window.read(index);
+                    job.start(record, &self.pool);
+                    continue;
+                }
+                let pool = Arc::downgrade(&self.pool);
                 requests.push(ReadRequest {
                     index,
                     done: Box::new(move |read| {
@@ -360,8 +427,8 @@ impl Coordinator {
         }
         let peak = &self.shared.metrics.peak_in_flight_bytes;
         peak.fetch_max(self.bytes_in_flight, Relaxed);
-        if !requests.is_empty() {
-            self.reader.submit(requests);
+        if let Some(reader) = self.reader.as_ref().filter(|_| !requests.is_empty()) {
+            reader.submit(requests);
         }
     }
 
@@ -408,8 +475,7 @@ impl Coordinator {
             self.halt(generation, refusal);
             return;
         }
-        let source = &self.shared.pipeline.source;
-        let counts = batch.finish(&self.attached.fields, self.attached.payload as usize, &**source);
+        let counts = batch.finish(&self.attached.fields, self.attached.payload as usize);
         let metrics = &self.shared.metrics;
         metrics.batches.fetch_add(1, Relaxed);
         metrics.rows.fetch_add(u64::from(counts.rows), Relaxed);
@@ -429,12 +495,13 @@ impl Coordinator {
 
     /// Books the batch's refused records in delivery order, so that the budget ends a run at the same batch each time.
     fn judge(&mut self, batch: &mut Batch) -> Result<(), Refusal> {
-        let source = self.shared.pipeline.source.clone();
+        // Of a stream the share counts from its beginning, for nobody knows how much will come.
+        let seen = self.shared.pipeline.supply.len().unwrap_or(batch.next.position);
+        let limit = self.shared.pipeline.config.error_limit(seen);
         for (_, refused) in batch.take_refused() {
-            let key = source.key(refused.index);
             if self.shared.pipeline.config.on_error == OnError::Fail {
-                let _ = self.quarantine.note(&key, batch.cursor.epoch, &refused);
-                let reason = &refused.reason;
+                let _ = self.quarantine.note(batch.cursor.epoch, &refused, limit);
+                let (key, reason) = (&refused.key, &refused.reason);
                 return Err(Refusal::new(
                     ErrorKind::Data,
                     format!(
@@ -442,7 +509,7 @@ impl Coordinator {
                     ),
                 ));
             }
-            match self.quarantine.note(&key, batch.cursor.epoch, &refused) {
+            match self.quarantine.note(batch.cursor.epoch, &refused, limit) {
                 Ok(Some(line)) => {
                     let did = match self.shared.pipeline.config.on_error {
                         OnError::Substitute => "another record takes its place",
@@ -491,12 +558,16 @@ impl Coordinator {
         }
     }
 
-    fn seek(&mut self, generation: u64, cursor: Cursor) {
+    fn seek(&mut self, generation: u64, cursor: Cursor, place: Option<Place>) {
         self.retire();
         self.generation = generation;
         self.shared.generation.fetch_max(generation, Relaxed);
         self.cursor = self.batching.settle(cursor);
         self.halted = false;
+        if let Err(refusal) = self.course.seek(self.cursor, place.map(Into::into)) {
+            self.halt(generation, refusal);
+        }
+        self.tell_news();
     }
 
     fn release(&mut self, slot: u32) {
@@ -512,19 +583,42 @@ impl Coordinator {
     }
 
     fn stats(&self, consumer: Consumer) -> Stats {
-        let mut stats = self.shared.metrics.stats(self.shared.pipeline.threads, consumer);
-        let read = self.reader.stats();
-        stats.backend = read.backend.to_string();
-        stats.reads = read.reads;
-        stats.submissions = read.submissions;
-        stats.read_bytes = read.bytes;
+        let mut stats = self.shared.metrics.stats(self.shared.pipeline.threads);
+        if let Some(read) = self.reader.as_ref().map(|reader| reader.stats()) {
+            stats.backend = read.backend.to_string();
+            stats.reads = read.reads;
+            stats.submissions = read.submissions;
+            stats.read_bytes = read.bytes;
+        }
+        if let Some(stream) = self.course.stats() {
+            let StreamStats { window, records, bytes, lag, partitions } = stream;
+            stats.backend = "stream".into();
+            (stats.reads, stats.read_bytes) = (records, bytes);
+            stats.stream = Some(StreamCounters { window, records, bytes, lag, partitions });
+        }
+        (stats.limit, stats.verdict) = metrics::verdict(&stats, consumer);
         stats
     }
 }
 
-fn oversized(index: u64, bytes: u64, limit: u64) -> Refused {
+fn oversized(row: &Row, bytes: u64, limit: u64) -> Refused {
     let reason = format!("{bytes} encoded bytes are more than the limit of {limit} (max_sample_bytes)");
-    Refused { index, reason, bytes, hash: String::new() }
+    row.refused(reason, bytes, String::new())
+}
+
+/// The client knows places by the token's type, sources by their own; they are the same data.
+impl From<connectors::Place> for Place {
+    fn from(place: connectors::Place) -> Self {
+        let connectors::Place { epoch, window, first, count, state } = place;
+        Self { epoch, window, first, count, state }
+    }
+}
+
+impl From<Place> for connectors::Place {
+    fn from(place: Place) -> Self {
+        let Place { epoch, window, first, count, state } = place;
+        Self { epoch, window, first, count, state }
+    }
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! The engine against a synthetic source: what is delivered does not depend on how it was made.
 
+use std::cell::RefCell;
 use std::collections::HashSet;
 use std::sync::mpsc;
 use std::time::Duration;
@@ -10,6 +11,8 @@ use super::*;
 use crate::config::PipelineConfig;
 use crate::ring::Mapping;
 
+mod streams;
+
 /// A client in the same process: takes what the engine says, copies slots, gives them back.
 struct Client {
     engine: Engine,
@@ -17,9 +20,12 @@ struct Client {
     mapping: Mapping,
     inbox: mpsc::Receiver<Reply>,
     generation: u64,
+    /// Of a stream: the windows told of, and where epochs ended.
+    windows: RefCell<Vec<Place>>,
+    ends: RefCell<Vec<(u64, u64)>>,
 }
 
-#[derive(Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 struct Taken {
     cursor: Cursor,
     image: Vec<u8>,
@@ -37,13 +43,29 @@ impl Client {
             "batch_size": 4, "shuffle": true, "seed": 5, "num_workers": 2, "max_sample_bytes": 1 << 20,
         });
         merge(&mut config, overrides);
-        let pipeline = Pipeline::open(PipelineConfig::from_json(config).unwrap(), None).unwrap();
+        Self::of(
+            Pipeline::open(PipelineConfig::from_json(config).unwrap(), None).unwrap(),
+            rank,
+            world_size,
+            start,
+        )
+    }
+
+    fn of(pipeline: Pipeline, rank: u64, world_size: u64, start: Cursor) -> Self {
         let (sender, inbox) = mpsc::channel();
         let out = Box::new(move |reply| drop(sender.send(reply)));
         let (engine, attached, ring) =
             Engine::start(Arc::new(pipeline), rank, world_size, start, out).unwrap();
         let mapping = Mapping::new(std::os::fd::AsFd::as_fd(&ring), ring.bytes()).unwrap();
-        Self { engine, attached, mapping, inbox, generation: 0 }
+        Self {
+            engine,
+            attached,
+            mapping,
+            inbox,
+            generation: 0,
+            windows: RefCell::default(),
+            ends: RefCell::default(),
+        }
     }
 
     fn reply(&self) -> Reply {
@@ -59,13 +81,22 @@ impl Client {
                 Reply::Failed { generation, message, .. } if generation == self.generation => {
                     return Err(message);
                 }
+                Reply::Window { generation, place } if generation == self.generation => {
+                    self.windows.borrow_mut().push(place);
+                }
+                Reply::End { generation, epoch, len } if generation == self.generation => {
+                    self.ends.borrow_mut().push((epoch, len));
+                }
                 _ => {}
             }
         }
     }
 
     fn take(&self) -> Taken {
-        let ready = self.ready().unwrap();
+        self.copy(self.ready().unwrap())
+    }
+
+    fn copy(&self, ready: Ready) -> Taken {
         let base = ready.slot as usize * self.attached.slot_bytes as usize;
         let field = |name: &str| {
             let field = self.attached.fields.iter().find(|field| field.name == name).unwrap();
@@ -93,7 +124,7 @@ impl Client {
 
     fn seek(&mut self, cursor: Cursor) {
         self.generation += 1;
-        self.engine.seek(self.generation, cursor);
+        self.engine.seek(self.generation, cursor, None);
     }
 
     fn stats(&self) -> Stats {

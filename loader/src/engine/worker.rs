@@ -70,9 +70,8 @@ impl Job {
             }
             // The source's own verdict on the record's bytes.
             Err(error) if error.kind() == ReadErrorKind::Bad => {
-                let index = self.row.index;
-                let reason = error.detail().to_string();
-                self.finish(Outcome::Bad(Refused { index, reason, bytes: 0, hash: String::new() }));
+                let refused = self.refused(error.detail().to_string(), None);
+                self.finish(Outcome::Bad(refused));
             }
             Err(error) => {
                 let fatal = Outcome::Fatal(Refusal::new(ErrorKind::Source, error.to_string()));
@@ -109,16 +108,16 @@ impl Job {
         metrics::add(&self.shared.metrics.transform_ns, since.elapsed());
         let outcome = match reason {
             None => Outcome::Written,
-            Some(reason) => Outcome::Bad(Refused {
-                index: record.index,
-                reason,
-                bytes: record.bytes.len() as u64,
-                hash: format!("{:016x}", xxh3_64(&record.bytes)),
-            }),
+            Some(reason) => Outcome::Bad(self.refused(reason, Some(&record.bytes))),
         };
         // Back to the reader's pool before the coordinator asks for more.
         drop(record);
         self.finish(outcome);
+    }
+
+    fn refused(&self, reason: String, bytes: Option<&[u8]>) -> Refused {
+        let hash = bytes.map_or_else(String::new, |bytes| format!("{:016x}", xxh3_64(bytes)));
+        self.row.refused(reason, bytes.map_or(0, |bytes| bytes.len() as u64), hash)
     }
 
     fn finish(self, outcome: Outcome) {

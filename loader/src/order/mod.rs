@@ -157,6 +157,16 @@ enum Map {
 }
 
 impl EpochOrder {
+    /// Positions in it.
+    pub fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// Whether there is nothing to order.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
     /// The record at `position` (`0..len`).
     pub fn index(&self, position: u64) -> u64 {
         assert!(position < self.len, "position {position} is not below {}", self.len);

@@ -1,4 +1,4 @@
-"""`fuelrail train`: an image folder to a trained model.
+"""`fuelrail train`: images, wherever they are, to a trained model.
 
     fuelrail train --data photos --model resnet18 --size 224 --epochs 20 --batch-size 64 --out runs/photos
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import random
 import sys
 from collections.abc import Sequence
@@ -66,20 +67,20 @@ def _open(arguments: argparse.Namespace, opened: contextlib.ExitStack) -> Traine
     from fuelrail.torch import transforms as T
 
     from . import precision
-    from .data import find_folders, open_loaders
+    from .data import find_data, open_loaders
     from .models import build_model
     from .trainer import Trainer
 
     recipe = _recipe(arguments)
     device = _device(arguments.device)
     bf16 = precision.choose(recipe.precision, device).name == "bf16"
-    folders = find_folders(arguments.data, arguments.val, arguments.val_fraction)
+    places = find_data(arguments.data, arguments.val, arguments.val_fraction)
     # A wrong name is told before any folder is read.
     build_model(arguments.model, 2)
     train, val = open_loaders(
         Loader,
         T,
-        folders,
+        places,
         size=arguments.size,
         batch_size=arguments.batch_size,
         augment=arguments.augment,
@@ -93,12 +94,20 @@ def _open(arguments: argparse.Namespace, opened: contextlib.ExitStack) -> Traine
         layout="nhwc" if bf16 or device.type == "cuda" else "nchw",
         on_error=arguments.on_error,
         quarantine=arguments.out / "quarantine.jsonl",
+        options=dict(arguments.source_option),
     )
     opened.enter_context(train)
-    opened.enter_context(val)
+    if val is not None:
+        opened.enter_context(val)
+    classes = arguments.num_classes or len(train.classes)
+    if classes == 0:
+        raise ValueError(
+            f"--data {arguments.data}: its labels are numbers without names: say how many classes there are "
+            '(--num-classes N), or what they are called (--source-option \'classes=["cat", "dog"]\')'
+        )
     _seed_everything(arguments.seed)
     trainer = Trainer(
-        build_model(arguments.model, len(train.classes)),
+        build_model(arguments.model, classes),
         train,
         val,
         recipe,
@@ -110,9 +119,9 @@ def _open(arguments: argparse.Namespace, opened: contextlib.ExitStack) -> Traine
     chosen = trainer.precision
     size, batch = arguments.size, arguments.batch_size
     print(
-        f"{arguments.model} on {arguments.data}: {len(train.classes)} classes, {size} x {size}, "
-        f"{len(train)} steps of {batch} an epoch, {device.type} {chosen.name} ({chosen.reason}); "
-        f"{folders.how}",
+        f"{arguments.model} on {arguments.data}: {classes} classes, {size} x {size}, "
+        f"{trainer.steps_per_epoch} steps of {batch} an epoch, {device.type} {chosen.name} ({chosen.reason}); "
+        f"{places.how}",
         flush=True,
     )
     return trainer
@@ -163,7 +172,7 @@ def _report(
     try:
         from .pictures import draw_contact_sheet, draw_curves
 
-        title = f"{arguments.model} on {arguments.data.name}"
+        title = f"{arguments.model} on {Path(arguments.data).name}"
         draw_curves(out / "metrics.jsonl", out / "curve.png", title)
         print(f"curve: {out / 'curve.png'}")
         if shown is not None:
@@ -221,7 +230,7 @@ class _Parser(argparse.ArgumentParser):
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="fuelrail train",
-        description="Train an image classifier on a folder of class folders.",
+        description="Train an image classifier on a folder of class folders, or on any other source.",
         epilog="Stop with ctrl-C; go on with the same command and --resume.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         allow_abbrev=False,
@@ -229,9 +238,20 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     data = parser.add_argument_group("data")
     data.add_argument(
-        "--data", type=Path, required=True, help="folder of class folders, or one with train/ and val/"
+        "--data",
+        required=True,
+        help="folder of class folders, or one with train/ and val/; or shards, a table, a bucket, a kafka:// topic",
     )
-    data.add_argument("--val", type=Path, help="validation folder (default: one beside --data, else a split)")
+    data.add_argument("--val", help="validation data (default: a folder beside --data, else a split)")
+    data.add_argument(
+        "--source-option",
+        type=_option,
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="an option of --data, such as image=jpg or window_records=4096 (JSON or text); may be repeated",
+    )
+    data.add_argument("--num-classes", type=_positive, help="classes, where labels are numbers without names")
     data.add_argument(
         "--val-fraction", type=float, default=0.1, help="share held out when there is no such folder"
     )
@@ -258,6 +278,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--out", type=Path, required=True, help="run folder: metrics, checkpoints, pictures")
     add("--resume", action="store_true", help="go on from the newest checkpoint in --out, if there is one")
     add("--epochs", type=int, default=10, help="passes over the data")
+    add("--steps-per-epoch", type=_positive, help="of a stream: steps that count as one epoch")
     add("--seed", type=int, default=0, help="for the order, the augmentation and the initial weights")
     add("--device", help="cpu, cuda, cuda:1 (default: cuda when there is one)")
     recipe = parser.add_argument_group("recipe")
@@ -289,6 +310,16 @@ def _parser() -> argparse.ArgumentParser:
         "--log-ids", action="store_true", help="write every step's sample indices to metrics.jsonl"
     )
     return parser
+
+
+def _option(text: str) -> tuple[str, Any]:
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise argparse.ArgumentTypeError(f"{text}: write KEY=VALUE")
+    try:
+        return key, json.loads(value)
+    except ValueError:
+        return key, value
 
 
 def _positive(text: str) -> int:

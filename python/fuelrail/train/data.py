@@ -1,8 +1,8 @@
-"""From a folder of class folders to the two loaders of `fuelrail train`."""
+"""From an address (a folder, shards, a table, a stream) to the two loaders of `fuelrail train`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,17 +14,32 @@ AUGMENTS = ("standard", "strong", "none")
 
 
 @dataclass(frozen=True)
-class Folders:
-    """Where training and validation images come from; a split is a part of a folder by key hash, or None."""
+class Places:
+    """Where training and validation images come from: addresses, or paths. A split is a part by key hash, or
+    None; without `val` nothing is held out.
+    """
 
-    train: Path
-    val: Path
+    train: str | Path
+    val: str | Path | None
     train_split: str | None
     val_split: str | None
     how: str
 
 
-def find_folders(data: Path, val: Path | None, val_fraction: float) -> Folders:
+def find_data(data: str, val: str | None, val_fraction: float) -> Places:
+    """Decides what is trained on and what is held out: of a folder as `find_folders` says, of anything else `val`,
+    or `val_fraction` by a hash of each key; of a stream only what `val` names.
+    """
+    if Path(data).is_dir() and (val is None or Path(val).is_dir()):
+        return find_folders(Path(data), None if val is None else Path(val), val_fraction)
+    if val is not None:
+        return Places(data, val, None, None, f"held out: {val}")
+    if data.startswith("kafka://"):
+        return Places(data, None, None, None, "nothing held out (--val names what to measure on)")
+    return _split(data, val_fraction)
+
+
+def find_folders(data: Path, val: Path | None, val_fraction: float) -> Places:
     """Decides what is trained on and what is held out.
 
     In this order: the `val` given; `data/train` with `data/val` (or validation, valid, test); a `data` called
@@ -32,17 +47,21 @@ def find_folders(data: Path, val: Path | None, val_fraction: float) -> Folders:
     picture stays on its side when others are added).
     """
     if val is not None:
-        return Folders(data, val, None, None, f"held out: {val}")
+        return Places(data, val, None, None, f"held out: {val}")
     inner = _first(data, TRAIN_NAMES)
     if inner is not None and (beside := _first(data, VAL_NAMES)) is not None:
-        return Folders(inner, beside, None, None, f"training on {inner}, held out: {beside}")
+        return Places(inner, beside, None, None, f"training on {inner}, held out: {beside}")
     if data.name.lower() in TRAIN_NAMES and (beside := _first(data.parent, VAL_NAMES)) is not None:
-        return Folders(data, beside, None, None, f"held out: {beside}")
+        return Places(data, beside, None, None, f"held out: {beside}")
+    return _split(data, val_fraction)
+
+
+def _split(data: str | Path, val_fraction: float) -> Places:
     if not 0 < val_fraction < 1:
         raise ValueError(f"--val-fraction {val_fraction}: must be between 0 and 1")
     border = f"{100 * (1 - val_fraction):g}%"
     how = f"held out: {val_fraction:.0%} of {data} by key hash"
-    return Folders(data, data, f"train[:{border}]", f"train[{border}:]", how)
+    return Places(data, data, f"train[:{border}]", f"train[{border}:]", how)
 
 
 def train_transforms(T: Any, size: int, augment: str, flip: bool, min_scale: float) -> list[Any]:
@@ -70,7 +89,7 @@ def val_transforms(T: Any, size: int) -> list[Any]:
 def open_loaders(
     Loader: Callable[..., Any],
     T: Any,
-    folders: Folders,
+    places: Places,
     *,
     size: int,
     batch_size: int,
@@ -83,8 +102,10 @@ def open_loaders(
     layout: str,
     on_error: str,
     quarantine: Path,
+    options: Mapping[str, Any],
 ) -> tuple[Any, Any]:
-    """The training and the validation loader, with one numbering of the classes.
+    """The training and the validation loader (None where nothing is held out), with one numbering of the
+    classes. `options` are the training source's; of these the validation source has `image` and `label`.
 
     Errors are the loader's own (SourceError, ConfigError). When the second cannot be opened the first is
     closed.
@@ -97,20 +118,25 @@ def open_loaders(
         "on_error": on_error,
     }
     train = Loader(
-        str(folders.train),
+        str(places.train),
         transforms=train_transforms(T, size, augment, flip, min_scale),
         shuffle=True,
         seed=seed,
-        split=folders.train_split,
+        split=places.train_split,
         quarantine=str(quarantine),
+        source_options=dict(options),
         **common,
     )
+    if places.val is None:
+        return train, None
+    shared = {"image", "label"} if places.val != places.train else set(options)
     try:
         val = Loader(
-            str(folders.val),
+            str(places.val),
             transforms=val_transforms(T, size),
-            classes=train.classes,
-            split=folders.val_split,
+            classes=train.classes or None,
+            split=places.val_split,
+            source_options={key: value for key, value in options.items() if key in shared - {"classes"}},
             quarantine=str(quarantine.with_name(f"{quarantine.stem}-val{quarantine.suffix}")),
             **common,
         )

@@ -41,6 +41,8 @@ class Recipe:
     """How to train: every setting of the loop, with its default.
 
     epochs            passes over the data
+    steps_per_epoch   for streams, which have no length: steps that count as one epoch (of a bounded stream: about
+                      as many as it has, for the learning rate)
     optimizer         "sgd" (Nesterov momentum) or "adamw"
     lr                peak learning rate; None: 0.1 (sgd) or 0.001 (adamw) for 256 rows, scaled to the batch
                       size
@@ -57,6 +59,7 @@ class Recipe:
     """
 
     epochs: int = 10
+    steps_per_epoch: int | None = None
     optimizer: str = "sgd"
     lr: float | None = None
     momentum: float = 0.9
@@ -73,6 +76,8 @@ class Recipe:
     def __post_init__(self) -> None:
         for name in ("epochs", "save_every", "keep", "log_every"):
             _check(name, getattr(self, name), getattr(self, name) >= 1, "at least 1")
+        steps = self.steps_per_epoch
+        _check("steps_per_epoch", steps, steps is None or steps >= 1, "at least 1")
         _check("lr", self.lr, self.lr is None or (math.isfinite(self.lr) and self.lr > 0), "above 0")
         _check("momentum", self.momentum, 0 <= self.momentum < 1, "in [0, 1)")
         _check(
@@ -200,7 +205,8 @@ class Trainer:
             self.recipe.epochs, min(self.recipe.warmup_epochs, self.recipe.epochs / 2)
         )
 
-        if len(train_loader) == 0:
+        self.steps_per_epoch = _steps_per_epoch(train_loader, self.recipe)
+        if self.steps_per_epoch == 0:
             raise ValueError(
                 "train_loader has no batch in an epoch: fewer images than batch_size with drop_last?"
             )
@@ -262,9 +268,10 @@ class Trainer:
         return self._save(best=False)
 
     def _epoch_steps(self, epoch: int) -> Iterator[Step]:
-        total = len(self.train_loader)
+        total = self.steps_per_epoch
+        # Of a stream without an end this goes on where the last epoch stopped.
         batches = iter(self.train_loader)
-        while True:
+        while not (self._endless and self._done >= total):
             began = time.perf_counter()
             batch = self._next(batches)
             if batch is None:
@@ -430,7 +437,14 @@ class Trainer:
         if self._checkpoints is None or self._current is not None or self.step == 0:
             return None
         self._finite_loss()
-        return self._checkpoints.save(self._state(), self.step, best=best)
+        path = self._checkpoints.save(self._state(), self.step, best=best)
+        if (saved := getattr(self.train_loader, "checkpoint_saved", None)) is not None:
+            saved(self._token)
+        return path
+
+    @property
+    def _endless(self) -> bool:
+        return bool(getattr(self.train_loader, "endless", False))
 
     def _state(self) -> dict[str, Any]:
         return {
@@ -442,7 +456,7 @@ class Trainer:
             "step": self.step,
             "epoch": self.epoch,
             "done": self._done,
-            "steps_per_epoch": len(self.train_loader),
+            "steps_per_epoch": self.steps_per_epoch,
             "ids": self._ids.state,
             "sums": {
                 "window": (self._window.total, self._window.rows),
@@ -502,13 +516,13 @@ class Trainer:
         self.train_loader.load_state_dict(state["loader"])
         self._token = state["loader"]
         self.step, self.epoch = state["step"], state["epoch"]
-        if self.train_loader.epoch != self.epoch:
+        if not self._endless and self.train_loader.epoch != self.epoch:
             raise ValueError(
                 f"its loader token is for epoch {self.train_loader.epoch}, its counters for {self.epoch}"
             )
         self._done = state["done"]
-        if state["steps_per_epoch"] != len(self.train_loader):
-            self._done *= len(self.train_loader) / state["steps_per_epoch"]
+        if state["steps_per_epoch"] != self.steps_per_epoch:
+            self._done *= self.steps_per_epoch / state["steps_per_epoch"]
         self._ids = IdChain(state["ids"])
         sums = state["sums"]
         self._window, self._epoch_loss = Mean(*sums["window"]), Mean(*sums["epoch"])
@@ -553,6 +567,22 @@ class Trainer:
 def _check(name: str, value: object, good: bool, need: str) -> None:
     if not good:
         raise ValueError(f"{name}={value!r}: must be {need}")
+
+
+def _steps_per_epoch(loader: Any, recipe: Recipe) -> int:
+    try:
+        steps = len(loader)
+    except TypeError:
+        if recipe.steps_per_epoch is None:
+            raise ValueError(
+                "train_loader is a stream and has no length: give Recipe(steps_per_epoch=N), the steps of one epoch"
+            ) from None
+        return recipe.steps_per_epoch
+    if recipe.steps_per_epoch is not None:
+        raise ValueError(
+            f"steps_per_epoch={recipe.steps_per_epoch} is for streams: this train_loader has {steps} steps an epoch"
+        )
+    return steps
 
 
 def _short(error: Exception) -> str:

@@ -176,7 +176,7 @@ pub(super) fn verify(folder: &Path) -> Result<(), Failure> {
         );
     }
     if !wrong.is_empty() {
-        wrong.iter().for_each(|line| println!("{line}"));
+        wrong.iter().for_each(|line| say!("{line}"));
         return Err(format!(
             "{} of {} shards and their indices are not as written",
             wrong.len(),
@@ -184,7 +184,7 @@ pub(super) fn verify(folder: &Path) -> Result<(), Failure> {
         )
         .into());
     }
-    println!(
+    say!(
         "{} shards, {} records, {}: all as written",
         index.shards.len(),
         index.records,

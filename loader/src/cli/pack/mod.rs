@@ -68,7 +68,7 @@ pub(super) struct Pack {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=65_535))]
     max_side: Option<u32>,
     /// JPEG quality of images that are shrunk
-    #[arg(long, default_value_t = 90, value_parser = clap::value_parser!(u8).range(1..=100))]
+    #[arg(long, default_value_t = 90, value_parser = clap::value_parser!(u8).range(1..=100), requires = "max_side")]
     quality: u8,
     /// What to do with a record whose image cannot be read
     #[arg(long, value_enum, default_value_t = OnError::Fail)]
@@ -84,6 +84,30 @@ enum OnError {
     Fail,
     /// Leave it out, and list it in index.json
     Skip,
+}
+
+/// Refuses a target inside of its source: what is packed would be part of it, and a folder with shards is no image folder.
+fn apart(address: &str, folder: &Path) -> Result<(), Failure> {
+    let Ok(source) = Path::new(address.strip_prefix("file://").unwrap_or(address)).canonicalize() else {
+        // A pattern, or a URL: not a folder.
+        return Ok(());
+    };
+    // What there is of the target.
+    let target = std::path::absolute(folder)?;
+    let there = target.ancestors().find_map(|folder| folder.canonicalize().ok());
+    if source.is_dir() && there.is_some_and(|there| there.starts_with(&source)) {
+        return Err(format!(
+            "{} lies in {address}, which is to be packed; choose a folder outside of it",
+            folder.display()
+        )
+        .into());
+    }
+    Ok(())
+}
+
+/// "1 shard", "2 shards".
+fn count(number: u64, what: &str) -> String {
+    format!("{number} {what}{}", if number == 1 { "" } else { "s" })
 }
 
 /// "256mb" and the like.
@@ -145,6 +169,7 @@ impl Pack {
         if self.name.is_empty() || !self.name.bytes().all(plain) {
             return Err(format!("--name {}: letters, digits, - and _ only", self.name).into());
         }
+        apart(address, folder)?;
         let source = read::open(address, &self.options)?;
         let schema = source.schema();
         if !schema.image {
@@ -275,19 +300,16 @@ impl Pack {
         let len = source.len();
         let begin = index.shards.last().map_or(0, |shard| shard.end);
         if index.complete {
-            println!(
-                "{} is packed already: {} records in {} shards",
+            say!(
+                "{} is packed already: {} in {}",
                 folder.display(),
-                index.records,
-                index.shards.len()
+                count(index.records, "record"),
+                count(index.shards.len() as u64, "shard")
             );
             return Ok(());
         }
         if begin > 0 {
-            println!(
-                "going on behind {}, at record {begin} of {len}",
-                index.shards[index.shards.len() - 1].name
-            );
+            say!("going on behind {}, at record {begin} of {len}", index.shards[index.shards.len() - 1].name);
         }
         // Before the first shard: from now on whatever is in the folder says what it is.
         write_index(folder, &index)?;
@@ -354,21 +376,21 @@ impl Pack {
         write_index(folder, writer.index)?;
         bar.finish_and_clear();
         let shrunk: u64 = index.shards.iter().map(|shard| shard.shrunk).sum();
-        println!(
-            "{} records in {} shards, {}, in {}",
-            index.records,
-            index.shards.len(),
+        say!(
+            "{} in {}, {}, in {}",
+            count(index.records, "record"),
+            count(index.shards.len() as u64, "shard"),
             HumanBytes(index.bytes),
             folder.display()
         );
         if shrunk > 0 {
-            println!("{shrunk} images were shrunk and encoded anew");
+            say!("{shrunk} images were shrunk and encoded anew");
         }
         if index.skipped_records > 0 {
-            println!("{} records could not be read and are left out:", index.skipped_records);
-            index.skipped.iter().take(20).for_each(|skipped| println!("  {}: {}", skipped.key, skipped.why));
+            say!("{} records could not be read and are left out:", index.skipped_records);
+            index.skipped.iter().take(20).for_each(|skipped| say!("  {}: {}", skipped.key, skipped.why));
             if index.skipped_records > 20 {
-                println!("  … (the list is in {})", folder.join(INDEX).display());
+                say!("  … (the list is in {})", folder.join(INDEX).display());
             }
         }
         Ok(())

@@ -1,0 +1,127 @@
+//! `fuelrail which`: the samples at a place in a run, by name.
+
+use std::io::Write;
+use std::path::PathBuf;
+
+use clap::Args;
+use serde_json::json;
+
+use super::{Failure, opening, spec};
+use crate::client::ClientError;
+use crate::config::PipelineConfig;
+use crate::engine::lineage::{self, Named};
+use crate::pipeline::{Opened, Pipeline};
+use crate::plan::Cursor;
+use crate::token::{Allow, Token};
+
+#[derive(Debug, Args)]
+pub(super) struct Which {
+    #[command(flatten)]
+    spec: spec::Spec,
+    /// A loader's state as JSON, as `json.dump(loader.state_dict(), file)` writes it: the samples that come next there. Of a
+    /// stream it is needed, for it says which offsets its window holds
+    #[arg(long, value_name = "FILE")]
+    state: Option<PathBuf>,
+    /// With --state: the samples that came just before instead, the batch that the state was saved after
+    #[arg(long, requires = "state")]
+    before: bool,
+    /// Epoch. Default: the state's, or 0
+    #[arg(long)]
+    epoch: Option<u64>,
+    /// First position in the epoch, counted over all ranks. Default: the state's, or 0
+    #[arg(long, conflicts_with = "before")]
+    position: Option<u64>,
+    /// How many. Default: one batch times --world-size
+    #[arg(long)]
+    count: Option<u64>,
+    /// Ranks of the run
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
+    world_size: u64,
+    /// The run does not shuffle
+    #[arg(long)]
+    no_shuffle: bool,
+    /// The run's on_error, which is part of its order
+    #[arg(long, default_value = "substitute", value_parser = ["substitute", "drop", "fail"])]
+    on_error: String,
+    /// Print one JSON object a line instead of a table
+    #[arg(long)]
+    json: bool,
+}
+
+impl Which {
+    pub fn run(self) -> Result<(), Failure> {
+        spec::watch_signals()?;
+        let state = self.state.as_ref().map(|path| {
+            let text =
+                std::fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))?;
+            Token::from_json(&text).map_err(|error| Failure::from(format!("{}: {error}", path.display())))
+        });
+        let state = state.transpose()?;
+        let mut config = self.spec.pipeline()?;
+        if self.spec.is_of_flags() {
+            config["shuffle"] = json!(!self.no_shuffle);
+            config["on_error"] = json!(self.on_error);
+            if let Some(token) = state.as_ref().filter(|_| !self.spec.has_seed()) {
+                config["seed"] = json!(token.identity.seed);
+            }
+        }
+        let config = PipelineConfig::from_json(config)?;
+        let source = config.source.clone();
+        let opened = opening::watched(move |opening| Opened::open(&source, opening))?;
+        let pipeline = Pipeline::open(config, Some(opened))?;
+        if let Some(token) = &state {
+            token.verify(&pipeline.identity, &[Allow::Pixels])?;
+        }
+        let count = self.count.unwrap_or(pipeline.config.batch_size * self.world_size);
+        if count == 0 || count > 1 << 24 {
+            return Err(format!("--count {count} is not between 1 and {}", 1 << 24).into());
+        }
+        let stood = state.as_ref().map(Token::cursor).unwrap_or_default();
+        let (mut position, mut count) = (self.position.unwrap_or(stood.position), count);
+        if self.before {
+            count = count.min(position);
+            position -= count;
+        }
+        let cursor = Cursor { epoch: self.epoch.unwrap_or(stood.epoch), position };
+        let place = state.and_then(|token| token.stream);
+        if let Some(place) = place.as_ref().filter(|place| !place.holds(cursor)) {
+            return Err(format!(
+                "position {position} of epoch {} does not lie in the window that the state knows, positions {} to {} of epoch \
+                 {}: use a state that was saved nearer",
+                cursor.epoch,
+                place.first,
+                place.end(),
+                place.epoch
+            )
+            .into());
+        }
+        let place = place.filter(|_| position > 0);
+        if count == 0 {
+            return Err("the state was saved before the first batch of its epoch: nothing came before".into());
+        }
+        match lineage::which(&pipeline, cursor, place, count, &mut spec::interrupted)? {
+            Some(samples) => self.print(&pipeline, &samples),
+            None => Err(ClientError::Interrupted.into()),
+        }
+    }
+
+    fn print(&self, pipeline: &Pipeline, samples: &[Named]) -> Result<(), Failure> {
+        let mut out = std::io::BufWriter::new(std::io::stdout().lock());
+        let width = samples.iter().map(|sample| sample.key.chars().count()).max().unwrap_or(0).max(3);
+        if !self.json {
+            writeln!(out, "{:>12}  {:<width$}  label", "position", "key")?;
+        }
+        for Named { position, index, key, label } in samples {
+            let class = usize::try_from(*label).ok().and_then(|label| pipeline.supply.classes().get(label));
+            if self.json {
+                let line =
+                    json!({"position": position, "index": index, "key": key, "label": label, "class": class});
+                writeln!(out, "{line}")?;
+            } else {
+                let class = class.map(|class| format!(" ({class})")).unwrap_or_default();
+                writeln!(out, "{position:>12}  {key:<width$}  {label}{class}")?;
+            }
+        }
+        Ok(out.flush()?)
+    }
+}

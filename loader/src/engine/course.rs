@@ -1,0 +1,266 @@
+//! What lies ahead of a feed's cursor: the rows of its next batch, the end of an epoch, or nothing that is known yet.
+//!
+//! An indexed source knows all of it at once, epoch after epoch. A stream knows it window by window, and learns that an
+//! epoch has ended with its last one.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use fuelrail_connectors::{IndexedSource, Place, SourceError, StreamStats};
+
+use super::flow::{Flows, Member, Notify};
+use super::stretch::Stretch;
+use crate::order::{Order, derive};
+use crate::pipeline::Refusal;
+use crate::plan::{Batching, Cursor};
+use crate::protocol::ErrorKind;
+
+/// A row of a batch to come.
+pub(super) struct PlannedRow {
+    pub position: u64,
+    pub index: u64,
+    pub stretch: Arc<Stretch>,
+}
+
+/// What comes next.
+pub(super) enum Ahead {
+    /// A batch: this rank's rows, and where the next one begins.
+    Batch { rows: Vec<PlannedRow>, next: Cursor },
+    /// The epoch has this many records, and no further batch.
+    EpochEnds { len: u64 },
+    /// Not known yet.
+    Unknown,
+    /// Nothing, ever.
+    Failed(Refusal),
+}
+
+/// A feed's way through its source.
+pub(super) enum Course {
+    Indexed(IndexedCourse),
+    Stream(StreamCourse),
+}
+
+pub(super) struct IndexedCourse {
+    source: Arc<dyn IndexedSource>,
+    order: Order,
+    /// The cursor's epoch.
+    current: Option<Arc<Stretch>>,
+}
+
+pub(super) struct StreamCourse {
+    flows: Arc<Flows>,
+    seed: u64,
+    shuffle: bool,
+    rank: u64,
+    world_size: u64,
+    notify: Notify,
+    /// Absent before the first seek: a client that loads a state would have what comes before it read for nothing.
+    member: Option<Member>,
+    /// Windows that are not wholly behind the cursor.
+    windows: VecDeque<Arc<Stretch>>,
+    /// Epochs whose last window has come, with their lengths.
+    ends: VecDeque<(u64, u64)>,
+    /// Places that the client has not been told of.
+    news: Vec<Place>,
+}
+
+impl Course {
+    pub fn indexed(source: Arc<dyn IndexedSource>, order: Order) -> Self {
+        Self::Indexed(IndexedCourse { source, order, current: None })
+    }
+
+    pub fn stream(
+        flows: Arc<Flows>,
+        (seed, shuffle): (u64, bool),
+        (rank, world_size): (u64, u64),
+        notify: Notify,
+    ) -> Self {
+        Self::Stream(StreamCourse {
+            flows,
+            seed,
+            shuffle,
+            rank,
+            world_size,
+            notify,
+            member: None,
+            windows: VecDeque::new(),
+            ends: VecDeque::new(),
+            news: Vec::new(),
+        })
+    }
+
+    /// What comes at a cursor, for a rank. `idle`: the feed has nothing in hand and can only wait.
+    pub fn ahead(&mut self, cursor: Cursor, batching: &Batching, rank: u64, idle: bool) -> Ahead {
+        match self {
+            Self::Indexed(course) => course.ahead(cursor, batching, rank),
+            Self::Stream(course) => course.ahead(cursor, batching, rank, idle),
+        }
+    }
+
+    /// Goes on from elsewhere. Of a stream, `place` is the window in or behind which the cursor lies; it may be left out at
+    /// the start of an epoch.
+    pub fn seek(&mut self, cursor: Cursor, place: Option<Place>) -> Result<(), Refusal> {
+        match self {
+            // Its stretches are whole epochs, found by the cursor alone.
+            Self::Indexed(_) => Ok(()),
+            Self::Stream(course) => course.seek(cursor, place),
+        }
+    }
+
+    /// Places that a client needs to know before it can say where it stands.
+    pub fn take_news(&mut self) -> Vec<Place> {
+        match self {
+            Self::Indexed(_) => Vec::new(),
+            Self::Stream(course) => std::mem::take(&mut course.news),
+        }
+    }
+
+    /// A checkpoint holds this place.
+    pub fn saved(&self, place: &Place, position: u64) {
+        if let Self::Stream(StreamCourse { member: Some(member), .. }) = self {
+            member.saved(place, position);
+        }
+    }
+
+    /// A stream's counters.
+    pub fn stats(&self) -> Option<StreamStats> {
+        let Self::Stream(course) = self else { return None };
+        course.member.as_ref().map(Member::stats)
+    }
+}
+
+impl IndexedCourse {
+    fn ahead(&mut self, cursor: Cursor, batching: &Batching, rank: u64) -> Ahead {
+        let stretch = match &self.current {
+            Some(stretch) if stretch.epoch == cursor.epoch => stretch,
+            _ => {
+                let order = self.order.epoch(cursor.epoch);
+                let stretch = Stretch::epoch(cursor.epoch, order, self.source.clone());
+                self.current.insert(Arc::new(stretch))
+            }
+        };
+        let row =
+            |position| PlannedRow { position, index: stretch.index(position), stretch: stretch.clone() };
+        let rows = batching.rows(cursor.position, rank).map(row).collect();
+        let behind = Cursor { position: batching.after(cursor.position), ..cursor };
+        Ahead::Batch { rows, next: batching.settle(behind) }
+    }
+}
+
+impl StreamCourse {
+    fn ahead(&mut self, cursor: Cursor, batching: &Batching, rank: u64, idle: bool) -> Ahead {
+        if self.member.is_none() {
+            return Ahead::Unknown;
+        }
+        self.take_in();
+        let Cursor { epoch, position } = cursor;
+        while self.windows.front().is_some_and(|window| window.epoch < epoch) {
+            self.windows.pop_front();
+        }
+        self.ends.retain(|(of, _)| *of >= epoch);
+        let len = self.ends.front().filter(|(of, _)| *of == epoch).map(|(_, len)| *len);
+        let batching = Batching { len: len.unwrap_or(batching.len), ..*batching };
+        if let Some(len) = len
+            && batching.batches_from(position) == 0
+        {
+            return Ahead::EpochEnds { len };
+        }
+        let until = batching.after(position);
+        let known =
+            self.windows.iter().filter(|window| window.epoch == epoch).map(|window| window.end()).max();
+        if known.unwrap_or(position) < until {
+            return self.why_unknown(batching.global_batch(), idle);
+        }
+        let rows = batching.rows(position, rank).map(|position| {
+            let holds = |window: &&Arc<Stretch>| window.epoch == epoch && position < window.end();
+            let stretch = self.windows.iter().find(holds).expect("known as far as the batch reaches");
+            PlannedRow { position, index: stretch.index(position), stretch: stretch.clone() }
+        });
+        let rows = rows.collect();
+        while self.windows.front().is_some_and(|window| window.epoch == epoch && window.end() <= until) {
+            self.windows.pop_front();
+        }
+        Ahead::Batch { rows, next: Cursor { epoch, position: until } }
+    }
+
+    fn why_unknown(&self, global_batch: u64, idle: bool) -> Ahead {
+        let member = self.member.as_ref().expect("checked by the caller");
+        if let Some(error) = member.failed() {
+            return Ahead::Failed(refusal(&error));
+        }
+        if idle && member.is_stuck() {
+            let mib = self.flows.window_memory() >> 20;
+            return Ahead::Failed(Refusal::new(
+                ErrorKind::Config,
+                format!(
+                    "the {global_batch} records of one batch over all ranks do not fit into {mib} MiB, twice window_bytes: \
+                     raise window_bytes, or lower batch_size"
+                ),
+            ));
+        }
+        Ahead::Unknown
+    }
+
+    /// Takes the flow's new windows over.
+    fn take_in(&mut self) {
+        let Some(member) = &self.member else { return };
+        for (window, hold) in member.take() {
+            let place = window.place.clone();
+            if window.last {
+                self.ends.push_back((place.epoch, place.end()));
+            }
+            if place.count > 0 {
+                let order = match self.shuffle {
+                    true => Order::shuffled(place.count, derive(self.seed, place.window, WINDOW)),
+                    false => Order::sequential(place.count, self.seed),
+                };
+                self.windows.push_back(Arc::new(Stretch::window(order.epoch(place.epoch), window, hold)));
+            }
+            self.news.push(place);
+        }
+    }
+
+    fn seek(&mut self, cursor: Cursor, place: Option<Place>) -> Result<(), Refusal> {
+        self.windows.clear();
+        self.ends.clear();
+        self.news.clear();
+        self.member = None;
+        let source = self.flows.source();
+        if cursor.epoch > 0 && !source.is_bounded() {
+            return Err(Refusal::new(
+                ErrorKind::Config,
+                format!("epoch {} does not exist: a stream without an end has one epoch, 0", cursor.epoch),
+            ));
+        }
+        let place = match place {
+            Some(place) => place,
+            None if cursor.position == 0 => source.origin(cursor.epoch),
+            None => {
+                return Err(Refusal::new(
+                    ErrorKind::Protocol,
+                    format!("position {} of a stream was asked for without its window", cursor.position),
+                ));
+            }
+        };
+        if place.epoch != cursor.epoch || !(place.first..=place.end()).contains(&cursor.position) {
+            return Err(Refusal::new(
+                ErrorKind::Protocol,
+                format!("position {} does not lie in the window that came with it", cursor.position),
+            ));
+        }
+        let again = cursor.position < place.end();
+        let joined = self.flows.join(&place, again, self.rank, self.world_size, self.notify.clone());
+        self.member = Some(joined.map_err(|error| refusal(&error))?);
+        // So that a token can be written before the first window has come.
+        self.news.push(place);
+        Ok(())
+    }
+}
+
+/// Keeps the orders of windows apart from other uses of the seed.
+const WINDOW: u64 = u64::MAX - 7;
+
+fn refusal(error: &SourceError) -> Refusal {
+    let kind = if error.is_config() { ErrorKind::Config } else { ErrorKind::Source };
+    Refusal::new(kind, error.to_string())
+}
