@@ -310,11 +310,17 @@ fn epochs_over_the_same_range_are_the_same() {
     assert_eq!(sorted(epoch(0).into_iter().flat_map(|window| window.3).collect()), expected("t", 20..140));
     assert_eq!(epoch(0), epoch(1));
     assert_eq!(epoch(0), epoch(2));
-    // Behind the last window of an epoch lies the next one.
+    // Behind the last window of an epoch it ends, without a record, and the next one begins.
     let last = state.windows.iter().rfind(|window| window.place.epoch == 0).unwrap().place.clone();
     let next = state.windows.iter().find(|window| window.place.epoch == 1).unwrap().place.clone();
     drop(state);
-    assert_eq!(read(&source, &last, 1).places()[0], next);
+    let behind = read(&source, &last, 1);
+    {
+        let state = behind.state.lock().unwrap();
+        let end = &state.windows[0];
+        assert!(end.last && end.place.count == 0 && end.place.first == last.end(), "{end:?}");
+        assert_eq!(state.windows[1].place, next);
+    }
     assert_eq!(read(&source, &source.origin(1), 1).places()[0], next);
 }
 
