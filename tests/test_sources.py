@@ -258,7 +258,7 @@ def test_100003_samples_come_once_an_epoch_over_four_ranks(name: str, many: Path
         options = {"shuffle": True, "seed": 3, "batch_size": 128}
         loaders = [made.loader(rank=rank, world_size=4, **options) for rank in range(4)]
         total = loaders[0].num_samples
-        assert total >= MANY or name in ("raw tokens", "packed tokens")
+        assert total > MANY // 2
         for _ in range(3):
             seen = np.zeros(total, np.int64)
             for loader in loaders:

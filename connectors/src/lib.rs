@@ -238,7 +238,11 @@ pub trait IndexedSource: Send + Sync + 'static {
     }
 
     /// Bytes of a record, its fields included: exact where it is stored, an upper bound where it is made (synthetic),
-    /// an estimate where a block has to be decoded to know (Parquet). Known without reading, for budgets.
+    /// the mean of its block where that has to be decoded to know (tables of images). Known without reading, for budgets.
+    ///
+    /// What a budget makes of a mean: records whose means add up to `b` bytes take `b` bytes when they are whole blocks. Out
+    /// of blocks whose sizes scatter they may take more, at most what those blocks take, which is what
+    /// [`reader_memory`](Self::reader_memory) counts for the blocks themselves. No block takes more than 1 GiB.
     fn size(&self, index: u64) -> u64;
 
     /// Where the record's bytes lie, if they lie in a file.

@@ -236,7 +236,7 @@ mod tests {
                     // A thread of its own knows whom it works for once it is told.
                     scope.spawn(|| {
                         assert!(current().is_none());
-                        inner.run(|| Ok(assert!(current().is_some()))).unwrap();
+                        assert!(inner.run(|| Ok(current().is_some())).unwrap());
                         inner.add(12);
                     });
                 });
@@ -256,9 +256,8 @@ mod tests {
             assert!(check().is_ok());
             one.cancel();
             assert!(check().is_err());
-            let mut done = false;
-            assert!(step.run(|| Ok(done = true)).unwrap_err().is_cancelled());
-            assert!(!done);
+            let work = || -> Result<(), _> { panic!("it was cancelled before") };
+            assert!(step.run(work).unwrap_err().is_cancelled());
             other.run(|| assert!(check().is_ok()));
             assert!(check().is_err());
         });

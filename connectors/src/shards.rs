@@ -331,9 +331,8 @@ impl Files for OnDisk {
         let file = &self.shards.files[shard];
         let path = self.root.join(&file.name);
         // About 1 us. After the read, so that a file replaced meanwhile is seen, too.
-        let now = match std::fs::metadata(&path) {
-            Ok(now) => now,
-            Err(_) => return Some(ReadError::gone(self.ranges.key(index), &path)),
+        let Ok(now) = std::fs::metadata(&path) else {
+            return Some(ReadError::gone(self.ranges.key(index), &path));
         };
         let found = if now.len() != file.size {
             format!("{} bytes", now.len())

@@ -626,6 +626,45 @@ fn lanes_and_window_fit_in_the_cache_and_each_unit_is_decoded_about_once() {
     assert!(decoded <= lengths.len() as u64 + lanes, "{decoded} units were decoded of {}", lengths.len());
 }
 
+#[test]
+fn units_that_are_expected_are_decoded_before_anyone_asks_and_not_too_many() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.parquet");
+    let properties = WriterProperties::builder().set_max_row_group_row_count(Some(10));
+    write_parquet(&path, &[batch(0..200)], properties);
+    let source = opened(&with_fields(&path));
+    let reader = source.clone().reader(&ReaderConfig::default()).unwrap();
+    let decoded = |wanted: u64| {
+        let begun = Instant::now();
+        while reader.stats().submissions < wanted {
+            assert!(begun.elapsed() < Duration::from_secs(30), "{} units", reader.stats().submissions);
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    };
+    let horizon = reader.horizon();
+    assert!((20..=200).contains(&horizon), "{horizon}");
+    reader.expect(&(30..50).collect::<Vec<_>>());
+    decoded(2);
+    // They are there: asking decodes nothing more.
+    for (index, result) in ask(&*reader, 30..50) {
+        assert_eq!(result.unwrap().bytes[..], record(index as usize)[..]);
+    }
+    assert_eq!(reader.stats().submissions, 2);
+    // However much is expected, what was decoded early has to be asked for before more is.
+    reader.expect(&(0..200).collect::<Vec<_>>());
+    let most = 2 + horizon / 10;
+    decoded(most);
+    let mut records = ask(&*reader, 150..151);
+    assert_eq!(records.pop().unwrap().1.unwrap().bytes[..], record(150)[..]);
+    let now = reader.stats().submissions;
+    assert!((most + 1..=most + 2).contains(&now), "{now} units for {most} expected and one asked for");
+    // A reader that goes while it looks ahead goes at once.
+    reader.expect(&(0..200).rev().collect::<Vec<_>>());
+    let begun = Instant::now();
+    drop(reader);
+    assert!(begun.elapsed() < Duration::from_secs(10));
+}
+
 fn gcd(a: u64, b: u64) -> u64 {
     if b == 0 { a } else { gcd(b, a % b) }
 }

@@ -48,7 +48,8 @@ class Loader(BaseLoader[torch.Tensor]):
         layout: "nchw" (contiguous) or "nhwc" (channels_last behind the same shape).
         prefetch_factor: finished batches kept ahead.
         rank, world_size: this process's share: row j of a global batch belongs to rank j mod world_size.
-        timeout: seconds after which a batch that does not come is an error; 0 or None waits for ever.
+        timeout: seconds after which a batch that does not come is an error, and after which opening the source
+            is, when it gets on no more; 0 or None waits for ever.
         on_error: "substitute" another record for a bad one, "drop" its row, or "fail".
         error_budget: bad records tolerated: below 1 a share of the source (default 0.01, at least 16), else a
             count.

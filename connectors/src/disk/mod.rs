@@ -131,10 +131,12 @@ impl Opened {
 
     /// The verdict on a range that came whole.
     fn whole(&self, index: u64, span: Span, bytes: Buffer) -> Result<Buffer, ReadError> {
-        match if span.whole { None } else { self.files.stale(index) } {
-            None => Ok(bytes),
-            Some(error) => Err(error),
+        if !span.whole
+            && let Some(error) = self.files.stale(index)
+        {
+            return Err(error);
         }
+        Ok(bytes)
     }
 
     /// The verdict when a range ended early or a whole file did not end where it should.

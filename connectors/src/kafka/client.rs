@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use rdkafka::client::ClientContext;
@@ -20,9 +20,11 @@ use crate::SourceError;
 pub(super) type Consumer = BaseConsumer<Context>;
 
 /// Memory for messages that librdkafka has fetched ahead, over all partitions, unless the user sets the sizes.
-const QUEUES: u64 = 64 << 20;
+const QUEUES: u64 = 96 << 20;
 /// And for the answers that are on their way.
 const ANSWERS: u64 = 32 << 20;
+/// Messages that are fetched ahead, over all partitions.
+const MESSAGES: u64 = 100_000;
 /// What librdkafka holds for each message beside its bytes, about.
 const MESSAGE_OVERHEAD: u64 = 320;
 
@@ -33,6 +35,7 @@ pub(super) struct Sizes {
     queue_messages: u64,
     partition_bytes: u64,
     answer_bytes: u64,
+    wait_ms: u64,
 }
 
 impl Sizes {
@@ -41,13 +44,17 @@ impl Sizes {
         let share = |total: u64, least: u64, most: u64| (total / partitions.max(1) as u64).clamp(least, most);
         let of = |names: &[&str], default: u64| properties.number(names).unwrap_or(default);
         Self {
-            queue_kbytes: of(&["queued.max.messages.kbytes"], share(QUEUES >> 10, 64, 16 << 10)),
-            queue_messages: of(&["queued.min.messages"], share(200_000, 100, 20_000)),
+            queue_kbytes: of(&["queued.max.messages.kbytes"], share(QUEUES >> 10, 64, 32 << 10)),
+            queue_messages: of(&["queued.min.messages"], share(MESSAGES, 100, 50_000)),
             partition_bytes: of(
                 &["fetch.message.max.bytes", "max.partition.fetch.bytes"],
-                share(QUEUES, 64 << 10, 4 << 20),
+                share(QUEUES / 2, 64 << 10, 4 << 20),
             ),
             answer_bytes: of(&["fetch.max.bytes"], ANSWERS),
+            // There is one request at a time to each broker. One that asks only for logs without anything new would hold up
+            // all others for as long as the broker may wait, so it may not wait long; but with many partitions a request is
+            // large, and idle ones should be few.
+            wait_ms: (partitions as u64 / 8).clamp(10, 100),
         }
     }
 
@@ -80,7 +87,7 @@ pub(super) fn configure(config: &KafkaConfig, sizes: Sizes) -> Result<ClientConf
         // A full queue is looked at again soon: with the default of a second, small queues would run dry.
         .set("fetch.queue.backoff.ms", "5")
         .set("fetch.error.backoff.ms", "100")
-        .set("fetch.wait.max.ms", "250")
+        .set("fetch.wait.max.ms", sizes.wait_ms.to_string())
         .set("reconnect.backoff.max.ms", "2000")
         .set("topic.metadata.refresh.interval.ms", "5000")
         .set("topic.metadata.propagation.max.ms", "5000")
@@ -101,8 +108,9 @@ pub(super) fn connect(
     config: &KafkaConfig,
     client: &ClientConfig,
     partitions: &[Partition],
+    trouble: &Arc<Mutex<Trouble>>,
 ) -> Result<Consumer, SourceError> {
-    let context = Context::new(partitions, config.properties.clone());
+    let context = Context::new(partitions, config.properties.clone(), trouble.clone());
     client.create_with_context(context).map_err(|error| config.properties.explain(&error))
 }
 
@@ -115,7 +123,8 @@ pub(super) struct Context {
     next: Vec<AtomicI64>,
     /// Whether somebody wants to know that. Reading statistics costs time.
     wanted: AtomicBool,
-    trouble: Mutex<Trouble>,
+    /// Shared by all connections of a follower.
+    trouble: Arc<Mutex<Trouble>>,
 }
 
 /// What has gone wrong since the brokers last answered.
@@ -132,13 +141,13 @@ pub(super) struct Trouble {
 }
 
 impl Context {
-    fn new(partitions: &[Partition], properties: KafkaProperties) -> Self {
+    fn new(partitions: &[Partition], properties: KafkaProperties, trouble: Arc<Mutex<Trouble>>) -> Self {
         let mut slots: HashMap<String, HashMap<i32, usize>> = HashMap::new();
         for (slot, partition) in partitions.iter().enumerate() {
             slots.entry(partition.topic.to_string()).or_default().insert(partition.number, slot);
         }
         let next = partitions.iter().map(|_| AtomicI64::new(-1)).collect();
-        Self { properties, slots, next, wanted: AtomicBool::new(false), trouble: Mutex::default() }
+        Self { properties, slots, next, wanted: AtomicBool::new(false), trouble }
     }
 
     fn lock(&self) -> MutexGuard<'_, Trouble> {
@@ -149,9 +158,10 @@ impl Context {
         self.lock().clone()
     }
 
-    /// The brokers have answered. Says whether they had been away.
-    pub(super) fn answered(&self) -> bool {
-        std::mem::take(&mut *self.lock()).down
+    /// The brokers have answered.
+    pub(super) fn answered(&self) {
+        let fatal = self.lock().fatal.take();
+        *self.lock() = Trouble { fatal, ..Trouble::default() };
     }
 
     /// Asks for statistics to be read.

@@ -8,7 +8,9 @@ use std::time::{Duration, Instant};
 
 use xxhash_rust::xxh3::Xxh3;
 
+use super::client::{self, Trouble};
 use super::config::Cut;
+use super::marks::Scout;
 use super::place::{Partition, Range, Ranges};
 use super::plan::{self, Taking};
 use super::session::{Look, Session};
@@ -59,7 +61,14 @@ impl Following {
         let bounded = core.bounded;
         let shared = Arc::new(Shared { stats: Mutex::new(stats), bounded, ..Shared::default() });
         let source = Arc::new(Kafka::with_partitions(core.clone(), ranges.partitions.clone()));
-        let mut reading = Reading { core, source, place: from, ranges, shared: shared.clone(), sink };
+        let trouble = Arc::default();
+        let mut settings = core.client.clone();
+        // It is in no group and fetches nothing.
+        settings.remove("group.id").set("statistics.interval.ms", "0");
+        let scout = client::connect(&core.config, &settings, &ranges.partitions, &trouble)?;
+        let scout = Arc::new(Scout::new(scout, ranges.partitions.clone()));
+        let mut reading =
+            Reading { core, source, place: from, ranges, scout, trouble, shared: shared.clone(), sink };
         let thread = std::thread::Builder::new()
             .name("kafka".into())
             .spawn(move || {
@@ -114,6 +123,8 @@ struct Reading {
     /// The last window.
     place: Place,
     ranges: Ranges,
+    scout: Arc<Scout>,
+    trouble: Arc<Mutex<Trouble>>,
     shared: Arc<Shared>,
     sink: Arc<dyn Sink>,
 }
@@ -190,7 +201,14 @@ impl Reading {
         if session.is_none() {
             let hi: Vec<i64> =
                 self.ranges.ranges.iter().map(|range| range.bounds.map_or(i64::MAX, |(_, hi)| hi)).collect();
-            *session = Some(Session::new(&self.core, &self.ranges.partitions, starts, &hi)?);
+            *session = Some(Session::new(
+                &self.core,
+                &self.ranges.partitions,
+                &self.scout,
+                &self.trouble,
+                starts,
+                &hi,
+            )?);
         }
         Ok(session.as_mut().expect("it was started"))
     }

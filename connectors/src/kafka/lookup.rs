@@ -38,7 +38,7 @@ pub(super) struct Found {
 /// Looks everything up.
 pub(super) fn look(config: &KafkaConfig) -> Result<Found, SourceError> {
     let settings = client::configure(config, client::Sizes::new(&config.properties, 1))?;
-    let consumer = client::connect(config, &settings, &[])?;
+    let consumer = client::connect(config, &settings, &[], &Arc::default())?;
     let lookup = Lookup { config, consumer: &consumer, deadline: Cell::new(Instant::now() + DEADLINE) };
     let found = lookup.everything();
     // Closing waits for connections that may never come.

@@ -1,4 +1,5 @@
-//! How far the logs reach: asked for all partitions at once, on a thread of its own, because it takes as long as the network.
+//! How far the logs reach: asked for all partitions at once, on a thread of its own, because it takes as long as the network,
+//! and over a connection of its own, because on the one that fetches an answer waits behind megabytes of records.
 
 use std::collections::HashSet;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -8,7 +9,7 @@ use rdkafka::consumer::Consumer as _;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::{Offset, TopicPartitionList};
 
-use super::client::Consumer;
+use super::client::{self, Consumer};
 use super::place::Partition;
 
 /// The brokers may take this long to answer.
@@ -89,8 +90,8 @@ impl Shared {
 }
 
 impl Scout {
-    /// Starts asking through this consumer.
-    pub(super) fn new(consumer: Arc<Consumer>, partitions: Arc<[Partition]>) -> Self {
+    /// Starts asking through this consumer, which nobody else uses.
+    pub(super) fn new(consumer: Consumer, partitions: Arc<[Partition]>) -> Self {
         let shared = Arc::new(Shared { state: Mutex::default(), wake: Condvar::new() });
         let theirs = shared.clone();
         // Not joined: a question on its way ends by itself, and the consumer with it.
@@ -140,6 +141,10 @@ impl Shared {
             let asked = Instant::now();
             let answer = ask(consumer, partitions, Offset::Beginning, ANSWER)
                 .and_then(|low| Ok((low, ask(consumer, partitions, Offset::End, ANSWER)?)));
+            // Nobody else does it. What is fatal to the one that fetches is told there.
+            if let Err(error) = client::serve(consumer) {
+                tracing::debug!("{error}");
+            }
             let mut state = self.lock();
             if state.stop {
                 return;

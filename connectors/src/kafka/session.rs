@@ -3,7 +3,7 @@
 //! Not taking from a queue is all there is to back-pressure: librdkafka fetches until the queue is full and then leaves the
 //! partition alone, while its own threads keep the connections alive and events are served.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use rdkafka::consumer::base_consumer::PartitionQueue;
@@ -14,7 +14,7 @@ use rdkafka::{Offset, TopicPartitionList};
 use xxhash_rust::xxh3::Xxh3;
 
 use super::Core;
-use super::client::{self, Consumer, Context};
+use super::client::{self, Consumer, Context, Trouble};
 use super::lookup::{beyond, gone, refused};
 use super::marks::{Marks, Scout, is_missing};
 use super::place::{Partition, id};
@@ -38,7 +38,8 @@ pub(super) struct Session {
     core: Arc<Core>,
     partitions: Arc<[Partition]>,
     consumer: Option<Arc<Consumer>>,
-    scout: Scout,
+    scout: Arc<Scout>,
+    trouble: Arc<Mutex<Trouble>>,
     logs: Vec<Log>,
     /// Since when the brokers do not answer, as far as the user was told.
     told_down: Option<Instant>,
@@ -84,16 +85,18 @@ impl Session {
     pub(super) fn new(
         core: &Arc<Core>,
         partitions: &Arc<[Partition]>,
+        scout: &Arc<Scout>,
+        trouble: &Arc<Mutex<Trouble>>,
         starts: &[i64],
         hi: &[i64],
     ) -> Result<Self, SourceError> {
-        let consumer = Arc::new(client::connect(&core.config, &core.client, partitions)?);
-        let scout = Scout::new(consumer.clone(), partitions.clone());
+        let consumer = Arc::new(client::connect(&core.config, &core.client, partitions, trouble)?);
         let mut session = Self {
             core: core.clone(),
             partitions: partitions.clone(),
             consumer: None,
-            scout,
+            scout: scout.clone(),
+            trouble: trouble.clone(),
             logs: Vec::with_capacity(starts.len()),
             told_down: None,
             contradicted: None,
@@ -310,9 +313,9 @@ impl Session {
             self.partitions[slot],
             log.next
         );
-        let consumer = Arc::new(client::connect(&self.core.config, &self.core.client, &self.partitions)?);
-        self.scout = Scout::new(consumer.clone(), self.partitions.clone());
-        self.begin(consumer)
+        let consumer =
+            client::connect(&self.core.config, &self.core.client, &self.partitions, &self.trouble)?;
+        self.begin(Arc::new(consumer))
     }
 
     /// The queue of a log holds an error.

@@ -46,12 +46,14 @@ impl Remote {
     /// # Errors
     /// [`SourceError`] that names the address.
     pub(crate) fn find(&self, addresses: &[Address], endings: &[&str]) -> Result<Vec<Listed>, SourceError> {
-        let found = self.wait(
-            stream::iter(addresses)
-                .map(|address| self.find_one(address, endings))
-                .buffered(HEADS)
-                .try_collect::<Vec<_>>(),
-        )?;
+        let step = &Step::begin("looking at objects", Counted::Objects, Some(addresses.len() as u64));
+        let find_one = |address| async move {
+            let found = self.find_one(address, endings).await;
+            step.add(1);
+            found
+        };
+        let found =
+            self.wait(stream::iter(addresses).map(find_one).buffered(HEADS).try_collect::<Vec<_>>())?;
         Ok(found.into_iter().flatten().collect())
     }
 

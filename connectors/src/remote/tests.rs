@@ -485,6 +485,30 @@ fn bucket(files: &[(String, Vec<u8>)], dir: &TempDir) -> (Arc<InMemory>, Arc<Rem
 }
 
 #[test]
+fn listing_and_looking_tell_how_far_they_are_and_can_be_cancelled() {
+    let dir = tempfile::tempdir().unwrap();
+    let files: Vec<_> = (0..50).map(|number| (format!("d/{number:02}.tar"), vec![0; number])).collect();
+    let (_, remote) = bucket(&files, &dir);
+    let opening = crate::Opening::new();
+    opening.run(|| {
+        let mut seen = Vec::new();
+        let listed = remote.wait(remote.list("d", |meta| {
+            seen.push(opening.progress().expect("a step is under way"));
+            Some(meta.size)
+        }));
+        assert_eq!(listed.unwrap().len(), 50);
+        let done: Vec<u64> = seen.iter().map(|now| now.done).collect();
+        assert_eq!(done, (1..=50).collect::<Vec<_>>());
+        assert!(seen.iter().all(|now| now.what == "listing objects" && now.total.is_none()));
+        opening.cancel();
+        let fault = remote.wait(std::future::pending::<Result<(), Fault>>()).unwrap_err();
+        assert!(fault.to_string().contains("cancelled"), "{fault}");
+    });
+    // Elsewhere the same place goes on.
+    assert!(remote.wait(remote.list("d", Some)).is_ok());
+}
+
+#[test]
 fn shards_of_a_bucket_are_found_by_name_star_and_path_in_order() {
     let dir = tempfile::tempdir().unwrap();
     let names = [

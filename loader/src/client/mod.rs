@@ -422,6 +422,8 @@ impl Feed {
             position: self.batching(ready.cursor.epoch).after(ready.cursor.position),
         };
         if let Some(windows) = &mut self.windows {
+            // A stream's daemon never settles: it tells of an epoch's end, and that may come later than the last batch.
+            self.cursor = ready.next;
             windows.passed(self.cursor);
         }
         self.counters.batches += 1;

@@ -1,0 +1,446 @@
+//! Which array is the image, which the label, which are fields; and the ranges of their rows.
+
+use std::sync::Arc;
+
+use xxhash_rust::xxh3::Xxh3;
+
+use super::find::{Arrays, Piece};
+use super::source::{Array, Column, Rowed, Run};
+use super::{ArrayConfig, BLOCK_BYTES, IMAGE_NAMES, LABEL_NAMES, LABEL_PIECE, TokensConfig, is_path, unpack};
+use crate::column::{self, Part, Stored, product};
+use crate::opening::{Counted, Step};
+use crate::schema::{ElementType, Schema};
+use crate::shards::{Shards, ends_with};
+use crate::{Blocks, CacheConfig, Fingerprint, SourceError};
+
+/// Opened files on their way to a source.
+pub(super) struct Opened<'config> {
+    pub shards: Arc<Shards>,
+    pub arrays: Arrays,
+    pub config: &'config ArrayConfig,
+}
+
+impl Opened<'_> {
+    fn refuse(&self, why: String) -> SourceError {
+        let more = match self.shards.files().len() {
+            1 => String::new(),
+            n => format!(" and {} more", n - 1),
+        };
+        SourceError::data(format!("{}{more}: {why}", self.shards.display(0)))
+    }
+
+    /// The arrays chosen, with the ranges of their rows.
+    pub fn choose(self) -> Result<Array, SourceError> {
+        if let Some(tokens) = &self.config.tokens {
+            return self.tokens(tokens);
+        }
+        let config = self.config;
+        let label = config.label.as_deref().map(|name| self.named(name)).transpose()?;
+        let fields: Option<Vec<Chosen<'_>>> = config
+            .fields
+            .as_ref()
+            .map(|names| names.iter().map(|name| self.named(name)).collect())
+            .transpose()?;
+        let image = match &config.image {
+            Some(name) => Some(self.named(name)?),
+            None => self.guess_image(&label, fields.as_deref().unwrap_or_default())?,
+        };
+        let all = self.arrays.0.iter().map(|(name, pieces)| Chosen { name, pieces: pieces.iter().collect() });
+
+        let mut columns = Vec::new();
+        let mut schema = Schema { image: image.is_some(), fields: Vec::new() };
+        if let Some(image) = &image {
+            let rows = self.rows(image)?;
+            let part = Part::pixels(rows.stored.element, rows.shape, config.layout).ok_or_else(|| {
+                self.refuse(format!(
+                    "the array {:?} holds no images: {} of shape {:?}, where u8 of (records, height, width) or with 1, 3 or 4 \
+                     channels is expected; set layout to hw, hwc or chw, or image to another array ({})",
+                    image.name,
+                    rows.stored.element,
+                    rows.whole_shape(),
+                    self.arrays.list()
+                ))
+            })?;
+            columns.push((rows, part));
+        }
+        let guessed_label = || {
+            LABEL_NAMES.iter().find_map(|name| {
+                all.clone().find(|array| array.name == *name && !image.iter().any(|image| image.same(array)))
+            })
+        };
+        let candidate = if label.is_none() { guessed_label() } else { None };
+        let fits = |array: &Chosen<'_>, len: Option<u64>| {
+            self.rows(array).is_ok_and(|rows| {
+                rows.shape.is_empty() && rows.stored.is_integer() && len.is_none_or(|len| len == rows.count)
+            })
+        };
+        let candidate = candidate.filter(|array| {
+            let asked = fields.iter().flatten().any(|field| field.same(array));
+            !asked && fits(array, columns.first().map(|(rows, _)| rows.count))
+        });
+        let label = label.or(candidate);
+        let taken = |array: &Chosen<'_>| image.iter().chain(&label).any(|taken| taken.same(array));
+        let chosen: Vec<Chosen<'_>> = match fields {
+            Some(fields) => fields,
+            None => {
+                let mut chosen: Vec<Chosen<'_>> = Vec::new();
+                for array in all.clone().filter(|array| !taken(array)) {
+                    // A length that differs is a table beside the records only if there are images to tell which.
+                    let len = columns.first().map(|(rows, _)| rows.count);
+                    match self.rows(&array) {
+                        Ok(rows) if len.is_none_or(|len| len == rows.count) => chosen.push(array),
+                        Ok(rows) => tracing::info!(
+                            "{} rows of {:?} do not go with the images and are left out",
+                            rows.count,
+                            array.name
+                        ),
+                        Err(error) => tracing::info!("left out: {error}"),
+                    }
+                }
+                chosen
+            }
+        };
+        if image.is_none() && chosen.is_empty() {
+            return Err(self.refuse(format!(
+                "no array there can be a record's image or field: {}; texts and Python objects are not read",
+                self.arrays.list()
+            )));
+        }
+        for array in &chosen {
+            let rows = self.rows(array)?;
+            let (part, spec) = Part::field(array.name, rows.stored, rows.shape)
+                .map_err(|why| self.refuse(format!("the array {:?}: {why}", array.name)))?;
+            schema.fields.push(spec);
+            columns.push((rows, part));
+        }
+        let len = columns[0].0.count;
+        if let Some((rows, _)) = columns.iter().find(|(rows, _)| rows.count != len) {
+            return Err(self.refuse(format!(
+                "the array {:?} has {} rows and {:?} has {len}; a record is one row of each: name the arrays that belong \
+                 together with image and fields ({})",
+                rows.name,
+                rows.count,
+                columns[0].0.name,
+                self.arrays.list()
+            )));
+        }
+        schema.check().map_err(|why| self.refuse(why))?;
+        let labels = match &label {
+            Some(label) => Some(self.labels(label, len)?),
+            None => None,
+        };
+        self.build(columns, schema, labels)
+    }
+
+    fn tokens(&self, config: &TokensConfig) -> Result<Array, SourceError> {
+        let other = [("image", self.config.image.is_some()), ("label", self.config.label.is_some())];
+        if let Some((key, _)) = other.iter().find(|(_, set)| *set) {
+            return Err(SourceError::config(format!(
+                "{key} and tokens cannot both be set: a line of tokens has none"
+            )));
+        }
+        let stride = config.stride.unwrap_or(config.length);
+        if config.length == 0 || stride == 0 {
+            return Err(SourceError::config("tokens.length and tokens.stride must be at least 1".into()));
+        }
+        let array = match self.config.fields.as_deref() {
+            Some([name]) => self.named(name)?,
+            None if self.arrays.0.len() == 1 => {
+                let (name, pieces) = &self.arrays.0[0];
+                Chosen { name, pieces: pieces.iter().collect() }
+            }
+            _ => {
+                return Err(self.refuse(format!(
+                    "tokens come from one array; name it with fields, or name only its files ({})",
+                    self.arrays.list()
+                )));
+            }
+        };
+        let mut rows = self.rows(&array)?;
+        let to = config.dtype.unwrap_or(ElementType::I64);
+        if !rows.shape.is_empty()
+            || !rows.stored.is_integer()
+            || !(Stored { element: to, big: false }).is_integer()
+        {
+            return Err(self.refuse(format!(
+                "the array {:?} is no line of tokens: {} of shape {:?} (as {to}), where one axis of integers is expected",
+                array.name,
+                rows.stored.element,
+                rows.whole_shape()
+            )));
+        }
+        let (part, spec) = Part::tokens(config.length, rows.stored, to)
+            .map_err(|why| SourceError::config(format!("tokens: {why}")))?;
+        rows.step = stride * rows.stored.element.size() as u64;
+        rows.count = 0;
+        for (piece, count) in rows.pieces.iter().zip(&mut rows.counts) {
+            *count = piece.npy.shape[0].checked_sub(config.length).map_or(0, |rest| rest / stride + 1);
+            rows.count += *count;
+        }
+        if rows.count == 0 {
+            return Err(self.refuse(format!("it holds fewer than tokens.length = {} tokens", config.length)));
+        }
+        self.build(vec![(rows, part)], Schema { image: false, fields: vec![spec] }, None)
+    }
+
+    /// The array of a name in the configuration: of an array, of one file of several, or a path.
+    fn named<'arrays>(&'arrays self, name: &str) -> Result<Chosen<'arrays>, SourceError> {
+        let exact = self.arrays.0.iter().find(|(array, _)| array == name);
+        if let Some((name, pieces)) = exact {
+            return Ok(Chosen { name, pieces: pieces.iter().collect() });
+        }
+        let pieces = || self.arrays.0.iter().flat_map(|(_, pieces)| pieces);
+        let wanted = name.trim_start_matches("./");
+        let found = if is_path(name) {
+            let shards = &self.shards;
+            let path = |piece: &&Piece| {
+                let full = shards.display(piece.shard);
+                full == name || full.strip_suffix(wanted).is_some_and(|before| before.ends_with('/'))
+            };
+            pieces().find(path)
+        } else {
+            pieces().find(|piece| piece.stem == wanted && ends_with(&piece.name, &[".npy"]))
+        };
+        match found {
+            Some(piece) => Ok(Chosen { name: &piece.stem, pieces: vec![piece] }),
+            None => Err(self.refuse(format!("there is no array {name:?}; there are {}", self.arrays.list()))),
+        }
+    }
+
+    fn guess_image<'arrays>(
+        &'arrays self,
+        label: &Option<Chosen<'_>>,
+        fields: &[Chosen<'_>],
+    ) -> Result<Option<Chosen<'arrays>>, SourceError> {
+        let all = self.arrays.0.iter().map(|(name, pieces)| Chosen { name, pieces: pieces.iter().collect() });
+        let mut candidates: Vec<Chosen<'_>> = all
+            .filter(|array| !label.iter().chain(fields).any(|taken| taken.same(array)))
+            .filter(|array| {
+                self.rows(array).is_ok_and(|rows| {
+                    Part::pixels(rows.stored.element, rows.shape, self.config.layout).is_some()
+                })
+            })
+            .collect();
+        if candidates.len() < 2 {
+            return Ok(candidates.pop());
+        }
+        let named =
+            IMAGE_NAMES.iter().find_map(|name| candidates.iter().position(|array| array.name == *name));
+        match named {
+            Some(at) => Ok(Some(candidates.swap_remove(at))),
+            None => Err(self.refuse(format!(
+                "several arrays could be the images; say which with image ({})",
+                self.arrays.list()
+            ))),
+        }
+    }
+
+    /// An array's rows, checked: numbers in C order, the same in all its files.
+    fn rows<'arrays>(&self, array: &Chosen<'arrays>) -> Result<Rows<'arrays>, SourceError> {
+        let refuse = |why: String| self.refuse(format!("the array {:?} {why}", array.name));
+        let first = array.pieces[0];
+        let mut counts = Vec::with_capacity(array.pieces.len());
+        for piece in &array.pieces {
+            let npy = &piece.npy;
+            let stored = match &npy.dtype {
+                Ok(stored) => *stored,
+                Err(unread) => return Err(refuse(format!("holds {unread}; only numbers are read"))),
+            };
+            if npy.fortran && npy.shape.len() > 1 {
+                return Err(refuse(
+                    "is in Fortran order; save it with np.save(path, np.ascontiguousarray(array))".into(),
+                ));
+            }
+            let Some((&count, shape)) = npy.shape.split_first() else {
+                return Err(refuse("is a single number; its first axis would be the records".into()));
+            };
+            let row = product(shape).and_then(|row| row.checked_mul(stored.element.size() as u64));
+            if row.is_none_or(|row| row == 0) {
+                return Err(refuse(format!("has rows of no bytes: shape {:?}", npy.shape)));
+            }
+            counts.push(count);
+        }
+        let stored = first.npy.dtype.clone().expect("checked above, and the same in all pieces");
+        let count = counts.iter().try_fold(0u64, |sum, &count| sum.checked_add(count));
+        let count = count.filter(|&count| count > 0).ok_or_else(|| refuse("has no rows".into()))?;
+        let shape = &first.npy.shape[1..];
+        let row = product(shape).expect("checked above") * stored.element.size() as u64;
+        let pieces = array.pieces.clone();
+        Ok(Rows { name: array.name, pieces, counts, stored, shape, count, step: row })
+    }
+
+    fn labels(&self, array: &Chosen<'_>, len: u64) -> Result<Vec<i64>, SourceError> {
+        let rows = self.rows(array)?;
+        let column_of_one = rows.shape.iter().all(|&n| n == 1);
+        if !rows.stored.is_integer() || !column_of_one || rows.count != len {
+            return Err(self.refuse(format!(
+                "the array {:?} holds no labels: {} of shape {:?}, where one integer for each of {len} records is expected; \
+                 name numbers of another kind with fields",
+                array.name,
+                rows.stored.element,
+                rows.whole_shape()
+            )));
+        }
+        let classes = self.config.classes.as_deref().unwrap_or_default();
+        let mut labels: Vec<i64> = Vec::new();
+        labels
+            .try_reserve_exact(usize::try_from(len).unwrap_or(usize::MAX))
+            .map_err(|_| self.refuse(format!("{len} labels do not fit in memory")))?;
+        let element = rows.stored.element.size();
+        let mut buffer = Vec::new();
+        let step = Step::begin("reading labels", Counted::Rows, Some(len));
+        for (piece, &count) in rows.pieces.iter().zip(&rows.counts) {
+            let copy = match self.unpacked(piece)? {
+                Some(path) => Some(open_copies(&[path])?),
+                None => None,
+            };
+            let (shards, shard) = copy.as_ref().map_or((&self.shards, piece.shard), |copy| (copy, 0));
+            let mut at = piece.data();
+            let end = at + count * element as u64;
+            while at < end {
+                buffer.resize(LABEL_PIECE.min((end - at) as usize), 0);
+                shards
+                    .read_at(shard, at, &mut buffer)
+                    .map_err(|error| SourceError::data(error.to_string()))?;
+                at += buffer.len() as u64;
+                step.add((buffer.len() / element) as u64);
+                let what = format!("the labels in {}, from row {} on", piece.name, labels.len());
+                labels.extend(column::labels(rows.stored, &buffer, classes, &what)?);
+            }
+        }
+        Ok(labels)
+    }
+
+    /// The unpacked copy of a deflated piece, as a path; `None` when it is read where it is.
+    fn unpacked(&self, piece: &Piece) -> Result<Option<String>, SourceError> {
+        let Err(member) = &piece.at else { return Ok(None) };
+        let file = &self.shards.files()[piece.shard];
+        let display = self.shards.display(piece.shard);
+        let identity = format!("{display}\n{}\n{}\n{member:?}", file.size, file.version);
+        let what = format!("{display}: array {:?}", member.name);
+        let path = unpack::unpack(&self.config.cache, &identity, &what, member, &|offset, buffer| {
+            self.shards.read_at(piece.shard, offset, buffer)
+        })?;
+        let path = path.to_str().ok_or_else(|| {
+            SourceError::config(format!("the cache folder's path must be UTF-8: {}", path.display()))
+        })?;
+        Ok(Some(path.to_owned()))
+    }
+
+    fn build(
+        &self,
+        columns: Vec<(Rows<'_>, Part)>,
+        schema: Schema,
+        labels: Option<Vec<i64>>,
+    ) -> Result<Array, SourceError> {
+        let mut hash = Xxh3::new();
+        let mut text = |text: &str| {
+            hash.update(&(text.len() as u64).to_le_bytes());
+            hash.update(text.as_bytes());
+        };
+        text("fuelrail array 1");
+        text(&serde_json::to_string(&schema).expect("plain data"));
+        let mut stores = vec![self.shards.clone()];
+        let mut built = Vec::new();
+        let mut names = Vec::new();
+        let mut copies: Vec<String> = Vec::new();
+        for (at, (rows, part)) in columns.iter().enumerate() {
+            text(&format!("{} {} {:?} {}", rows.name, rows.stored.element, rows.whole_shape(), rows.step));
+            let (mut runs, mut first) = (Vec::new(), 0);
+            for (piece, &count) in rows.pieces.iter().zip(&rows.counts) {
+                text(&format!("{} {count}", piece.name));
+                if count == 0 {
+                    continue;
+                }
+                let copy = self.unpacked(piece)?.map(|path| {
+                    copies.iter().position(|copy| *copy == path).unwrap_or_else(|| {
+                        copies.push(path);
+                        copies.len() - 1
+                    })
+                });
+                let (store, shard) = copy.map_or((0, piece.shard), |copy| (1, copy));
+                runs.push(Run { first, store, shard: shard as u32, offset: piece.data() });
+                if at == 0 {
+                    names.push(piece.name.clone());
+                }
+                first += count;
+            }
+            built.push(Column { runs, step: rows.step, part: part.clone() });
+        }
+        if !copies.is_empty() {
+            stores.push(open_copies(&copies)?);
+        }
+        let len = columns[0].0.count;
+        let local = stores.iter().enumerate().all(|(store, shards)| {
+            let mut shards_used =
+                built.iter().flat_map(|column| &column.runs).filter(|run| run.store as usize == store);
+            shards_used.all(|run| shards.extent(run.shard as usize, 0, 0).is_some())
+        });
+        let classes = self.config.classes.clone().unwrap_or_default();
+        classes.iter().for_each(|name| text(name));
+        for label in labels.iter().flatten() {
+            hash.update(&label.to_le_bytes());
+        }
+        let size = built.iter().map(|column| column.part.written() as u64).sum();
+        let blocks = if local { Blocks::None } else { blocks(&built[0], len, size) };
+        let fingerprint = Fingerprint(hash.digest128());
+        Ok(Array {
+            stores,
+            rows: Rowed { columns: built, names, size }.into(),
+            len,
+            schema,
+            labels,
+            classes,
+            blocks,
+            fingerprint,
+        })
+    }
+}
+
+fn open_copies(paths: &[String]) -> Result<Arc<Shards>, SourceError> {
+    Shards::open(paths, &[".npy"], &CacheConfig::default())
+}
+
+/// Stretches of about [`BLOCK_BYTES`] of each file.
+fn blocks(column: &Column, len: u64, size: u64) -> Blocks {
+    let most = (BLOCK_BYTES / size.max(1)).max(1);
+    let ends = column.runs[1..].iter().map(|run| run.first).chain([len]);
+    let runs = column.runs.iter().zip(ends).map(|(run, end)| end - run.first);
+    Blocks::seekable(
+        runs.flat_map(|count| (0..count.div_ceil(most)).map(move |block| most.min(count - block * most))),
+    )
+}
+
+/// An array of the configuration's choice.
+#[derive(Clone)]
+struct Chosen<'arrays> {
+    name: &'arrays str,
+    pieces: Vec<&'arrays Piece>,
+}
+
+impl Chosen<'_> {
+    fn same(&self, other: &Chosen<'_>) -> bool {
+        self.pieces.iter().any(|piece| other.pieces.iter().any(|other| std::ptr::eq(*piece, *other)))
+    }
+}
+
+/// The rows of an array, checked.
+struct Rows<'arrays> {
+    name: &'arrays str,
+    pieces: Vec<&'arrays Piece>,
+    /// Rows in each piece.
+    counts: Vec<u64>,
+    stored: Stored,
+    /// Shape of one row.
+    shape: &'arrays [u64],
+    /// Rows of all pieces.
+    count: u64,
+    /// Bytes from the start of one row to the next.
+    step: u64,
+}
+
+impl Rows<'_> {
+    fn whole_shape(&self) -> Vec<u64> {
+        [&[self.count], self.shape].concat()
+    }
+}
