@@ -201,7 +201,7 @@ class Topic:
 
     def take(self, batches: Iterable[Any], wanted: Iterable[Name] | None = None) -> list[Name]:
         """Reads until all of these (default: all written) were delivered, in the order of delivery."""
-        left = Counter(self.written if wanted is None else wanted)
+        left = Counter(self.names if wanted is None else wanted)
         seen: list[Name] = []
         for batch in batches:
             names = self.check(batch)

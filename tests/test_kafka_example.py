@@ -42,14 +42,14 @@ def test_the_example_trains_on_a_stream_and_goes_on_from_its_checkpoint(
 
 @pytest.mark.skipif(not GATE, reason="the demo takes a minute: FUELRAIL_GATE=1")
 def test_the_demo_loses_nothing_and_repeats_nothing() -> None:
-    said = run("python/scripts/demo_kafka.py", "--records", 9_600, "--rate", 600, seconds=300)
+    said = run("python/scripts/demo_kafka.py", "--records", 3_200, "--rate", 200, seconds=300)
     table = {
         line.split("  ")[1]: line.split("  ")[-1].strip()
         for line in said.splitlines()
         if line.startswith("  ")
     }
     assert table["lost"] == table["twice"] == "0"
-    assert "9,600 records in 4 partitions" in said and "all identical" in said
+    assert "3,200 records in 4 partitions" in said and "all identical" in said
 
 
 def test_the_broker_script_starts_and_stops_one_that_outlives_it(broker: Broker, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ pytest.importorskip("confluent_kafka", reason="confluent-kafka is not installed:
 import numpy as np
 import photographs
 import pyarrow as pa
-from confluent_kafka import Consumer, Message, TopicPartition
+from confluent_kafka import Consumer, KafkaException, Message, TopicPartition
 from fuelrail.loader import binary
 from kafka.broker import Broker, free_ports
 from streams import QUIET, Topic
@@ -209,6 +209,9 @@ def topic_has(url: str, count: int) -> bool:
             return False
         parts = [TopicPartition(topic, partition) for partition in partitions[topic].partitions]
         return sum(consumer.get_watermark_offsets(part, 20)[1] for part in parts) >= count
+    except KafkaException:
+        # A partition that is being made has no leader yet.
+        return False
     finally:
         consumer.close()
 

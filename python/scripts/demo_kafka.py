@@ -1,6 +1,6 @@
 """`make demo-kafka`: training on a live Kafka stream, killed in the middle, and what that did to the data: nothing.
 
-    broker  ◀── fuelrail produce: handwritten digits, 500 a second
+    broker  ◀── fuelrail produce: handwritten digits, 160 a second
        │
        ╰──▶ trainer, a checkpoint every 25 steps ── kill -9 ──▶ trainer again, from its checkpoint
 
@@ -19,10 +19,11 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from confluent_kafka import Consumer, TopicPartition
+from confluent_kafka import Consumer, KafkaException, TopicPartition
 from digits import write_digits
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))
@@ -30,7 +31,7 @@ from kafka.broker import Broker, BrokerError
 
 BUILD = Path("build/demo")
 TOPIC = "digits"
-BATCH, EVERY = 64, 25
+BATCH, EVERY = 32, 25
 
 
 def main() -> int:
@@ -38,10 +39,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--records", type=int, default=16_000, help="records that are produced and trained on"
-    )
-    parser.add_argument("--rate", type=int, default=500, help="records a second")
+    parser.add_argument("--records", type=int, default=4_800, help="records that are produced and trained on")
+    parser.add_argument("--rate", type=int, default=160, help="records a second")
     arguments = parser.parse_args()
     steps = max(2 * EVERY, arguments.records // BATCH)
     write_digits(BUILD / "digits")
@@ -123,7 +122,8 @@ class Demo:
     def _note(self, said: dict[str, Any]) -> None:
         """A step: shown, and compared with what it was before the kill."""
         step, names = said["step"], said["names"]
-        if step in self._delivered:
+        # Behind the window of the checkpoint the live edge may be cut elsewhere: no weights that are left have seen it.
+        if step in self._delivered and said["fixed"]:
             self._replayed += 1
             if self._delivered[step] != names:
                 raise SystemExit(f"demo-kafka: step {step} was another batch before the kill")
@@ -149,7 +149,7 @@ class Demo:
             ("trained on by the final weights", f"{len(seen & written):,}"),
             ("lost", f"{lost:,}"),
             ("twice", f"{twice:,}"),
-            ("batches delivered again after the kill", f"{self._replayed}, all identical"),
+            ("batches of the checkpoint's window again", f"{self._replayed}, all identical"),
             ("accuracy on unseen digits", f"{last['accuracy']:.1%}"),
         ]
         width = max(len(name) for name, _ in rows)
@@ -175,7 +175,11 @@ def pump(stream: Any, lines: queue.Queue[str | None]) -> None:
 def wait_for_topic(url: str, producer: subprocess.Popen[str]) -> None:
     """Until the producer has made it."""
     deadline = time.monotonic() + 60
-    while not ends(url):
+    while True:
+        # A partition that is being made has no leader yet.
+        with suppress(KafkaException):
+            if ends(url):
+                return
         if producer.poll() is not None or time.monotonic() > deadline:
             raise SystemExit("demo-kafka: the producer did not create the topic")
         time.sleep(0.1)
