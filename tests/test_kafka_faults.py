@@ -151,7 +151,7 @@ def test_a_broker_killed_under_a_training_comes_back_and_nothing_is_lost(
 def test_leaders_move_and_brokers_die_and_nothing_is_lost_or_repeated(cluster: Broker) -> None:
     topic = Topic(cluster, partitions=6, replication=3)
     topic.write(600)
-    with topic.loader(batch_size=10, timeout=180, source_options={"window_records": 60}) as loader:
+    with topic.loader(batch_size=10, timeout=60, source_options={"window_records": 60}) as loader:
         batches = iter(loader)
         seen: list[Any] = []
         for victim in (1, 2, 3) * (10 if GATE else 1):
