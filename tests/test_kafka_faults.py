@@ -155,6 +155,8 @@ def test_leaders_move_and_brokers_die_and_nothing_is_lost_or_repeated(cluster: B
         batches = iter(loader)
         seen: list[Any] = []
         for victim in (1, 2, 3) * (10 if GATE else 1):
+            # So that it is in the middle of something when the broker dies.
+            topic.write(150, seconds=120)
             for _ in range(12):
                 seen += topic.check(next(batches))
             cluster.kill(victim)

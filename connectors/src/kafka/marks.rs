@@ -180,6 +180,11 @@ impl Shared {
                     }
                 }
             }
+            if state.trouble.is_some() {
+                drop(state);
+                refresh(consumer, partitions);
+                state = self.lock();
+            }
             // After a failure not at once again.
             let pause =
                 if state.trouble.is_some() || state.missing.is_some() { CONFIRM / 2 } else { Duration::ZERO };
@@ -192,6 +197,16 @@ impl Shared {
                 return;
             }
             next.asked = false;
+        }
+    }
+}
+
+/// Learns who leads each partition now: what is known of that is kept for a quarter of a minute, and asked for again only
+/// by those who fetch.
+fn refresh(consumer: &Consumer, partitions: &[Partition]) {
+    for of_topic in partitions.chunk_by(|a, b| a.topic == b.topic) {
+        if consumer.fetch_metadata(Some(&of_topic[0].topic), CONFIRM).is_err() {
+            return;
         }
     }
 }
