@@ -32,6 +32,7 @@ from support import (
     at_most,
     digest,
     digests,
+    fuelrail,
     row_digests,
     wait_until,
 )
@@ -77,6 +78,49 @@ def test_each_row_is_named_by_topic_partition_and_offset(filled: Topic) -> None:
     with filled.bounded() as loader:
         batch = next(iter(loader))
         assert loader.keys(batch) == [f"{filled.name}/{p}/{o}" for p, o in names_of(batch)]
+
+
+def test_the_records_around_a_saved_state_are_named_by_which(filled: Topic, tmp_path: Path) -> None:
+    with filled.bounded() as loader:
+        batches = iter(loader)
+        for _ in range(10):
+            before = next(batches)
+        state = tmp_path / "state.json"
+        state.write_text(json.dumps(loader.state_dict()))
+        after = next(batches)
+        expected = {"--before": loader.keys(before), "--world-size=1": loader.keys(after)}
+    options = [f"--source-option={key}={value}" for key, value in filled.options()["source_options"].items()]
+    command = [
+        "which",
+        filled.url,
+        "--state",
+        state,
+        "--batch-size",
+        "8",
+        "--source-option=end=end",
+        *options,
+    ]
+    for direction, keys in expected.items():
+        done = fuelrail(*command, "--json", direction)
+        assert done.returncode == 0, done.stderr
+        assert [json.loads(line)["key"] for line in done.stdout.splitlines()] == keys
+    done = fuelrail(
+        "which", filled.url, *options, "--source-option=end=end", "--position", "5", "--no-shuffle"
+    )
+    assert done.returncode == 1 and "without its window" in done.stderr
+
+
+def test_bench_says_where_a_stream_stands(filled: Topic) -> None:
+    options = [f"--source-option={key}={value}" for key, value in filled.options()["source_options"].items()]
+    done = fuelrail(
+        "bench", filled.url, "--epochs=1", "--task=C", "--size=8", "--source-option=end=end", *options
+    )
+    assert done.returncode == 0, done.stderr
+    assert (
+        "a range of a stream" in done.stdout
+        and "3 partitions, " in done.stdout
+        and "records received" in done.stdout
+    )
 
 
 def test_an_endless_stream_has_no_length(filled: Topic) -> None:

@@ -25,6 +25,9 @@ const NAP: Duration = Duration::from_millis(20);
 const ASK: Duration = Duration::from_millis(100);
 const ASK_EACH: Duration = Duration::from_micros(200);
 
+/// Time between two lines in the log about how far a stream has come; of every window there is one for debugging.
+const TOLD: Duration = Duration::from_secs(30);
+
 /// A stream being read.
 pub(super) struct Following {
     shared: Arc<Shared>,
@@ -67,8 +70,18 @@ impl Following {
         settings.remove("group.id").set("statistics.interval.ms", "0");
         let scout = client::connect(&core.config, &settings, &ranges.partitions, &trouble)?;
         let scout = Arc::new(Scout::new(scout, ranges.partitions.clone()));
-        let mut reading =
-            Reading { core, source, place: from, ranges, scout, trouble, shared: shared.clone(), sink };
+        let mut reading = Reading {
+            core,
+            source,
+            place: from,
+            ranges,
+            scout,
+            trouble,
+            shared: shared.clone(),
+            sink,
+            began: Instant::now(),
+            told: None,
+        };
         let thread = std::thread::Builder::new()
             .name("kafka".into())
             .spawn(move || {
@@ -127,6 +140,9 @@ struct Reading {
     trouble: Arc<Mutex<Trouble>>,
     shared: Arc<Shared>,
     sink: Arc<dyn Sink>,
+    began: Instant,
+    /// When the log was last told how far it has come.
+    told: Option<Instant>,
 }
 
 /// The thread has been told to end.
@@ -324,7 +340,7 @@ impl Reading {
     }
 
     /// Reads the last window again and compares it.
-    fn again(&self, session: &mut Session) -> Step<()> {
+    fn again(&mut self, session: &mut Session) -> Step<()> {
         let starts: Vec<i64> = self.ranges.ranges.iter().map(|range| range.from).collect();
         let ends: Vec<i64> = self.ranges.ranges.iter().map(|range| range.to).collect();
         let taking = Taking::new(starts.clone(), ends.clone(), self.core.config.window_bytes());
@@ -410,14 +426,53 @@ impl Reading {
         Ok(())
     }
 
-    fn hand_over(&self, read: Read, last: bool) {
-        let mut stats = lock(&self.shared.stats);
-        stats.window = self.place.window;
-        stats.records += read.records.len() as u64;
-        stats.bytes += read.bytes;
-        drop(stats);
+    fn hand_over(&mut self, read: Read, last: bool) {
+        let stats = {
+            let mut stats = lock(&self.shared.stats);
+            stats.window = self.place.window;
+            stats.records += read.records.len() as u64;
+            stats.bytes += read.bytes;
+            stats.clone()
+        };
+        self.tell(&stats);
         let source = self.source.clone();
         self.sink.window(Window { place: self.place.clone(), last, records: read.records, source });
+    }
+}
+
+impl Reading {
+    /// Says in the log how far it has come.
+    fn tell(&mut self, stats: &StreamStats) {
+        let due = self.told.is_none_or(|told| told.elapsed() >= TOLD);
+        if !due && !tracing::enabled!(tracing::Level::DEBUG) {
+            return;
+        }
+        let ranges =
+            self.ranges.partitions.iter().zip(&self.ranges.ranges).filter(|(_, range)| range.from < range.to);
+        let shown: Vec<String> = ranges
+            .clone()
+            .take(4)
+            .map(|(partition, range)| format!("{partition} {} to {}", range.from, range.to - 1))
+            .collect();
+        let more = ranges.count().saturating_sub(shown.len());
+        let more = if more > 0 { format!(" and {more} partitions more") } else { String::new() };
+        let behind = stats
+            .lag
+            .map_or_else(|| "the end is not known yet".into(), |lag| format!("{lag} behind the end"));
+        let rate = stats.records as f64 / self.began.elapsed().as_secs_f64().max(1e-3);
+        let Place { window, epoch, count, .. } = self.place;
+        let line = format!(
+            "Kafka: window {window} of epoch {epoch} has {count} records (offsets of {}{more}); {} records so far, {rate:.0}/s, \
+             {behind}",
+            shown.join(", "),
+            stats.records
+        );
+        if due {
+            self.told = Some(Instant::now());
+            tracing::info!("{line}");
+        } else {
+            tracing::debug!("{line}");
+        }
     }
 }
 

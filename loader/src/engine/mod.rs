@@ -1,6 +1,6 @@
 //! The engine of one feed: walks the order, keeps several batches under construction, hands them over in order.
 //!
-//! What lies ahead, it is told by a [`Course`]: rows, the end of an epoch, or (of a stream) nothing yet.
+//! What lies ahead, it is told by a `Course`: rows, the end of an epoch, or (of a stream) nothing yet.
 //!
 //! All state lives in the coordinator thread and changes only when an event arrives:
 //!
