@@ -281,6 +281,23 @@ def test_records_deleted_before_a_token_stop_the_run_with_the_range(broker: Brok
     assert f"{topic.name}/1" in said and "0 to 34 (35)" in said, said
 
 
+def test_a_run_goes_on_although_what_lies_before_its_token_is_gone(broker: Broker) -> None:
+    topic = Topic(broker, partitions=1)
+    topic.write(200)
+    source = {"source_options": {"window_records": 40, "start": 0, "end": 200}}
+    with topic.loader(**source) as loader:
+        batches = iter(loader)
+        seen = [name for batch in itertools.islice(batches, 12) for name in topic.check(batch)]
+        token = loader.state_dict()
+    # It stands in the third window, [80, 120).
+    topic.delete_records({0: 80})
+    with topic.loader(**source) as loader:
+        loader.load_state_dict(token)
+        once(seen + [name for batch in loader for name in topic.check(batch)], topic.names)
+    with topic.loader(**source) as loader, pytest.raises(FuelrailError, match=r"offsets 0 to 79 \(80\)"):
+        next(iter(loader))
+
+
 def test_records_deleted_ahead_of_a_slow_training_stop_it_with_the_range(broker: Broker) -> None:
     topic = Topic(broker, partitions=1)
     topic.write(4000, value=lambda number: picture(number) + bytes(2000))

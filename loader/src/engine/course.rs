@@ -163,6 +163,16 @@ impl StreamCourse {
         if let Some(len) = len
             && batching.batches_from(position) == 0
         {
+            if position == 0 {
+                // Epochs without a batch would be gone through for ever.
+                return Ahead::Failed(Refusal::new(
+                    ErrorKind::Config,
+                    format!(
+                        "drop_last leaves no batch: the {len} records of the range are fewer than batch_size {} x world_size {}",
+                        batching.batch_size, batching.world_size
+                    ),
+                ));
+            }
             return Ahead::EpochEnds { len };
         }
         let until = batching.after(position);

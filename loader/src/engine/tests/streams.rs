@@ -251,6 +251,14 @@ fn drop_last_ends_the_epoch_with_the_last_whole_batch() {
 }
 
 #[test]
+fn drop_last_that_leaves_no_batch_of_a_range_is_refused() {
+    let flows = Flows::new(Arc::new(Fake { end: Some(9), ..Fake::default() }));
+    let client = begun(&flows, json!({"drop_last": true, "batch_size": 10}), 0, 1);
+    let error = client.ready().unwrap_err();
+    assert!(error.contains("the 9 records of the range are fewer than batch_size 10"), "{error}");
+}
+
+#[test]
 fn ranks_together_see_what_one_rank_sees() {
     for uniform in [true, false] {
         let whole = begun(&Flows::new(Arc::new(Fake::default())), json!({"batch_size": 6}), 0, 1);
