@@ -32,6 +32,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         }
     };
     let topic = arguments.next().unwrap_or_else(|| "bench".into());
+    let properties: serde_json::Value =
+        arguments.next().map_or(Ok(serde_json::json!({})), |text| text.parse())?;
     let servers: Vec<String> = servers.split(',').map(str::to_owned).collect();
     if mock.is_some() {
         // A record a batch, as producers with the usual settings send records of this size: the mock answers a request with one
@@ -45,7 +47,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         producer.flush(Duration::from_secs(60))?;
     }
     let config: KafkaConfig = serde_json::from_value(serde_json::json!({
-        "servers": servers, "topics": [topic], "end": "end", "window_bytes": 16 << 20,
+        "servers": servers, "topics": [topic], "end": "end", "window_bytes": 16 << 20, "properties": properties,
     }))?;
     let source = open_stream(&config)?;
     let origin = source.origin(0);

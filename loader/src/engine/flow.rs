@@ -16,8 +16,8 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
 use fuelrail_connectors::{Follower, Place, Sink, SourceError, StreamSource, StreamStats, Window};
 
-/// What a window costs beside its records: its place, as data.
-const WINDOW_OVERHEAD: u64 = 64 << 10;
+/// What windows may cost beside their records: their places, as data.
+const PLACES: u64 = 1 << 20;
 
 /// Called when there is news for a rank: a window, or the end of it all.
 pub(super) type Notify = Arc<dyn Fn() + Send + Sync>;
@@ -50,7 +50,7 @@ impl Flows {
     /// Bytes that the windows of a flow may hold.
     pub fn window_memory(&self) -> u64 {
         // One in use and the next.
-        2 * self.source.window_bytes()
+        2 * (self.source.window_bytes() + PLACES)
     }
 
     /// Becomes a rank's part of the flow from a place on. With `again`, the window of the place itself comes first.
@@ -260,14 +260,18 @@ impl State {
     }
 
     fn room(&self, held: &Held) -> bool {
-        held.bytes <= self.window_bytes
+        // A full window leaves room for the next: a batch may lie across their border.
+        held.bytes <= self.window_bytes + PLACES
     }
 
     fn is_stuck(&self, rank: u64) -> bool {
         let mut held = self.lock();
         held.ranks.get_mut(&rank).expect("a member has joined").idle = true;
         let all_here = self.uniform || held.ranks.len() as u64 == self.world_size;
-        !self.room(&held) && all_here && held.ranks.values().all(|rank| rank.idle || rank.notify.is_none())
+        let end = held.first + held.windows.len() as u64;
+        // One that has been told of a window and has not taken it yet is not stuck.
+        let stuck = |rank: &Rank| rank.notify.is_none() || (rank.idle && rank.next == end);
+        !self.room(&held) && all_here && held.ranks.values().all(stuck)
     }
 
     fn notify(&self, held: MutexGuard<'_, Held>) {
@@ -283,7 +287,8 @@ impl Sink for State {
     }
 
     fn window(&self, window: Window) {
-        let bytes = window.bytes() + WINDOW_OVERHEAD;
+        // As a tree in memory it takes a few times what it takes as text.
+        let bytes = window.bytes() + 4 * window.place.state.to_string().len() as u64;
         let mut held = self.lock();
         held.bytes += bytes;
         held.windows.push_back(Entry { window: Arc::new(window), bytes, done: Vec::new() });

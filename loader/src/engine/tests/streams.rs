@@ -24,6 +24,8 @@ struct Fake {
     bad_every: u64,
     /// The record at which the broker says no.
     fails_at: u64,
+    /// Bytes that records have beside their image, so that windows are larger than what is always allowed for places.
+    padding: u64,
     windows_made: AtomicU64,
     saved: Mutex<Vec<(u64, u64)>>,
 }
@@ -37,6 +39,7 @@ impl Default for Fake {
             uniform: true,
             bad_every: u64::MAX,
             fails_at: u64::MAX,
+            padding: 200_000,
             windows_made: AtomicU64::new(0),
             saved: Mutex::default(),
         }
@@ -53,6 +56,7 @@ impl Fake {
     fn record(&self, number: u64) -> StreamRecord {
         let mut image = b"P6 4 4 255\n".to_vec();
         image.extend((0..48).map(|at| (number * 7 + at) as u8));
+        image.resize(image.len() + self.padding as usize, 0);
         let bad = number % self.bad_every == self.bad_every - 1;
         StreamRecord {
             id: number as i64,
@@ -125,8 +129,8 @@ impl StreamSource for Fake {
         (id >= 0).then(|| format!("topic/0/{id}"))
     }
     fn window_bytes(&self) -> u64 {
-        // One window of ten fits beside another.
-        10 * (59 + size_of::<StreamRecord>() as u64) + (64 << 10)
+        // Exactly a window of ten: another must fit beside it, or a batch across their border never comes.
+        10 * (59 + self.padding + size_of::<StreamRecord>() as u64)
     }
     fn memory(&self) -> u64 {
         1 << 20
