@@ -51,7 +51,7 @@ impl Sizes {
         Self {
             queue_kbytes: of(
                 &["queued.max.messages.kbytes"],
-                (4 * piece >> 10).min(share(QUEUES >> 10, 64, 16 << 10)),
+                (4 * (piece >> 10)).min(share(QUEUES >> 10, 64, 16 << 10)),
             ),
             queue_messages: of(&["queued.min.messages"], share(MESSAGES, 100, 50_000)),
             partition_bytes: of(&["fetch.message.max.bytes", "max.partition.fetch.bytes"], piece),

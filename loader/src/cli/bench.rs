@@ -193,14 +193,17 @@ impl Report<'_> {
         }
         say!("cpu          {:.3} s per 1,000 images, daemon and client", self.cpu_s_per_1000());
         say!("first batch  {:.0} ms after start", self.first_batch.as_secs_f64() * 1e3);
-        say!(
-            "reading      {}: {:.1} reads per submission, {} in {} reads, at most {} in flight",
-            stats.backend,
-            self.reads_per_submission(),
-            mib(stats.read_bytes),
-            stats.reads,
-            mib(stats.peak_in_flight_bytes)
-        );
+        // A stream's records come from memory; its own line says how they got there.
+        if stats.stream.is_none() {
+            say!(
+                "reading      {}: {:.1} reads per submission, {} in {} reads, at most {} in flight",
+                stats.backend,
+                self.reads_per_submission(),
+                mib(stats.read_bytes),
+                stats.reads,
+                mib(stats.peak_in_flight_bytes)
+            );
+        }
         let total = attached.budget.get("total").copied().unwrap_or(0);
         let lines: Vec<_> = attached
             .budget
