@@ -481,7 +481,7 @@ def test_poison_tombstones_and_oversize_are_listed_once_and_training_goes_on(
 
 def test_too_many_bad_records_stop_the_run(broker: Broker) -> None:
     topic = Topic(broker)
-    topic.write(300, value=lambda number: b"poison" if number % 3 else picture(number))
+    topic.write(300, value=lambda number: b"poison" if number % 3 == 0 else picture(number))
     with topic.bounded(error_budget=20) as loader, pytest.raises(DataError, match=topic.name):
         list(loader)
 
