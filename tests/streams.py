@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 from confluent_kafka import Message, Producer, TopicPartition
-from confluent_kafka.admin import AdminClient, NewTopic
+from confluent_kafka.admin import AdminClient, NewPartitions, NewTopic
 from kafka.broker import Broker
 from support import TINY, Loader, Script, wait_until
 
@@ -65,6 +65,20 @@ class Topic:
         admin = self.admin()
         for done in admin.create_topics([new]).values():
             done.result(30)
+
+    def grow(self, partitions: int) -> None:
+        """Gives it so many partitions, and waits until the brokers know of them."""
+        admin = self.admin()
+        for done in admin.create_partitions([NewPartitions(self.name, partitions)]).values():
+            done.result(30)
+
+        def there() -> bool:
+            return len(admin.list_topics(self.name, timeout=10).topics[self.name].partitions) == partitions
+
+        wait_until(there, 20, "the partitions are there")
+        self.partitions = partitions
+        # They know only what was there when they were made.
+        self._producers.clear()
 
     def delete(self) -> None:
         """Removes it, and waits until it is gone."""

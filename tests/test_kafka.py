@@ -398,6 +398,106 @@ def test_several_topics_and_patterns_are_one_stream(broker: Broker) -> None:
         assert sorted(keys) == sorted(wanted), address
 
 
+# Who joins -------------------------------------------------------------------------------------------------------------
+
+#: How often a stream looks for new partitions: librdkafka's own property, as for its own subscriptions.
+SOON = {"topic.metadata.refresh.interval.ms": 300}
+
+
+def test_partitions_that_are_added_are_read_from_their_beginning(broker: Broker) -> None:
+    topic = Topic(broker, partitions=2)
+    topic.write(100, partition=lambda number: number % 2)
+    steps: list[tuple[int, Any]] = []
+    seen: list[Any] = []
+    with topic.loader(batch_size=4, source_options={"properties": SOON}) as loader:
+        batches = iter(loader)
+
+        def read(records: int) -> None:
+            while len(seen) < records:
+                seen.extend(topic.check(next(batches)))
+                steps.append((len(seen), loader.state_dict()))
+
+        read(100)
+        topic.grow(5)
+        # Only into the new ones, in which nothing was before: whoever waits for the old ones waits for ever.
+        topic.write(60, partition=lambda number: 2 + number % 3)
+        read(160)
+        topic.write(100)
+        topic.grow(6)
+        topic.write(40, partition=lambda number: 5)
+        read(300)
+        once(seen, topic.names)
+        assert loader.stats()["stream"]["partitions"] == 6
+    # From any token, whether it knows them or not, the same rows up to its window's end, then the rest, once.
+    for count, token in steps[:: 1 if GATE else 9]:
+        with topic.loader(batch_size=4, source_options={"properties": SOON}) as loader:
+            loader.load_state_dict(token)
+            again = topic.take(loader, set(topic.names) - set(seen[:count]))
+        fixed = window_end(token)
+        assert again[: fixed - count] == seen[count:fixed]
+        once(seen[:count] + again, topic.names)
+
+
+def test_a_topic_that_a_pattern_means_is_read_when_it_comes(broker: Broker) -> None:
+    mark = f"later-{time.time_ns()}"
+    b = Topic(broker, 2, name=f"{mark}-b")
+    b.write(40)
+    options = b.options(batch_size=4, source_options={"properties": SOON})
+    with Loader(f"kafka://{broker.bootstrap}/{mark}-*", **options) as loader:
+        batches = iter(loader)
+        rows: list[tuple[str, int]] = []
+
+        def read(records: int) -> None:
+            while len(rows) < records:
+                batch = next(batches)
+                rows.extend(zip(loader.keys(batch), batch["index"].tolist(), strict=True))
+
+        read(40)
+        token = loader.state_dict()
+        # By name it comes before the other one; the numbers of what is read already stay what they are.
+        a = Topic(broker, 2, name=f"{mark}-a")
+        a.write(40)
+        b.write(20)
+        read(100)
+    wanted = {f"{topic.name}/{p}/{o}" for topic in (a, b) for p, o in topic.names}
+    assert sorted(key for key, _ in rows) == sorted(wanted)
+    slots = {f"{b.name}/0": 0, f"{b.name}/1": 1, f"{a.name}/0": 2, f"{a.name}/1": 3}
+    for key, index in rows:
+        partition, offset = key.rsplit("/", 1)
+        assert index == slots[partition] << 48 | int(offset)
+    # A run that goes on from before the topic was there reads it too.
+    with Loader(f"kafka://{broker.bootstrap}/{mark}-*", **options) as loader:
+        loader.load_state_dict(token)
+        batches = iter(loader)
+        keys: list[str] = []
+        while len(keys) < 60:
+            keys += loader.keys(next(batches))
+    assert sorted(keys) == sorted(key for key, _ in rows[40:])
+
+
+def test_daemons_that_must_agree_leave_new_partitions_out_aloud(broker: Broker) -> None:
+    topic = Topic(broker, partitions=2)
+    topic.write(64, partition=lambda number: number % 2)
+    cut = {"window_offsets": 16, "window_records": None, "window_seconds": None, "properties": SOON}
+    with Script(
+        """
+        from support import TINY, Loader
+        with Loader(sys.argv[1], transforms=TINY, dtype="u8", batch_size=8, source_options=json.loads(sys.argv[2])) as loader:
+            for batch in loader:
+                say(loader.keys(batch))
+        """,
+        topic.url,
+        json.dumps(topic.options(source_options=cut)["source_options"]),
+    ) as reader:
+        keys = [key for _ in range(8) for key in reader.hears()]
+        topic.grow(3)
+        topic.write(96, partition=lambda number: number % 3)
+        wait_until(lambda: "new partitions are NOT read" in reader.stderr, 60, "the log says so")
+        assert f"({topic.name}/2)" in reader.stderr and "window_offsets" in reader.stderr
+        keys += [key for _ in range(8) for key in reader.hears()]
+        assert sorted(keys) == sorted(f"{topic.name}/{p}/{o}" for p, o in topic.names if p < 2)
+
+
 # What producers do -----------------------------------------------------------------------------------------------------
 
 

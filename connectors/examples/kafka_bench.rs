@@ -51,7 +51,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     }))?;
     let source = open_stream(&config)?;
     let origin = source.origin(0);
-    let ranges: Vec<(i32, i64, i64)> = origin.state["partitions"][&topic]
+    let ranges: Vec<(i32, i64, i64)> = origin.state["partitions"][0][&topic]
         .as_array()
         .into_iter()
         .flatten()

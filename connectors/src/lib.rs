@@ -206,7 +206,18 @@ pub fn open_watched(config: &SourceConfig, opening: &Opening) -> Result<Arc<dyn 
 /// # Errors
 /// [`SourceError`] when the configuration makes no sense, no broker answers within ten seconds, or a topic is not there.
 pub fn open_stream(config: &KafkaConfig) -> Result<Arc<dyn StreamSource>, SourceError> {
-    kafka::open(config)
+    open_stream_watched(config, &Opening::new())
+}
+
+/// As [`open_stream`], for someone who may cancel it from another thread.
+///
+/// # Errors
+/// As [`open_stream`]; and once it was cancelled, with one that [`SourceError::is_cancelled`].
+pub fn open_stream_watched(
+    config: &KafkaConfig,
+    opening: &Opening,
+) -> Result<Arc<dyn StreamSource>, SourceError> {
+    kafka::open(config, opening)
 }
 
 /// A list of records with a known length and random access. Immutable once open; shared by all feeds of a pipeline.

@@ -622,8 +622,8 @@ fn what_is_written_while_leaders_move_is_read_once() {
 /// The state of a place with its one range changed.
 fn moved(place: &Place, from: i64, to: i64) -> Place {
     let mut place = place.clone();
-    place.state["partitions"]["t"][0][1] = from.into();
-    place.state["partitions"]["t"][0][2] = to.into();
+    place.state["partitions"][0]["t"][0][1] = from.into();
+    place.state["partitions"][0]["t"][0][2] = to.into();
     place
 }
 
@@ -637,7 +637,7 @@ fn what_is_gone_stops_the_run_with_partition_range_and_count() {
     // The mock keeps 5 MiB of a partition.
     produce(&servers(&cluster), "t", 1, 1000..8000, 1000);
     let low = open_stream(&config(&cluster, serde_json::json!({"topics": ["t"]}))).unwrap().origin(0);
-    let low = low.state["partitions"]["t"][0][1].as_i64().unwrap();
+    let low = low.state["partitions"][0]["t"][0][1].as_i64().unwrap();
     assert!(low > 1000, "the mock has removed nothing: {low}");
     for (place, again, from) in [(&origin, false, 0), (&first, false, 100), (&first, true, 0)] {
         let sink = Collector::new(usize::MAX);

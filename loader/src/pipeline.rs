@@ -55,9 +55,8 @@ impl Opened {
     /// With [`ErrorKind::Config`] or [`ErrorKind::Source`].
     pub fn open(config: &SourceConfig, opening: &Opening) -> Result<Self, Refusal> {
         let opened = config.resolve().and_then(|config| match config {
-            SourceConfig::Kafka(config) => {
-                fuelrail_connectors::open_stream(&config).map(|source| Self::Stream(Flows::new(source)))
-            }
+            SourceConfig::Kafka(config) => fuelrail_connectors::open_stream_watched(&config, opening)
+                .map(|source| Self::Stream(Flows::new(source))),
             config => fuelrail_connectors::open_watched(&config, opening).map(Self::Indexed),
         });
         opened.map_err(|error| {

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
 use rdkafka::client::ClientContext;
@@ -27,6 +27,8 @@ const ANSWERS: u64 = 32 << 20;
 const ANSWER: u64 = 8 << 20;
 /// Messages that are fetched ahead, over all partitions.
 const MESSAGES: u64 = 100_000;
+/// Who waits for an answer looks around this often.
+const WATCH: Duration = Duration::from_millis(50);
 /// What librdkafka holds for each message beside its bytes, about.
 const MESSAGE_OVERHEAD: u64 = 320;
 
@@ -61,6 +63,27 @@ impl Sizes {
             // large, and idle ones should be few.
             wait_ms: (partitions as u64 / 8).clamp(10, 100),
         }
+    }
+
+    /// The same memory for more partitions.
+    pub(super) fn spread(self, properties: &KafkaProperties, from: usize, to: usize) -> Self {
+        let wanted = Self::new(properties, to);
+        // What was announced stays true; what the user has set is what they want of each.
+        let less = |before: u64, wanted: u64, least: u64| {
+            wanted.min((before * from as u64 / to.max(1) as u64).max(least))
+        };
+        let set = |names: &[&str]| properties.number(names).is_some();
+        let mut sizes = wanted;
+        if !set(&["queued.max.messages.kbytes"]) {
+            sizes.queue_kbytes = less(self.queue_kbytes, wanted.queue_kbytes, 64);
+        }
+        if !set(&["queued.min.messages"]) {
+            sizes.queue_messages = less(self.queue_messages, wanted.queue_messages, 100);
+        }
+        if !set(&["fetch.message.max.bytes", "max.partition.fetch.bytes"]) {
+            sizes.partition_bytes = less(self.partition_bytes, wanted.partition_bytes, 64 << 10);
+        }
+        sizes
     }
 
     /// Bytes that are held at most, but for single batches that are larger than what is asked for.
@@ -290,5 +313,39 @@ pub(super) fn serve(consumer: &Consumer) -> Result<(), SourceError> {
     match consumer.client().context().trouble().fatal {
         Some(reason) => Err(SourceError::data(format!("librdkafka cannot go on: {reason}"))),
         None => Ok(()),
+    }
+}
+
+/// Asks a question that the brokers may take this long to answer, on a thread of its own, and calls `watch` meanwhile, which
+/// may end the waiting with an error.
+///
+/// The question is not cut into short ones: where a round trip takes seconds, none of those would ever be answered. (A first
+/// answer takes four: the broker's versions and its name, and then both again under that name.)
+///
+/// # Errors
+/// That of `watch`; inside, that of the question.
+pub(super) fn ask<T: Send + 'static>(
+    patience: Duration,
+    question: impl FnOnce(Duration) -> KafkaResult<T> + Send + 'static,
+    mut watch: impl FnMut() -> Result<(), SourceError>,
+) -> Result<KafkaResult<T>, SourceError> {
+    let (answer, answered) = mpsc::sync_channel(1);
+    std::thread::Builder::new()
+        .name("kafka-ask".into())
+        .spawn(move || {
+            // Nobody listens any more when `watch` has ended the waiting.
+            let _ = answer.send(question(patience));
+        })
+        .map_err(|error| SourceError::backend(format!("no thread to ask Kafka on: {error}")))?;
+    loop {
+        match answered.recv_timeout(WATCH) {
+            Ok(answer) => return Ok(answer),
+            Err(mpsc::RecvTimeoutError::Timeout) => watch()?,
+            Err(mpsc::RecvTimeoutError::Disconnected) => {
+                return Err(SourceError::backend(
+                    "asking Kafka broke; this is a bug, please report it".into(),
+                ));
+            }
+        }
     }
 }

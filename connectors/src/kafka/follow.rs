@@ -6,11 +6,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use rdkafka::ClientConfig;
 use xxhash_rust::xxh3::Xxh3;
 
 use super::client::{self, Trouble};
 use super::config::Cut;
 use super::marks::Scout;
+use super::newcomers::{self, Newcomers};
 use super::place::{Partition, Range, Ranges};
 use super::plan::{self, Taking};
 use super::session::{Look, Session};
@@ -50,12 +52,13 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Following {
     pub(super) fn start(
-        core: Arc<Core>,
+        opened: Arc<Kafka>,
         from: Place,
         ranges: Ranges,
         again: bool,
         sink: Arc<dyn Sink>,
     ) -> Result<Self, SourceError> {
+        let core = opened.core.clone();
         let stats = StreamStats {
             window: from.window,
             partitions: ranges.partitions.len() as u64,
@@ -65,13 +68,12 @@ impl Following {
         let shared = Arc::new(Shared { stats: Mutex::new(stats), bounded, ..Shared::default() });
         let source = Arc::new(Kafka::with_partitions(core.clone(), ranges.partitions.clone()));
         let trouble = Arc::default();
-        let mut settings = core.client.clone();
-        // It is in no group and fetches nothing.
-        settings.remove("group.id").set("statistics.interval.ms", "0");
-        let scout = client::connect(&core.config, &settings, &ranges.partitions, &trouble)?;
-        let scout = Arc::new(Scout::new(scout, ranges.partitions.clone()));
+        let client = client_for(&core, ranges.partitions.len())?;
+        let scout = scout(&core, &client, &ranges.partitions, &trouble)?;
         let mut reading = Reading {
             core,
+            client,
+            opened,
             source,
             place: from,
             ranges,
@@ -129,9 +131,39 @@ impl Drop for Following {
     }
 }
 
+/// Settings for reading so many partitions in the memory that was announced.
+fn client_for(core: &Core, partitions: usize) -> Result<ClientConfig, SourceError> {
+    let announced = core.found.partitions.len();
+    if partitions <= announced {
+        return Ok(core.client.clone());
+    }
+    client::configure(&core.config, core.sizes.spread(&core.config.properties, announced, partitions))
+}
+
+/// Starts asking how far these reach, and who else is there.
+fn scout(
+    core: &Core,
+    client: &ClientConfig,
+    partitions: &Arc<[Partition]>,
+    trouble: &Arc<Mutex<Trouble>>,
+) -> Result<Arc<Scout>, SourceError> {
+    let mut settings = client.clone();
+    // It is in no group and fetches nothing.
+    settings.remove("group.id").set("statistics.interval.ms", "0");
+    let consumer = client::connect(&core.config, &settings, partitions, trouble)?;
+    // What comes later lies behind the end of a stream that has one.
+    let join = matches!(core.cut, Cut::Records { .. });
+    let newcomers = (!core.bounded).then(|| Newcomers::new(&core.config, join));
+    Ok(Arc::new(Scout::new(consumer, partitions.clone(), newcomers)))
+}
+
 /// The thread's own state.
 struct Reading {
     core: Arc<Core>,
+    client: ClientConfig,
+    /// Names records for those who have no window.
+    opened: Arc<Kafka>,
+    /// Names those of the next window.
     source: Arc<Kafka>,
     /// The last window.
     place: Place,
@@ -171,9 +203,9 @@ impl Reading {
         let mut session = None;
         if again && self.place.window > 0 {
             let starts: Vec<i64> = self.ranges.ranges.iter().map(|range| range.from).collect();
-            let session = self.begin(&mut session, &starts)?;
-            go_on!(self.room(session));
-            go_on!(self.again(session));
+            let logs = self.begin(&mut session, &starts)?;
+            go_on!(self.room(logs));
+            go_on!(self.again(logs));
         } else if self.place.window > 0 && self.is_last() {
             // Whoever begins behind the last window of an epoch hears that it has ended.
             let ends: Vec<i64> = self.ranges.ranges.iter().map(|range| range.to).collect();
@@ -199,13 +231,38 @@ impl Reading {
             }
             let starts: Vec<i64> = self.ranges.ranges.iter().map(|range| range.to).collect();
             // Before there is room: it fetches ahead, knows the lag, and tells the broker what was saved.
-            let session = self.begin(&mut session, &starts)?;
-            go_on!(self.room(session));
-            let ends = go_on!(self.plan(session, &starts));
+            let logs = self.begin(&mut session, &starts)?;
+            go_on!(self.room(logs));
+            let Some(ends) = go_on!(self.plan(logs, &starts)) else {
+                // A new session takes all up where this one is.
+                session = None;
+                let found = self.scout.newcomers().unwrap_or_default();
+                self.join(&found)?;
+                continue;
+            };
             let taking = Taking::new(starts.clone(), ends, self.core.config.window_bytes());
-            let read = go_on!(self.read(session, taking));
+            let read = go_on!(self.read(logs, taking));
             self.deliver(&starts, read)?;
         }
+    }
+
+    /// Partitions have joined the stream.
+    fn join(&mut self, found: &[(Partition, i64)]) -> Result<(), SourceError> {
+        tracing::info!(
+            "Kafka: {} partitions have joined {} and are read from window {} on ({})",
+            found.len(),
+            self.core.config.name(),
+            self.place.window + 1,
+            newcomers::names(found.iter().map(|(partition, _)| partition))
+        );
+        self.ranges.join(found);
+        let partitions = &self.ranges.partitions;
+        self.client = client_for(&self.core, partitions.len())?;
+        self.scout = scout(&self.core, &self.client, partitions, &self.trouble)?;
+        self.source = Arc::new(Kafka::with_partitions(self.core.clone(), partitions.clone()));
+        self.opened.learn(partitions.clone());
+        lock(&self.shared.stats).partitions = partitions.len() as u64;
+        Ok(())
     }
 
     /// The session, started if there is none.
@@ -219,6 +276,7 @@ impl Reading {
                 self.ranges.ranges.iter().map(|range| range.bounds.map_or(i64::MAX, |(_, hi)| hi)).collect();
             *session = Some(Session::new(
                 &self.core,
+                &self.client,
                 &self.ranges.partitions,
                 &self.scout,
                 &self.trouble,
@@ -257,13 +315,16 @@ impl Reading {
         Ok(Ok(()))
     }
 
-    /// Waits until it is known where the next window ends, but for its bytes.
-    fn plan(&self, session: &mut Session, starts: &[i64]) -> Step<Vec<i64>> {
+    /// Waits until it is known where the next window ends, but for its bytes; `None` when partitions are to join first.
+    fn plan(&self, session: &mut Session, starts: &[i64]) -> Step<Option<Vec<i64>>> {
         let began = Instant::now();
         let mut first = None;
         let pace = ASK + ASK_EACH * starts.len() as u32;
         loop {
             if let Some(marks) = session.marks() {
+                if self.scout.newcomers().is_some() {
+                    return Ok(Ok(None));
+                }
                 let hi = |slot: usize| self.ranges.ranges[slot].bounds.map(|(_, hi)| hi);
                 let known = |slot: usize| hi(slot).map_or(marks.end[slot], |hi| hi.min(marks.end[slot]));
                 let slots = 0..starts.len();
@@ -297,11 +358,8 @@ impl Reading {
                     Cut::Records { .. } => None,
                 };
                 if let Some(quotas) = quotas {
-                    return Ok(Ok(starts
-                        .iter()
-                        .zip(quotas)
-                        .map(|(start, quota)| start + quota as i64)
-                        .collect()));
+                    let end = |(start, quota): (&i64, u64)| start + quota as i64;
+                    return Ok(Ok(Some(starts.iter().zip(quotas).map(end).collect())));
                 }
                 if marks.asked.elapsed() > pace {
                     session.ask();

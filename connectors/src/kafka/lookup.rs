@@ -8,19 +8,28 @@ use std::time::{Duration, Instant};
 use chrono::{DateTime, Utc};
 use rdkafka::Offset;
 use rdkafka::consumer::Consumer as _;
-use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::error::{KafkaResult, RDKafkaErrorCode};
 
 use super::client::{self, Consumer};
 use super::config::{KafkaConfig, KafkaPoint, Wanted};
 use super::marks;
 use super::place::{MAX_PARTITIONS, Partition};
-use crate::SourceError;
+use crate::{Opening, SourceError};
 
 /// The brokers must have answered after this.
 const DEADLINE: Duration = Duration::from_secs(10);
 
-/// One question to librdkafka, so that errors are noticed in between.
-const SLICE: Duration = Duration::from_millis(500);
+/// A question gets at least this long, also when there is no time left.
+const LEAST: Duration = Duration::from_millis(50);
+
+/// Time before a question that failed is asked again.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// What the brokers refuse for this long they go on refusing.
+const REFUSED: Duration = Duration::from_millis(500);
+
+/// The cluster's name has come with the first answer, if it has one.
+const NAME: Duration = Duration::from_millis(500);
 
 /// Names shown when a topic is not there.
 const SHOWN: usize = 20;
@@ -36,10 +45,11 @@ pub(super) struct Found {
 }
 
 /// Looks everything up.
-pub(super) fn look(config: &KafkaConfig) -> Result<Found, SourceError> {
+pub(super) fn look(config: &KafkaConfig, opening: &Opening) -> Result<Found, SourceError> {
     let settings = client::configure(config, client::Sizes::new(&config.properties, 1))?;
-    let consumer = client::connect(config, &settings, &[], &Arc::default())?;
-    let lookup = Lookup { config, consumer: &consumer, deadline: Cell::new(Instant::now() + DEADLINE) };
+    let consumer = Arc::new(client::connect(config, &settings, &[], &Arc::default())?);
+    let lookup =
+        Lookup { config, consumer: &consumer, opening, deadline: Cell::new(Instant::now() + DEADLINE) };
     let found = lookup.everything();
     // Closing waits for connections that may never come.
     std::thread::spawn(move || drop(consumer));
@@ -48,7 +58,8 @@ pub(super) fn look(config: &KafkaConfig) -> Result<Found, SourceError> {
 
 struct Lookup<'a> {
     config: &'a KafkaConfig,
-    consumer: &'a Consumer,
+    consumer: &'a Arc<Consumer>,
+    opening: &'a Opening,
     /// For the question that is being asked.
     deadline: Cell<Instant>,
 }
@@ -56,7 +67,7 @@ struct Lookup<'a> {
 impl Lookup<'_> {
     fn everything(&self) -> Result<Found, SourceError> {
         let partitions = self.partitions()?;
-        let cluster = self.consumer.client().fetch_cluster_id(SLICE);
+        let cluster = self.consumer.client().fetch_cluster_id(NAME);
         self.answered();
         let low = self.ask(&partitions, Offset::Beginning)?;
         self.answered();
@@ -181,18 +192,24 @@ impl Lookup<'_> {
     /// Partitions by topic.
     fn topic(&self, name: Option<&str>) -> Result<BTreeMap<String, usize>, SourceError> {
         loop {
-            let metadata = self.until(|slice| self.consumer.fetch_metadata(name, slice))?;
+            let asked = name.map(str::to_owned);
+            let topics = self.until(move |consumer, patience| {
+                let metadata = consumer.fetch_metadata(asked.as_deref(), patience)?;
+                let topic = |topic: &rdkafka::metadata::MetadataTopic| {
+                    let error = topic.error().map(RDKafkaErrorCode::from);
+                    (topic.name().to_owned(), topic.partitions().len(), error)
+                };
+                Ok(metadata.topics().iter().map(topic).collect::<Vec<_>>())
+            })?;
             let mut counts = BTreeMap::new();
             let mut waiting = false;
-            for topic in metadata.topics() {
-                match topic.error().map(RDKafkaErrorCode::from) {
-                    None => drop(counts.insert(topic.name().to_owned(), topic.partitions().len())),
-                    Some(RDKafkaErrorCode::TopicAuthorizationFailed) => {
+            for (topic, count, error) in topics {
+                match error {
+                    None => drop(counts.insert(topic, count)),
+                    Some(error @ RDKafkaErrorCode::TopicAuthorizationFailed) => {
                         return Err(SourceError::data(format!(
-                            "topic {:?} may not be read by this user ({}); have the right DESCRIBE and READ granted, or name \
-                             another user (sasl.username)",
-                            topic.name(),
-                            RDKafkaErrorCode::TopicAuthorizationFailed
+                            "topic {topic:?} may not be read by this user ({error}); have the right DESCRIBE and READ granted, \
+                             or name another user (sasl.username)"
                         )));
                     }
                     // It is being created, or its leader elected.
@@ -203,16 +220,16 @@ impl Lookup<'_> {
             if !waiting || self.left().is_zero() {
                 return Ok(counts);
             }
-            client::serve(self.consumer)?;
-            std::thread::sleep(SLICE / 5);
+            self.again()?;
         }
     }
 
     /// One offset of each partition.
     fn ask(&self, partitions: &[Partition], which: Offset) -> Result<Vec<i64>, SourceError> {
         loop {
+            let asked = partitions.to_vec();
             let answers =
-                self.until(|slice| marks::ask(self.consumer, partitions, which, slice.max(4 * SLICE)))?;
+                self.until(move |consumer, patience| marks::ask(consumer, &asked, which, patience))?;
             match answers.iter().position(Result::is_err) {
                 None => return Ok(answers.into_iter().map(Result::unwrap_or_default).collect()),
                 Some(slot) if self.left().is_zero() => {
@@ -223,10 +240,7 @@ impl Lookup<'_> {
                     )));
                 }
                 // A leader has moved.
-                Some(_) => {
-                    client::serve(self.consumer)?;
-                    std::thread::sleep(SLICE / 5);
-                }
+                Some(_) => self.again()?,
             }
         }
     }
@@ -282,6 +296,24 @@ impl Lookup<'_> {
         })
     }
 
+    /// A moment before a question is asked again.
+    fn again(&self) -> Result<(), SourceError> {
+        std::thread::sleep(PAUSE);
+        self.going_on()
+    }
+
+    /// Nobody has cancelled it, and the brokers let this client in.
+    fn going_on(&self) -> Result<(), SourceError> {
+        if self.opening.is_cancelled() {
+            return Err(SourceError::cancelled());
+        }
+        client::serve(self.consumer)?;
+        match &self.consumer.client().context().trouble().refused {
+            Some((since, reason)) if since.elapsed() > REFUSED => Err(refused(self.config, reason)),
+            _ => Ok(()),
+        }
+    }
+
     /// The next question has as much time as this one had.
     fn answered(&self) {
         self.deadline.set(Instant::now() + DEADLINE);
@@ -292,31 +324,27 @@ impl Lookup<'_> {
     }
 
     /// Tries until the deadline, or until it is clear that it is in vain.
-    fn until<T>(&self, attempt: impl Fn(Duration) -> Result<T, KafkaError>) -> Result<T, SourceError> {
+    fn until<T: Send + 'static>(
+        &self,
+        question: impl Fn(&Consumer, Duration) -> KafkaResult<T> + Clone + Send + 'static,
+    ) -> Result<T, SourceError> {
         loop {
-            // Longer each time: where a round trip takes two seconds, no short question is ever answered.
-            let patience = SLICE.max(DEADLINE.saturating_sub(self.left()));
-            let slice = self.left().clamp(Duration::from_millis(50), patience);
-            match attempt(slice) {
+            let (consumer, question) = (self.consumer.clone(), question.clone());
+            let patience = self.left().max(LEAST);
+            let asked = move |patience| question(&consumer, patience);
+            match client::ask(patience, asked, || self.going_on())? {
                 Ok(answer) => return Ok(answer),
-                Err(error) => {
-                    client::serve(self.consumer)?;
+                Err(error) if self.left().is_zero() => {
                     let trouble = self.consumer.client().context().trouble();
-                    if let Some((since, reason)) = &trouble.refused
-                        && since.elapsed() > SLICE
-                    {
-                        return Err(refused(self.config, reason));
-                    }
-                    if self.left().is_zero() {
-                        let why = trouble.reason.unwrap_or_else(|| error.to_string());
-                        return Err(SourceError::data(format!(
-                            "no Kafka broker answers at {} within {} s: {why}; check the address and the port, that the broker's \
-                             advertised.listeners can be reached from here, and security.protocol",
-                            self.config.servers.join(","),
-                            DEADLINE.as_secs()
-                        )));
-                    }
+                    let why = trouble.reason.unwrap_or_else(|| error.to_string());
+                    return Err(SourceError::data(format!(
+                        "no Kafka broker answers at {} within {} s: {why}; check the address and the port, that the broker's \
+                         advertised.listeners can be reached from here, and security.protocol",
+                        self.config.servers.join(","),
+                        DEADLINE.as_secs()
+                    )));
                 }
+                Err(_) => self.again()?,
             }
         }
     }

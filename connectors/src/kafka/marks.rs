@@ -1,7 +1,7 @@
 //! How far the logs reach: asked for all partitions at once, on a thread of its own, because it takes as long as the network,
 //! and over a connection of its own, because on the one that fetches an answer waits behind megabytes of records.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -10,16 +10,14 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::{Offset, TopicPartitionList};
 
 use super::client::{self, Consumer};
+use super::newcomers::Newcomers;
 use super::place::Partition;
 
 /// The brokers may take this long to answer.
-const ANSWER: Duration = Duration::from_secs(4);
+pub(super) const ANSWER: Duration = Duration::from_secs(4);
 
 /// Where nobody asks, the ends are looked up so often: for lag, and to notice early what retention does.
 const IDLE: Duration = Duration::from_secs(3);
-
-/// Whether topics have got more partitions is looked up this often.
-const GROWTH: Duration = Duration::from_secs(30);
 
 /// Answers to two questions asked less than this apart may be equally old on the broker's side.
 const CONFIRM: Duration = Duration::from_secs(1);
@@ -38,12 +36,11 @@ pub(super) fn ask(
     }
     // The timestamp is in the place of the offset; -1 and -2 mean the end and the beginning in both.
     let list = consumer.offsets_for_times(list, timeout)?;
+    let slots: HashMap<(&str, i32), usize> =
+        partitions.iter().enumerate().map(|(slot, of)| ((&*of.topic, of.number), slot)).collect();
     let mut found = vec![Err(RDKafkaErrorCode::UnknownPartition); partitions.len()];
     for element in list.elements() {
-        let place = |partition: &Partition| {
-            (&*partition.topic, partition.number).cmp(&(element.topic(), element.partition()))
-        };
-        let Ok(slot) = partitions.binary_search_by(place) else { continue };
+        let Some(&slot) = slots.get(&(element.topic(), element.partition())) else { continue };
         found[slot] = match (element.error(), element.offset()) {
             (Err(error), _) => Err(error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Unknown)),
             (Ok(()), Offset::Offset(offset)) => Ok(offset),
@@ -78,6 +75,8 @@ struct State {
     asked: bool,
     stop: bool,
     marks: Option<Arc<Marks>>,
+    /// Partitions that are to be read too. Known before the first marks are.
+    newcomers: Vec<(Partition, i64)>,
     /// A topic or partition that is not there, and when that was first said without a word to the contrary since.
     missing: Option<(Instant, Instant, String)>,
     trouble: Option<String>,
@@ -91,13 +90,17 @@ impl Shared {
 
 impl Scout {
     /// Starts asking through this consumer, which nobody else uses.
-    pub(super) fn new(consumer: Consumer, partitions: Arc<[Partition]>) -> Self {
+    pub(super) fn new(
+        consumer: Consumer,
+        partitions: Arc<[Partition]>,
+        newcomers: Option<Newcomers>,
+    ) -> Self {
         let shared = Arc::new(Shared { state: Mutex::default(), wake: Condvar::new() });
         let theirs = shared.clone();
         // Not joined: a question on its way ends by itself, and the consumer with it.
         std::thread::Builder::new()
             .name("kafka-marks".into())
-            .spawn(move || theirs.run(&consumer, &partitions))
+            .spawn(move || theirs.run(&consumer, &partitions, newcomers))
             .expect("a thread can be started");
         Self { shared }
     }
@@ -105,6 +108,12 @@ impl Scout {
     /// The last answer.
     pub(super) fn marks(&self) -> Option<Arc<Marks>> {
         self.shared.lock().marks.clone()
+    }
+
+    /// Partitions that are to be read too, each from an offset on.
+    pub(super) fn newcomers(&self) -> Option<Vec<(Partition, i64)>> {
+        let state = self.shared.lock();
+        (!state.newcomers.is_empty()).then(|| state.newcomers.clone())
     }
 
     /// Wants an answer that is younger than the last one.
@@ -134,13 +143,18 @@ impl Drop for Scout {
 }
 
 impl Shared {
-    fn run(&self, consumer: &Consumer, partitions: &[Partition]) {
-        let mut grown = Grown { looked: Instant::now(), told: HashSet::new() };
+    fn run(&self, consumer: &Consumer, partitions: &[Partition], mut newcomers: Option<Newcomers>) {
         loop {
-            grown.look(consumer, partitions);
+            let looked =
+                newcomers.as_mut().map_or(Ok(None), |newcomers| newcomers.look(consumer, partitions));
+            let newcomers_known = newcomers.as_ref().is_none_or(Newcomers::has_looked);
             let asked = Instant::now();
-            let answer = ask(consumer, partitions, Offset::Beginning, ANSWER)
-                .and_then(|low| Ok((low, ask(consumer, partitions, Offset::End, ANSWER)?)));
+            let answer = match &looked {
+                // Windows do not depend on how long the first look takes.
+                Err(error) if !newcomers_known => Err(error.clone()),
+                _ => ask(consumer, partitions, Offset::Beginning, ANSWER)
+                    .and_then(|low| Ok((low, ask(consumer, partitions, Offset::End, ANSWER)?))),
+            };
             // Nobody else does it. What is fatal to the one that fetches is told there.
             if let Err(error) = client::serve(consumer) {
                 tracing::debug!("{error}");
@@ -148,6 +162,13 @@ impl Shared {
             let mut state = self.lock();
             if state.stop {
                 return;
+            }
+            match looked {
+                Ok(Some(found)) => state.newcomers = found,
+                Ok(None) => {}
+                Err(error) => {
+                    tracing::debug!("Kafka: no answer to whether there are new partitions: {error}")
+                }
             }
             match answer {
                 Ok((low, end)) => {
@@ -204,42 +225,10 @@ impl Shared {
 /// Learns who leads each partition now: what is known of that is kept for a quarter of a minute, and asked for again only
 /// by those who fetch.
 fn refresh(consumer: &Consumer, partitions: &[Partition]) {
+    // One that joined later asks for its topic again; that does not matter.
     for of_topic in partitions.chunk_by(|a, b| a.topic == b.topic) {
         if consumer.fetch_metadata(Some(&of_topic[0].topic), CONFIRM).is_err() {
             return;
-        }
-    }
-}
-
-/// Topics that have got more partitions than are read.
-struct Grown {
-    looked: Instant,
-    told: HashSet<Arc<str>>,
-}
-
-impl Grown {
-    /// Says so, once a topic.
-    fn look(&mut self, consumer: &Consumer, partitions: &[Partition]) {
-        if self.looked.elapsed() < GROWTH {
-            return;
-        }
-        self.looked = Instant::now();
-        for of_topic in partitions.chunk_by(|a, b| a.topic == b.topic) {
-            let topic = &of_topic[0].topic;
-            if self.told.contains(topic) {
-                continue;
-            }
-            let Ok(metadata) = consumer.fetch_metadata(Some(topic), ANSWER) else { return };
-            let there = metadata.topics().iter().find(|found| found.name() == &**topic);
-            let there = there.map_or(0, |found| found.partitions().len());
-            if there > of_topic.len() {
-                tracing::warn!(
-                    "Kafka: topic {topic} has {there} partitions by now; the {} that were added are NOT read, since their records \
-                     would change an order that is fixed already. Start a new run to read them too",
-                    there - of_topic.len()
-                );
-                self.told.insert(topic.clone());
-            }
         }
     }
 }

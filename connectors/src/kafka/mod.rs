@@ -21,14 +21,16 @@
 //!   range and count.
 //! - **Windows of what was there already are pure** ([`plan`]): a function of the place before them and what is stored.
 //!   With `window_offsets` all of them are, so that several daemons agree without talking.
+//! - **Who joins is read from its beginning.** An endless stream notices partitions that were added, and topics that its
+//!   patterns mean ([`newcomers`]); they are part of the next window, whose place says so. Only with `window_offsets` they are
+//!   not read (the log says so), since daemons that do not talk would notice them at different times.
 //! - **Memory is bounded.** A partition's queue is left alone when there is no room, and librdkafka then stops fetching for
 //!   it; its sizes shrink with the number of partitions. Partitions are read in step, never one far ahead.
 //! - **Secrets stay where they are**: no value of a property is ever shown ([`properties`]).
 //!
 //! # What it does not do
 //!
-//! No consumer groups, no schema registry, no transactions of its own. Partitions that are added while a run is under way
-//! are not read by it (it says so): their records would come into an order that has been fixed already.
+//! No consumer groups, no schema registry, no transactions of its own.
 
 pub(crate) mod address;
 mod arrow;
@@ -39,6 +41,7 @@ mod follow;
 mod json;
 mod lookup;
 mod marks;
+mod newcomers;
 mod place;
 mod plan;
 mod produce;
@@ -56,7 +59,7 @@ use self::follow::Following;
 use self::lookup::Found;
 use self::place::{Partition, Ranges};
 use self::value::Values;
-use crate::{Fingerprint, Follower, Place, Schema, Sink, SourceError, StreamSource};
+use crate::{Fingerprint, Follower, Opening, Place, Schema, Sink, SourceError, StreamSource};
 
 pub use self::config::{KafkaConfig, KafkaPoint, KafkaValue};
 pub use self::encode::encode_value;
@@ -66,7 +69,7 @@ pub use self::properties::KafkaProperties;
 /// Topics of a cluster.
 pub(crate) struct Kafka {
     core: Arc<Core>,
-    /// By slot. Those that were there at open, or those of the place that is followed.
+    /// By slot. Those that were there at open, or those of the place that is followed; who joins comes behind.
     partitions: RwLock<Arc<[Partition]>>,
 }
 
@@ -85,10 +88,10 @@ struct Core {
 ///
 /// # Errors
 /// [`SourceError`] when the configuration makes no sense, no broker answers, or a topic is not there.
-pub(crate) fn open(config: &KafkaConfig) -> Result<Arc<dyn StreamSource>, SourceError> {
+pub(crate) fn open(config: &KafkaConfig, opening: &Opening) -> Result<Arc<dyn StreamSource>, SourceError> {
     let cut = config.check()?;
     let values = Values::new(config)?;
-    let found = lookup::look(config)?;
+    let found = lookup::look(config, opening)?;
     let sizes = client::Sizes::new(&config.properties, found.partitions.len());
     let client = client::configure(config, sizes)?;
     let partitions = found.partitions.clone();
@@ -100,6 +103,11 @@ pub(crate) fn open(config: &KafkaConfig) -> Result<Arc<dyn StreamSource>, Source
 impl Kafka {
     fn with_partitions(core: Arc<Core>, partitions: Arc<[Partition]>) -> Self {
         Self { core, partitions: RwLock::new(partitions) }
+    }
+
+    /// Names these from now on.
+    fn learn(&self, partitions: Arc<[Partition]>) {
+        *self.partitions.write().unwrap_or_else(PoisonError::into_inner) = partitions;
     }
 
     fn read_place(&self, place: &Place) -> Result<Ranges, SourceError> {
@@ -193,25 +201,8 @@ impl StreamSource for Kafka {
         sink: Arc<dyn Sink>,
     ) -> Result<Box<dyn Follower>, SourceError> {
         let ranges = self.read_place(from)?;
-        let added: Vec<String> = self
-            .core
-            .found
-            .partitions
-            .iter()
-            .filter(|partition| ranges.partitions.binary_search(partition).is_err())
-            .map(ToString::to_string)
-            .collect();
-        if !added.is_empty() {
-            tracing::warn!(
-                "Kafka: {} partitions are newer than the checkpoint and are NOT read ({}{}): their records would change an order \
-                 that is fixed already. Start a new run to read them too",
-                added.len(),
-                added[..added.len().min(8)].join(", "),
-                if added.len() > 8 { ", …" } else { "" }
-            );
-        }
-        *self.partitions.write().unwrap_or_else(PoisonError::into_inner) = ranges.partitions.clone();
-        let following = Following::start(self.core.clone(), from.clone(), ranges, again, sink)?;
+        self.learn(ranges.partitions.clone());
+        let following = Following::start(self, from.clone(), ranges, again, sink)?;
         Ok(Box::new(following))
     }
 }

@@ -1,15 +1,17 @@
 //! A window's place, as it is written into a token: the ranges of offsets and the hash of what was in them.
 //!
 //! ```json
-//! {"partitions": {"images": [[0, 1200, 1213], [1, 1187, 1200]]}, "hash": "…"}
+//! {"partitions": [{"images": [[0, 1200, 1213], [1, 1187, 1200]]}], "hash": "…"}
 //! ```
 //!
 //! Each range is `[partition, from, to]`, and of a bounded stream `[partition, from, to, lo, hi]`: `lo` to `hi` is what an
 //! epoch covers, found once, so that no later epoch and no resume asks for a timestamp again.
 //!
-//! A partition's *slot* is its index among all of a place, sorted by topic and number. It is part of a record's id.
+//! The list has one element, and one more for each time that partitions have joined an endless stream. A partition's *slot* is
+//! its index among all of a place: those of the first element, sorted by topic and number, then those of the second, and so on,
+//! so that it never changes. It is part of a record's id.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
 
@@ -54,13 +56,15 @@ pub(super) struct Ranges {
     pub partitions: Arc<[Partition]>,
     pub ranges: Vec<Range>,
     pub hash: u128,
+    /// The slots at which partitions that joined later begin.
+    joined: Vec<usize>,
 }
 
 /// What is written.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct State {
-    partitions: BTreeMap<String, Vec<Vec<i64>>>,
+    partitions: Vec<BTreeMap<String, Vec<Vec<i64>>>>,
     hash: String,
 }
 
@@ -76,16 +80,26 @@ impl Ranges {
             to: start,
             bounds: bounds.map(|bounds| bounds[slot]),
         };
-        Self { partitions, ranges: starts.iter().enumerate().map(range).collect(), hash: 0 }
+        let ranges = starts.iter().enumerate().map(range).collect();
+        Self { partitions, ranges, hash: 0, joined: Vec::new() }
+    }
+
+    /// Has more partitions from the next window on, each from an offset on. They must be sorted, and new.
+    pub(super) fn join(&mut self, found: &[(Partition, i64)]) {
+        self.joined.push(self.ranges.len());
+        self.ranges.extend(found.iter().map(|&(_, from)| Range { from, to: from, bounds: None }));
+        let found = found.iter().map(|(partition, _)| partition.clone());
+        self.partitions = self.partitions.iter().cloned().chain(found).collect();
     }
 
     /// As a place's state.
     pub(super) fn write(&self) -> serde_json::Value {
-        let mut partitions: BTreeMap<String, Vec<Vec<i64>>> = BTreeMap::new();
-        for (partition, range) in self.partitions.iter().zip(&self.ranges) {
+        let mut partitions = vec![BTreeMap::<String, Vec<Vec<i64>>>::new(); 1 + self.joined.len()];
+        for (slot, (partition, range)) in self.partitions.iter().zip(&self.ranges).enumerate() {
             let mut row = vec![i64::from(partition.number), range.from, range.to];
             row.extend(range.bounds.iter().flat_map(|&(lo, hi)| [lo, hi]));
-            partitions.entry(partition.topic.to_string()).or_default().push(row);
+            let group = self.joined.partition_point(|&first| first <= slot);
+            partitions[group].entry(partition.topic.to_string()).or_default().push(row);
         }
         serde_json::to_value(State { partitions, hash: format!("{:032x}", self.hash) })
             .expect("numbers and texts are JSON")
@@ -105,36 +119,29 @@ impl Ranges {
             .ok_or_else(|| refuse("its hash is not 32 hexadecimal digits".into()))?;
         let mut partitions = Vec::new();
         let mut ranges = Vec::new();
-        for (topic, rows) in &state.partitions {
-            super::config::check_topic(topic)?;
-            let topic: Arc<str> = topic.as_str().into();
-            let mut last = -1;
-            for row in rows {
-                let (number, range) = match (row.as_slice(), bounded) {
-                    (&[number, from, to], false) => (number, Range { from, to, bounds: None }),
-                    (&[number, from, to, lo, hi], true) => {
-                        (number, Range { from, to, bounds: Some((lo, hi)) })
+        let mut joined = Vec::new();
+        let mut known = BTreeSet::new();
+        for (group, topics) in state.partitions.iter().enumerate() {
+            if group > 0 {
+                joined.push(partitions.len());
+            }
+            for (topic, rows) in topics {
+                super::config::check_topic(topic)?;
+                let topic: Arc<str> = topic.as_str().into();
+                let mut last = -1;
+                for row in rows {
+                    let (number, range) = range(row, bounded).map_err(refuse)?;
+                    if number <= last {
+                        return Err(refuse(format!("the range {row:?} of {topic:?} is not possible")));
                     }
-                    (_, true) => {
-                        return Err(refuse(
-                            "it has no bounds, but this stream has an end; was `end` added?".into(),
-                        ));
+                    last = number;
+                    let partition = Partition { topic: topic.clone(), number: number as i32 };
+                    if !known.insert(partition.clone()) {
+                        return Err(refuse(format!("{partition} is in it twice")));
                     }
-                    (_, false) => {
-                        return Err(refuse(
-                            "it has bounds, but this stream has no end; was `end` left out?".into(),
-                        ));
-                    }
-                };
-                let (lo, hi) = range.bounds.unwrap_or((0, OFFSETS));
-                let ordered =
-                    0 <= lo && lo <= range.from && range.from <= range.to && range.to <= hi && hi <= OFFSETS;
-                if !ordered || number <= last || number > i64::from(i32::MAX) {
-                    return Err(refuse(format!("the range {row:?} of {topic:?} is not possible")));
+                    partitions.push(partition);
+                    ranges.push(range);
                 }
-                last = number;
-                partitions.push(Partition { topic: topic.clone(), number: number as i32 });
-                ranges.push(range);
             }
         }
         if partitions.is_empty() || partitions.len() >= MAX_PARTITIONS {
@@ -148,8 +155,24 @@ impl Ranges {
         if place.count > offsets as u64 || place.first.checked_add(place.count).is_none() {
             return Err(refuse(format!("it says {} records in {offsets} offsets", place.count)));
         }
-        Ok(Self { partitions: partitions.into(), ranges, hash })
+        Ok(Self { partitions: partitions.into(), ranges, hash, joined })
     }
+}
+
+/// Reads one partition's number and range, or says what is wrong.
+fn range(row: &[i64], bounded: bool) -> Result<(i64, Range), String> {
+    let (number, range) = match (row, bounded) {
+        (&[number, from, to], false) => (number, Range { from, to, bounds: None }),
+        (&[number, from, to, lo, hi], true) => (number, Range { from, to, bounds: Some((lo, hi)) }),
+        (_, true) => return Err("it has no bounds, but this stream has an end; was `end` added?".into()),
+        (_, false) => return Err("it has bounds, but this stream has no end; was `end` left out?".into()),
+    };
+    let (lo, hi) = range.bounds.unwrap_or((0, OFFSETS));
+    let ordered = 0 <= lo && lo <= range.from && range.from <= range.to && range.to <= hi && hi <= OFFSETS;
+    if !ordered || !(0..=i64::from(i32::MAX)).contains(&number) {
+        return Err(format!("the range {row:?} is not possible"));
+    }
+    Ok((number, range))
 }
 
 /// The number of a record, unique in the stream.
@@ -178,7 +201,7 @@ mod tests {
             (0..partitions).map(move |number| Partition { topic: topic.clone(), number: number as i32 })
         });
         let partitions: Arc<[Partition]> = all.collect();
-        Ranges { ranges: vec![range; partitions.len()], partitions, hash: 0x0123 }
+        Ranges { ranges: vec![range; partitions.len()], partitions, hash: 0x0123, joined: Vec::new() }
     }
 
     #[test]
@@ -196,15 +219,22 @@ mod tests {
         let hash = "0".repeat(32);
         let cases = [
             (serde_json::json!({"offset": 3}), "offset"),
-            (serde_json::json!({"partitions": {"t": [[0, 0, 1]]}, "hash": "12"}), "hash"),
-            (serde_json::json!({"partitions": {}, "hash": hash}), "0 partitions"),
-            (serde_json::json!({"partitions": {"a/b": [[0, 0, 1]]}, "hash": hash}), "a/b"),
-            (serde_json::json!({"partitions": {"t": [[0, 5, 1]]}, "hash": hash}), "[0, 5, 1]"),
-            (serde_json::json!({"partitions": {"t": [[0, -1, 1]]}, "hash": hash}), "-1"),
-            (serde_json::json!({"partitions": {"t": [[1, 0, 1], [1, 0, 1]]}, "hash": hash}), "not possible"),
-            (serde_json::json!({"partitions": {"t": [[1, 0, 1, 0, 9]]}, "hash": hash}), "bounds"),
-            (serde_json::json!({"partitions": {"t": [[1, 0, i64::MAX]]}, "hash": hash}), "not possible"),
-            (serde_json::json!({"partitions": {"t": [[1, 0, 1]]}, "hash": hash}), "3 records in 1 offsets"),
+            (serde_json::json!({"partitions": [{"t": [[0, 0, 1]]}], "hash": "12"}), "hash"),
+            (serde_json::json!({"partitions": [{}], "hash": hash}), "0 partitions"),
+            (serde_json::json!({"partitions": [{"a/b": [[0, 0, 1]]}], "hash": hash}), "a/b"),
+            (serde_json::json!({"partitions": [{"t": [[0, 5, 1]]}], "hash": hash}), "[0, 5, 1]"),
+            (serde_json::json!({"partitions": [{"t": [[0, -1, 1]]}], "hash": hash}), "-1"),
+            (
+                serde_json::json!({"partitions": [{"t": [[1, 0, 1], [1, 0, 1]]}], "hash": hash}),
+                "not possible",
+            ),
+            (serde_json::json!({"partitions": [{"t": [[1, 0, 1, 0, 9]]}], "hash": hash}), "bounds"),
+            (serde_json::json!({"partitions": [{"t": [[1, 0, i64::MAX]]}], "hash": hash}), "not possible"),
+            (serde_json::json!({"partitions": [{"t": [[1, 0, 1]]}], "hash": hash}), "3 records in 1 offsets"),
+            (
+                serde_json::json!({"partitions": [{"t": [[1, 0, 1]]}, {"t": [[1, 0, 1]]}], "hash": hash}),
+                "t/1 is in it twice",
+            ),
         ];
         for (state, why) in cases {
             let error = Ranges::read(&place(state.clone(), 3), false).unwrap_err().to_string();
@@ -221,6 +251,29 @@ mod tests {
             let bounds = bounded.then_some((from / 2, to * 2));
             let ranges = ranges(topics, partitions, Range { from, to, bounds });
             prop_assert_eq!(Ranges::read(&place(ranges.write(), length as u64), bounded).unwrap(), ranges);
+        }
+
+        #[test]
+        fn whoever_joins_comes_behind_and_changes_nobodys_slot(
+            first in 1usize..5, groups in prop::collection::vec((0usize..3, 1usize..4, 0i64..1 << 40), 0..4),
+        ) {
+            let mut ranges = ranges(2, first, Range { from: 3, to: 9, bounds: None });
+            let mut numbers = [first as i32; 4];
+            for (topic, more, from) in groups {
+                let before = ranges.partitions.clone();
+                // Also a topic that was not there, and one that comes before the others by name.
+                let name: Arc<str> = ["topic-000", "topic-001", "a"][topic].into();
+                let number = if topic == 2 { &mut numbers[2] } else { &mut numbers[topic] };
+                let found: Vec<_> = (*number..*number + more as i32)
+                    .map(|number| (Partition { topic: name.clone(), number }, from))
+                    .collect();
+                *number += more as i32;
+                ranges.join(&found);
+                prop_assert_eq!(&ranges.partitions[..before.len()], &*before);
+                prop_assert_eq!(ranges.partitions.len(), before.len() + more);
+                prop_assert_eq!(ranges.ranges.last(), Some(&Range { from, to: from, bounds: None }));
+            }
+            prop_assert_eq!(Ranges::read(&place(ranges.write(), 0), false).unwrap(), ranges);
         }
 
         #[test]

@@ -12,6 +12,7 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{DeliveryResult, Header, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _, ProducerContext};
 
+use super::client;
 use super::properties::{KafkaProperties, Role};
 use crate::SourceError;
 
@@ -22,7 +23,7 @@ const ANSWER: Duration = Duration::from_secs(10);
 ///
 /// What is sent is on its way, not yet there: only [`flush`](Self::flush) says that all of it has arrived.
 pub struct Producer {
-    producer: BaseProducer<Deliveries>,
+    producer: Arc<BaseProducer<Deliveries>>,
     config: ClientConfig,
     properties: KafkaProperties,
     servers: String,
@@ -50,6 +51,10 @@ impl ClientContext for Deliveries {
 
     fn error(&self, error: KafkaError, reason: &str) {
         tracing::debug!(target: "librdkafka", "{error}: {reason}");
+        // It says how many of them are down, and not why.
+        if error.rdkafka_error_code() == Some(RDKafkaErrorCode::AllBrokersDown) {
+            return;
+        }
         *self.0.trouble.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason.to_owned());
     }
 }
@@ -104,7 +109,7 @@ impl Producer {
         let state = Deliveries::default();
         let producer = config.create_with_context(state).map_err(|error| properties.explain(&error))?;
         let (properties, topic) = (properties.clone(), topic.to_owned());
-        Ok(Self { producer, config, properties, servers, topic, stop: || false })
+        Ok(Self { producer: Arc::new(producer), config, properties, servers, topic, stop: || false })
     }
 
     /// From now on [`send`](Self::send) and [`flush`](Self::flush) wait no longer once this says so.
@@ -125,34 +130,36 @@ impl Producer {
         let deadline = Instant::now() + ANSWER;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
-            // Longer each time: where a round trip takes two seconds, no short question is ever answered.
-            let patience = Duration::from_millis(500).max(ANSWER.saturating_sub(left));
-            let slice = left.clamp(Duration::from_millis(10), patience);
-            match self.producer.client().fetch_metadata(Some(&self.topic), slice) {
-                Ok(metadata) => {
-                    let topic = metadata.topics().iter().find(|topic| topic.name() == self.topic);
-                    let error = topic.and_then(|topic| topic.error()).map(RDKafkaErrorCode::from);
-                    return match (topic, error) {
-                        (
-                            _,
-                            Some(RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopic),
-                        )
-                        | (None, _) => Ok(None),
-                        (Some(topic), None) => {
-                            let count = topic.partitions().len() as u32;
-                            Ok((count > 0).then_some(count))
-                        }
-                        (Some(_), Some(RDKafkaErrorCode::LeaderNotAvailable)) if !left.is_zero() => continue,
-                        (Some(_), Some(error)) => Err(SourceError::data(format!(
-                            "topic {:?} on {}: {error}",
-                            self.topic, self.servers
-                        ))),
-                    };
+            let (producer, name) = (self.producer.clone(), self.topic.clone());
+            let question = move |patience| {
+                let metadata = producer.client().fetch_metadata(Some(&name), patience)?;
+                let topic = metadata.topics().iter().find(|topic| topic.name() == name);
+                Ok(topic.map(|topic| {
+                    (topic.partitions().len() as u32, topic.error().map(RDKafkaErrorCode::from))
+                }))
+            };
+            let watch = || {
+                // Serves the events that say why.
+                self.producer.poll(Duration::ZERO);
+                if (self.stop)() { Err(SourceError::cancelled()) } else { Ok(()) }
+            };
+            use RDKafkaErrorCode as Code;
+            match client::ask(left.max(Duration::from_millis(50)), question, watch)? {
+                Ok(None | Some((_, Some(Code::UnknownTopicOrPartition | Code::UnknownTopic)))) => {
+                    return Ok(None);
+                }
+                Ok(Some((count, None))) => return Ok((count > 0).then_some(count)),
+                Ok(Some((_, Some(Code::LeaderNotAvailable)))) if !left.is_zero() => {}
+                Ok(Some((_, Some(error)))) => {
+                    return Err(SourceError::data(format!(
+                        "topic {:?} on {}: {error}",
+                        self.topic, self.servers
+                    )));
                 }
                 Err(error) if left.is_zero() => return Err(self.unreachable(&error)),
-                // Serves the events that say why.
-                Err(_) => self.producer.poll(Duration::ZERO),
+                Err(_) => {}
             }
+            std::thread::sleep(Duration::from_millis(100));
         }
     }
 

@@ -10,7 +10,7 @@ use rdkafka::consumer::base_consumer::PartitionQueue;
 use rdkafka::consumer::{CommitMode, Consumer as _};
 use rdkafka::error::RDKafkaErrorCode;
 use rdkafka::message::{BorrowedMessage, Headers as _, Message as _};
-use rdkafka::{Offset, TopicPartitionList};
+use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 use xxhash_rust::xxh3::Xxh3;
 
 use super::Core;
@@ -36,6 +36,7 @@ const RETRIES: u32 = 5;
 /// Partitions being read.
 pub(super) struct Session {
     core: Arc<Core>,
+    client: ClientConfig,
     partitions: Arc<[Partition]>,
     consumer: Option<Arc<Consumer>>,
     scout: Arc<Scout>,
@@ -84,15 +85,17 @@ impl Session {
     /// Starts reading at these offsets, up to `hi`.
     pub(super) fn new(
         core: &Arc<Core>,
+        client: &ClientConfig,
         partitions: &Arc<[Partition]>,
         scout: &Arc<Scout>,
         trouble: &Arc<Mutex<Trouble>>,
         starts: &[i64],
         hi: &[i64],
     ) -> Result<Self, SourceError> {
-        let consumer = Arc::new(client::connect(&core.config, &core.client, partitions, trouble)?);
+        let consumer = Arc::new(client::connect(&core.config, client, partitions, trouble)?);
         let mut session = Self {
             core: core.clone(),
+            client: client.clone(),
             partitions: partitions.clone(),
             consumer: None,
             scout: scout.clone(),
@@ -313,8 +316,7 @@ impl Session {
             self.partitions[slot],
             log.next
         );
-        let consumer =
-            client::connect(&self.core.config, &self.core.client, &self.partitions, &self.trouble)?;
+        let consumer = client::connect(&self.core.config, &self.client, &self.partitions, &self.trouble)?;
         self.begin(Arc::new(consumer))
     }
 

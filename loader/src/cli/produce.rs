@@ -198,7 +198,8 @@ impl Produce {
     /// Sees to it that the topic is there; whether it was created.
     fn topic(&self, producer: &KafkaProducer) -> Result<bool, Failure> {
         let topic = producer.topic();
-        match (producer.partitions()?, self.partitions) {
+        let there = producer.partitions().map_err(|error| interrupted_or(error.to_string()))?;
+        match (there, self.partitions) {
             (None, Some(partitions)) => Ok(producer.create_topic(partitions, self.replication)?),
             (None, None) => Err(format!(
                 "there is no topic {topic:?}; --partitions N creates it, and readers share the work by partition: 8 is a \
