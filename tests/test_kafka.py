@@ -429,7 +429,7 @@ def test_partitions_that_are_added_are_read_from_their_beginning(broker: Broker)
         once(seen, topic.names)
         assert loader.stats()["stream"]["partitions"] == 6
     # From any token, whether it knows them or not, the same rows up to its window's end, then the rest, once.
-    for count, token in steps[:: 1 if GATE else 9]:
+    for count, token in steps[: -1 : 1 if GATE else 9]:
         with topic.loader(batch_size=4, source_options={"properties": SOON}) as loader:
             loader.load_state_dict(token)
             again = topic.take(loader, set(topic.names) - set(seen[:count]))
@@ -482,7 +482,8 @@ def test_daemons_that_must_agree_leave_new_partitions_out_aloud(broker: Broker) 
     with Script(
         """
         from support import TINY, Loader
-        with Loader(sys.argv[1], transforms=TINY, dtype="u8", batch_size=8, source_options=json.loads(sys.argv[2])) as loader:
+        options = {"transforms": TINY, "dtype": "u8", "batch_size": 8, "source_options": json.loads(sys.argv[2])}
+        with Loader(sys.argv[1], **options) as loader:
             for batch in loader:
                 say(loader.keys(batch))
         """,

@@ -12,7 +12,9 @@ from pathlib import Path
 
 import photographs
 import pytest
+from fuelrail.numpy import transforms as T
 from stores import SECRET, STORES, Azure, Server, running
+from support import Loader, row_digests
 
 #: Opens a source in a process whose environment has the credentials, as a training script does, and says what it held.
 READ = """
@@ -52,6 +54,22 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Server]:
 
 
 every_store = pytest.mark.parametrize("store", STORES, indirect=True)
+
+
+def test_credentials_that_are_set_after_the_first_loader_was_made_are_used(
+    store: Server, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a notebook: the daemon of the first loader was born without them."""
+    store.upload(images, "data/")
+    options = {"transforms": [T.Resize((16, 16))], "batch_size": 8, "drop_last": False}
+    monkeypatch.setenv("XDG_CACHE_HOME", str(store.folder / "cache"))
+    with Loader(images, **options) as first:
+        rows = iter(first)
+        begun = [next(rows)]
+        for name, value in store.environment.items():
+            monkeypatch.setenv(name, value)
+        with Loader(f"{store.address}data/", **options) as second:
+            assert row_digests(second) == row_digests([*begun, *rows])
 
 
 @every_store

@@ -47,8 +47,8 @@ impl Sizes {
     pub(super) fn new(properties: &KafkaProperties, partitions: usize) -> Self {
         let share = |total: u64, least: u64, most: u64| (total / partitions.max(1) as u64).clamp(least, most);
         let of = |names: &[&str], default: u64| properties.number(names).unwrap_or(default);
-        // Answers of a few megabytes: larger ones leave the caches before they are read (8 partitions on a broker here, records of
-        // 100 KB: 58 % of a bare loop with 4 MiB of each, 74 % with 1 MiB and a queue of four of these).
+        // Answers of a few megabytes: larger ones leave the caches before they are read (examples/kafka_bench.rs, 8 partitions on
+        // a broker here, records of 100 KB: 58 % of a bare loop with 4 MiB of each, 74 % with 1 MiB and a queue of four of these).
         let piece = share(QUEUES / 2, 64 << 10, 4 << 20).min(share(ANSWER, 1 << 20, 4 << 20));
         Self {
             queue_kbytes: of(

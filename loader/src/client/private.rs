@@ -1,13 +1,17 @@
 //! The daemon that belongs to this process: a child, shared by the process's feeds, ending with the last of them.
 
+use std::ffi::OsStr;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
+
+use xxhash_rust::xxh3::Xxh3;
 
 use super::ClientError;
 use crate::protocol::{self, ErrorKind, Request};
@@ -18,26 +22,66 @@ pub(super) struct Private {
     pid: u32,
     control: UnixStream,
     child: Mutex<Child>,
+    /// What it was born with.
+    settings: u128,
+}
+
+/// Beginnings of the names of variables that decide what a daemon finds and who it is there: credentials and endpoints of stores, certificates, proxies, folders for caches, our own.
+const SETTINGS: [&str; 15] = [
+    "ALL_PROXY",
+    "AWS_",
+    "AZURE_",
+    "FUELRAIL_",
+    "GOOGLE_",
+    "HOME",
+    "HTTPS_PROXY",
+    "HTTP_PROXY",
+    "IDENTITY_",
+    "KRB5",
+    "MSI_",
+    "NO_PROXY",
+    "SERVICE_ACCOUNT",
+    "SSL_CERT_",
+    "XDG_",
+];
+
+/// A digest of those that are set now; their values are secrets.
+fn settings() -> u128 {
+    let decides = |name: &OsStr| {
+        let name = name.to_string_lossy().to_ascii_uppercase();
+        SETTINGS.iter().any(|beginning| name.starts_with(beginning))
+    };
+    let mut settings: Vec<_> = std::env::vars_os().filter(|(name, _)| decides(name)).collect();
+    settings.sort();
+    let mut hasher = Xxh3::new();
+    for text in settings.iter().flat_map(|(name, value)| [name, value]) {
+        hasher.update(text.as_bytes());
+        hasher.update(&[0]);
+    }
+    hasher.digest128()
 }
 
 static PRIVATE: Mutex<Weak<Private>> = Mutex::new(Weak::new());
 
 impl Private {
-    /// The one that runs, or a new one.
+    /// The one that runs, or a new one: also when the environment has changed in a way that matters, as in a notebook where
+    /// credentials are set after the first loader was made. The old one goes on for the feeds that it has.
     pub fn get(binary: &Path) -> Result<Arc<Self>, ClientError> {
+        let settings = settings();
         let mut slot = PRIVATE.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(private) = slot.upgrade()
             && private.pid == std::process::id()
+            && private.settings == settings
             && private.obituary().is_none()
         {
             return Ok(private);
         }
-        let private = Arc::new(Self::spawn(binary)?);
+        let private = Arc::new(Self::spawn(binary, settings)?);
         *slot = Arc::downgrade(&private);
         Ok(private)
     }
 
-    fn spawn(binary: &Path) -> Result<Self, ClientError> {
+    fn spawn(binary: &Path, settings: u128) -> Result<Self, ClientError> {
         let failed = |error: io::Error| ClientError::Daemon {
             kind: ErrorKind::Environment,
             message: format!("the daemon {} cannot be started: {error}", binary.display()),
@@ -52,7 +96,7 @@ impl Private {
             .process_group(0)
             .spawn()
             .map_err(failed)?;
-        Ok(Self { pid: std::process::id(), control, child: Mutex::new(child) })
+        Ok(Self { pid: std::process::id(), control, child: Mutex::new(child), settings })
     }
 
     /// A new connection to it: one end of a fresh pair travels over the control socket.

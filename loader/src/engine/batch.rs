@@ -146,7 +146,7 @@ impl Batch {
 
     /// A record turned out bad: draws another, leaves the row out, or gives the batch up.
     pub fn refused(&mut self, mut row: Row, refused: Refused, on_error: OnError) {
-        let reason = refused.reason.clone();
+        let last = format!("{}: {}", refused.key, refused.reason);
         self.refused.push((row.at, refused));
         match on_error {
             OnError::Substitute if row.attempt < MAX_ATTEMPTS => {
@@ -157,7 +157,7 @@ impl Batch {
             }
             OnError::Substitute => self.fail(Refusal::new(
                 ErrorKind::Data,
-                format!("{MAX_ATTEMPTS} substitutes in a row were bad records too; the last: {reason}"),
+                format!("{MAX_ATTEMPTS} substitutes in a row were bad records too; the last: {last}"),
             )),
             OnError::Drop => self.contents[row.at] = Content::Dropped,
             // Whoever hands the batch over knows the record's key and says why the run stops.
