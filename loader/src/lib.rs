@@ -53,4 +53,6 @@ pub mod pipeline;
 #[cfg(feature = "daemon")]
 pub mod quarantine;
 #[cfg(feature = "daemon")]
+pub mod refusal;
+#[cfg(feature = "daemon")]
 pub mod server;

@@ -9,8 +9,8 @@ use xxhash_rust::xxh3::xxh3_128;
 
 use crate::config::{BlockedConfig, PipelineConfig, Sampling};
 use crate::order::Order;
-use crate::pipeline::Refusal;
 use crate::protocol::ErrorKind;
+use crate::refusal::Refusal;
 
 /// Integer labels without names are sampled as classes up to this one; larger ones are no class numbers.
 const MAX_LABEL: i64 = 1 << 20;

@@ -12,25 +12,9 @@ use crate::order::Order;
 use crate::ordering;
 use crate::plan::{Batching, UNKNOWN_LEN};
 use crate::protocol::{ErrorKind, Field, StreamKind};
+use crate::refusal::Refusal;
 use crate::ring::PAGE;
 use crate::token::Identity;
-
-/// Why something could not be started or continued, as the client will see it.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{message}")]
-pub struct Refusal {
-    /// Whose fault.
-    pub kind: ErrorKind,
-    /// What and what to do.
-    pub message: String,
-}
-
-impl Refusal {
-    /// A refusal for the reason given.
-    pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
-        Self { kind, message: message.into() }
-    }
-}
 
 fn compile_chain(config: &PipelineConfig) -> Result<Chain, Refusal> {
     let output = OutputConfig { dtype: config.dtype, layout: config.layout };

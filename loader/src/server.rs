@@ -35,9 +35,10 @@ use crate::engine::flow::Flows;
 use crate::log;
 use crate::metrics::Consumer;
 use crate::peer::Peer;
-use crate::pipeline::{Opened, Pipeline, Refusal, Supply};
+use crate::pipeline::{Opened, Pipeline, Supply};
 use crate::plan::UNKNOWN_LEN;
 use crate::protocol::{self, Attach, Decoder, ErrorKind, PROTOCOL, PipelineRef, Progress, Reply, Request};
+use crate::refusal::Refusal;
 
 /// A client that does not say hello within this time is let go.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(10);

@@ -6,7 +6,7 @@
 use std::io::Cursor;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use super::value::{Columns, Found, IMAGES, ImageColumn};
+use super::columns::{Columns, Found, IMAGES, ImageColumn};
 use crate::arrow::array::{Array, ArrayRef, AsArray, RecordBatch};
 use crate::arrow::ipc::reader::StreamReader;
 use crate::arrow::ipc::{self, root_as_message};

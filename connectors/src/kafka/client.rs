@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use rdkafka::client::ClientContext;
@@ -27,8 +27,6 @@ const ANSWERS: u64 = 32 << 20;
 const ANSWER: u64 = 8 << 20;
 /// Messages that are fetched ahead, over all partitions.
 const MESSAGES: u64 = 100_000;
-/// Who waits for an answer looks around this often.
-const WATCH: Duration = Duration::from_millis(50);
 /// What librdkafka holds for each message beside its bytes, about.
 const MESSAGE_OVERHEAD: u64 = 320;
 
@@ -313,39 +311,5 @@ pub(super) fn serve(consumer: &Consumer) -> Result<(), SourceError> {
     match consumer.client().context().trouble().fatal {
         Some(reason) => Err(SourceError::data(format!("librdkafka cannot go on: {reason}"))),
         None => Ok(()),
-    }
-}
-
-/// Asks a question that the brokers may take this long to answer, on a thread of its own, and calls `watch` meanwhile, which
-/// may end the waiting with an error.
-///
-/// The question is not cut into short ones: where a round trip takes seconds, none of those would ever be answered. (A first
-/// answer takes four: the broker's versions and its name, and then both again under that name.)
-///
-/// # Errors
-/// That of `watch`; inside, that of the question.
-pub(super) fn ask<T: Send + 'static>(
-    patience: Duration,
-    question: impl FnOnce(Duration) -> KafkaResult<T> + Send + 'static,
-    mut watch: impl FnMut() -> Result<(), SourceError>,
-) -> Result<KafkaResult<T>, SourceError> {
-    let (answer, answered) = mpsc::sync_channel(1);
-    std::thread::Builder::new()
-        .name("kafka-ask".into())
-        .spawn(move || {
-            // Nobody listens any more when `watch` has ended the waiting.
-            let _ = answer.send(question(patience));
-        })
-        .map_err(|error| SourceError::backend(format!("no thread to ask Kafka on: {error}")))?;
-    loop {
-        match answered.recv_timeout(WATCH) {
-            Ok(answer) => return Ok(answer),
-            Err(mpsc::RecvTimeoutError::Timeout) => watch()?,
-            Err(mpsc::RecvTimeoutError::Disconnected) => {
-                return Err(SourceError::backend(
-                    "asking Kafka broke; this is a bug, please report it".into(),
-                ));
-            }
-        }
     }
 }

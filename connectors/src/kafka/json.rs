@@ -7,7 +7,7 @@ use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig};
 use half::f16;
 use serde_json::{Map, Value};
 
-use super::value::{Columns, Found, IMAGES, ImageColumn};
+use super::columns::{Columns, Found, IMAGES, ImageColumn};
 use crate::{ElementType, FieldSpec};
 
 /// Base64 as it is found: with padding or without.

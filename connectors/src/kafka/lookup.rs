@@ -10,9 +10,9 @@ use rdkafka::Offset;
 use rdkafka::consumer::Consumer as _;
 use rdkafka::error::{KafkaResult, RDKafkaErrorCode};
 
+use super::ask;
 use super::client::{self, Consumer};
 use super::config::{KafkaConfig, KafkaPoint, Wanted};
-use super::marks;
 use super::place::{MAX_PARTITIONS, Partition};
 use crate::{Opening, SourceError};
 
@@ -229,7 +229,7 @@ impl Lookup<'_> {
         loop {
             let asked = partitions.to_vec();
             let answers =
-                self.until(move |consumer, patience| marks::ask(consumer, &asked, which, patience))?;
+                self.until(move |consumer, patience| ask::offsets(consumer, &asked, which, patience))?;
             match answers.iter().position(Result::is_err) {
                 None => return Ok(answers.into_iter().map(Result::unwrap_or_default).collect()),
                 Some(slot) if self.left().is_zero() => {
@@ -332,7 +332,7 @@ impl Lookup<'_> {
             let (consumer, question) = (self.consumer.clone(), question.clone());
             let patience = self.left().max(LEAST);
             let asked = move |patience| question(&consumer, patience);
-            match client::ask(patience, asked, || self.going_on())? {
+            match ask::patiently(patience, asked, || self.going_on())? {
                 Ok(answer) => return Ok(answer),
                 Err(error) if self.left().is_zero() => {
                     let trouble = self.consumer.client().context().trouble();

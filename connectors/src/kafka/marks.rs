@@ -1,55 +1,23 @@
 //! How far the logs reach: asked for all partitions at once, on a thread of its own, because it takes as long as the network,
 //! and over a connection of its own, because on the one that fetches an answer waits behind megabytes of records.
 
-use std::collections::HashMap;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use rdkafka::Offset;
 use rdkafka::consumer::Consumer as _;
-use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::{Offset, TopicPartitionList};
+use rdkafka::error::RDKafkaErrorCode;
 
+use super::ask::{ANSWER, is_missing, offsets};
 use super::client::{self, Consumer};
 use super::newcomers::Newcomers;
 use super::place::Partition;
-
-/// The brokers may take this long to answer.
-pub(super) const ANSWER: Duration = Duration::from_secs(4);
 
 /// Where nobody asks, the ends are looked up so often: for lag, and to notice early what retention does.
 const IDLE: Duration = Duration::from_secs(3);
 
 /// Answers to two questions asked less than this apart may be equally old on the broker's side.
 const CONFIRM: Duration = Duration::from_secs(1);
-
-/// Asks for one offset of each partition: `Beginning`, `End` (of what is committed, unless the user reads everything), or
-/// the first at a time in milliseconds.
-pub(super) fn ask(
-    consumer: &Consumer,
-    partitions: &[Partition],
-    which: Offset,
-    timeout: Duration,
-) -> Result<Vec<Result<i64, RDKafkaErrorCode>>, KafkaError> {
-    let mut list = TopicPartitionList::with_capacity(partitions.len());
-    for partition in partitions {
-        list.add_partition_offset(&partition.topic, partition.number, which)?;
-    }
-    // The timestamp is in the place of the offset; -1 and -2 mean the end and the beginning in both.
-    let list = consumer.offsets_for_times(list, timeout)?;
-    let slots: HashMap<(&str, i32), usize> =
-        partitions.iter().enumerate().map(|(slot, of)| ((&*of.topic, of.number), slot)).collect();
-    let mut found = vec![Err(RDKafkaErrorCode::UnknownPartition); partitions.len()];
-    for element in list.elements() {
-        let Some(&slot) = slots.get(&(element.topic(), element.partition())) else { continue };
-        found[slot] = match (element.error(), element.offset()) {
-            (Err(error), _) => Err(error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Unknown)),
-            (Ok(()), Offset::Offset(offset)) => Ok(offset),
-            // No record is as young as that.
-            (Ok(()), _) => Ok(-1),
-        };
-    }
-    Ok(found)
-}
 
 /// How far the logs reach, by slot.
 #[derive(Clone, Debug)]
@@ -152,8 +120,8 @@ impl Shared {
             let answer = match &looked {
                 // Windows do not depend on how long the first look takes.
                 Err(error) if !newcomers_known => Err(error.clone()),
-                _ => ask(consumer, partitions, Offset::Beginning, ANSWER)
-                    .and_then(|low| Ok((low, ask(consumer, partitions, Offset::End, ANSWER)?))),
+                _ => offsets(consumer, partitions, Offset::Beginning, ANSWER)
+                    .and_then(|low| Ok((low, offsets(consumer, partitions, Offset::End, ANSWER)?))),
             };
             // Nobody else does it. What is fatal to the one that fetches is told there.
             if let Err(error) = client::serve(consumer) {
@@ -243,15 +211,6 @@ impl State {
             self.trouble = Some(format!("{name}: {code}"));
         }
     }
-}
-
-/// Whether there is no such topic or partition, as far as a broker knows.
-pub(super) fn is_missing(code: RDKafkaErrorCode) -> bool {
-    use RDKafkaErrorCode as Code;
-    matches!(
-        code,
-        Code::UnknownTopicOrPartition | Code::UnknownTopic | Code::UnknownPartition | Code::InvalidTopic
-    )
 }
 
 /// The first topic or partition that the brokers do not know.

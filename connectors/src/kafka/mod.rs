@@ -5,7 +5,7 @@
 //!  partition 1  ──▶ queue ─┼─▶ in step, by offset ──▶ ranges [from, to)      ──▶  {"topic": [[0, from, to], …]}
 //!  partition 2  ──▶ queue ─╯   until quotas or        records by (slot, offset)   count, hash
 //!                              bytes are reached
-//!  librdkafka's threads         follow.rs, plan.rs     place.rs
+//!  librdkafka's threads         reading.rs, plan.rs    place.rs
 //! ```
 //!
 //! # Promises
@@ -34,7 +34,9 @@
 
 pub(crate) mod address;
 mod arrow;
+mod ask;
 mod client;
+mod columns;
 mod config;
 mod encode;
 mod follow;
@@ -46,6 +48,7 @@ mod place;
 mod plan;
 mod produce;
 mod properties;
+mod reading;
 mod session;
 mod value;
 

@@ -7,9 +7,9 @@ use rdkafka::Offset;
 use rdkafka::consumer::Consumer as _;
 use rdkafka::error::KafkaResult;
 
+use super::ask::{ANSWER, offsets};
 use super::client::Consumer;
 use super::config::{KafkaConfig, Wanted};
-use super::marks::{self, ANSWER};
 use super::place::{MAX_PARTITIONS, Partition};
 
 /// Looked for this often, unless the user says otherwise by the property of librdkafka that is meant for it.
@@ -79,7 +79,7 @@ impl Newcomers {
         let found = if new.is_empty() {
             Vec::new()
         } else {
-            let first = marks::ask(consumer, &new, Offset::Beginning, ANSWER)?;
+            let first = offsets(consumer, &new, Offset::Beginning, ANSWER)?;
             // One whose leader is not elected yet is there next time.
             new.into_iter()
                 .zip(first)

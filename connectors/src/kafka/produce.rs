@@ -12,7 +12,7 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{DeliveryResult, Header, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _, ProducerContext};
 
-use super::client;
+use super::ask;
 use super::properties::{KafkaProperties, Role};
 use crate::SourceError;
 
@@ -144,7 +144,7 @@ impl Producer {
                 if (self.stop)() { Err(SourceError::cancelled()) } else { Ok(()) }
             };
             use RDKafkaErrorCode as Code;
-            match client::ask(left.max(Duration::from_millis(50)), question, watch)? {
+            match ask::patiently(left.max(Duration::from_millis(50)), question, watch)? {
                 Ok(None | Some((_, Some(Code::UnknownTopicOrPartition | Code::UnknownTopic)))) => {
                     return Ok(None);
                 }

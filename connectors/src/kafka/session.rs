@@ -14,9 +14,10 @@ use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 use xxhash_rust::xxh3::Xxh3;
 
 use super::Core;
+use super::ask::is_missing;
 use super::client::{self, Consumer, Context, Trouble};
 use super::lookup::{beyond, gone, refused};
-use super::marks::{Marks, Scout, is_missing};
+use super::marks::{Marks, Scout};
 use super::place::{Partition, id};
 use super::value::Parts;
 use crate::{SourceError, StreamRecord};

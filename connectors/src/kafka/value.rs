@@ -11,12 +11,10 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use super::columns::{Columns, Found, ImageColumn, read_field};
 use super::config::{KafkaConfig, KafkaValue};
 use super::{arrow, json};
-use crate::{ElementType, FieldSpec, Schema, SourceError};
-
-/// Names that an image column may have without being named, as in tables.
-pub(super) const IMAGES: [&str; 7] = ["image", "img", "jpg", "jpeg", "png", "bytes", "content"];
+use crate::{Schema, SourceError};
 
 /// Where a label is looked for when nothing is said.
 const LABEL: &str = "label";
@@ -47,32 +45,6 @@ enum Label {
     Key,
     Header { name: String, required: bool },
     Column { name: String, required: bool },
-}
-
-/// The columns of a JSON object or an Arrow row.
-#[derive(Debug)]
-pub(super) struct Columns {
-    pub image: ImageColumn,
-    /// The label's, and whether every record has to have it.
-    pub label: Option<(String, bool)>,
-    pub fields: Vec<FieldSpec>,
-}
-
-/// Which column is the image.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum ImageColumn {
-    None,
-    Named(String),
-    /// Any of [`IMAGES`].
-    Usual,
-}
-
-/// A label as it was found.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum Found<'message> {
-    Nothing,
-    Number(i64),
-    Text(&'message str),
 }
 
 /// What a record is made of.
@@ -204,16 +176,6 @@ impl Values {
     }
 }
 
-impl Columns {
-    /// What is wrong when the label is not there.
-    pub(super) fn no_label(&self) -> Result<Found<'static>, String> {
-        match &self.label {
-            Some((name, true)) => Err(format!("it has no {name:?}, which is its label")),
-            _ => Ok(Found::Nothing),
-        }
-    }
-}
-
 fn text<'bytes>(bytes: &'bytes [u8], what: &str) -> Result<&'bytes str, String> {
     std::str::from_utf8(bytes).map_err(|_| format!("its {what} is not UTF-8"))
 }
@@ -270,37 +232,6 @@ impl Classes {
         }
         Err(format!("its label {number} is none of the {} classes", self.names.len()))
     }
-}
-
-/// `name`, `name[2,3]`, and either with `:type`.
-fn read_field(text: &str) -> Result<FieldSpec, SourceError> {
-    let refuse = |why: &str| {
-        Err(SourceError::config(format!(
-            "the field {text:?} {why}; a name, a shape and a type are expected, such as \"age\", \"box[4]\" or \"ids[128]:i64\""
-        )))
-    };
-    let (rest, dtype) = match text.rsplit_once(':') {
-        Some((rest, name)) => match serde_json::from_value::<ElementType>(name.into()) {
-            Ok(dtype) => (rest, dtype),
-            Err(_) => return refuse("has no type that is known (bool, u8 to u64, i8 to i64, f16, f32, f64)"),
-        },
-        None => (text, ElementType::F32),
-    };
-    let (name, shape) = match rest.split_once('[') {
-        Some((name, shape)) => {
-            let Some(shape) = shape.strip_suffix(']') else { return refuse("has no ']' at its end") };
-            let parsed: Result<Vec<u64>, _> = shape.split(',').map(|part| part.trim().parse()).collect();
-            match parsed {
-                Ok(shape) if shape.iter().all(|&length| length > 0) => (name, shape),
-                _ => return refuse("has a shape that is no list of lengths"),
-            }
-        }
-        None => (rest, Vec::new()),
-    };
-    if name.is_empty() || name == "*" {
-        return refuse("has no name, and what a message holds is not known before it is read");
-    }
-    Ok(FieldSpec { name: name.to_owned(), dtype, shape })
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use super::{Failure, spec};
+use super::{Failure, signals, spec};
 use crate::client::{Batch, ClientError, Feed};
 use crate::metrics;
 use crate::plan::Cursor;
@@ -39,7 +39,7 @@ fn positive(text: &str) -> Result<f64, String> {
 
 impl Bench {
     pub fn run(self) -> Result<(), Failure> {
-        spec::watch_signals()?;
+        signals::watch()?;
         let asked = Instant::now();
         let mut feed = spec::private_feed(self.spec.pipeline()?)?;
         let mut run = Run { step: Duration::from_millis(self.step_ms), ..Run::default() };
@@ -106,7 +106,7 @@ impl Bench {
 }
 
 fn next(feed: &mut Feed) -> Result<Option<Batch>, ClientError> {
-    feed.next(Some(Duration::from_secs(300)), &mut spec::interrupted)
+    feed.next(Some(Duration::from_secs(300)), &mut signals::interrupted)
 }
 
 /// The consumer.

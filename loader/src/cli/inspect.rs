@@ -18,7 +18,7 @@ use image::RgbImage;
 use indicatif::{HumanBytes, HumanCount, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::{Value, json};
 
-use super::{Failure, preview, read, spec};
+use super::{Failure, preview, read, signals};
 
 /// Unreadable records and classes that are written out; all are counted.
 const LISTED: usize = 20;
@@ -68,7 +68,7 @@ struct Look {
 
 impl Inspect {
     pub fn run(self) -> Result<(), Failure> {
-        spec::watch_signals()?;
+        signals::watch()?;
         if let Some(folder) = self.sheet.as_ref().and_then(|path| path.parent())
             && !folder.as_os_str().is_empty()
             && !folder.is_dir()

@@ -14,6 +14,7 @@ mod preview;
 mod produce;
 mod read;
 mod serve;
+mod signals;
 mod spec;
 mod which;
 

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use fuelrail_connectors::{IndexedSource, Opening, SourceConfig};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use super::{Failure, spec};
+use super::{Failure, signals};
 use crate::client::ClientError;
 use crate::protocol::Progress;
 
@@ -53,7 +53,7 @@ where
             }
             Err(mpsc::RecvTimeoutError::Timeout) => {}
         }
-        if spec::interrupted() {
+        if signals::interrupted() {
             opening.cancel();
             let _ = told.recv_timeout(TIDYING);
             return Err(ClientError::Interrupted.into());

@@ -7,7 +7,7 @@ use clap::Args;
 use image::{ImageBuffer, Rgb, RgbImage, imageops};
 use serde_json::json;
 
-use super::{Failure, spec};
+use super::{Failure, signals, spec};
 
 /// Pixels between pictures.
 const GAP: u32 = 6;
@@ -32,7 +32,7 @@ pub(super) struct Preview {
 
 impl Preview {
     pub fn run(self) -> Result<(), Failure> {
-        spec::watch_signals()?;
+        signals::watch()?;
         let mut pipeline = self.spec.pipeline()?;
         // Pixels, not numbers: what comes before Normalize is what there is to see.
         if let Some(chain) = pipeline["transforms"].as_array_mut() {
@@ -51,7 +51,7 @@ impl Preview {
         for epoch in 0..self.epochs {
             feed.seek(crate::plan::Cursor { epoch, position: 0 })?;
             let batch = feed
-                .next(Some(Duration::from_secs(300)), &mut spec::interrupted)?
+                .next(Some(Duration::from_secs(300)), &mut signals::interrupted)?
                 .ok_or("the source has no batch")?;
             let image = feed.attached().fields[0].clone();
             if image.name != "image" {
@@ -76,7 +76,7 @@ impl Preview {
                 .map(|bytes| i64::from_le_bytes(bytes.try_into().expect("8 bytes")))
                 .collect();
             if epoch == 0 {
-                for (at, key) in feed.keys(indices, None, &mut spec::interrupted)?.iter().enumerate() {
+                for (at, key) in feed.keys(indices, None, &mut signals::interrupted)?.iter().enumerate() {
                     say!(
                         "row {} column {}: {key}",
                         at as u32 / self.columns + 1,

@@ -24,7 +24,7 @@ use fuelrail_connectors::{
 };
 use indicatif::{HumanBytes, HumanCount, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use super::{Failure, read, spec};
+use super::{Failure, read, signals};
 use crate::client::ClientError;
 use crate::order::Order;
 
@@ -133,7 +133,7 @@ fn rate(text: &str) -> Result<f64, String> {
 
 impl Produce {
     pub fn run(self) -> Result<(), Failure> {
-        spec::watch_signals()?;
+        signals::watch()?;
         let source = read::open(&self.source, &self.options)?;
         let format = self.format(&source)?;
         if self.label_names && source.classes().is_empty() {
@@ -191,7 +191,7 @@ impl Produce {
         };
         let servers: Vec<_> = servers.split(',').map(str::to_owned).collect();
         let mut producer = KafkaProducer::open(&servers, topic, &KafkaProperties::new(pairs))?;
-        producer.set_stop(spec::interrupted);
+        producer.set_stop(signals::interrupted);
         Ok(producer)
     }
 
@@ -272,7 +272,7 @@ impl Run<'_> {
         let flushed = self.producer.flush(LAST);
         bar.finish_and_clear();
         if let Err(error) = flushed {
-            return Err(self.give_up(if spec::interrupted() {
+            return Err(self.give_up(if signals::interrupted() {
                 ClientError::Interrupted.into()
             } else {
                 error.into()
@@ -335,7 +335,7 @@ impl Run<'_> {
                 self.due = self.due.max(earliest) + Duration::from_secs_f64(1.0 / rate);
                 return Ok(());
             }
-            if spec::interrupted() {
+            if signals::interrupted() {
                 return Err(ClientError::Interrupted.into());
             }
             std::thread::sleep((self.due - now).min(Duration::from_millis(100)));
@@ -378,7 +378,7 @@ impl Run<'_> {
 }
 
 fn interrupted_or(text: String) -> Failure {
-    if spec::interrupted() { ClientError::Interrupted.into() } else { text.into() }
+    if signals::interrupted() { ClientError::Interrupted.into() } else { text.into() }
 }
 
 /// One record, ready to be sent, or why there is none.

@@ -10,7 +10,7 @@ use fuelrail_connectors::{
     AddressConfig, IndexedSource, ReadError, ReadRequest, ReaderConfig, Record, SourceConfig,
 };
 
-use super::{Failure, opening, spec};
+use super::{Failure, opening, signals};
 use crate::client::ClientError;
 
 /// Records that are read ahead of the one handed over, and their bytes.
@@ -71,7 +71,7 @@ pub(super) fn in_order<T: Send + 'static>(
             reader.submit(requests);
         }
         while !ready.contains_key(&given) {
-            if spec::interrupted() {
+            if signals::interrupted() {
                 return Err(ClientError::Interrupted.into());
             }
             match told.recv_timeout(Duration::from_millis(100)) {

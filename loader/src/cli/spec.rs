@@ -1,12 +1,11 @@
 //! What `bench` and `preview` have in common: a pipeline described on the command line, and a private feed of it.
 
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use clap::Args;
 use serde_json::{Value, json};
 
-use super::{Failure, opening};
+use super::{Failure, opening, signals};
 use crate::client::{Address, Feed};
 use crate::config::DaemonConfig;
 use crate::plan::Cursor;
@@ -16,7 +15,7 @@ use crate::protocol::{Attach, PipelineRef};
 #[derive(Debug, Args)]
 pub(super) struct Spec {
     /// A folder, shards like train-{000..127}.tar or "*.parquet", an .h5, .npy or .csv file, an s3://, gs://, az:// or
-    /// https:// URL of these, or synthetic://?count=10000&width=500&height=375
+    /// https:// URL of these, kafka://broker:9092/topic, or synthetic://?count=10000&width=500&height=375
     #[arg(value_name = "SOURCE", required_unless_present = "config")]
     source: Option<String>,
     /// Take a pipeline from a daemon configuration file instead
@@ -150,32 +149,7 @@ pub(super) fn private_feed(pipeline: Value) -> Result<Feed, Failure> {
     let attach =
         Attach { pipeline: PipelineRef::Inline(pipeline), rank: 0, world_size: 1, start: Cursor::default() };
     let mut display = opening::Display::new();
-    Ok(Feed::attach(&address, attach, None, &mut interrupted, &mut |progress| display.show(progress))?)
-}
-
-static INTERRUPTED: AtomicBool = AtomicBool::new(false);
-
-/// Whether ctrl-C or SIGTERM came, once [`watch_signals`] was called.
-pub(super) fn interrupted() -> bool {
-    INTERRUPTED.load(Ordering::Relaxed)
-}
-
-/// From now on ctrl-C and SIGTERM set a flag instead of ending the process where it stands.
-pub(super) fn watch_signals() -> Result<(), Failure> {
-    use tokio::signal::unix::{SignalKind, signal};
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let (mut interrupt, mut terminate) = {
-        let _inside = runtime.enter();
-        (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?)
-    };
-    std::thread::Builder::new().name("fuelrail-signals".into()).spawn(move || {
-        runtime.block_on(async {
-            tokio::select! { _ = interrupt.recv() => {}, _ = terminate.recv() => {} }
-            INTERRUPTED.store(true, Ordering::Relaxed);
-            // A second one means it.
-            tokio::select! { _ = interrupt.recv() => {}, _ = terminate.recv() => {} }
-            std::process::exit(130);
-        });
-    })?;
-    Ok(())
+    Ok(Feed::attach(&address, attach, None, &mut signals::interrupted, &mut |progress| {
+        display.show(progress)
+    })?)
 }

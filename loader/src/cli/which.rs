@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::Args;
 use serde_json::json;
 
-use super::{Failure, opening, spec};
+use super::{Failure, opening, signals, spec};
 use crate::client::ClientError;
 use crate::config::PipelineConfig;
 use crate::engine::lineage::{self, Named};
@@ -50,7 +50,7 @@ pub(super) struct Which {
 
 impl Which {
     pub fn run(self) -> Result<(), Failure> {
-        spec::watch_signals()?;
+        signals::watch()?;
         let state = self.state.as_ref().map(|path| {
             let text =
                 std::fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))?;
@@ -99,7 +99,7 @@ impl Which {
         if count == 0 {
             return Err("the state was saved before the first batch of its epoch: nothing came before".into());
         }
-        match lineage::which(&pipeline, cursor, place, count, &mut spec::interrupted)? {
+        match lineage::which(&pipeline, cursor, place, count, &mut signals::interrupted)? {
             Some(samples) => self.print(&pipeline, &samples),
             None => Err(ClientError::Interrupted.into()),
         }

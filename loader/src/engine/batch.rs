@@ -4,10 +4,10 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use crate::config::OnError;
-use crate::pipeline::Refusal;
 use crate::plan::Cursor;
 use crate::protocol::{ErrorKind, Field};
 use crate::quarantine::Refused;
+use crate::refusal::Refusal;
 use crate::ring::{RowWriter, SlotWriter};
 
 use super::course::PlannedRow;

@@ -11,9 +11,9 @@ use fuelrail_connectors::{IndexedSource, Place, SourceError, StreamStats};
 use super::flow::{Flows, Member, Notify};
 use super::stretch::Stretch;
 use crate::order::{Order, derive};
-use crate::pipeline::Refusal;
 use crate::plan::{Batching, Cursor};
 use crate::protocol::ErrorKind;
+use crate::refusal::Refusal;
 
 /// A row of a batch to come.
 pub(super) struct PlannedRow {

@@ -5,9 +5,10 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use super::course::{Ahead, Course, PlannedRow};
-use crate::pipeline::{Pipeline, Refusal, Supply};
+use crate::pipeline::{Pipeline, Supply};
 use crate::plan::{Batching, Cursor};
 use crate::protocol::ErrorKind;
+use crate::refusal::Refusal;
 use crate::token::Place;
 
 /// A record at its position.

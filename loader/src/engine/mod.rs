@@ -37,10 +37,11 @@ use fuelrail_connectors::{self as connectors, ReadRequest, Reader, StreamStats};
 
 use crate::config::{OnError, PipelineConfig};
 use crate::metrics::{self, Consumer, Metrics};
-use crate::pipeline::{Pipeline, Refusal, Supply};
+use crate::pipeline::{Pipeline, Supply};
 use crate::plan::{Batching, Cursor};
 use crate::protocol::{Attached, ErrorKind, Ready, Reply, Stats, StreamCounters};
 use crate::quarantine::{Quarantine, Refused};
+use crate::refusal::Refusal;
 use crate::ring::Ring;
 use crate::token::Place;
 

@@ -14,9 +14,10 @@ use xxhash_rust::xxh3::xxh3_64;
 use super::batch::Row;
 use super::{Event, Shared};
 use crate::metrics;
-use crate::pipeline::{Pipeline, Refusal};
+use crate::pipeline::Pipeline;
 use crate::protocol::ErrorKind;
 use crate::quarantine::Refused;
+use crate::refusal::Refusal;
 use crate::ring::RowWriter;
 
 /// A row on its way.

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::Xxh3;
 
 use super::shard;
-use crate::cli::{Failure, spec};
+use crate::cli::{Failure, signals};
 
 /// The list beside the shards.
 pub(super) const INDEX: &str = "index.json";
@@ -157,7 +157,7 @@ pub(super) fn verify(folder: &Path) -> Result<(), Failure> {
             }
             Ok((hash, _)) if hash != shard.xxh3 => wrong.push(format!("{} is damaged", shard.name)),
             Ok(_) => {}
-            Err(error) if spec::interrupted() => return Err(error),
+            Err(error) if signals::interrupted() => return Err(error),
             Err(error) => wrong.push(format!("{}: {error}", shard.name)),
         }
         let name = format!("{}.idx", shard.name);
@@ -197,7 +197,7 @@ fn hash_file(path: &Path, bar: &ProgressBar) -> Result<(String, u64), Failure> {
     let mut file = fs::File::open(path)?;
     let (mut hash, mut bytes, mut piece) = (Xxh3::new(), 0, vec![0; 1 << 20]);
     loop {
-        if spec::interrupted() {
+        if signals::interrupted() {
             return Err(crate::client::ClientError::Interrupted.into());
         }
         let len = file.read(&mut piece)?;

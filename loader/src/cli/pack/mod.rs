@@ -31,7 +31,7 @@ use indicatif::{HumanBytes, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use self::index::{INDEX, Identity, Index, Shard, Skipped, difference, read_index, verify, write_index};
 use self::shard::ShardWriter;
 use self::shrink::Shrink;
-use super::{Failure, read, spec};
+use super::{Failure, read, signals};
 use crate::order::Order;
 
 /// Records that were left out are named up to this many; all are counted.
@@ -159,7 +159,7 @@ impl Image {
 
 impl Pack {
     pub fn run(self) -> Result<(), Failure> {
-        spec::watch_signals()?;
+        signals::watch()?;
         if let Some(folder) = &self.verify {
             return verify(folder);
         }

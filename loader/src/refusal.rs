@@ -1,0 +1,20 @@
+//! Why something is refused, in the words that the client will read.
+
+use crate::protocol::ErrorKind;
+
+/// Why something could not be started or continued, as the client will see it.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct Refusal {
+    /// Whose fault.
+    pub kind: ErrorKind,
+    /// What and what to do.
+    pub message: String,
+}
+
+impl Refusal {
+    /// A refusal for the reason given.
+    pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
+        Self { kind, message: message.into() }
+    }
+}
