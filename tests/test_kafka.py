@@ -597,13 +597,19 @@ def test_statistics_tell_window_and_lag(broker: Broker) -> None:
 # Mistakes --------------------------------------------------------------------------------------------------------------
 
 
-def test_an_address_where_nobody_answers_is_named(broker: Broker) -> None:
+def test_an_address_where_nobody_answers_is_named_and_the_log_has_the_attempts(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     port = next(free_ports(1))
+    monkeypatch.setenv("FUELRAIL_LOG", "debug")
+    caplog.set_level("DEBUG", "fuelrail")
     with (
         at_most(15 * SLACK, "noticing that no broker answers"),
-        pytest.raises(SourceError, match=f"127.0.0.1:{port}"),
+        pytest.raises(SourceError, match=f"127.0.0.1:{port}.*Connection refused"),
     ):
         Loader(f"kafka://127.0.0.1:{port}/topic", batch_size=2, transforms=TINY)
+    # Also of an opening that fails: it is then that one wants to know.
+    assert any("Connection refused" in record.message for record in caplog.records), caplog.text
 
 
 def test_an_unknown_topic_is_named_with_the_one_that_was_meant(broker: Broker, filled: Topic) -> None:

@@ -276,7 +276,10 @@ async fn connection(stream: StdStream, server: Arc<Server>) {
     tokio::select! {
         result = session.run(&stream) => {
             if let Err(refusal) = result {
-                tracing::warn!("a connection of process {} ended: {refusal}", peer.pid.as_raw_nonzero());
+                // A private daemon's log goes to its client, who is told anyway.
+                if !session.server.private {
+                    tracing::warn!("a connection of process {} ended: {refusal}", peer.pid.as_raw_nonzero());
+                }
                 say(&session.outbox, &Reply::Refused { kind: refusal.kind, message: refusal.message });
             }
         }

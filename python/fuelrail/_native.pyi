@@ -55,6 +55,7 @@ class Feed:
         world_size: int = 1,
         timeout: float | None = None,
         progress: Callable[[str, int, int | None, str], object] | None = None,
+        log: Callable[[str, str], object] | None = None,
     ) -> Feed: ...
     @property
     def daemon_pid(self) -> int: ...

@@ -17,7 +17,7 @@ from typing import Any, Generic, Self, TypedDict, TypeVar
 
 from fuelrail import _native
 from fuelrail.errors import ConfigError, EnvironmentFailure, FuelrailError, TokenError
-from fuelrail.opening import Opening
+from fuelrail.opening import Opening, log
 from fuelrail.sources import Address, Mix, Source, finite
 from fuelrail.transforms import Transform
 
@@ -216,7 +216,7 @@ class BaseLoader(ABC, Generic[Array]):
             attach |= {"binary": str(binary()), "pipeline": json.dumps(config)}
         opening = Opening()
         try:
-            self._feed = _native.Feed(**attach, progress=opening)
+            self._feed = _native.Feed(**attach, progress=opening, log=opening.log)
         finally:
             opening.close()
             # The daemon has read it, or never will.
@@ -443,7 +443,7 @@ class BaseLoader(ABC, Generic[Array]):
 
     def _log(self) -> None:
         for level, text in self._feed.take_logs():
-            logger.log(logging.getLevelNamesMapping().get(level.upper(), logging.WARNING), "%s", text)
+            log(level, text)
 
 
 class _Iterator(Iterator[Batch[Array]]):

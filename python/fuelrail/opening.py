@@ -11,6 +11,11 @@ from typing import TextIO
 logger = logging.getLogger("fuelrail")
 
 
+def log(level: str, text: str) -> None:
+    """A line of the daemon's log, in this process's."""
+    logger.log(logging.getLevelNamesMapping().get(level.upper(), logging.WARNING), "%s", text)
+
+
 class Opening:
     """Shows an opening that takes long. Called by the native feed about ten times a second while it gets on."""
 
@@ -37,6 +42,11 @@ class Opening:
         elif now - self._logged >= self.LOG_EVERY:
             self._logged = now
             logger.info("%s", text)
+
+    def log(self, level: str, text: str) -> None:
+        """Shows a line of the daemon's log, above the one that moves."""
+        self.close()
+        log(level, text)
 
     def close(self) -> None:
         """Takes the line off the terminal."""

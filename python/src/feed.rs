@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use fuelrail_loader::client::{Address, ClientError, Feed as Inner};
+use fuelrail_loader::client::{Address, ClientError, Feed as Inner, News};
 use fuelrail_loader::plan::{Cursor, UNKNOWN_LEN};
 use fuelrail_loader::protocol::{Attach, Attached, PipelineRef};
 use fuelrail_loader::token::{Allow, Token};
@@ -79,9 +79,10 @@ impl Feed {
 #[pymethods]
 impl Feed {
     /// `pipeline` is JSON (a private daemon's, or a listening one's where its roots allow) or the name of a pipeline.
-    /// `progress(what, done, total, counted)` is called now and then while the source is being opened.
+    /// While the source is being opened, `progress(what, done, total, counted)` is called now and then, and `log(level, text)` with
+    /// lines of the daemon's log.
     #[new]
-    #[pyo3(signature = (*, binary=None, socket=None, pipeline=None, name=None, rank=0, world_size=1, timeout=None, progress=None))]
+    #[pyo3(signature = (*, binary=None, socket=None, pipeline=None, name=None, rank=0, world_size=1, timeout=None, progress=None, log=None))]
     #[expect(clippy::too_many_arguments, reason = "keyword arguments of one call")]
     fn new(
         py: Python<'_>,
@@ -93,6 +94,7 @@ impl Feed {
         world_size: u64,
         timeout: Option<f64>,
         progress: Option<Py<PyAny>>,
+        log: Option<Py<PyAny>>,
     ) -> PyResult<Self> {
         let address = match (socket, binary) {
             (Some(path), _) => Address::Socket(path),
@@ -112,10 +114,13 @@ impl Feed {
         let mut raised = None;
         let attached = detached(py, |interrupt| {
             let failed = Cell::new(false);
-            Inner::attach(&address, attach, timeout, &mut || failed.get() || interrupt(), &mut |now| {
-                let Some(progress) = &progress else { return };
-                let told = Python::attach(|py| {
-                    progress.call1(py, (&now.what, now.done, now.total, &now.counted)).map(drop)
+            Inner::attach(&address, attach, timeout, &mut || failed.get() || interrupt(), &mut |news| {
+                let told = Python::attach(|py| match (news, &progress, &log) {
+                    (News::Progress(now), Some(progress), _) => {
+                        progress.call1(py, (&now.what, now.done, now.total, &now.counted)).map(drop)
+                    }
+                    (News::Log { level, text }, _, Some(log)) => log.call1(py, (level, text)).map(drop),
+                    _ => Ok(()),
                 });
                 if let Err(error) = told {
                     failed.set(true);

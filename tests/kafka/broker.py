@@ -78,7 +78,9 @@ class Unavailable(BrokerError):
 class Broker:
     """A cluster of `nodes` brokers (each also a controller) with its data below `folder`.
 
-    `properties` are Kafka's own, for server.properties. With `detached`, the brokers live on when this process ends.
+    `properties` are Kafka's own, for server.properties. `listeners` are further security protocols that the first
+    node is to speak, each on a port of its own: "SSL", "SASL_SSL", "SASL_PLAINTEXT"; what they need is in
+    `properties`. With `detached`, the brokers live on when this process ends.
     """
 
     def __init__(
@@ -88,13 +90,20 @@ class Broker:
         properties: Mapping[str, str] | None = None,
         port: int = 0,
         detached: bool = False,
+        listeners: Iterable[str] = (),
     ) -> None:
         if nodes % 2 == 0:
             raise ValueError(f"{nodes} brokers: an odd number, so that there is a majority when one fails")
         self.folder = Path(folder).resolve()
         self._classpath = jars()
         self._detached = detached
-        ports = list(free_ports(2 * nodes))
+        names = list(listeners)
+        ports = list(free_ports(2 * nodes + len(names)))
+        #: host:port by security protocol, of what else is spoken.
+        self.listeners = {
+            name: f"127.0.0.1:{port}" for name, port in zip(names, ports[2 * nodes :], strict=True)
+        }
+        del ports[2 * nodes :]
         if port:
             ports[:nodes] = range(port, port + nodes)
         self.nodes = [
@@ -181,13 +190,15 @@ class Broker:
     def _configure(self, node: Node) -> None:
         node.data.mkdir(parents=True, exist_ok=True)
         voters = ",".join(f"{each.number}@127.0.0.1:{each.controller_port}" for each in self.nodes)
+        spoken = {"PLAINTEXT": node.address} | (self.listeners if node is self.nodes[0] else {})
+        advertised = [f"{name}://{address}" for name, address in spoken.items()]
         own = {
             "process.roles": "broker,controller",
             "node.id": str(node.number),
             "controller.quorum.voters": voters,
             "controller.listener.names": "CONTROLLER",
-            "listeners": f"PLAINTEXT://{node.address},CONTROLLER://127.0.0.1:{node.controller_port}",
-            "advertised.listeners": f"PLAINTEXT://{node.address}",
+            "listeners": ",".join([*advertised, f"CONTROLLER://127.0.0.1:{node.controller_port}"]),
+            "advertised.listeners": ",".join(advertised),
             "log.dirs": str(node.data),
         }
         # Backslashes start escapes in a properties file.

@@ -96,7 +96,8 @@ impl Sizes {
 /// Sets librdkafka up for reading.
 pub(super) fn configure(config: &KafkaConfig, sizes: Sizes) -> Result<ClientConfig, SourceError> {
     let mut client = ClientConfig::new();
-    client.set_log_level(RDKafkaLogLevel::Warning);
+    // At this level it says why a connection was closed.
+    client.set_log_level(RDKafkaLogLevel::Info);
     client
         .set("bootstrap.servers", check_servers(&config.servers)?)
         .set("client.id", "fuelrail")
@@ -230,6 +231,10 @@ impl ClientContext for Context {
         // What matters comes as an error too; at each attempt to connect these would be many lines.
         let message = self.properties.without_values(message);
         tracing::debug!(target: "librdkafka", "{facility}: {message}");
+        // A connection that fails before anybody was recognised is told here only, with the probable cause.
+        if facility == "FAIL" {
+            self.lock().reason.get_or_insert_with(|| closed(&message));
+        }
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
@@ -247,6 +252,11 @@ impl ClientContext for Context {
                 | Code::ClusterAuthorizationFailed
                 | Code::UnsupportedSASLMechanism,
             ) => {
+                let since = trouble.refused.as_ref().map_or_else(Instant::now, |(since, _)| *since);
+                trouble.refused = Some((since, reason));
+            }
+            // The broker does not like the client's certificate, or that it has none.
+            _ if reason.contains("SSL alert") => {
                 let since = trouble.refused.as_ref().map_or_else(Instant::now, |(since, _)| *since);
                 trouble.refused = Some((since, reason));
             }
@@ -286,6 +296,16 @@ impl ConsumerContext for Context {
             );
         }
     }
+}
+
+/// What librdkafka logs of a connection that was closed, and what that mostly means.
+pub(super) fn closed(message: &str) -> String {
+    // The thread's name comes first.
+    let message = message.rsplit_once("]: ").map_or(message, |(_, message)| message);
+    if message.contains("Disconnected") && message.contains("APIVERSION_QUERY") {
+        return format!("{message}: probably this port speaks TLS, and security.protocol says otherwise");
+    }
+    message.to_owned()
 }
 
 /// Serves what the brokers report. There must be no message in it: every partition has a queue of its own.

@@ -58,7 +58,12 @@ impl Follower for Following {
                 return tracing::warn!("Kafka: a checkpoint's place is not told to the broker: {error}");
             }
         };
-        let offset = |range: &Range| if position >= place.end() { range.to } else { range.from };
+        let offset = |range: &Range| match range.bounds {
+            // All of the range was read in the epoch before.
+            Some((_, hi)) if place.epoch > 0 => hi,
+            _ if position >= place.end() => range.to,
+            _ => range.from,
+        };
         let offsets = ranges.partitions.iter().cloned().zip(ranges.ranges.iter().map(offset)).collect();
         self.shared.save(offsets);
     }

@@ -12,8 +12,8 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{DeliveryResult, Header, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _, ProducerContext};
 
-use super::ask;
 use super::properties::{KafkaProperties, Role};
+use super::{ask, client};
 use crate::SourceError;
 
 /// How long the brokers may take to answer questions about the topic.
@@ -47,6 +47,11 @@ struct State {
 impl ClientContext for Deliveries {
     fn log(&self, _: RDKafkaLogLevel, facility: &str, message: &str) {
         tracing::debug!(target: "librdkafka", "{facility}: {message}");
+        // A connection that fails before anybody was recognised is told here only, with the probable cause.
+        if facility == "FAIL" {
+            let mut trouble = self.0.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+            trouble.get_or_insert_with(|| client::closed(message));
+        }
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
@@ -94,7 +99,7 @@ impl Producer {
         let servers = super::config::check_servers(servers)?;
         super::config::check_topic(topic)?;
         let mut config = ClientConfig::new();
-        config.set_log_level(RDKafkaLogLevel::Warning);
+        config.set_log_level(RDKafkaLogLevel::Info);
         config
             .set("bootstrap.servers", &servers)
             .set("client.id", "fuelrail")

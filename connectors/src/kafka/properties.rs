@@ -75,12 +75,46 @@ const PRODUCER_MAY: [&str; 1] = ["allow.auto.create.topics"];
 /// Names of properties that a path follows.
 const PATHS: [&str; 3] = [".location", ".file", ".keytab"];
 
+/// Means wherever the system keeps them.
+const PROBE: &str = "probe";
+
 impl KafkaProperties {
     /// Properties from names and values.
     pub fn new<Name: Into<String>, Value: Into<String>>(
         pairs: impl IntoIterator<Item = (Name, Value)>,
     ) -> Self {
         Self(pairs.into_iter().map(|(name, value)| (name.into(), value.into())).collect())
+    }
+
+    /// Properties as they stand in a file for Kafka's own clients: `NAME=VALUE` a line, `#` before what is none.
+    ///
+    /// # Errors
+    /// Which line is something else, without what it holds.
+    pub fn from_lines(text: &str) -> Result<Self, SourceError> {
+        let mut properties = BTreeMap::new();
+        for (number, line) in text.lines().enumerate() {
+            let line = line.trim();
+            if line.is_empty() || line.starts_with(['#', '!']) {
+                continue;
+            }
+            let pair = line.split_once('=').map(|(name, value)| (name.trim(), value.trim()));
+            let Some((name, value)) = pair.filter(|(name, _)| !name.is_empty() && !line.contains('\0'))
+            else {
+                return Err(SourceError::config(format!(
+                    "line {} is not of the form NAME=VALUE",
+                    number + 1
+                )));
+            };
+            if properties.insert(name.to_owned(), value.to_owned()).is_some() {
+                return Err(SourceError::config(format!("line {}: {name} is set twice", number + 1)));
+            }
+        }
+        Ok(Self(properties))
+    }
+
+    /// All of them, by name.
+    pub fn into_pairs(self) -> impl Iterator<Item = (String, String)> {
+        self.0.into_iter()
     }
 
     /// Whether there are none.
@@ -114,6 +148,13 @@ impl KafkaProperties {
             {
                 return Err(SourceError::config(format!(
                     "the property {name:?} cannot be set: {why}; leave it out"
+                )));
+            }
+            // OpenSSL would only say that something of the system's failed.
+            let file = is_path(name) && !value.is_empty() && value != PROBE;
+            if file && let Err(error) = std::fs::metadata(value) {
+                return Err(SourceError::config(format!(
+                    "the file {value:?} that the property {name:?} names cannot be read: {error}"
                 )));
             }
             config.set(name, value);
@@ -436,6 +477,27 @@ mod tests {
         let error = apply(r#"{"sasl.password": ["secret1"]}"#, Role::Producer).unwrap_err();
         assert!(error.contains("sasl.password") && !error.contains("secret1"), "{error}");
         assert!(apply(r#"{"allow.auto.create.topics": true}"#, Role::Producer).is_ok());
+    }
+
+    #[test]
+    fn a_file_of_kafkas_own_clients_is_read_and_its_mistakes_are_named_by_line() {
+        let text = "# a comment\nsecurity.protocol=SASL_SSL\n\n sasl.password = a=b c \n! another\nssl.ca.location=\n";
+        let read: Vec<_> = KafkaProperties::from_lines(text).unwrap().into_pairs().collect();
+        let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+        assert_eq!(
+            read,
+            [
+                pair("sasl.password", "a=b c"),
+                pair("security.protocol", "SASL_SSL"),
+                pair("ssl.ca.location", "")
+            ]
+        );
+        for (text, why) in
+            [("a=1\nsecret1", "line 2"), ("=secret1", "line 1"), ("a=secret1\n\na=2", "line 3: a")]
+        {
+            let error = KafkaProperties::from_lines(text).unwrap_err().to_string();
+            assert!(error.contains(why) && !error.contains("secret1"), "{error}");
+        }
     }
 
     #[test]

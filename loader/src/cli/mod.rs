@@ -68,8 +68,8 @@ pub(crate) type Failure = Box<dyn std::error::Error>;
 /// Parses the arguments and runs the command. Exit codes: 0 done, 1 failed, 2 wrong arguments, 130 interrupted.
 pub fn main() -> ExitCode {
     let command = Arguments::parse().command;
-    if matches!(command, Command::Pack(_) | Command::Inspect(_)) {
-        // They read the source in this process; the others have their daemon's log.
+    if matches!(command, Command::Pack(_) | Command::Inspect(_) | Command::Which(_) | Command::Produce(_)) {
+        // They open the source in this process; the others have their daemon's log.
         crate::log::warnings_to_stderr();
     }
     let result = match command {

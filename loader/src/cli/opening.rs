@@ -99,6 +99,15 @@ impl Display {
         }
     }
 
+    /// Shows a line of the log above it.
+    pub fn log(&self, level: &str, text: &str) {
+        let show = || eprintln!("{level}: {text}");
+        match &self.bar {
+            Some((_, bar)) => bar.suspend(show),
+            None => show(),
+        }
+    }
+
     fn clear(&mut self) {
         if let Some((_, bar)) = self.bar.take() {
             bar.finish_and_clear();

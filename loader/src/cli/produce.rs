@@ -24,7 +24,7 @@ use fuelrail_connectors::{
 };
 use indicatif::{HumanBytes, HumanCount, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use super::{Failure, read, signals};
+use super::{Failure, read, signals, spec};
 use crate::client::ClientError;
 use crate::order::Order;
 
@@ -82,7 +82,8 @@ pub(super) struct Produce {
     /// How messages are compressed: none, gzip, snappy, lz4 or zstd. Encoded images hardly shrink
     #[arg(long, value_enum, default_value_t = Compression::None)]
     compression: Compression,
-    /// A property of librdkafka by its own name, like security.protocol=SSL; may be given again
+    /// A property of librdkafka by its own name, like security.protocol=SSL, or @client.properties for those of a file, where
+    /// passwords belong; may be given again, and the last one counts
     #[arg(long = "property", value_name = "NAME=VALUE")]
     properties: Vec<String>,
     /// What to do with a record that cannot be read
@@ -180,9 +181,13 @@ impl Produce {
         let mut pairs =
             vec![("compression.type".to_owned(), format!("{:?}", self.compression).to_lowercase())];
         for property in &self.properties {
-            let (name, value) = property
-                .split_once('=')
-                .ok_or_else(|| format!("--property {property}: write NAME=VALUE, such as linger.ms=50"))?;
+            if let Some(path) = property.strip_prefix('@') {
+                pairs.extend(spec::properties_file(path)?.into_pairs());
+                continue;
+            }
+            let (name, value) = property.split_once('=').ok_or_else(|| {
+                format!("--property {property}: write NAME=VALUE, such as linger.ms=50, or @FILE")
+            })?;
             pairs.push((name.trim().to_owned(), value.to_owned()));
         }
         let address = self.topic.strip_prefix("kafka://").and_then(|address| address.split_once('/'));

@@ -3,10 +3,11 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use fuelrail_connectors::KafkaProperties;
 use serde_json::{Value, json};
 
 use super::{Failure, opening, signals};
-use crate::client::{Address, Feed};
+use crate::client::{Address, Feed, News};
 use crate::config::DaemonConfig;
 use crate::plan::Cursor;
 use crate::protocol::{Attach, PipelineRef};
@@ -24,7 +25,8 @@ pub(super) struct Spec {
     /// Which pipeline of that file
     #[arg(long, value_name = "NAME", requires = "config")]
     pipeline: Option<String>,
-    /// An option of the source, like image=jpg, label=class or fields='["box"]' (JSON or text); may be given repeatedly
+    /// An option of the source, like image=jpg, label=class or fields='["box"]' (JSON or text); may be given repeatedly.
+    /// properties=@client.properties takes Kafka's from a file
     #[arg(long = "source-option", value_name = "KEY=VALUE")]
     options: Vec<String>,
     /// Transforms as JSON: a list like [{"type": "Resize", "size": 256}, …]; overrides --task
@@ -138,9 +140,18 @@ pub(super) fn source_value(source: &str, options: &[String]) -> Result<Value, Fa
         if ["type", "address", "base"].contains(&key) {
             return Err(format!("--source-option {option}: {key} is no option of a source").into());
         }
-        value[key] = serde_json::from_str(text).unwrap_or_else(|_| json!(text));
+        value[key] = match (key, text.strip_prefix('@')) {
+            ("properties", Some(path)) => serde_json::to_value(properties_file(path)?)?,
+            _ => serde_json::from_str(text).unwrap_or_else(|_| json!(text)),
+        };
     }
     Ok(value)
+}
+
+/// Kafka's properties from a file. On the command line itself everybody on the machine could read a password.
+pub(super) fn properties_file(path: &str) -> Result<KafkaProperties, Failure> {
+    let text = std::fs::read_to_string(path).map_err(|error| format!("{path}: {error}"))?;
+    Ok(KafkaProperties::from_lines(&text).map_err(|error| format!("{path}: {error}"))?)
 }
 
 /// A feed of a daemon of our own: this same binary, as a child.
@@ -149,7 +160,8 @@ pub(super) fn private_feed(pipeline: Value) -> Result<Feed, Failure> {
     let attach =
         Attach { pipeline: PipelineRef::Inline(pipeline), rank: 0, world_size: 1, start: Cursor::default() };
     let mut display = opening::Display::new();
-    Ok(Feed::attach(&address, attach, None, &mut signals::interrupted, &mut |progress| {
-        display.show(progress)
+    Ok(Feed::attach(&address, attach, None, &mut signals::interrupted, &mut |news| match news {
+        News::Progress(progress) => display.show(progress),
+        News::Log { level, text } => display.log(level, text),
     })?)
 }

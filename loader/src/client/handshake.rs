@@ -9,7 +9,7 @@ use rustix::net::RecvFlags;
 
 use super::lease::Link;
 use super::private::Private;
-use super::{ClientError, INTERRUPT_PERIOD, Interrupt, Watch, readable};
+use super::{ClientError, INTERRUPT_PERIOD, Interrupt, News, Watch, readable};
 use crate::protocol::{Attached, Decoder, Field, Reply, Request};
 
 /// The first two messages of a connection, before there is a feed.
@@ -17,7 +17,6 @@ pub(super) struct Handshake {
     pub link: Link,
     pub private: Option<Arc<Private>>,
     pub decoder: Decoder,
-    pub logs: Vec<(String, String)>,
     pub daemon_pid: u32,
 }
 
@@ -31,15 +30,15 @@ impl Handshake {
         &mut self,
         timeout: Option<Duration>,
         interrupt: Interrupt<'_>,
-        progress: Watch<'_>,
+        watch: Watch<'_>,
     ) -> Result<Reply, ClientError> {
         let mut asked = Instant::now();
         loop {
             match self.decoder.message().map_err(|error| ClientError::protocol(error.to_string()))? {
-                Some(Reply::Log { level, text }) => self.logs.push((level, text)),
+                Some(Reply::Log { level, text }) => watch(News::Log { level: &level, text: &text }),
                 Some(Reply::Progress(now)) => {
                     asked = Instant::now();
-                    progress(&now);
+                    watch(News::Progress(&now));
                 }
                 Some(Reply::Refused { kind, message }) => return Err(ClientError::Daemon { kind, message }),
                 Some(reply) => return Ok(reply),

@@ -87,8 +87,22 @@ impl ClientError {
 /// Asked now and then while waiting: true to give up.
 pub type Interrupt<'a> = &'a mut dyn FnMut() -> bool;
 
-/// Told how far opening the source has come, about ten times a second while it gets on.
-pub type Watch<'a> = &'a mut dyn FnMut(&Progress);
+/// Told what happens while the source is being opened.
+pub type Watch<'a> = &'a mut dyn FnMut(News<'_>);
+
+/// What happens while a source is being opened.
+#[derive(Clone, Copy, Debug)]
+pub enum News<'a> {
+    /// How far it has come; about ten times a second while it gets on.
+    Progress(&'a Progress),
+    /// A line of the daemon's log.
+    Log {
+        /// "error", "warn", "info" or "debug".
+        level: &'a str,
+        /// What it says.
+        text: &'a str,
+    },
+}
 
 /// Which daemon.
 #[derive(Clone, Debug)]
@@ -161,9 +175,9 @@ impl Feed {
         attach: Attach,
         timeout: Option<Duration>,
         interrupt: Interrupt<'_>,
-        progress: Watch<'_>,
+        watch: Watch<'_>,
     ) -> Result<Self, ClientError> {
-        match Self::connect(address, attach, timeout, interrupt, progress) {
+        match Self::connect(address, attach, timeout, interrupt, watch) {
             // In the first moments of its life, before it has a process group of its own, the daemon hears the terminal's
             // ctrl-C too. What happened then is the ctrl-C.
             Err(ClientError::Died(_)) if interrupt() => Err(ClientError::Interrupted),
@@ -176,7 +190,7 @@ impl Feed {
         attach: Attach,
         timeout: Option<Duration>,
         interrupt: Interrupt<'_>,
-        progress: Watch<'_>,
+        watch: Watch<'_>,
     ) -> Result<Self, ClientError> {
         let (socket, private) = match address {
             Address::Private(binary) => {
@@ -198,10 +212,9 @@ impl Feed {
         };
         let start = attach.start;
         let link = Link::new(socket);
-        let mut handshake =
-            Handshake { link, private, decoder: Decoder::default(), logs: Vec::new(), daemon_pid: 0 };
+        let mut handshake = Handshake { link, private, decoder: Decoder::default(), daemon_pid: 0 };
         handshake.send(&Request::Hello { protocol: PROTOCOL, pid: std::process::id() })?;
-        match handshake.reply(timeout, interrupt, progress)? {
+        match handshake.reply(timeout, interrupt, watch)? {
             Reply::Welcome { protocol, version, pid } => {
                 if protocol != PROTOCOL {
                     return Err(ClientError::protocol(format!(
@@ -214,7 +227,7 @@ impl Feed {
             other => return Err(ClientError::protocol(format!("the daemon greeted with {other:?}"))),
         }
         handshake.send(&Request::Attach(Box::new(attach)))?;
-        let attached = match handshake.reply(timeout, interrupt, progress)? {
+        let attached = match handshake.reply(timeout, interrupt, watch)? {
             Reply::Attached(attached) => *attached,
             other => return Err(ClientError::protocol(format!("the daemon answered attach with {other:?}"))),
         };
@@ -227,7 +240,7 @@ impl Feed {
             .map_err(|error| ClientError::protocol(format!("the shared memory cannot be mapped: {error}")))?;
         let cursor = attached.batching.settle(start);
         let windows = attached.stream.clone().map(Windows::new);
-        let Handshake { link, private, decoder, logs, daemon_pid } = handshake;
+        let Handshake { link, private, decoder, daemon_pid } = handshake;
         Ok(Self {
             link: Arc::new(link),
             private,
@@ -240,7 +253,7 @@ impl Feed {
             ready: VecDeque::new(),
             windows,
             pending_failure: None,
-            logs,
+            logs: Vec::new(),
             counters: Counters::default(),
             iterating_since: None,
             closed: false,

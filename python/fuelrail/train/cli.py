@@ -249,7 +249,8 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="an option of --data, such as image=jpg or window_records=4096 (JSON or text); may be repeated",
+        help="an option of --data, such as image=jpg or window_records=4096 (JSON or text); may be repeated. "
+        "properties=@client.properties takes Kafka's from a file",
     )
     data.add_argument("--num-classes", type=_positive, help="classes, where labels are numbers without names")
     data.add_argument(
@@ -316,10 +317,31 @@ def _option(text: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     if not equals or not key:
         raise argparse.ArgumentTypeError(f"{text}: write KEY=VALUE")
+    if key == "properties" and value.startswith("@"):
+        return key, _properties(Path(value[1:]))
     try:
         return key, json.loads(value)
     except ValueError:
         return key, value
+
+
+def _properties(path: Path) -> dict[str, str]:
+    """Kafka's properties from a file, NAME=VALUE a line as for its own clients; errors do not show what a line holds."""
+    try:
+        lines = path.read_text().splitlines()
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"{path}: {error.strerror}") from error
+    properties: dict[str, str] = {}
+    for number, line in enumerate(map(str.strip, lines), 1):
+        if not line or line[0] in "#!":
+            continue
+        name, equals, value = (part.strip() for part in line.partition("="))
+        if not name or not equals:
+            raise argparse.ArgumentTypeError(f"{path}: line {number} is not of the form NAME=VALUE")
+        if name in properties:
+            raise argparse.ArgumentTypeError(f"{path}: line {number}: {name} is set twice")
+        properties[name] = value
+    return properties
 
 
 def _positive(text: str) -> int:
