@@ -265,14 +265,17 @@ impl Reading {
         if let Some(offsets) = self.shared.saved().take() {
             session.commit(&offsets);
         }
-        if let Some(marks) = session.marks() {
-            let behind = |(end, range): (&i64, &Range)| {
-                (range.bounds.map_or(*end, |(_, hi)| hi.min(*end)) - range.to).max(0) as u64
-            };
-            let lag = marks.end.iter().zip(&self.ranges.ranges).map(behind).sum();
-            self.shared.stats().lag = Some(lag);
-        }
+        self.shared.stats().lag = self.lag();
         Ok(Ok(()))
+    }
+
+    /// Records between the last window and the end of the stream or of the epoch, by the brokers' last word.
+    fn lag(&self) -> Option<u64> {
+        let marks = self.scout.marks()?;
+        let behind = |(&end, range): (&i64, &Range)| {
+            (range.bounds.map_or(end, |(_, hi)| hi.min(end)) - range.to).max(0) as u64
+        };
+        Some(marks.end.iter().zip(&self.ranges.ranges).map(behind).sum())
     }
 
     /// Waits until another window may be read.
@@ -457,6 +460,7 @@ impl Reading {
         let stats = {
             let mut stats = self.shared.stats();
             stats.window = self.place.window;
+            stats.lag = self.lag().or(stats.lag);
             stats.records += read.records.len() as u64;
             stats.bytes += read.bytes;
             stats.clone()
