@@ -123,6 +123,17 @@ def test_bench_says_where_a_stream_stands(filled: Topic) -> None:
     )
 
 
+def test_a_bench_of_a_stream_that_dries_up_ends_in_time_with_what_has_come(broker: Broker) -> None:
+    topic = Topic(broker)
+    topic.write(500)
+    options = [f"--source-option={key}={value}" for key, value in topic.options()["source_options"].items()]
+    began = time.monotonic()
+    done = fuelrail("bench", topic.url, "--seconds=4", "--task=C", "--size=8", "--batch-size=16", *options)
+    assert done.returncode == 0, done.stderr
+    assert time.monotonic() - began < 4 * SLACK, done.stdout
+    assert "500 records received" in done.stdout and "at its end" in done.stdout, done.stdout
+
+
 def test_an_endless_stream_has_no_length(filled: Topic) -> None:
     with filled.loader() as loader, pytest.raises(TypeError, match="stream"):
         len(loader)

@@ -30,6 +30,12 @@ pub(super) struct Bench {
     json: bool,
 }
 
+/// Who waits for a batch looks at the daemon's log this often.
+const LOOK: Duration = Duration::from_millis(200);
+
+/// Without a batch for so long it is given up.
+const PATIENCE: Duration = Duration::from_secs(300);
+
 fn positive(text: &str) -> Result<f64, String> {
     text.parse::<f64>()
         .ok()
@@ -43,20 +49,25 @@ impl Bench {
         let asked = Instant::now();
         let mut feed = spec::private_feed(self.spec.pipeline()?)?;
         let mut run = Run { step: Duration::from_millis(self.step_ms), ..Run::default() };
-        let first = next(&mut feed)?.ok_or("the source has no batch")?;
+        let tell = |level: &str, text: &str| eprintln!("{level}: {text}");
+        let first = next(&mut feed, None, tell)?.ok_or("the source has no batch")?;
         let first_batch = asked.elapsed();
         run.consume(&feed, &first);
         drop(first);
         let bar = self.bar(&feed);
         let since = Instant::now();
-        let done = |run: &Run, epoch: u64| match self.epochs {
-            Some(epochs) => epoch >= epochs,
-            None => since.elapsed().as_secs_f64() >= self.seconds && run.rows > 0,
+        let end = self.epochs.is_none().then(|| since + Duration::from_secs_f64(self.seconds));
+        let done = |epoch: u64| match (self.epochs, end) {
+            (Some(epochs), _) => epoch >= epochs,
+            (None, end) => end.is_some_and(|end| Instant::now() >= end),
         };
+        let tell = |level: &str, text: &str| bar.suspend(|| eprintln!("{level}: {text}"));
         let before = run;
         let mut epoch = 0;
-        while !done(&run, epoch) {
-            match next(&mut feed) {
+        while !done(epoch) {
+            // A stream may have nothing more for now: what has come by the end is measured.
+            let end = end.filter(|_| run.rows > before.rows);
+            match next(&mut feed, end, tell) {
                 Ok(Some(batch)) => {
                     run.consume(&feed, &batch);
                     match self.epochs {
@@ -69,10 +80,8 @@ impl Bench {
                     feed.seek(Cursor { epoch, position: 0 })?;
                 }
                 Err(ClientError::Interrupted) if run.rows > before.rows => break,
+                Err(ClientError::Timeout(_)) if end.is_some_and(|end| Instant::now() >= end) => break,
                 Err(error) => return Err(error.into()),
-            }
-            for (level, text) in feed.take_logs() {
-                bar.suspend(|| eprintln!("{level}: {text}"));
             }
         }
         let wall = since.elapsed();
@@ -105,8 +114,29 @@ impl Bench {
     }
 }
 
-fn next(feed: &mut Feed) -> Result<Option<Batch>, ClientError> {
-    feed.next(Some(Duration::from_secs(300)), &mut signals::interrupted)
+/// The next batch; a time-out at `end`, if there is one. What the daemon logs meanwhile is shown meanwhile.
+fn next(
+    feed: &mut Feed,
+    end: Option<Instant>,
+    tell: impl Fn(&str, &str),
+) -> Result<Option<Batch>, ClientError> {
+    let asked = Instant::now();
+    loop {
+        let left = end.map_or(PATIENCE, |end| end.saturating_duration_since(Instant::now()));
+        let next = feed.next(Some(left.min(LOOK)), &mut signals::interrupted);
+        for (level, text) in feed.take_logs() {
+            tell(&level, &text);
+        }
+        match next {
+            Err(ClientError::Timeout(_)) if left > LOOK && asked.elapsed() < PATIENCE => {}
+            Err(ClientError::Timeout(text)) if end.is_none() => {
+                let why = text.split_once(": ").map_or(text.as_str(), |(_, why)| why);
+                let seconds = PATIENCE.as_secs();
+                return Err(ClientError::Timeout(format!("no batch came within {seconds} s: {why}")));
+            }
+            next => return next,
+        }
+    }
 }
 
 /// The consumer.
