@@ -381,6 +381,25 @@ def test_offsets_times_and_the_end_are_places_to_begin_and_to_end(broker: Broker
     once(read(start="beginning", end=time_of(2.5)), first)
 
 
+def test_a_new_run_may_go_on_behind_a_states_window(broker: Broker) -> None:
+    """As docs/kafka.md does it when the old run cannot go on."""
+    topic = Topic(broker)
+    topic.write(300)
+    with topic.loader() as loader:
+        for _ in itertools.islice(loader, 12):
+            state = loader.state_dict()
+    groups = state["stream"]["state"]["partitions"]
+    start = {
+        name: {str(number): to for number, _, to, *_ in rows}
+        for group in groups
+        for name, rows in group.items()
+    }
+    rest = [(p, o) for p, o in topic.names if o >= start[topic.name][str(p)]]
+    assert 0 < len(rest) < 300
+    with topic.bounded(source_options={"start": start}) as loader:
+        once([name for batch in loader for name in topic.check(batch)], rest)
+
+
 def test_a_stream_that_starts_at_the_end_has_what_comes_afterwards(broker: Broker) -> None:
     topic = Topic(broker)
     topic.write(100)
