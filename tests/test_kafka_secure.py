@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import base64
 import datetime
 import ipaddress
 import json
+import threading
+import time
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +34,7 @@ from confluent_kafka.admin import (
 from conftest import kafka_broker
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from fuelrail import FuelrailError
 from kafka.broker import Broker
@@ -37,7 +42,8 @@ from streams import QUIET, Topic, once
 from support import SLACK, Loader, at_most, fuelrail, wait_until
 
 PASSWORD = "correct-horse-7"
-PLAIN, SCRAM = "PLAIN", "SCRAM-SHA-512"
+PLAIN, SCRAM, OAUTH = "PLAIN", "SCRAM-SHA-512", "OAUTHBEARER"
+AUDIENCE = "kafka-of-the-tests"
 
 #: What is refused is said this soon: it is not waited out like a broker that is down.
 REFUSED_SECONDS = 10
@@ -92,12 +98,94 @@ class Authority:
         return builder.sign(self._key, hashes.SHA256())
 
 
+class Identities:
+    """An identity provider: gives a token to whoever knows the secret, as OAuth's client credentials want it."""
+
+    def __init__(self, folder: Path) -> None:
+        self._key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+        numbers = self._key.public_key().public_numbers()
+        known = {
+            "kty": "RSA",
+            "kid": "one",
+            "alg": "RS256",
+            "use": "sig",
+            "n": base64url(numbers.n.to_bytes(256, "big")),
+            "e": base64url(numbers.e.to_bytes(3, "big")),
+        }
+        #: What the broker checks tokens by.
+        self.keys = folder / "keys.json"
+        self.keys.write_text(json.dumps({"keys": [known]}))
+        identities = self
+        #: Tokens given so far, and how long the next ones are good for, in seconds.
+        self.given, self.lifetime = 0, 60
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                user, _, secret = (
+                    base64.b64decode(self.headers["Authorization"].removeprefix("Basic "))
+                    .decode()
+                    .partition(":")
+                )
+                self.rfile.read(int(self.headers["Content-Length"]))
+                known = secret == PASSWORD
+                answer = (
+                    {
+                        "access_token": identities.token(user),
+                        "expires_in": identities.lifetime,
+                        "token_type": "Bearer",
+                    }
+                    if known
+                    else {"error": "invalid_client"}
+                )
+                body = json.dumps(answer).encode()
+                self.send_response(200 if known else 401)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        self.url = f"http://127.0.0.1:{self._server.server_port}/token"
+
+    def token(self, user: str) -> str:
+        """One for this user, signed."""
+        self.given += 1
+        now = int(time.time())
+        claims = {
+            "sub": user,
+            "aud": AUDIENCE,
+            "iss": self.url,
+            "iat": now,
+            "exp": now + self.lifetime,
+            "scope": "kafka",
+        }
+        parts = [base64url(json.dumps(part).encode()) for part in ({"alg": "RS256", "kid": "one"}, claims)]
+        signed = ".".join(parts)
+        signature = self._key.sign(signed.encode(), padding.PKCS1v15(), hashes.SHA256())
+        return f"{signed}.{base64url(signature)}"
+
+    def close(self) -> None:
+        """Ends it."""
+        self._server.shutdown()
+        self._server.server_close()
+
+
+def base64url(data: bytes) -> str:
+    """As tokens have it: without padding."""
+    return base64.urlsafe_b64encode(data).decode().rstrip("=")
+
+
 @dataclass
 class Secure:
     """A broker, and what its users know."""
 
     broker: Broker
     authority: Authority
+    identities: Identities
     ways: dict[str, dict[str, str]]
 
     def url(self, topic: Topic, way: str) -> str:
@@ -138,11 +226,17 @@ class Secure:
 
 @pytest.fixture(scope="module")
 def secure(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secure]:
+    """A broker with every door that it can have."""
     folder = tmp_path_factory.mktemp("secure")
     authority = Authority(folder)
     certificate, key = authority.issue("broker")
     store = folder / "broker.pem"
     store.write_bytes(key.read_bytes() + certificate.read_bytes())
+    identities = Identities(folder)
+    # Kafka 4 fetches keys only from where its own JVM was told that it may.
+    allowed = f"-Dorg.apache.kafka.sasl.oauthbearer.allowed.files={identities.keys} "
+    allowed += f"-Dorg.apache.kafka.sasl.oauthbearer.allowed.urls={identities.keys.as_uri()}"
+    module, oauth = "org.apache.kafka.common.security", "listener.name.sasl_plaintext.oauthbearer"
     users = " ".join(f'user_{name}="{PASSWORD}"' for name in ("reader", "stranger"))
     plain = f"org.apache.kafka.common.security.plain.PlainLoginModule required {users};"
     scram = "org.apache.kafka.common.security.scram.ScramLoginModule required;"
@@ -154,46 +248,68 @@ def secure(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secure]:
         "ssl.truststore.type": "PEM",
         "ssl.truststore.location": str(authority.file),
         "listener.name.ssl.ssl.client.auth": "required",
-        "sasl.enabled.mechanisms": f"{PLAIN},{SCRAM}",
+        "listener.name.sasl_ssl.sasl.enabled.mechanisms": f"{PLAIN},{SCRAM}",
+        "listener.name.sasl_plaintext.sasl.enabled.mechanisms": f"{SCRAM},{OAUTH}",
         "listener.name.sasl_ssl.plain.sasl.jaas.config": plain,
-        "listener.name.sasl_plaintext.plain.sasl.jaas.config": plain,
         "listener.name.sasl_ssl.scram-sha-512.sasl.jaas.config": scram,
         "listener.name.sasl_plaintext.scram-sha-512.sasl.jaas.config": scram,
+        f"{oauth}.sasl.jaas.config": f"{module}.oauthbearer.OAuthBearerLoginModule required;",
+        f"{oauth}.sasl.server.callback.handler.class": f"{module}.oauthbearer.OAuthBearerValidatorCallbackHandler",
+        f"{oauth}.sasl.oauthbearer.jwks.endpoint.url": identities.keys.as_uri(),
+        f"{oauth}.sasl.oauthbearer.expected.audience": AUDIENCE,
+        # Whose token has expired is asked for another one, also in the middle of everything.
+        f"{oauth}.connections.max.reauth.ms": "60000",
         "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
         # The tests themselves, through the door without a lock.
         "super.users": "User:ANONYMOUS",
     }
     listeners = ("SSL", "SASL_SSL", "SASL_PLAINTEXT")
-    with kafka_broker(folder / "broker", properties=properties, listeners=listeners) as broker:
-        admin = AdminClient({"bootstrap.servers": broker.bootstrap, **QUIET})
-        credential = UserScramCredentialUpsertion(
-            "reader", ScramCredentialInfo(ScramMechanism.SCRAM_SHA_512, 4096), PASSWORD.encode()
-        )
-        for done in admin.alter_user_scram_credentials([credential]).values():
-            done.result(30)
-        tls = {"ssl.ca.location": str(authority.file)}
-        client = authority.issue("client")
-        login = {"sasl.username": "reader", "sasl.password": PASSWORD}
-        yield Secure(
-            broker,
-            authority,
-            {
-                "certificate": {
-                    "security.protocol": "SSL",
-                    "ssl.certificate.location": str(client[0]),
-                    "ssl.key.location": str(client[1]),
-                    **tls,
+    with pytest.MonkeyPatch.context() as environment, closing(identities):
+        environment.setenv("JAVA_TOOL_OPTIONS", allowed)
+        with kafka_broker(folder / "broker", properties=properties, listeners=listeners) as broker:
+            admin = AdminClient({"bootstrap.servers": broker.bootstrap, **QUIET})
+            credential = UserScramCredentialUpsertion(
+                "reader", ScramCredentialInfo(ScramMechanism.SCRAM_SHA_512, 4096), PASSWORD.encode()
+            )
+            for done in admin.alter_user_scram_credentials([credential]).values():
+                done.result(30)
+            tls = {"ssl.ca.location": str(authority.file)}
+            client = authority.issue("client")
+            login = {"sasl.username": "reader", "sasl.password": PASSWORD}
+            yield Secure(
+                broker,
+                authority,
+                identities,
+                {
+                    "certificate": {
+                        "security.protocol": "SSL",
+                        "ssl.certificate.location": str(client[0]),
+                        "ssl.key.location": str(client[1]),
+                        **tls,
+                    },
+                    "password over TLS": {
+                        "security.protocol": "SASL_SSL",
+                        "sasl.mechanism": PLAIN,
+                        **login,
+                        **tls,
+                    },
+                    "SCRAM over TLS": {
+                        "security.protocol": "SASL_SSL",
+                        "sasl.mechanism": SCRAM,
+                        **login,
+                        **tls,
+                    },
+                    "SCRAM": {"security.protocol": "SASL_PLAINTEXT", "sasl.mechanism": SCRAM, **login},
+                    "token": {
+                        "security.protocol": "SASL_PLAINTEXT",
+                        "sasl.mechanism": OAUTH,
+                        "sasl.oauthbearer.method": "oidc",
+                        "sasl.oauthbearer.client.id": "reader",
+                        "sasl.oauthbearer.client.secret": PASSWORD,
+                        "sasl.oauthbearer.token.endpoint.url": identities.url,
+                    },
                 },
-                "password over TLS": {
-                    "security.protocol": "SASL_SSL",
-                    "sasl.mechanism": PLAIN,
-                    **login,
-                    **tls,
-                },
-                "SCRAM over TLS": {"security.protocol": "SASL_SSL", "sasl.mechanism": SCRAM, **login, **tls},
-                "SCRAM": {"security.protocol": "SASL_PLAINTEXT", "sasl.mechanism": SCRAM, **login},
-            },
-        )
+            )
 
 
 @pytest.fixture(scope="module")
@@ -207,7 +323,7 @@ def filled(secure: Secure) -> Topic:
     return topic
 
 
-WAYS = ["certificate", "password over TLS", "SCRAM over TLS", "SCRAM"]
+WAYS = ["certificate", "password over TLS", "SCRAM over TLS", "SCRAM", "token"]
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -244,6 +360,32 @@ def refused(secure: Secure, topic: Topic, way: str, **changes: str | None) -> st
 def test_a_wrong_password_is_refused_and_not_shown(secure: Secure, filled: Topic, way: str) -> None:
     said = refused(secure, filled, way, **{"sasl.password": "wrong-donkey-8"})
     assert "does not let this client in" in said and "sasl.mechanism" in said, said
+
+
+def test_a_wrong_secret_of_an_identity_provider_is_refused_and_not_shown(
+    secure: Secure, filled: Topic
+) -> None:
+    said = refused(secure, filled, "token", **{"sasl.oauthbearer.client.secret": "wrong-donkey-8"})
+    assert "does not let this client in" in said and "invalid_client" in said, said
+
+
+def test_a_stream_outlives_its_tokens(secure: Secure) -> None:
+    topic = Topic(secure.broker)
+    secure.allow("reader", topic, AclOperation.READ)
+    source = {"properties": secure.ways["token"]}
+    secure.identities.lifetime = 5
+    try:
+        with Loader(secure.url(topic, "token"), **topic.options(source_options=source)) as loader:
+            batches, seen = iter(loader), []
+            given, began = secure.identities.given, time.monotonic()
+            # Three generations of tokens of each connection.
+            while secure.identities.given < given + 6:
+                assert time.monotonic() - began < 60, "no new token was fetched"
+                topic.write(8)
+                seen += topic.check(next(batches))
+            once(seen, topic.names)
+    finally:
+        secure.identities.lifetime = 60
 
 
 def test_a_broker_with_another_authoritys_certificate_is_not_believed(

@@ -43,7 +43,7 @@ system_packages() {
     have_header openssl/ssl.h || missing+=(libssl-dev)
     have_header zlib.h || missing+=(zlib1g-dev)
     command -v pkg-config >/dev/null || missing+=(pkg-config)
-    command -v cc >/dev/null && command -v make >/dev/null || missing+=(build-essential)
+    command -v cc >/dev/null && command -v c++ >/dev/null && command -v make >/dev/null || missing+=(build-essential)
     command -v "$PYTHON" >/dev/null || missing+=(python3)
     [ -x .venv/bin/python ] || "$PYTHON" -c 'import venv, ensurepip' 2>/dev/null || missing+=(python3-venv)
     [ ${#missing[@]} -gt 0 ] || return 0

@@ -75,6 +75,10 @@ const PRODUCER_MAY: [&str; 1] = ["allow.auto.create.topics"];
 /// Names of properties that a path follows.
 const PATHS: [&str; 3] = [".location", ".file", ".keytab"];
 
+/// Where tokens come from; without either, librdkafka would wait for somebody to give it one.
+const TOKEN_METHOD: &str = "sasl.oauthbearer.method";
+const TOKEN_UNSECURED: &str = "enable.sasl.oauthbearer.unsecure.jwt";
+
 /// Means wherever the system keeps them.
 const PROBE: &str = "probe";
 
@@ -159,6 +163,14 @@ impl KafkaProperties {
             }
             config.set(name, value);
         }
+        let mechanism = ["sasl.mechanism", "sasl.mechanisms"].iter().find_map(|name| self.get(name));
+        let asked = [TOKEN_METHOD, TOKEN_UNSECURED].iter().any(|name| self.get(name).is_some());
+        if mechanism == Some("OAUTHBEARER") && !asked {
+            return Err(SourceError::config(format!(
+                "OAUTHBEARER needs somebody who gives tokens: set {TOKEN_METHOD} to \"oidc\", and sasl.oauthbearer.client.id, \
+                 sasl.oauthbearer.client.secret and sasl.oauthbearer.token.endpoint.url"
+            )));
+        }
         config.create_native_config().map(drop).map_err(|error| self.explain(&error))
     }
 
@@ -182,7 +194,8 @@ impl KafkaProperties {
                 "there is no property {name:?} in librdkafka{near} (all are listed in its CONFIGURATION.md)"
             ));
         }
-        let why = if is_secret(name) || value.is_empty() {
+        let about_the_value = !why.contains("not supported in this build");
+        let why = if (is_secret(name) || value.is_empty()) && about_the_value {
             String::new()
         } else {
             format!(": {}", self.without_values(why))
@@ -467,6 +480,7 @@ mod tests {
             ("fetch.max.byte", "did you mean \"fetch.max.bytes\""),
             ("sasl.pasword", "did you mean \"sasl.password\""),
             ("there.is.none", "no property"),
+            ("sasl.kerberos.keytab", "sasl.kerberos.keytab"),
             ("fetch.wait.max.ms", "fetch.wait.max.ms"),
             ("isolation.level", "isolation.level"),
             ("dr_cb", "dr_cb"),
@@ -474,6 +488,10 @@ mod tests {
             let error = apply(&format!(r#"{{"{name}": "secret1"}}"#), Role::Consumer).unwrap_err();
             assert!(error.contains(why), "{error}");
         }
+        let error =
+            apply(r#"{"security.protocol": "SASL_SSL", "sasl.mechanism": "OAUTHBEARER"}"#, Role::Consumer)
+                .unwrap_err();
+        assert!(error.contains("sasl.oauthbearer.token.endpoint.url"), "{error}");
         let error = apply(r#"{"sasl.password": ["secret1"]}"#, Role::Producer).unwrap_err();
         assert!(error.contains("sasl.password") && !error.contains("secret1"), "{error}");
         assert!(apply(r#"{"allow.auto.create.topics": true}"#, Role::Producer).is_ok());
