@@ -36,7 +36,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
-from fuelrail import FuelrailError
+from fuelrail import FuelrailError, Source
 from kafka.broker import Broker
 from streams import QUIET, Topic, once
 from support import SLACK, Loader, at_most, fuelrail, wait_until
@@ -455,6 +455,13 @@ def test_passwords_in_a_file_serve_every_command(secure: Secure, images: Path, t
         done = fuelrail(*command)
         assert done.returncode == 1 and f"{file}: line" in done.stderr, done.stderr
         assert "NAME=VALUE" in done.stderr and PASSWORD not in done.stderr
+
+
+def test_a_source_does_not_show_its_properties() -> None:
+    source = Source("kafka://broker:9092/images", properties={"sasl.password": PASSWORD}, window_records=64)
+    assert repr(source) == (
+        "Source('kafka://broker:9092/images', properties={'sasl.password': '…'}, window_records=64)"
+    )
 
 
 def test_a_users_own_properties_are_never_in_a_token(secure: Secure, filled: Topic) -> None:

@@ -92,7 +92,12 @@ class Source:
 
     def __repr__(self) -> str:
         addresses = self._addresses[0] if len(self._addresses) == 1 else self._addresses
-        options = "".join(f", {key}={value!r}" for key, value in self._options.items())
+        # Among Kafka's properties are passwords.
+        shown = {
+            key: dict.fromkeys(value, "…") if key == "properties" and isinstance(value, Mapping) else value
+            for key, value in self._options.items()
+        }
+        options = "".join(f", {key}={value!r}" for key, value in shown.items())
         return f"Source({addresses!r}{options})"
 
 
