@@ -333,3 +333,46 @@ pub(super) fn serve(consumer: &Consumer) -> Result<(), SourceError> {
         None => Ok(()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_joins_gets_a_share_of_the_memory_that_was_announced() {
+        let none = KafkaProperties::default();
+        for from in [1, 2, 8, 64, 500] {
+            let announced = Sizes::new(&none, from);
+            for to in [2, 3, 8, 31].map(|times| from * times) {
+                let (was, is) = (from as u64, to as u64);
+                // Below these sizes nothing can be read at a sensible pace.
+                let parts = [
+                    (was * (announced.queue_kbytes << 10)).max(is * (64 << 10)),
+                    (was * announced.partition_bytes).max(is * (64 << 10)),
+                    (was * announced.queue_messages).max(is * 100) * MESSAGE_OVERHEAD,
+                    2 * ANSWERS,
+                ];
+                let held = announced.spread(&none, from, to).memory(to);
+                assert!(held <= parts.iter().sum(), "{from} to {to}: {held} of {parts:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_the_user_has_set_of_each_stays_also_when_some_join() {
+        let set = KafkaProperties::new([
+            ("queued.max.messages.kbytes", "2048"),
+            ("fetch.message.max.bytes", "1000000"),
+        ]);
+        let spread = Sizes::new(&set, 1).spread(&set, 1, 100);
+        assert_eq!((spread.queue_kbytes, spread.partition_bytes), (2048, 1_000_000));
+    }
+
+    #[test]
+    fn a_connection_that_is_closed_at_once_is_explained() {
+        let logged = "[thrd:a:1/bootstrap]: a:1/bootstrap: Disconnected: closed by peer (after 0ms in state APIVERSION_QUERY)";
+        let said = closed(logged);
+        assert!(said.starts_with("a:1/bootstrap: Disconnected") && said.contains("TLS"), "{said}");
+        assert_eq!(closed("a:1: Connect failed: refused"), "a:1: Connect failed: refused");
+    }
+}
