@@ -373,13 +373,13 @@ def test_a_stream_outlives_its_tokens(secure: Secure) -> None:
     topic = Topic(secure.broker)
     secure.allow("reader", topic, AclOperation.READ)
     source = {"properties": secure.ways["token"]}
-    secure.identities.lifetime = 5
+    secure.identities.lifetime = lifetime = 6
     try:
         with Loader(secure.url(topic, "token"), **topic.options(source_options=source)) as loader:
             batches, seen = iter(loader), []
             given, began = secure.identities.given, time.monotonic()
-            # Three generations of tokens of each connection.
-            while secure.identities.given < given + 6:
+            # Until the first tokens, and those that came after them, have expired.
+            while time.monotonic() - began < 2 * lifetime or secure.identities.given < given + 4:
                 assert time.monotonic() - began < 60, "no new token was fetched"
                 topic.write(8)
                 seen += topic.check(next(batches))
