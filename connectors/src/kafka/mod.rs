@@ -26,7 +26,7 @@
 //!   not read (the log says so), since daemons that do not talk would notice them at different times.
 //! - **Memory is bounded.** A partition's queue is left alone when there is no room, and librdkafka then stops fetching for
 //!   it; its sizes shrink with the number of partitions. Partitions are read in step, never one far ahead.
-//! - **Secrets stay where they are**: no value of a property is ever shown ([`properties`]).
+//! - **Secrets stay where they are**: no value of a property that may be one is ever shown ([`properties`]).
 //!
 //! # What it does not do
 //!
