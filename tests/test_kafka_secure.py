@@ -118,6 +118,8 @@ class Identities:
         identities = self
         #: Tokens given so far, and how long the next ones are good for, in seconds.
         self.given, self.lifetime = 0, 60
+        #: Whether it answers nobody, and how many did not get a token.
+        self.down, self.refused = False, 0
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
@@ -127,7 +129,8 @@ class Identities:
                     .partition(":")
                 )
                 self.rfile.read(int(self.headers["Content-Length"]))
-                known = secret == PASSWORD
+                known = secret == PASSWORD and not identities.down
+                identities.refused += not known
                 answer = (
                     {
                         "access_token": identities.token(user),
@@ -138,7 +141,7 @@ class Identities:
                     else {"error": "invalid_client"}
                 )
                 body = json.dumps(answer).encode()
-                self.send_response(200 if known else 401)
+                self.send_response(200 if known else 503 if identities.down else 401)
                 self.send_header("Content-Type", "application/json")
                 self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
@@ -386,6 +389,28 @@ def test_a_stream_outlives_its_tokens(secure: Secure) -> None:
             once(seen, topic.names)
     finally:
         secure.identities.lifetime = 60
+
+
+def test_an_identity_provider_that_is_down_for_a_while_is_waited_for(secure: Secure) -> None:
+    topic = Topic(secure.broker)
+    secure.allow("reader", topic, AclOperation.READ)
+    source = {"properties": secure.ways["token"]}
+    identities = secure.identities
+    identities.lifetime = 4
+    try:
+        with Loader(secure.url(topic, "token"), **topic.options(source_options=source)) as loader:
+            batches = iter(loader)
+            topic.write(8)
+            seen = topic.check(next(batches))
+            identities.down, refused = True, identities.refused
+            # Each connection asks again after ten seconds, and is thrown out when its token has expired.
+            wait_until(lambda: identities.refused >= refused + 4, 60, "the provider was asked in vain")
+            topic.write(40)
+            identities.down = False
+            seen += topic.take(batches, set(topic.names) - set(seen))
+            once(seen, topic.names)
+    finally:
+        identities.lifetime, identities.down = 60, False
 
 
 def test_a_broker_with_another_authoritys_certificate_is_not_believed(

@@ -25,8 +25,9 @@ use crate::{SourceError, StreamRecord};
 /// How long one look into an empty queue takes.
 const LOOK: Duration = Duration::from_millis(20);
 
-/// What the brokers refuse for this long they go on refusing.
-const REFUSED: Duration = Duration::from_secs(6);
+/// Whoever was let in before and is not any more has a new password, or somebody who checks them is down: that is waited out
+/// for so long.
+const REFUSED: Duration = Duration::from_secs(300);
 
 /// A contradiction between brokers is looked at twice, this much apart: a new leader may not know its own end yet.
 const CONFIRM: Duration = Duration::from_secs(2);
@@ -45,6 +46,8 @@ pub(super) struct Session {
     logs: Vec<Log>,
     /// Since when the brokers do not answer, as far as the user was told.
     told_down: Option<Instant>,
+    /// Whether the user was told that the brokers do not let this client in any more.
+    told_refused: bool,
     /// When a mark contradicted what was read already.
     contradicted: Option<Instant>,
     retries: u32,
@@ -103,6 +106,7 @@ impl Session {
             trouble: trouble.clone(),
             logs: Vec::with_capacity(starts.len()),
             told_down: None,
+            told_refused: false,
             contradicted: None,
             retries: 0,
             served: Instant::now(),
@@ -234,10 +238,20 @@ impl Session {
         }
         let context = self.consumer().client().context().clone();
         let trouble = context.trouble();
-        if let Some((since, reason)) = &trouble.refused
-            && since.elapsed() > REFUSED
-        {
-            return Err(refused(&self.core.config, reason));
+        match &trouble.refused {
+            Some((since, reason)) if since.elapsed() > REFUSED => {
+                return Err(refused(&self.core.config, reason));
+            }
+            Some((_, reason)) if !self.told_refused => {
+                self.told_refused = true;
+                tracing::warn!(
+                    "Kafka: {} does not let this client in any more ({reason}); trying again for {} minutes",
+                    self.core.config.servers.join(","),
+                    REFUSED.as_secs() / 60
+                );
+            }
+            Some(_) => {}
+            None => self.told_refused = false,
         }
         match (trouble.down, self.told_down) {
             (true, None) => {
