@@ -193,6 +193,34 @@ def test_ctrl_c_ends_a_command_with_130_and_leaves_nothing(
     footprint.is_clean()
 
 
+def test_ctrl_c_ends_a_bench_that_never_waits_and_what_it_measured_is_told(footprint: Footprint) -> None:
+    from fuelrail.loader import binary
+
+    source = "synthetic://?count=64&width=64&height=64"
+    # More seconds than a clock has.
+    process = subprocess.Popen(
+        [str(binary()), "bench", source, "--size", "8", "--seconds", "1e30"],
+        env=footprint.environment,
+        start_new_session=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+
+    def worked() -> bool:
+        fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+        return int(fields[11]) + int(fields[12]) > 50  # clock ticks: half a second of taking batches
+
+    try:
+        wait_until(worked, 60, "the command takes batches")
+        process.send_signal(signal.SIGINT)
+        report, _ = process.communicate(timeout=SLACK)
+    finally:
+        process.kill()
+    assert process.returncode == 0 and "images/s" in report, report
+    footprint.is_clean()
+
+
 def test_version_and_help_are_there() -> None:
     import fuelrail as package
 

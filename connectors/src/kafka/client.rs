@@ -242,21 +242,21 @@ impl ClientContext for Context {
         tracing::debug!(target: "librdkafka", "{error}: {reason}");
         use RDKafkaErrorCode as Code;
         let code = error.rdkafka_error_code();
+        let refused = matches!(
+            code,
+            Some(
+                Code::Authentication
+                    | Code::SaslAuthenticationFailed
+                    | Code::SSL
+                    | Code::ClusterAuthorizationFailed
+                    | Code::UnsupportedSASLMechanism,
+            )
+        );
         let mut trouble = self.lock();
         match code {
             Some(Code::AllBrokersDown) => trouble.down = true,
-            Some(
-                Code::Authentication
-                | Code::SaslAuthenticationFailed
-                | Code::SSL
-                | Code::ClusterAuthorizationFailed
-                | Code::UnsupportedSASLMechanism,
-            ) => {
-                let since = trouble.refused.as_ref().map_or_else(Instant::now, |(since, _)| *since);
-                trouble.refused = Some((since, reason));
-            }
-            // The broker does not like the client's certificate, or that it has none.
-            _ if reason.contains("SSL alert") => {
+            // By an alert the broker says that it does not like the client's certificate, or that it has none.
+            _ if refused || reason.contains("SSL alert") => {
                 let since = trouble.refused.as_ref().map_or_else(Instant::now, |(since, _)| *since);
                 trouble.refused = Some((since, reason));
             }

@@ -56,15 +56,16 @@ impl Bench {
         drop(first);
         let bar = self.bar(&feed);
         let since = Instant::now();
-        let end = self.epochs.is_none().then(|| since + Duration::from_secs_f64(self.seconds));
-        let done = |epoch: u64| match (self.epochs, end) {
-            (Some(epochs), _) => epoch >= epochs,
-            (None, end) => end.is_some_and(|end| Instant::now() >= end),
-        };
+        // None where epochs are counted, and for more seconds than a clock has.
+        let seconds = self.epochs.is_none().then(|| Duration::try_from_secs_f64(self.seconds).ok()).flatten();
+        let end = seconds.and_then(|seconds| since.checked_add(seconds));
+        let is_over = |end: Option<Instant>| end.is_some_and(|end| Instant::now() >= end);
+        let done = |epoch: u64| self.epochs.map_or_else(|| is_over(end), |epochs| epoch >= epochs);
         let tell = |level: &str, text: &str| bar.suspend(|| eprintln!("{level}: {text}"));
         let before = run;
         let mut epoch = 0;
-        while !done(epoch) {
+        // Whoever never has to wait for a batch is not asked by `next`.
+        while !done(epoch) && !signals::interrupted() {
             // A stream may have nothing more for now: what has come by the end is measured.
             let end = end.filter(|_| run.rows > before.rows);
             match next(&mut feed, end, tell) {
@@ -80,7 +81,7 @@ impl Bench {
                     feed.seek(Cursor { epoch, position: 0 })?;
                 }
                 Err(ClientError::Interrupted) if run.rows > before.rows => break,
-                Err(ClientError::Timeout(_)) if end.is_some_and(|end| Instant::now() >= end) => break,
+                Err(ClientError::Timeout(_)) if is_over(end) => break,
                 Err(error) => return Err(error.into()),
             }
         }
