@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import random
 import signal
 import subprocess
@@ -326,6 +327,7 @@ def test_a_report_that_nobody_reads_ends_without_a_word(photos: Path, tmp_path: 
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            env={**os.environ, "FUELRAIL_LOG": "warn"},
         )
         assert process.stdout is not None and process.stderr is not None
         process.stdout.close()

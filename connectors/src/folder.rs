@@ -36,6 +36,7 @@ use self::walk::{Listing, Pending, Root, Subfolder};
 use crate::disk::{self, Files, Span};
 use crate::manifest::{Manifest, ManifestBuilder, escape};
 use crate::opening;
+use crate::recognised::{self, Recognised};
 use crate::{Blocks, CacheConfig, Extent, Fingerprint, IndexedSource, Reader, ReaderConfig, SourceError};
 
 /// Endings (without the dot, lower case) that make a file an image.
@@ -144,8 +145,18 @@ impl Folder {
             manifest.classes().len(),
             manifest.memory()
         );
+        recognised_as(&manifest).say(&config.root.to_string_lossy(), manifest.len());
         Ok(Self { root: config.root.clone(), manifest })
     }
+}
+
+/// What a walk made of an image folder.
+pub(crate) fn recognised_as(manifest: &Manifest) -> Recognised {
+    let mut recognised = Recognised::default();
+    recognised.note("image = files");
+    let place = (!manifest.classes().is_empty()).then_some("class folders");
+    recognised.note(recognised::label(place, manifest.classes()));
+    recognised
 }
 
 impl IndexedSource for Folder {

@@ -59,6 +59,7 @@ mod manifest;
 mod mix;
 mod numbers;
 mod opening;
+mod recognised;
 mod remote;
 mod schema;
 mod shards;
@@ -90,6 +91,7 @@ pub use kafka::{
 pub use mix::{MixConfig, MixPart, Part, apportion};
 pub use numbers::read_numbers;
 pub use opening::{Counted, Opening, Progress};
+pub use recognised::RECOGNISED;
 pub use schema::{ElementType, FieldSpec, MAX_FIELD_BYTES, RESERVED, Schema};
 pub use shards::CacheConfig;
 pub use stream::{Follower, Place, Sink, StreamRecord, StreamSource, StreamStats, Window};

@@ -190,6 +190,15 @@ impl Shards {
         }
     }
 
+    /// All files in a few words.
+    pub(crate) fn describe(&self) -> String {
+        match self.files.len() {
+            1 => self.display(0),
+            2 => format!("{} and 1 more file", self.display(0)),
+            count => format!("{} and {} more files", self.display(0), count - 1),
+        }
+    }
+
     /// Where a range lies on the local disk, if it does.
     pub(crate) fn extent(&self, shard: usize, offset: u64, len: u64) -> Option<Extent> {
         match &self.place {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::Xxh3;
 
+use crate::recognised::{Recognised, grouped};
 use crate::{
     Blocks, Extent, Fingerprint, IndexedSource, ReadRequest, ReadStats, Reader, ReaderConfig, Record, Schema,
     SourceConfig, SourceError, Split,
@@ -67,6 +68,9 @@ impl Subset {
                 Blocks::Lengths { lengths, lanes, window }
             }
         };
+        let mut recognised = Recognised::default();
+        recognised.note(format!("the split's part of {} records", grouped(len.into())));
+        recognised.say(&config.source.locations().join(", "), kept.len() as u64);
         let mut hash = Xxh3::new();
         hash.update(b"fuelrail subset 1\0");
         hash.update(&whole.fingerprint().0.to_le_bytes());

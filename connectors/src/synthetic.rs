@@ -25,6 +25,7 @@ use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::{Xxh3, xxh3_64_with_seed};
 
 use crate::buffer::{Buffer, POOL_BYTES, Pool};
+use crate::recognised::{self, Recognised};
 use crate::workers::{Stop, Workers};
 use crate::{Blocks, Extent, Fingerprint, IndexedSource, ReadError, Reader, ReaderConfig, SourceError};
 
@@ -145,7 +146,11 @@ impl Synthetic {
     pub(crate) fn open(config: &SyntheticConfig) -> Result<Self, SourceError> {
         check(config)?;
         let digits = (config.classes.saturating_sub(1)).to_string().len();
-        let classes = (0..config.classes).map(|class| format!("class-{class:0digits$}")).collect();
+        let classes: Vec<String> =
+            (0..config.classes).map(|class| format!("class-{class:0digits$}")).collect();
+        let mut recognised = Recognised::default();
+        recognised.note(recognised::label(Some("made up"), &classes));
+        recognised.say("synthetic", config.count);
         Ok(Self { classes, fingerprint: fingerprint(config), config: config.clone() })
     }
 

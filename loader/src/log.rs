@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 use std::sync::{Mutex, PoisonError};
 
+use fuelrail_connectors::RECOGNISED;
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
@@ -26,9 +27,10 @@ pub fn to_stderr() {
         .try_init();
 }
 
-/// Warnings and errors to stderr, for commands: what a person should know about the source.
+/// Warnings and errors to stderr, for commands, and what was recognised: what a person should know about the source.
 pub fn warnings_to_stderr() {
-    let filter = EnvFilter::try_from_env("FUELRAIL_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
+    let filter = EnvFilter::try_from_env("FUELRAIL_LOG")
+        .unwrap_or_else(|_| EnvFilter::new(format!("warn,{RECOGNISED}=info")));
     let lines = fmt::layer().with_writer(std::io::stderr).with_target(false).without_time();
     let _ = tracing_subscriber::registry().with(filter).with(lines).try_init();
 }

@@ -9,6 +9,7 @@ use super::source::{Array, Column, Rowed, Run};
 use super::{ArrayConfig, BLOCK_BYTES, IMAGE_NAMES, LABEL_NAMES, LABEL_PIECE, TokensConfig, is_path, unpack};
 use crate::column::{self, Part, Stored, product};
 use crate::opening::{Counted, Step};
+use crate::recognised::{self, Recognised};
 use crate::schema::{ElementType, Schema};
 use crate::shards::{Shards, ends_with};
 use crate::{Blocks, CacheConfig, Fingerprint, SourceError};
@@ -129,7 +130,8 @@ impl Opened<'_> {
             Some(label) => Some(self.labels(label, len)?),
             None => None,
         };
-        self.build(columns, schema, labels)
+        let label = label.map(|label| format!("array {:?}", label.name));
+        self.build(columns, schema, labels, label.as_deref())
     }
 
     fn tokens(&self, config: &TokensConfig) -> Result<Array, SourceError> {
@@ -180,7 +182,7 @@ impl Opened<'_> {
         if rows.count == 0 {
             return Err(self.refuse(format!("it holds fewer than tokens.length = {} tokens", config.length)));
         }
-        self.build(vec![(rows, part)], Schema { image: false, fields: vec![spec] }, None)
+        self.build(vec![(rows, part)], Schema { image: false, fields: vec![spec] }, None, None)
     }
 
     /// The array of a name in the configuration: of an array, of one file of several, or a path.
@@ -332,6 +334,7 @@ impl Opened<'_> {
         columns: Vec<(Rows<'_>, Part)>,
         schema: Schema,
         labels: Option<Vec<i64>>,
+        label: Option<&str>,
     ) -> Result<Array, SourceError> {
         let mut hash = Xxh3::new();
         let mut text = |text: &str| {
@@ -384,6 +387,12 @@ impl Opened<'_> {
         let size = built.iter().map(|column| column.part.written() as u64).sum();
         let blocks = if local { Blocks::None } else { blocks(&built[0], len, size) };
         let fingerprint = Fingerprint(hash.digest128());
+        let mut recognised = Recognised::default();
+        for (at, (rows, _)) in columns.iter().enumerate() {
+            let part = if at == 0 && schema.image { "image" } else { "field" };
+            recognised.note(format!("{part} = array {:?}", rows.name));
+        }
+        recognised.note(recognised::label(label, &classes));
         Ok(Array {
             stores,
             rows: Rowed { columns: built, names, size }.into(),
@@ -393,6 +402,7 @@ impl Opened<'_> {
             classes,
             blocks,
             fingerprint,
+            recognised,
         })
     }
 }

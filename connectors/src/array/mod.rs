@@ -149,5 +149,7 @@ pub(crate) fn open(config: &ArrayConfig) -> Result<Arc<dyn IndexedSource>, Sourc
     };
     let arrays = Arrays::find(&shards, config)?;
     arrays.check_shards(&shards)?;
-    Ok(Arc::new(Opened { shards, arrays, config }.choose()?))
+    let source = Opened { shards: shards.clone(), arrays, config }.choose()?;
+    source.recognised.say(&shards.describe(), source.len);
+    Ok(Arc::new(source))
 }

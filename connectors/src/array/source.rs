@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use crate::column::Part;
 use crate::gather::{self, Parts, Place};
+use crate::recognised::Recognised;
 use crate::schema::Schema;
 use crate::shards::{Ranges, Shards};
 use crate::{
@@ -20,6 +21,7 @@ pub(super) struct Array {
     pub classes: Vec<String>,
     pub blocks: Blocks,
     pub fingerprint: Fingerprint,
+    pub recognised: Recognised,
 }
 
 /// Where every record's rows lie.

@@ -46,6 +46,7 @@ use xxhash_rust::xxh3::Xxh3;
 
 use crate::column::{self, Part, PixelLayout};
 use crate::opening::{self, Counted, Step};
+use crate::recognised::{self, Recognised};
 use crate::schema::Schema;
 use crate::shards::Shards;
 use crate::{Blocks, CacheConfig, Extent, Fingerprint, IndexedSource, Reader, ReaderConfig, SourceError};
@@ -98,7 +99,12 @@ const MAX_CLASSES: usize = 1 << 20;
 pub(crate) fn open(config: &Hdf5Config) -> Result<Arc<dyn IndexedSource>, SourceError> {
     let shards = Shards::open(&config.files, &[".h5", ".hdf5"], &config.cache)?;
     let choice = Choice::make(config, &shards)?;
-    Ok(Arc::new(choice.build(config, shards)?))
+    let mut recognised = choice.recognised();
+    let place = choice.label.as_ref().map(|path| format!("dataset {path}"));
+    let source = choice.build(config, shards.clone())?;
+    recognised.note(recognised::label(place.as_deref(), &source.classes));
+    recognised.say(&shards.describe(), source.records.len);
+    Ok(Arc::new(source))
 }
 
 fn clean(path: &str) -> String {
@@ -192,6 +198,14 @@ impl Choice {
             datasets.iter().filter(beside).filter(numbers).map(|dataset| dataset.path.clone()).collect()
         });
         Ok(Self { image, label, fields })
+    }
+
+    /// What was chosen, but for the label.
+    fn recognised(&self) -> Recognised {
+        let mut recognised = Recognised::default();
+        self.image.iter().for_each(|path| recognised.note(format!("image = dataset {path}")));
+        self.fields.iter().for_each(|path| recognised.note(format!("field = dataset {path}")));
+        recognised
     }
 
     fn build(self, config: &Hdf5Config, shards: Arc<Shards>) -> Result<Hdf5, SourceError> {

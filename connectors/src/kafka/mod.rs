@@ -99,6 +99,7 @@ pub(crate) fn open(config: &KafkaConfig, opening: &Opening) -> Result<Arc<dyn St
     let client = client::configure(config, sizes)?;
     let partitions = found.partitions.clone();
     let bounded = config.end.is_some();
+    values.recognised().say_of_stream(&config.name());
     let core = Core { config: config.clone(), client, sizes, cut, values, found, bounded };
     Ok(Arc::new(Kafka::with_partitions(Arc::new(core), partitions)))
 }

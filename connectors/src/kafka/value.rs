@@ -14,6 +14,7 @@ use std::sync::Arc;
 use super::columns::{Columns, Found, ImageColumn, read_field};
 use super::config::{KafkaConfig, KafkaValue};
 use super::{arrow, json};
+use crate::recognised::{self, Recognised};
 use crate::{Schema, SourceError};
 
 /// Where a label is looked for when nothing is said.
@@ -112,6 +113,25 @@ impl Values {
         };
         values.schema().check().map_err(SourceError::config)?;
         Ok(values)
+    }
+
+    /// What is looked for in a message.
+    pub(super) fn recognised(&self) -> Recognised {
+        let mut recognised = Recognised::default();
+        recognised.note(match &self.columns.image {
+            _ if self.kind == KafkaValue::Image => "image = value".into(),
+            ImageColumn::None => "no image".into(),
+            ImageColumn::Named(name) => format!("image = {name:?} in the value"),
+            ImageColumn::Usual => "image = found by name in each value".into(),
+        });
+        let place = match &self.label {
+            Label::None => None,
+            Label::Key => Some("key".to_owned()),
+            Label::Header { name, .. } => Some(format!("header {name:?}")),
+            Label::Column { name, .. } => Some(format!("{name:?} in the value")),
+        };
+        recognised.note(recognised::label(place.as_deref(), &self.classes.names));
+        recognised
     }
 
     pub(super) fn schema(&self) -> Schema {

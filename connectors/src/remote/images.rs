@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use super::list::addresses;
 use super::{MEMORY, Object, Remote, Version};
-use crate::folder::{check_split, class_labels, extensions, hint_at_wrong_level, is_image};
+use crate::folder::{check_split, class_labels, extensions, hint_at_wrong_level, is_image, recognised_as};
 use crate::manifest::{Manifest, ManifestBuilder, escape};
 use crate::{Blocks, Extent, Fingerprint, FolderConfig, IndexedSource, Reader, ReaderConfig, SourceError};
 
@@ -162,6 +162,7 @@ impl Images {
         });
         check_split(config, &manifest, seen)?;
         hint_at_wrong_level(&config.root, manifest.classes());
+        recognised_as(&manifest).say(&shown.to_string(), manifest.len());
         Ok(Self { remote, prefix, manifest, versions })
     }
 

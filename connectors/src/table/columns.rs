@@ -10,6 +10,7 @@ use crate::arrow::array::{Array, ArrayRef, AsArray};
 use crate::arrow::datatypes::{self as types, DataType, Schema, TimeUnit};
 
 use super::TableConfig;
+use crate::recognised::Recognised;
 use crate::{ElementType, FieldSpec, RESERVED, SourceError};
 
 /// Names that an image column may have without being named.
@@ -253,6 +254,26 @@ impl Choice {
             specs.push(FieldSpec { name: column.to_owned(), dtype, shape });
         }
         Ok(specs)
+    }
+
+    /// What was chosen, but for the label.
+    pub(super) fn recognised(&self) -> Recognised {
+        let mut recognised = Recognised::default();
+        if let Some(Image { column, kind }) = &self.image {
+            let kind = match kind {
+                ImageKind::Bytes => "bytes",
+                ImageKind::Path => "paths",
+                ImageKind::Struct => "bytes and paths",
+            };
+            recognised.note(format!("image = column {column:?} ({kind})"));
+        }
+        if let Some(column) = &self.tokens {
+            recognised.note(format!("tokens = column {column:?}"));
+        }
+        for FieldSpec { name, dtype, shape } in &self.fields {
+            recognised.note(format!("field {name:?} ({dtype} {shape:?})"));
+        }
+        recognised
     }
 
     /// The columns of a record's bytes: image, then fields, then tokens.

@@ -50,6 +50,7 @@ use self::source::Table;
 pub use self::tokens::{TokenMode, TokenTail, TokensConfig};
 use crate::buffer::Pool;
 use crate::opening::{Counted, Step};
+use crate::recognised;
 use crate::shards::{Shards, ends_with};
 use crate::{CacheConfig, IndexedSource, SourceError};
 
@@ -310,21 +311,20 @@ pub(crate) fn open(config: &TableConfig) -> Result<Arc<dyn IndexedSource>, Sourc
         .map(|file| (0..file.parts()).map(|part| file.part(RECORD, part).rows).sum::<u64>())
         .sum();
     if rows == 0 {
-        return Err(SourceError::data(format!("{} has no rows", describe(&shards))));
+        return Err(SourceError::data(format!("{} has no rows", shards.describe())));
     }
     let labels = Labels::read(&shards, &files, &choice, config)?;
+    let mut recognised = choice.recognised();
+    let place = choice.label.as_ref().map(|column| format!("column {column:?}"));
+    recognised.note(recognised::label(place.as_deref(), &labels.classes));
     if let Some(Image { kind: ImageKind::Path, .. }) = &choice.image {
-        return paths::open(config, shards, &files, &choice, labels);
+        let list = paths::open(config, shards.clone(), &files, &choice, labels)?;
+        recognised.say(&shards.describe(), list.len());
+        return Ok(list);
     }
-    Ok(Arc::new(Table::new(config, shards, files, choice, labels)?))
-}
-
-/// The files in a few words.
-fn describe(shards: &Shards) -> String {
-    match shards.files().len() {
-        1 => shards.display(0),
-        count => format!("{} and {} more files", shards.display(0), count - 1),
-    }
+    let table = Table::new(config, shards.clone(), files, choice, labels)?;
+    recognised.say(&shards.describe(), table.len());
+    Ok(Arc::new(table))
 }
 
 fn open_binary(
@@ -372,7 +372,7 @@ fn open_text(
         in_parallel(&step, shards.files().len(), |shard| text::Head::read(shards, shard, format, &step))?;
     drop(step);
     if heads.iter().all(text::Head::is_empty) {
-        return Err(SourceError::data(format!("{} has no rows", describe(shards))));
+        return Err(SourceError::data(format!("{} has no rows", shards.describe())));
     }
     let schema = text::unify(&heads);
     let choice = Choice::new(&schema, config, &shards.display(0), true)?;

@@ -18,7 +18,7 @@ use xxhash_rust::xxh3::Xxh3;
 
 use super::columns::{Choice, append, bytes_at};
 use super::labels::Labels;
-use super::{File, RECORD, TableConfig, UNIT_ROWS, describe, in_parallel};
+use super::{File, RECORD, TableConfig, UNIT_ROWS, in_parallel};
 use crate::buffer::Pool;
 use crate::disk::{self, Files, Span};
 use crate::manifest::escape;
@@ -86,7 +86,7 @@ pub(super) fn open(
     labels: Labels,
 ) -> Result<Arc<dyn IndexedSource>, SourceError> {
     let schema = Schema { image: true, fields: choice.fields.clone() };
-    schema.check().map_err(|why| SourceError::config(format!("{}: {why}", describe(&shards))))?;
+    schema.check().map_err(|why| SourceError::config(format!("{}: {why}", shards.describe())))?;
     let columns = choice.record_columns();
     let place = |name: &str| columns.iter().position(|column| column == name).expect("it is one of them");
     let image = place(&choice.image.as_ref().expect("this is a table of images").column);
@@ -123,7 +123,7 @@ pub(super) fn open(
         return Err(SourceError::config(format!(
             "{}: the fields of {first} rows take {} MiB; beside paths of images they are kept in memory, and the limit is {} \
              MiB; put the images into the table, or name fewer fields",
-            describe(&shards),
+            shards.describe(),
             first.saturating_mul(each as u64) >> 20,
             MAX_FIELDS >> 20
         )));
@@ -205,7 +205,7 @@ pub(super) fn open(
         }
     }
     if table.ends.len() as u64 != first {
-        return Err(SourceError::data(format!("{} has fewer rows than it claims", describe(&shards))));
+        return Err(SourceError::data(format!("{} has fewer rows than it claims", shards.describe())));
     }
     table.fingerprint = table.hash();
     Ok(Arc::new(table))

@@ -11,7 +11,7 @@ use super::fetch::Trouble;
 use super::labels::Labels;
 use super::{
     CACHE_BYTES, File, LARGE_PART, MAX_LANES, Piece, RECORD, RUN_BYTES, Rows, TableConfig, UNIT_ROWS,
-    describe, parquet, paths, reader, tokens,
+    parquet, paths, reader, tokens,
 };
 use crate::buffer::{Buffer, Pool};
 use crate::shards::Shards;
@@ -95,7 +95,7 @@ impl Table {
         table
             .schema
             .check()
-            .map_err(|why| SourceError::config(format!("{}: {why}", describe(&table.shards))))?;
+            .map_err(|why| SourceError::config(format!("{}: {why}", table.shards.describe())))?;
         table.plan();
         table.fingerprint = table.hash();
         Ok(table)

@@ -151,7 +151,7 @@ impl Tokens {
         if tokens.len(table.rows) == 0 {
             return Err(SourceError::data(format!(
                 "{}: all documents together have {at} tokens, fewer than tokens.length {}",
-                super::describe(&table.shards),
+                table.shards.describe(),
                 config.length
             )));
         }

@@ -43,6 +43,7 @@ use self::options::{Label, Options};
 use self::packed::Packed;
 use self::unpack::Unpacked;
 use crate::manifest::escape;
+use crate::recognised::{self, Recognised};
 use crate::shards::{Shards, ends_with};
 use crate::{
     Blocks, CacheConfig, Extent, Fingerprint, IndexedSource, Reader, ReaderConfig, Schema, SourceError,
@@ -123,6 +124,7 @@ pub(crate) fn open(config: &TarConfig) -> Result<Arc<dyn IndexedSource>, SourceE
     }
     let indices = indexer.all(&places, &options)?;
     let tar = Tar::merge(given.clone(), unpacked, indices, &options, settled.classes)?;
+    tar.recognised(&options).say(&given.describe(), tar.len);
     Ok(Arc::new(tar))
 }
 
@@ -334,6 +336,19 @@ impl Tar {
         let small: Result<Vec<i32>, _> = labels.iter().map(|&label| i32::try_from(label)).collect();
         self.labels = small.map_or(Labels::Wide(labels), Labels::Small);
         Ok(())
+    }
+
+    /// What an opening made of the shards.
+    fn recognised(&self, options: &Options) -> Recognised {
+        let mut recognised = Recognised::default();
+        let first = &self.parts[0].index;
+        recognised.note(format!("image = members like \"{}\"", escape(first.name(0))));
+        let place = options.label.as_ref().and_then(Label::place);
+        recognised.note(recognised::label(place.as_deref(), &self.classes));
+        for field in &options.fields {
+            recognised.note(format!("field \"{}\" = {}", field.name, field.from));
+        }
+        recognised
     }
 
     fn hash(&self) -> Fingerprint {

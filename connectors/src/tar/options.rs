@@ -144,6 +144,27 @@ fn place(key: &str, path: &str) -> Result<Vec<String>, SourceError> {
     Ok(parts)
 }
 
+impl Label {
+    /// Where labels are, in words; `None` where there are none.
+    pub fn place(&self) -> Option<String> {
+        match self {
+            Self::None | Self::Absent => None,
+            Self::Folder => Some("first folder of the name".into()),
+            Self::Text(ending) => Some(format!("member \".{ending}\"")),
+            Self::Json(path) => Some(format!("\"{}\" in member \".json\"", path.join("."))),
+        }
+    }
+}
+
+impl fmt::Display for From {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Json(path) => write!(f, "\"{}\" in member \".json\"", path.join(".")),
+            Self::Npy(ending) => write!(f, "member \".{ending}\""),
+        }
+    }
+}
+
 impl fmt::Display for Label {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
