@@ -126,17 +126,7 @@ impl Folder {
         if let Some(split) = &config.split {
             split.check()?;
         }
-        // Asking for sizes waits for the disk or the network when the directory cache is cold: more threads than cores.
-        let threads = std::thread::available_parallelism().map_or(2, usize::from).clamp(8, 32);
-        let pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(threads)
-            .thread_name(|number| format!("fuelrail-walk-{number}"))
-            .build()
-            .map_err(|error| {
-                SourceError::backend(format!("no threads to read {}: {error}", config.root.display()))
-            })?;
-        let opening = opening::current().unwrap_or_default();
-        let manifest = pool.install(|| opening.run(|| build(config)))?;
+        let manifest = list(config)?;
         tracing::debug!(
             "{}: {} images of {} bytes in {} classes, the list takes {} bytes",
             config.root.display(),
@@ -146,6 +136,10 @@ impl Folder {
             manifest.memory()
         );
         recognised_as(&manifest).say(&config.root.to_string_lossy(), manifest.len());
+        let (config_then, then) = (config.clone(), manifest.fingerprint());
+        // The list again: names, sizes and classes are all that is kept of a folder. An image's bytes are read when they are
+        // wanted.
+        opening::depends_on(move || list(&config_then).is_ok_and(|now| now.fingerprint() == then));
         Ok(Self { root: config.root.clone(), manifest })
     }
 }
@@ -157,6 +151,21 @@ pub(crate) fn recognised_as(manifest: &Manifest) -> Recognised {
     let place = (!manifest.classes().is_empty()).then_some("class folders");
     recognised.note(recognised::label(place, manifest.classes()));
     recognised
+}
+
+/// Walks the folder on threads of its own.
+fn list(config: &FolderConfig) -> Result<Manifest, SourceError> {
+    // Asking for sizes waits for the disk or the network when the directory cache is cold: more threads than cores.
+    let threads = std::thread::available_parallelism().map_or(2, usize::from).clamp(8, 32);
+    let pool = rayon::ThreadPoolBuilder::new()
+        .num_threads(threads)
+        .thread_name(|number| format!("fuelrail-walk-{number}"))
+        .build()
+        .map_err(|error| {
+            SourceError::backend(format!("no threads to read {}: {error}", config.root.display()))
+        })?;
+    let opening = opening::current().unwrap_or_default();
+    pool.install(|| opening.run(|| build(config)))
 }
 
 impl IndexedSource for Folder {

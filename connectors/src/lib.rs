@@ -57,6 +57,7 @@ mod hdf5;
 mod kafka;
 mod manifest;
 mod mix;
+mod names;
 mod numbers;
 mod opening;
 mod recognised;
@@ -89,6 +90,7 @@ pub use kafka::{
     encode_value as encode_kafka_value,
 };
 pub use mix::{MixConfig, MixPart, Part, apportion};
+pub use names::printable;
 pub use numbers::read_numbers;
 pub use opening::{Counted, Opening, Progress};
 pub use recognised::RECOGNISED;

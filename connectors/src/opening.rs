@@ -16,6 +16,12 @@
 //!   once, of a disk within a megabyte or a row group. What it was writing into the cache is deleted, what was whole stays.
 //! - Watching costs the opener an addition per step; nothing is formatted or sent for who does not look.
 //!
+//! # Whether it is still what lies there
+//!
+//! Whatever an opening looks at, it notes how to look again ([`depends_on`]): files by size, time and inode, folders by walking
+//! them, objects by version. So whoever shares an open source between feeds can ask [`Opening::is_current`] first, and a source
+//! opened after its data has changed is a new one.
+//!
 //! The opening that a thread works for is known to the thread ([`Opening::run`]), like the reader in [`crate::workers`],
 //! so that it need not be passed through every function that reads a byte. Work that is spread over threads takes it along
 //! with [`Step::run`].
@@ -68,7 +74,12 @@ struct Shared {
     waking: tokio::sync::Notify,
     /// The steps under way, the one begun last at the end.
     steps: Mutex<Vec<Arc<Count>>>,
+    /// What it looked at: each says whether that is still the same.
+    looks: Mutex<Vec<Look>>,
 }
+
+/// Looks at something again.
+type Look = Box<dyn Fn() -> bool + Send + Sync>;
 
 struct Count {
     what: &'static str,
@@ -107,6 +118,12 @@ impl Opening {
         // What grows while it is read is not more than all of it.
         let total = total.map(|total| total.max(done));
         Some(Progress { what: (*what).to_owned(), done, total, counted: *counted })
+    }
+
+    /// Whether opening it again would find the same: looks at all that was looked at, and reads none of it. Takes part in
+    /// `asking`, who may be cancelled; then it says no.
+    pub fn is_current(&self, asking: &Opening) -> bool {
+        asking.run(|| lock(&self.0.looks).iter().all(|look| check().is_ok() && look()))
     }
 
     /// Does some of its work on this thread.
@@ -156,6 +173,16 @@ pub(crate) fn current() -> Option<Opening> {
 pub(crate) fn check() -> Result<(), SourceError> {
     let stop = OPENING.with_borrow(|opening| opening.as_ref().is_some_and(Opening::is_cancelled));
     if stop { Err(SourceError::cancelled()) } else { Ok(()) }
+}
+
+/// Notes how to look again at something that the opening that this thread works for has found out. Costs nothing elsewhere.
+/// What `look` captures lives as long as the opening: no source, or only weakly.
+pub(crate) fn depends_on(look: impl Fn() -> bool + Send + Sync + 'static) {
+    OPENING.with_borrow(|opening| {
+        if let Some(opening) = opening {
+            lock(&opening.0.looks).push(Box::new(look));
+        }
+    });
 }
 
 /// Ends when the opening that this thread works for is cancelled; never on other threads.

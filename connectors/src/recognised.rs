@@ -7,6 +7,8 @@
 //!  list.csv: 1,200 records; image = column "path" (paths), label = column "label" (10 classes: cat, dog, …), delimiter ";"
 //! ```
 
+use crate::names::printable;
+
 /// The target of these lines, so that a program can show them without the other lines of their level.
 pub const RECOGNISED: &str = "fuelrail::recognised";
 
@@ -57,10 +59,9 @@ pub(crate) fn classes(names: &[String]) -> String {
     format!("{} class{plural}: {shown}{more}", grouped(names.len() as u64))
 }
 
-/// A name of the data's as one line of text: control characters are escaped.
+/// A name of the data's as one line of text.
 pub(crate) fn printed(name: &str) -> String {
-    let one = |c: char| if c.is_control() { c.escape_default().to_string() } else { c.to_string() };
-    name.chars().map(one).collect()
+    printable(name).into_owned()
 }
 
 /// `1234567` as `1,234,567`.

@@ -4,6 +4,7 @@
 //!  "data/train-{000..127}.tar"   braces: every name written out; one that is missing is an error
 //!  "data/*.parquet"              * and ? within one folder, sorted by name
 //!  "data/"                       every file below it that has one of the source's endings, sorted by path
+//!  "a [1]{x}.tar"                a file that is there under exactly this name is meant by it
 //!  "s3://bucket/x-{000..127}.tar"   all of these also in buckets; web servers list nothing, so there only with braces
 //! ```
 //!
@@ -15,10 +16,13 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
+use xxhash_rust::xxh3::xxh3_128;
 
 use crate::disk::{self, Files, Span};
+use crate::names::{is_litter, missing, shown};
 use crate::opening::{self, Counted, Step};
 use crate::remote::{self, Object, Remote, Version};
 use crate::{Extent, ReadError, Reader, ReaderConfig, SourceError};
@@ -48,6 +52,10 @@ const MAX_SHARDS: usize = 4 << 20;
 /// Folders may be nested this deep below a pattern.
 const MAX_DEPTH: usize = 64;
 
+/// A file changed less than this ago may change again without its times showing it: clocks of file systems are coarse, of
+/// some 2 s.
+const SETTLED: Duration = Duration::from_secs(2);
+
 /// One file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Shard {
@@ -65,6 +73,8 @@ pub(crate) struct Shard {
 pub(crate) struct Shards {
     place: Place,
     files: Vec<Shard>,
+    /// A digest of all that is known of the files' state; `None` when they may change without its showing.
+    state: Option<u128>,
 }
 
 /// Where the names of the files begin.
@@ -93,11 +103,33 @@ pub(crate) trait Ranges: Send + Sync + 'static {
 
 impl Shards {
     /// Finds the files that `patterns` name, in the order of the patterns. `endings` (lower case, with the dot, like
-    /// ".tar") choose the files of a folder; a file named outright may be called anything.
+    /// ".tar") choose the files of a folder; a file named outright may be called anything. The opening that this belongs to
+    /// [depends](opening::depends_on) on what was found.
     ///
     /// # Errors
     /// [`SourceError`] that names the pattern: nothing there, a brace that does not close, a file that cannot be read.
     pub(crate) fn open(
+        patterns: &[String],
+        endings: &[&str],
+        cache: &CacheConfig,
+    ) -> Result<Arc<Self>, SourceError> {
+        let found = Self::find(patterns, endings, cache);
+        let (patterns, cache) = (patterns.to_vec(), cache.clone());
+        let endings: Vec<String> = endings.iter().map(|&ending| ending.to_owned()).collect();
+        let was = found.as_ref().map(|shards| shards.state).map_err(drop);
+        opening::depends_on(move || {
+            let endings: Vec<&str> = endings.iter().map(String::as_str).collect();
+            let now = Self::find(&patterns, &endings, &cache).map(|shards| shards.state).map_err(drop);
+            now == was && now != Ok(None)
+        });
+        found
+    }
+
+    /// As [`open`](Self::open), for files that no opening depends on: copies of our own.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub(crate) fn find(
         patterns: &[String],
         endings: &[&str],
         cache: &CacheConfig,
@@ -109,7 +141,7 @@ impl Shards {
         }
         let mut paths = Vec::new();
         for pattern in patterns {
-            for text in expand_braces(pattern)? {
+            for text in names_of(pattern)? {
                 find(Path::new(&text), pattern, endings, &mut paths)?;
                 if paths.len() > MAX_SHARDS {
                     return Err(SourceError::config(format!("{pattern} names more than {MAX_SHARDS} files")));
@@ -123,20 +155,36 @@ impl Shards {
         }
         let mut files = Vec::with_capacity(paths.len());
         let step = Step::begin("looking at files", Counted::Files, Some(paths.len() as u64));
+        let settled = SystemTime::now().checked_sub(SETTLED).unwrap_or(SystemTime::UNIX_EPOCH);
+        let (mut states, mut is_settled) = (Vec::new(), true);
         for path in &paths {
             opening::check()?;
             step.add(1);
             let meta = std::fs::metadata(path).map_err(|error| unreadable(path, &error))?;
             if !meta.is_file() {
-                return Err(SourceError::data(format!("{} is not a regular file", path.display())));
+                return Err(SourceError::data(format!("{} is not a regular file", shown(path))));
             }
             let name = path.strip_prefix(&root).expect("the root is a parent of all");
             let Some(name) = name.to_str() else {
-                return Err(SourceError::data(format!("{}: names of shards must be UTF-8", path.display())));
+                return Err(SourceError::data(format!("{}: names of shards must be UTF-8", shown(path))));
             };
+            // Its size is in the list anyway. The time of its last change of any kind shows one that was rewritten in place
+            // and given its old time back.
+            states.extend_from_slice(path.as_os_str().as_bytes());
+            states.push(0);
+            for number in [meta.dev(), meta.ino(), meta.len()] {
+                states.extend(number.to_le_bytes());
+            }
+            for number in [meta.mtime(), meta.mtime_nsec(), meta.ctime(), meta.ctime_nsec()] {
+                states.extend(number.to_le_bytes());
+            }
+            let changed = meta.mtime().max(meta.ctime());
+            let changed = u64::try_from(changed).unwrap_or_default();
+            is_settled &= SystemTime::UNIX_EPOCH + Duration::from_secs(changed) < settled;
             files.push(Shard { name: name.to_owned(), size: meta.len(), version: version(&meta) });
         }
-        Self { place: Place::Local { root }, files }.checked()
+        let state = is_settled.then(|| xxh3_128(&states));
+        Self { place: Place::Local { root }, files, state }.checked()
     }
 
     /// The objects that addresses of one place name.
@@ -163,8 +211,19 @@ impl Shards {
             size: object.size,
             version: object.version.text(),
         };
-        let files = found.into_iter().map(shard).collect();
-        Self { place: Place::Remote { remote, root, queries }, files }.checked()
+        let files: Vec<Shard> = found.into_iter().map(shard).collect();
+        // A server that tells no version tells no change.
+        let is_told = files.iter().all(|file| !file.version.is_empty());
+        let state = is_told.then(|| {
+            let line = |file: &Shard| format!("{root}{}\0{}\0{}\0", file.name, file.size, file.version);
+            xxh3_128(files.iter().map(line).collect::<String>().as_bytes())
+        });
+        Self { place: Place::Remote { remote, root, queries }, files, state }.checked()
+    }
+
+    /// Whether a change of the files would show: they are no longer being written, as far as their times tell.
+    pub(crate) fn is_settled(&self) -> bool {
+        self.state.is_some()
     }
 
     /// Refuses a file that is there twice.
@@ -225,7 +284,7 @@ impl Shards {
                 error.kind(),
                 format!(
                     "{} ends before byte {}: it has changed or was cut",
-                    path.display(),
+                    shown(&path),
                     offset + buffer.len() as u64
                 ),
             ),
@@ -364,14 +423,25 @@ fn version(meta: &std::fs::Metadata) -> String {
 }
 
 fn named(path: &Path, error: &io::Error) -> io::Error {
-    io::Error::new(error.kind(), format!("{} cannot be read: {error}", path.display()))
+    io::Error::new(error.kind(), format!("{} cannot be read: {error}", shown(path)))
 }
 
 fn unreadable(path: &Path, error: &io::Error) -> SourceError {
     SourceError::data(match error.kind() {
-        io::ErrorKind::NotFound => format!("{} does not exist; check the path", path.display()),
-        _ => format!("{} cannot be read: {error}", path.display()),
+        io::ErrorKind::NotFound => missing(path),
+        _ => format!("{} cannot be read: {error}", shown(path)),
     })
+}
+
+/// The names that a pattern of local files stands for, its braces written out; one that is there as it is stands for itself.
+///
+/// # Errors
+/// As [`expand_braces`].
+pub(crate) fn names_of(pattern: &str) -> Result<Vec<String>, SourceError> {
+    if std::fs::symlink_metadata(pattern).is_ok() {
+        return Ok(vec![pattern.to_owned()]);
+    }
+    expand_braces(pattern)
 }
 
 /// `a{00..11}b` and `a{x,y}b` written out, from left to right; `..` counts with the digits of its first number.
@@ -415,13 +485,24 @@ pub(crate) fn expand_braces(pattern: &str) -> Result<Vec<String>, SourceError> {
 
 /// Appends the files that one path stands for: itself, those of a folder, or those that match `*` and `?` in its last part.
 fn find(path: &Path, pattern: &str, endings: &[&str], paths: &mut Vec<PathBuf>) -> Result<(), SourceError> {
-    if !path.is_absolute() || path.components().any(|part| part == Component::ParentDir) {
-        return Err(SourceError::config(format!("{pattern} must be an absolute path without \"..\"")));
+    if !path.is_absolute() {
+        return Err(SourceError::config(format!("{pattern} must be an absolute path")));
+    }
+    if path.components().any(|part| part == Component::ParentDir) {
+        // What is there was resolved as the system does.
+        return Err(SourceError::data(missing(path)));
     }
     let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
     let before = paths.len();
+    let folder = path.parent().unwrap_or(Path::new("/"));
+    if folder.to_string_lossy().contains(['*', '?']) && !folder.exists() {
+        return Err(SourceError::config(format!(
+            "{pattern}: * and ? stand for names in the last part of a path only; give the folder above (all files below it that \
+             have one of the endings {} are read), or a list of paths",
+            endings.join(", ")
+        )));
+    }
     if name.contains(['*', '?']) && !path.exists() {
-        let folder = path.parent().unwrap_or(Path::new("/"));
         for entry in std::fs::read_dir(folder).map_err(|error| unreadable(folder, &error))? {
             let entry = entry.map_err(|error| unreadable(folder, &error))?;
             let found = entry.file_name();
@@ -429,17 +510,25 @@ fn find(path: &Path, pattern: &str, endings: &[&str], paths: &mut Vec<PathBuf>) 
                 paths.push(entry.path());
             }
         }
+        if paths.len() == before {
+            return Err(SourceError::data(format!(
+                "{pattern}: no file in {} has such a name",
+                shown(folder)
+            )));
+        }
     } else if path.is_dir() {
         walk(path, endings, 0, paths)?;
+        if paths.len() == before {
+            let kinds = endings.join(", ");
+            return Err(SourceError::data(format!(
+                "{pattern}: no file there has one of the endings {kinds}"
+            )));
+        }
     } else {
         paths.push(path.to_path_buf());
         return Ok(());
     }
     paths[before..].sort_unstable_by(|a, b| a.as_os_str().as_bytes().cmp(b.as_os_str().as_bytes()));
-    if paths.len() == before {
-        let kinds = endings.join(", ");
-        return Err(SourceError::data(format!("{pattern}: no file there has one of the endings {kinds}")));
-    }
     Ok(())
 }
 
@@ -447,7 +536,7 @@ fn walk(folder: &Path, endings: &[&str], depth: usize, paths: &mut Vec<PathBuf>)
     if depth > MAX_DEPTH {
         return Err(SourceError::data(format!(
             "folders are nested deeper than {MAX_DEPTH} at {}",
-            folder.display()
+            shown(folder)
         )));
     }
     for entry in std::fs::read_dir(folder).map_err(|error| unreadable(folder, &error))? {
@@ -459,11 +548,14 @@ fn walk(folder: &Path, endings: &[&str], depth: usize, paths: &mut Vec<PathBuf>)
         }
         let kind = std::fs::metadata(&path).map_err(|error| unreadable(&path, &error))?;
         if kind.is_dir() {
+            if is_litter(name.as_bytes()) {
+                continue;
+            }
             walk(&path, endings, depth + 1, paths)?;
         } else if kind.is_file() && ends_with(&name.to_string_lossy(), endings) {
             paths.push(path);
             if paths.len() > MAX_SHARDS {
-                return Err(SourceError::config(format!("{} holds too many files", folder.display())));
+                return Err(SourceError::config(format!("{} holds too many files", shown(folder))));
             }
         }
     }
@@ -532,6 +624,32 @@ mod tests {
     }
 
     #[test]
+    fn an_opening_knows_whether_its_files_are_what_they_were() {
+        let opened = |patterns: &[String]| {
+            let opening = opening::Opening::new();
+            let found = opening.run(|| Shards::open(patterns, &[".toml"], &CacheConfig::default()));
+            (opening, found)
+        };
+        let current = |opening: &opening::Opening| opening.is_current(&opening::Opening::new());
+        // A file that nobody has written for a while.
+        let (opening, found) = opened(&[format!("{}/Cargo.toml", env!("CARGO_MANIFEST_DIR"))]);
+        assert!(found.is_ok() && current(&opening));
+        let cancelled = opening::Opening::new();
+        cancelled.cancel();
+        assert!(!opening.is_current(&cancelled));
+        // One that may be written again within the same tick of its file system's clock.
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("a.toml");
+        let pattern = [path.to_str().unwrap().to_owned()];
+        let (absent, found) = opened(&pattern);
+        assert!(found.is_err() && current(&absent), "what is not there stays so");
+        std::fs::write(&path, "1").unwrap();
+        assert!(!current(&absent));
+        let (opening, found) = opened(&pattern);
+        assert!(found.is_ok() && !current(&opening));
+    }
+
+    #[test]
     fn a_folder_gives_its_files_sorted_and_names_are_relative() {
         let root = tempfile::tempdir().unwrap();
         std::fs::create_dir(root.path().join("b")).unwrap();
@@ -551,9 +669,15 @@ mod tests {
         );
         assert_eq!(open(&[at("{a,b/1}.tar")]).unwrap().files().len(), 2);
         assert_eq!(open(&[at("*.tar")]).unwrap().files().len(), 1);
+        // A name that is there is meant, whatever is in it.
+        for name in ["x{0,1}.tar", "y[1]?.tar", "z*.tar", "{.tar"] {
+            std::fs::write(root.path().join(name), name).unwrap();
+            assert_eq!(open(&[at(name)]).unwrap().files()[0].name, name);
+        }
+        assert!(open(&[at("*/x.tar")]).unwrap_err().to_string().contains("last part"));
         for (patterns, expected) in [
             (vec![at("{a,x}.tar")], "x.tar does not exist"),
-            (vec![at("*.zip")], "no file there"),
+            (vec![at("*.zip")], "has such a name"),
             (vec![at("a.tar"), at("a.tar")], "named twice"),
             (vec!["relative.tar".into()], "absolute"),
             (vec![], "at least one"),

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use fuelrail_connectors::{IndexedSource, Opening, Schema, SourceConfig};
+use fuelrail_connectors::{Fingerprint, IndexedSource, Opening, Schema, SourceConfig};
 use fuelrail_transforms::{Chain, Dtype, Layout, Limits, OutputConfig, compile};
 
 use crate::config::PipelineConfig;
@@ -43,10 +43,7 @@ impl Opened {
                 .map(|source| Self::Stream(Flows::new(source))),
             config => fuelrail_connectors::open_watched(&config, opening).map(Self::Indexed),
         });
-        opened.map_err(|error| {
-            let kind = if error.is_config() { ErrorKind::Config } else { ErrorKind::Source };
-            Refusal::new(kind, error.to_string())
-        })
+        opened.map_err(Refusal::of_source)
     }
 }
 
@@ -69,6 +66,21 @@ impl Supply {
         match self {
             Self::Indexed { order, .. } => Some(order.len()),
             Self::Stream(_) => None,
+        }
+    }
+
+    /// Identity of the data, of an indexed source.
+    pub fn fingerprint(&self) -> Option<Fingerprint> {
+        match self {
+            Self::Indexed { source, .. } => Some(source.fingerprint()),
+            Self::Stream(_) => None,
+        }
+    }
+
+    /// Takes the records from another open source of the same data.
+    pub fn share(&mut self, same: Arc<dyn IndexedSource>) {
+        if let Self::Indexed { source, .. } = self {
+            *source = same;
         }
     }
 

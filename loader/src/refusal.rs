@@ -1,5 +1,7 @@
 //! Why something is refused, in the words that the client will read.
 
+use fuelrail_connectors::SourceError;
+
 use crate::protocol::ErrorKind;
 
 /// Why something could not be started or continued, as the client will see it.
@@ -16,5 +18,11 @@ impl Refusal {
     /// A refusal for the reason given.
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
         Self { kind, message: message.into() }
+    }
+
+    /// Why a source could not be opened.
+    pub fn of_source(error: SourceError) -> Self {
+        let kind = if error.is_config() { ErrorKind::Config } else { ErrorKind::Source };
+        Self::new(kind, error.to_string())
     }
 }

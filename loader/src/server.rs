@@ -18,7 +18,7 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
-use fuelrail_connectors::{IndexedSource, Opening};
+use fuelrail_connectors::{Fingerprint, IndexedSource, Opening};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::Mode;
 use rustix::net::RecvFlags;
@@ -63,13 +63,39 @@ struct Server {
     config: DaemonConfig,
     private: bool,
     /// Sources that feeds have open, so that the ranks of a run share one index.
-    sources: Mutex<HashMap<String, Known>>,
+    sources: Mutex<HashMap<String, Shared>>,
+    /// What the ranks of each run have been given.
+    runs: Mutex<HashMap<String, Run>>,
     stop: watch::Receiver<bool>,
     /// Held by every connection; the receiver sees when the last is gone.
     alive: mpsc::Sender<()>,
 }
 
+/// A source that is open, and the opening that knows what it was opened from.
+#[derive(Clone)]
+struct Shared {
+    known: Known,
+    opening: Opening,
+}
+
+impl Shared {
+    /// The source, if it is still used and what it was opened from is still the same. Which windows of a stream there are is
+    /// settled by its flow; files may have changed since.
+    fn open(&self, asking: &Opening) -> Option<Opened> {
+        let opened = self.known.open()?;
+        let is_current = matches!(opened, Opened::Stream(_)) || self.opening.is_current(asking);
+        is_current.then_some(opened)
+    }
+}
+
+/// The ranks of a run that attached so far, and the data that the first of them found.
+struct Run {
+    dataset: String,
+    ranks: HashMap<u64, Weak<Pipeline>>,
+}
+
 /// A source that is open as long as a feed uses it.
+#[derive(Clone)]
 enum Known {
     Indexed(Weak<dyn IndexedSource>),
     Stream(Weak<Flows>),
@@ -80,6 +106,14 @@ impl Known {
         match supply {
             Supply::Indexed { source, .. } => Self::Indexed(Arc::downgrade(source)),
             Supply::Stream(flows) => Self::Stream(Arc::downgrade(flows)),
+        }
+    }
+
+    /// Identity of an indexed source that is still used.
+    fn fingerprint(&self) -> Option<Fingerprint> {
+        match self {
+            Self::Indexed(source) => source.upgrade().map(|source| source.fingerprint()),
+            Self::Stream(_) => None,
         }
     }
 
@@ -128,7 +162,14 @@ fn run(config: DaemonConfig, door: Door) -> io::Result<()> {
         let (stopper, stop) = watch::channel(false);
         let (alive, last_gone) = mpsc::channel(1);
         let private = matches!(door, Door::Private(_));
-        let server = Arc::new(Server { config, private, sources: Mutex::default(), stop, alive });
+        let server = Arc::new(Server {
+            config,
+            private,
+            sources: Mutex::default(),
+            runs: Mutex::default(),
+            stop,
+            alive,
+        });
         match door {
             Door::Private(control) => private_door(server, control, &stopper, last_gone).await,
             Door::Listener(listener) => listening_door(server, listener, &stopper, last_gone).await,
@@ -453,6 +494,7 @@ impl Session {
         let starting = tokio::task::spawn_blocking(move || {
             let pipeline = Arc::new(server.open(config, &opening)?);
             server.one_flow(&pipeline, world_size)?;
+            server.one_run(&pipeline, rank, world_size)?;
             // What the engine says waits here until `attached` has gone out first.
             let (held, mut holding) = mpsc::unbounded_channel();
             let out = Box::new(move |reply| drop(held.send(reply)));
@@ -620,8 +662,7 @@ impl Server {
         };
         self.readable(config.source.locations().into_iter().chain(weights))?;
         // An address may look at its own place now, to find out what it is and what its options name.
-        config.source =
-            config.source.resolve().map_err(|error| Refusal::new(ErrorKind::Config, error.to_string()))?;
+        config.source = config.source.resolve().map_err(Refusal::of_source)?;
         self.readable(config.source.locations())?;
         Ok(config)
     }
@@ -659,14 +700,60 @@ impl Server {
         }
     }
 
-    fn open(&self, config: PipelineConfig, opening: &Opening) -> Result<Pipeline, Refusal> {
+    /// Opens a pipeline on a source that is open already, if it is one of the same data.
+    fn open(&self, mut config: PipelineConfig, opening: &Opening) -> Result<Pipeline, Refusal> {
+        // By what it stands for now: another file beside it may make it something else.
+        config.source = config.source.resolve().map_err(Refusal::of_source)?;
         let name = serde_json::to_string(&config.source).expect("configuration is plain data");
         let lock = || self.sources.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = lock().get(&name).and_then(Known::open);
-        let pipeline = Pipeline::open_watched(config, known, opening)?;
-        let mut sources = lock();
-        sources.retain(|_, known| known.open().is_some());
-        sources.insert(name, Known::of(&pipeline.supply));
+        let shared = || lock().get(&name).cloned();
+        let known = shared().and_then(|shared| shared.open(opening));
+        let is_new = known.is_none();
+        let mut pipeline = Pipeline::open_watched(config, known, opening)?;
+        if is_new {
+            // Another rank may have opened it meanwhile: then one of the two is enough.
+            let meanwhile =
+                shared().filter(|other| other.known.fingerprint() == pipeline.supply.fingerprint());
+            match meanwhile.and_then(|other| other.open(opening)) {
+                Some(Opened::Indexed(source)) => pipeline.supply.share(source),
+                _ => {
+                    let known = Known::of(&pipeline.supply);
+                    lock().insert(name, Shared { known, opening: opening.clone() });
+                }
+            }
+        }
+        lock().retain(|_, shared| shared.known.open().is_some());
         Ok(pipeline)
+    }
+
+    /// Ranks of one run train on the same data: one that finds other files than those before it is refused.
+    fn one_run(&self, pipeline: &Arc<Pipeline>, rank: u64, world_size: u64) -> Result<(), Refusal> {
+        if world_size < 2 {
+            return Ok(());
+        }
+        let config = serde_json::to_string(&pipeline.config).expect("configuration is plain data");
+        let mut runs = self.runs.lock().unwrap_or_else(PoisonError::into_inner);
+        for run in runs.values_mut() {
+            run.ranks.retain(|_, feed| feed.strong_count() > 0);
+        }
+        runs.retain(|_, run| !run.ranks.is_empty());
+        let dataset = pipeline.identity.dataset.clone();
+        let new = || Run { dataset: dataset.clone(), ranks: HashMap::new() };
+        let run = runs.entry(format!("{world_size} {config}")).or_insert_with(new);
+        // The same rank again is another run.
+        if run.ranks.contains_key(&rank) {
+            *run = new();
+        }
+        if run.dataset != dataset {
+            return Err(Refusal::new(
+                ErrorKind::Source,
+                format!(
+                    "rank {rank} finds other data than the ranks of this run that attached before it: files of the source \
+                     changed in between; start all ranks again"
+                ),
+            ));
+        }
+        run.ranks.insert(rank, Arc::downgrade(pipeline));
+        Ok(())
     }
 }

@@ -408,7 +408,8 @@ impl Opened<'_> {
 }
 
 fn open_copies(paths: &[String]) -> Result<Arc<Shards>, SourceError> {
-    Shards::open(paths, &[".npy"], &CacheConfig::default())
+    // Copies of our own: the opening depends on what they were made of.
+    Shards::find(paths, &[".npy"], &CacheConfig::default())
 }
 
 /// Stretches of about [`BLOCK_BYTES`] of each file.

@@ -139,8 +139,13 @@ pub(crate) fn open(config: &ArrayConfig) -> Result<Arc<dyn IndexedSource>, Sourc
     }
     let alone = shards.files().len() == 1 && config.tokens.is_none() && ends_with(&first, &[".npy"]);
     if alone && config.label.is_none() && shards.extent(0, 0, 0).is_some() {
-        let beside = LABEL_NAMES.iter().map(|name| format!("{folder}/{name}.npy"));
-        patterns.extend(beside.filter(|path| *path != first && Path::new(path).is_file()).take(1));
+        let names = LABEL_NAMES.iter().map(|name| format!("{folder}/{name}.npy"));
+        let names: Vec<String> = names.filter(|path| *path != first).collect();
+        let beside = move || names.iter().find(|path| Path::new(path).is_file()).cloned();
+        let found = beside();
+        patterns.extend(found.clone());
+        // One that comes later would be the label of whoever opens it then.
+        crate::opening::depends_on(move || beside() == found);
     }
     let shards = if patterns.len() > config.files.len() {
         Shards::open(&patterns, endings, &config.cache)?

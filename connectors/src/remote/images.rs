@@ -8,6 +8,8 @@ use std::ffi::OsStr;
 use std::path::Path;
 use std::sync::Arc;
 
+use xxhash_rust::xxh3::{xxh3_64, xxh3_128};
+
 use super::list::addresses;
 use super::{MEMORY, Object, Remote, Version};
 use crate::folder::{check_split, class_labels, extensions, hint_at_wrong_level, is_image, recognised_as};
@@ -51,7 +53,25 @@ impl Images {
     /// # Errors
     /// [`SourceError`] as for a folder on disk, and for a bucket that cannot be listed.
     pub(crate) fn open(config: &FolderConfig) -> Result<Self, SourceError> {
+        let images = Self::list(config)?;
+        recognised_as(&images.manifest).say(&config.root.to_string_lossy(), images.manifest.len());
+        let (config_then, then) = (config.clone(), images.state());
+        // A server that tells no version tells no change.
+        let is_told = images.versions.iter().all(|&version| version != xxh3_64(b""));
+        crate::opening::depends_on(move || {
+            is_told && Self::list(&config_then).is_ok_and(|now| now.state() == then)
+        });
+        Ok(images)
+    }
+
+    fn list(config: &FolderConfig) -> Result<Self, SourceError> {
         Self::open_with(config, |place| Remote::connect(place, &config.cache))
+    }
+
+    /// What is there, and which versions of it.
+    fn state(&self) -> (Fingerprint, u128) {
+        let versions: Vec<u8> = self.versions.iter().flat_map(|version| version.to_le_bytes()).collect();
+        (self.manifest.fingerprint(), xxh3_128(&versions))
     }
 
     pub(super) fn open_with(
@@ -162,7 +182,6 @@ impl Images {
         });
         check_split(config, &manifest, seen)?;
         hint_at_wrong_level(&config.root, manifest.classes());
-        recognised_as(&manifest).say(&shown.to_string(), manifest.len());
         Ok(Self { remote, prefix, manifest, versions })
     }
 

@@ -96,12 +96,13 @@ pub(super) fn open(
     let mut roots: Vec<PathBuf> = Vec::with_capacity(files.len());
     for shard in 0..files.len() {
         let root = root(config.root.as_ref(), &shards, shard)?;
-        roots.push(root.canonicalize().map_err(|error| SourceError::folder(&root, &error))?);
+        roots.push(canonical(&root)?);
     }
     let mut common = roots[0].clone();
     while !roots.iter().all(|root| root.starts_with(&common)) {
         assert!(common.pop(), "absolute paths share the root");
     }
+    let config_root = config.root.clone();
     let mut runs = Vec::new();
     let (mut first, mut names) = (0, Vec::new());
     for (shard, file) in files.iter().enumerate() {
@@ -208,7 +209,17 @@ pub(super) fn open(
         return Err(SourceError::data(format!("{} has fewer rows than it claims", shards.describe())));
     }
     table.fingerprint = table.hash();
-    Ok(Arc::new(table))
+    let table = Arc::new(table);
+    let (weak, here) = (Arc::downgrade(&table), roots[0].clone());
+    opening::depends_on(move || {
+        let now = root(config_root.as_ref(), &shards, 0).and_then(|root| canonical(&root));
+        now.is_ok_and(|now| now == here) && weak.upgrade().is_some_and(|table| table.has_its_images())
+    });
+    Ok(table)
+}
+
+fn canonical(root: &Path) -> Result<PathBuf, SourceError> {
+    root.canonicalize().map_err(|error| SourceError::folder(root, &error))
 }
 
 /// A root folder held open, and where it is.
@@ -307,6 +318,26 @@ pub(super) fn read(root: &Path, path: &[u8], key: impl Fn() -> String) -> Result
 }
 
 impl PathTable {
+    /// Whether every image is there and has the size that it had. Their bytes are read when they are wanted.
+    fn has_its_images(&self) -> bool {
+        let step = Step::begin("looking at files", Counted::Files, Some(self.sizes.len() as u64));
+        let runs = self.sizes.len().div_ceil(UNIT_ROWS as usize);
+        in_parallel(&step, runs, |run| {
+            let first = run as u64 * UNIT_ROWS;
+            for index in first..(first + UNIT_ROWS).min(self.sizes.len() as u64) {
+                opening::check()?;
+                step.add(1);
+                let file = self.root.join(OsStr::from_bytes(self.path(index)));
+                // One that was missing has the size 0.
+                if std::fs::metadata(&file).map_or(0, |meta| meta.len()) != self.sizes[index as usize] {
+                    return Err(SourceError::data(format!("{} has changed", file.display())));
+                }
+            }
+            Ok(())
+        })
+        .is_ok()
+    }
+
     fn path(&self, index: u64) -> &[u8] {
         let index = index as usize;
         let begin = if index == 0 { 0 } else { self.ends[index - 1] };

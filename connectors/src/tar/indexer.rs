@@ -104,7 +104,8 @@ impl Indexer<'_> {
                         all.0 += built.imageless;
                         all.1 = all.1.take().or(built.example);
                     }
-                    if let Some(folder) = &folder {
+                    // One that is still being written may change without its name in the cache changing.
+                    if let Some(folder) = folder.as_ref().filter(|_| self.given.is_settled()) {
                         cache::put(folder, &kept.0, &stored::encode(&built.index, options, size));
                     }
                     Ok((place, built.index))

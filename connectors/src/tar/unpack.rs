@@ -103,7 +103,8 @@ pub(super) fn unpack(
     }
     drop(lock_file);
     let paths: Vec<String> = names.iter().map(|name| folder.join(name).display().to_string()).collect();
-    Ok(Unpacked { shards: Shards::open(&paths, &[], config)?, _lease: lease })
+    // Their times change with every use, so the opening does not depend on them.
+    Ok(Unpacked { shards: Shards::find(&paths, &[], config)?, _lease: lease })
 }
 
 /// The unpacked file of a shard: another one when the shard has changed.
