@@ -1,6 +1,7 @@
 //! Where the daemon's log lines go: a standalone daemon writes to stderr, a private one to the log of its client.
 
 use std::fmt::Write as _;
+use std::io::IsTerminal as _;
 use std::sync::{Mutex, PoisonError};
 
 use fuelrail_connectors::RECOGNISED;
@@ -23,7 +24,7 @@ pub fn to_stderr() {
     let filter = EnvFilter::try_from_env("FUELRAIL_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
     let _ = tracing_subscriber::registry()
         .with(filter)
-        .with(fmt::layer().with_writer(std::io::stderr).with_target(false))
+        .with(fmt::layer().with_writer(std::io::stderr).with_ansi(is_coloured()).with_target(false))
         .try_init();
 }
 
@@ -31,8 +32,16 @@ pub fn to_stderr() {
 pub fn warnings_to_stderr() {
     let filter = EnvFilter::try_from_env("FUELRAIL_LOG")
         .unwrap_or_else(|_| EnvFilter::new(format!("warn,{RECOGNISED}=info")));
-    let lines = fmt::layer().with_writer(std::io::stderr).with_target(false).without_time();
+    let lines =
+        fmt::layer().with_writer(std::io::stderr).with_ansi(is_coloured()).with_target(false).without_time();
     let _ = tracing_subscriber::registry().with(filter).with(lines).try_init();
+}
+
+/// Colours are for a person at a terminal who has not refused them (<https://no-color.org>).
+fn is_coloured() -> bool {
+    let refused = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    let can_show = std::env::var_os("TERM").is_none_or(|terminal| terminal != "dumb");
+    !refused && can_show && std::io::stderr().is_terminal()
 }
 
 /// Lines to the first client that is still there.

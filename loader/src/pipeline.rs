@@ -233,8 +233,8 @@ impl Pipeline {
         usize::from(self.schema.image) + self.schema.fields.len()
     }
 
-    /// The fields of a batch and the bytes of a slot.
-    pub fn layout(&self) -> (Vec<Field>, u64) {
+    /// The fields of a batch of at most `rows` rows, and the bytes of a slot.
+    pub fn layout(&self, rows: u64) -> (Vec<Field>, u64) {
         let scalar = |name: &str, dtype: &str, row_bytes| {
             (name.to_string(), dtype.to_string(), vec![], vec![], row_bytes)
         };
@@ -276,19 +276,19 @@ impl Pipeline {
             .map(|(name, dtype, shape, strides, row_bytes)| {
                 let field = Field { name, dtype, shape, strides, offset, row_bytes };
                 // 64: a cache line, and what DLPack consumers expect of data pointers.
-                offset = (offset + row_bytes * self.config.batch_size).next_multiple_of(64);
+                offset = (offset + row_bytes * rows).next_multiple_of(64);
                 field
             })
             .collect();
         (fields, offset)
     }
 
-    /// The bytes a feed of this pipeline may use, one line per owner, with their "total".
+    /// The bytes a feed of this pipeline may use with batches of at most `rows` rows, one line per owner, with their "total".
     ///
     /// # Errors
     /// [`ErrorKind::Environment`] when that is more than there is.
-    pub fn budget(&self) -> Result<BTreeMap<String, u64>, Refusal> {
-        let slot = self.layout().1.next_multiple_of(PAGE as u64);
+    pub fn budget(&self, rows: u64) -> Result<BTreeMap<String, u64>, Refusal> {
+        let slot = self.layout(rows).1.next_multiple_of(PAGE as u64);
         let own = match &self.supply {
             Supply::Indexed { source, order } => vec![
                 // Buffers that the reader keeps for its next reads.
@@ -326,17 +326,16 @@ impl Pipeline {
             .chain([("total".into(), total)])
             .collect();
         let available = crate::memory::available_memory();
-        if total > available {
+        if total > available.bytes {
             let list: Vec<_> =
                 lines.iter().map(|(owner, bytes)| format!("{owner} {} MiB", bytes >> 20)).collect();
             let list = list.join(", ");
             return Err(Refusal::new(
                 ErrorKind::Environment,
                 format!(
-                    "this pipeline may use {} MiB ({list}) and {} MiB are available: lower batch_size or prefetch_factor \
-                     (ring), num_workers or max_sample_bytes (scratch), window_bytes (windows), or read_ahead_bytes",
-                    total >> 20,
-                    available >> 20
+                    "this pipeline may use {} MiB ({list}), but {available}: lower batch_size or prefetch_factor (ring), \
+                     num_workers or max_sample_bytes (scratch), window_bytes (windows), or read_ahead_bytes",
+                    total >> 20
                 ),
             ));
         }

@@ -38,6 +38,11 @@ impl Batching {
         self.batch_size * self.world_size
     }
 
+    /// Rows of the largest batch that a rank can get: fewer than `batch_size` where an epoch has fewer for it.
+    pub fn most_rows(&self) -> u64 {
+        self.batch_size.min(self.len.div_ceil(self.world_size)).max(1)
+    }
+
     /// Batches from `position` to the end of the epoch, the same on every rank.
     pub fn batches_from(&self, position: u64) -> u64 {
         let rest = self.len.saturating_sub(position);
@@ -97,6 +102,7 @@ mod tests {
                 prop_assert_eq!(&joined, global);
                 let counts: Vec<usize> = ranks.iter().map(|rank| rank[at].len()).collect();
                 prop_assert!(counts.iter().max().unwrap() - counts.iter().min().unwrap() <= 1);
+                prop_assert!(counts.iter().all(|&rows| rows as u64 <= many.most_rows()));
             }
             if !drop_last {
                 prop_assert_eq!(whole.concat(), (start..len).collect::<Vec<_>>());
@@ -116,6 +122,14 @@ mod tests {
             seen.extend(epoch_rows(&after, position, 0).concat());
             prop_assert_eq!(seen, (0..len).collect::<Vec<_>>());
         }
+    }
+
+    #[test]
+    fn a_batch_larger_than_the_epoch_has_the_rows_that_there_are() {
+        let batching = Batching { len: 64, batch_size: 1_000_000, world_size: 3, drop_last: false };
+        assert_eq!((batching.most_rows(), batching.rows(0, 0).count()), (22, 22));
+        assert_eq!(Batching { batch_size: 8, ..batching }.most_rows(), 8);
+        assert_eq!(Batching { len: UNKNOWN_LEN, ..batching }.most_rows(), 1_000_000);
     }
 
     #[test]

@@ -58,13 +58,13 @@ impl Ring {
             io::Error::new(
                 error.kind(),
                 format!(
-                    "shared memory of {slots} slots x {slot_bytes} bytes = {total} bytes cannot be had ({error}); \
+                    "shared memory of {slots} slots x {slot_bytes} bytes = {total} bytes could not be reserved ({error}); \
                      use a smaller batch_size or prefetch_factor"
                 ),
             )
         };
         // Asked before it is tried: the kernel would hand out pages until the machine has none left.
-        if total as u64 > crate::memory::available_memory() {
+        if total as u64 > crate::memory::available_memory().bytes {
             return Err(explain(rustix::io::Errno::NOMEM));
         }
         let fd = rustix::fs::memfd_create("fuelrail-ring", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)

@@ -78,7 +78,7 @@ pub(super) fn check(attached: &Attached) -> Result<(), ClientError> {
     let Attached { fields, slots, slot_bytes, batching, .. } = attached;
     let fits = |field: &Field| {
         batching
-            .batch_size
+            .most_rows()
             .checked_mul(field.row_bytes)
             .and_then(|bytes| bytes.checked_add(field.offset))
             .is_some_and(|end| end <= *slot_bytes)

@@ -672,7 +672,7 @@ impl Feed {
             Reply::Ready(ready) if ready.generation != self.generation => self.give_back(&ready)?,
             Reply::Ready(ready) => {
                 if ready.slot >= self.attached.slots
-                    || u64::from(ready.rows) > self.attached.batching.batch_size
+                    || u64::from(ready.rows) > self.attached.batching.most_rows()
                 {
                     return Err(ClientError::protocol(format!(
                         "the daemon sent an impossible batch: {ready:?}"

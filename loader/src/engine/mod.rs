@@ -113,9 +113,9 @@ impl Engine {
                 format!("rank = {rank} is not below world_size = {world_size}"),
             ));
         }
-        let budget = pipeline.budget()?;
+        let budget = pipeline.budget(batching.most_rows())?;
         let environment = |error: String| Refusal::new(ErrorKind::Environment, error);
-        let (fields, slot_bytes) = pipeline.layout();
+        let (fields, slot_bytes) = pipeline.layout(batching.most_rows());
         let ring = Ring::create(pipeline.slots(), slot_bytes as usize)
             .map_err(|error| environment(error.to_string()))?;
         let (events, inbox) = unbounded();
