@@ -5,7 +5,7 @@
 //! | `data/train` with class folders or images in it | folder |
 //! | `data/train` with shards directly in it | what their ending says, as below |
 //! | `train-{000..127}.tar`, `*.tar.gz`, `*.tgz`, `*.tar.zst` | tar |
-//! | `*.parquet`, `*.arrow`, `*.feather`, `*.csv`, `*.tsv`, `*.jsonl`, `*.ndjson` | table |
+//! | `*.parquet`, `*.arrow`, `*.feather`, `*.csv`, `*.tsv`, `*.jsonl`, `*.ndjson`, `*.json` | table |
 //! | `*.h5`, `*.hdf5` | hdf5 |
 //! | `*.npy`, `*.npz`, `*.bin` with `tokens` | array |
 //! | `synthetic://?count=1000&width=500` | synthetic |
@@ -59,7 +59,7 @@ const KINDS: [(&str, &str, &[&str]); 4] = [
         "files",
         &[
             ".parquet", ".parq", ".pq", ".arrow", ".arrows", ".feather", ".ipc", ".csv", ".tsv", ".jsonl",
-            ".ndjson",
+            ".ndjson", ".json",
         ],
     ),
     ("hdf5", "files", &[".h5", ".hdf5"]),
@@ -216,7 +216,7 @@ fn by_content(folder: &Path) -> &'static str {
         let name = entry.file_name().to_string_lossy().into_owned();
         if let Some(at) = KINDS.iter().position(|(_, _, endings)| ends_with(&name, endings)) {
             // A table of labels beside class folders describes them and is not the data.
-            kinds[at] += usize::from(!ends_with(&name, &[".csv", ".tsv", ".jsonl", ".ndjson"]));
+            kinds[at] += usize::from(!ends_with(&name, &[".csv", ".tsv", ".jsonl", ".ndjson", ".json"]));
         }
     }
     let most = (0..KINDS.len()).rev().max_by_key(|&at| kinds[at]).expect("there are kinds");

@@ -54,6 +54,8 @@ pub(crate) struct Part {
     /// Bytes of it in the record, without the header.
     written: usize,
     convert: Convert,
+    /// Width and height, of pixels.
+    size: Option<(u32, u32)>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -78,7 +80,7 @@ enum Convert {
 impl Part {
     /// Rows of bytes that are images already, each as long as the file says.
     pub(crate) fn encoded(stored: usize) -> Self {
-        Self { header: Vec::new(), stored, written: stored, convert: Convert::Plain }
+        Self { header: Vec::new(), stored, written: stored, convert: Convert::Plain, size: None }
     }
 
     /// Rows of numbers, or what is wrong with them.
@@ -99,7 +101,7 @@ impl Part {
             (_, size) if stored.big && size > 1 => Convert::Swap(size),
             _ => Convert::Plain,
         };
-        Ok((Self { header: Vec::new(), stored: bytes, written: bytes, convert }, spec))
+        Ok((Self { header: Vec::new(), stored: bytes, written: bytes, convert, size: None }, spec))
     }
 
     /// `length` integers that become integers of another type, checked one by one.
@@ -143,7 +145,13 @@ impl Part {
         } else {
             Convert::Plain
         };
-        Some(Self { header: header.into_bytes(), stored: bytes, written: bytes, convert })
+        let size = u32::try_from(width).ok().zip(u32::try_from(height).ok());
+        Some(Self { header: header.into_bytes(), stored: bytes, written: bytes, convert, size })
+    }
+
+    /// Width and height of each image, if rows are pixels.
+    pub(crate) fn image_size(&self) -> Option<(u32, u32)> {
+        self.size
     }
 
     /// Bytes of a row as stored.
@@ -203,6 +211,47 @@ impl Part {
         }
         Ok(())
     }
+}
+
+/// Why rows of an array called `name` are no images, and what makes images of them.
+pub(crate) fn no_pixels(name: &str, stored: Stored, row: &[u64]) -> String {
+    let is_shaped = match row {
+        [_, _] => true,
+        &[first, _, last] => [1, 3, 4].contains(&first) || [1, 3, 4].contains(&last),
+        _ => false,
+    };
+    let element = stored.element;
+    let into_u8 = match element {
+        ElementType::U8 => None,
+        ElementType::F16 | ElementType::F32 | ElementType::F64 => {
+            Some(format!("({name} * 255).round().astype(np.uint8) if they lie between 0 and 1"))
+        }
+        ElementType::U16 => Some(format!("({name} >> 8).astype(np.uint8)")),
+        ElementType::Bool => Some(format!("{name}.astype(np.uint8) * 255")),
+        _ => Some(format!("{name}.astype(np.uint8) if they lie between 0 and 255")),
+    };
+    if let Some(remedy) = into_u8.filter(|_| is_shaped) {
+        return format!(
+            "its pixels are {element}, and those of images are uint8: save {remedy}, or deliver it as a field \
+             (fields=[{name:?}])"
+        );
+    }
+    if let (ElementType::U8, &[len]) = (element, row) {
+        let square = |len: u64| len.isqrt().pow(2) == len;
+        let side = if len % 3 == 0 && square(len / 3) { (len / 3).isqrt() } else { len.isqrt() };
+        let shape = match (side * side == len, side * side * 3 == len) {
+            (true, _) => format!("-1, {side}, {side}"),
+            (_, true) => format!("-1, 3, {side}, {side}"),
+            _ => "-1, height, width".into(),
+        };
+        return format!("its rows are flat; save {name}.reshape({shape})");
+    }
+    let is_u8 = element == ElementType::U8;
+    format!(
+        "its rows are {element} of shape {row:?}, and those of images are uint8 of (height, width), or with 1, 3 or 4 channels \
+         first or last{}",
+        if is_u8 && is_shaped { "; set layout to hw, hwc or chw" } else { "" }
+    )
 }
 
 impl Stored {
@@ -312,6 +361,26 @@ mod tests {
             assert_eq!(pixels(shape, layout), None, "{shape:?}");
         }
         assert_eq!(Part::pixels(ElementType::I8, &[4, 6], PixelLayout::Auto), None);
+    }
+
+    #[test]
+    fn rows_that_are_no_images_are_told_what_makes_images_of_them() {
+        use ElementType::*;
+        for (element, row, expected) in [
+            (F32, &[32u64, 32, 3][..], "(x * 255).round()"),
+            (U16, &[28, 28], "(x >> 8)"),
+            (Bool, &[28, 28, 1], "x.astype(np.uint8) * 255"),
+            (I64, &[3, 8, 8], "x.astype(np.uint8) if"),
+            (U8, &[784], "x.reshape(-1, 28, 28)"),
+            (U8, &[3072], "x.reshape(-1, 3, 32, 32)"),
+            (U8, &[7], "x.reshape(-1, height, width)"),
+            (U8, &[8, 8, 2], "with 1, 3 or 4 channels"),
+            (F32, &[8], "f32 of shape [8]"),
+            (U8, &[], "uint8 of (height, width)"),
+        ] {
+            let why = no_pixels("x", Stored { element, big: false }, row);
+            assert!(why.contains(expected), "{element} {row:?}: {why}");
+        }
     }
 
     #[test]

@@ -59,7 +59,7 @@ pub struct FolderConfig {
     /// The folder that holds the class folders: a path, or `s3://bucket/path` (also gs, az).
     pub root: PathBuf,
     /// Class names in label order. Default: the names of the class folders, sorted.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "crate::texts::optional")]
     pub classes: Option<Vec<String>>,
     /// Use only a part of the records.
     #[serde(default, skip_serializing_if = "Option::is_none")]

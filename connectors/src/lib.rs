@@ -54,6 +54,7 @@ mod error;
 mod folder;
 mod gather;
 mod hdf5;
+mod json;
 mod kafka;
 mod manifest;
 mod mix;
@@ -69,6 +70,7 @@ mod subset;
 mod synthetic;
 mod table;
 mod tar;
+mod texts;
 mod workers;
 
 use std::fmt;
@@ -250,6 +252,16 @@ pub trait IndexedSource: Send + Sync + 'static {
     /// What every record holds. Default: an encoded image and nothing else.
     fn schema(&self) -> Schema {
         Schema::images()
+    }
+
+    /// What is known to be missing from the data, as a sentence, for those who would rather have none of it then.
+    fn missing(&self) -> Option<String> {
+        None
+    }
+
+    /// Width and height of every image, where the source itself fixes them: pixels of arrays, not files. `None` otherwise.
+    fn image_size(&self) -> Option<(u32, u32)> {
+        None
     }
 
     /// Bytes of a record, its fields included: exact where it is stored, an upper bound where it is made (synthetic),

@@ -259,6 +259,15 @@ impl IndexedSource for Mix {
         self.schema.clone()
     }
 
+    fn missing(&self) -> Option<String> {
+        self.sources.iter().find_map(|source| source.missing())
+    }
+
+    fn image_size(&self) -> Option<(u32, u32)> {
+        let first = self.sources.first()?.image_size()?;
+        self.sources.iter().all(|source| source.image_size() == Some(first)).then_some(first)
+    }
+
     fn size(&self, index: u64) -> u64 {
         let (part, index) = self.locate(index);
         self.sources[part].size(index)

@@ -104,6 +104,14 @@ impl IndexedSource for Subset {
         self.whole.schema()
     }
 
+    fn missing(&self) -> Option<String> {
+        self.whole.missing()
+    }
+
+    fn image_size(&self) -> Option<(u32, u32)> {
+        self.whole.image_size()
+    }
+
     fn size(&self, index: u64) -> u64 {
         self.whole.size(self.whole(index))
     }

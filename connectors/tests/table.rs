@@ -352,7 +352,7 @@ fn hugging_faces_layout_is_recognised() {
         assert_eq!(records[0].as_ref().unwrap(), b"first");
         assert_eq!(records[1].as_ref().unwrap(), b"lone file");
         assert_eq!(records[2].as_ref().unwrap(), b"third");
-        for (row, expected) in [(3, "neither bytes nor a path"), (4, "\"..\"")] {
+        for (row, expected) in [(3, "neither bytes nor a path"), (4, "lies outside")] {
             let error = records[row].as_ref().unwrap_err();
             assert_eq!(error.kind(), ReadErrorKind::Bad);
             assert!(error.to_string().contains(expected), "{error}");
@@ -742,38 +742,170 @@ fn paths_that_leave_the_root_and_lines_that_are_wrong_are_named() {
     std::os::unix::fs::symlink("../secret.jpg", root.join("link.jpg")).unwrap();
     std::os::unix::fs::symlink("a.jpg", root.join("good.jpg")).unwrap();
     std::os::unix::fs::symlink("..", root.join("up")).unwrap();
+    fs::create_dir(root.join("folder")).unwrap();
     let path = root.join("list.csv");
     let secret = folder.path().join("secret.jpg");
+    // One bad row is one bad record, named; all else is there.
+    for (row, expected) in [
+        ("../secret.jpg".to_owned(), "lies outside"),
+        (secret.display().to_string(), "lies outside"),
+        ("link.jpg".to_owned(), "lies outside"),
+        ("up/secret.jpg".to_owned(), "lies outside"),
+        ("none.jpg".to_owned(), "\"none.jpg\" does not exist in"),
+        ("folder".to_owned(), "regular file"),
+        ("\"\"".to_owned(), "the path of its image is missing"),
+        ("a.jpg,1".to_owned(), "the path of its image is missing"),
+    ] {
+        fs::write(&path, format!("path\na.jpg\n{row}\ngood.jpg\n")).unwrap();
+        let source = opened(&table(&path));
+        for depth in [1, 8] {
+            let read = read_all(&source, depth);
+            assert_eq!(
+                (read[0].as_ref().unwrap(), read[2].as_ref().unwrap()),
+                (&b"a".to_vec(), &b"a".to_vec())
+            );
+            let error = read[1].as_ref().unwrap_err();
+            assert_eq!(error.kind(), ReadErrorKind::Bad, "{row}: {error}");
+            assert!(error.to_string().contains(expected), "{row}: {error}");
+        }
+    }
     for (text, expected) in [
-        ("path\na.jpg\n../secret.jpg\n".to_owned(), "\"..\""),
-        (format!("path\na.jpg\n{}\n", secret.display()), "absolute"),
-        ("path\na.jpg\nlink.jpg\n".to_owned(), "symbolic link"),
-        ("path\na.jpg\nup/secret.jpg\n".to_owned(), "symbolic link"),
-        ("path\na.jpg\nnone.jpg\n".to_owned(), "does not exist"),
         (
-            "path,label\na.jpg,1\na.jpg\n".to_owned(),
-            "list.csv:3: this line has 1 cells where the first has 2",
+            "path\n../secret.jpg\n".to_owned(),
+            format!("say root=\"{}\"", folder.path().canonicalize().unwrap().display()),
         ),
-        ("path,label\na.jpg,1\na.jpg,\n".to_owned(), "row 1"),
-        ("name\nx\n".to_owned(), "no column that is clearly an image"),
-        ("path\n".to_owned(), "no rows"),
-        (String::new(), "no rows"),
+        (format!("path\n{}\n", secret.display()), format!("say root=\"{}\"", folder.path().display())),
+        (
+            "path\nroot/a.jpg\n".to_owned(),
+            format!("say root=\"{}\"", folder.path().canonicalize().unwrap().display()),
+        ),
+        (
+            "path\nnone.jpg\n".to_owned(),
+            "1 of 1 rows name no image: \"none.jpg\" (row 0) does not exist".to_owned(),
+        ),
+        ("path\na.jpg,1,2\n".to_owned(), "list.csv:2: 3 cells where the first line has 1".to_owned()),
+        ("path,label\na.jpg,1\na.jpg,\n".to_owned(), "row 1".to_owned()),
+        ("name\nx\n".to_owned(), "no column that is clearly an image".to_owned()),
+        ("path\n".to_owned(), "no rows".to_owned()),
+        (String::new(), "no rows".to_owned()),
+        ("path,label\na.jpg,\"1\na.jpg,2\n".to_owned(), "list.csv:2: a quoted cell".to_owned()),
+        (
+            "a.jpg,1,cat\na.jpg,1,dog\n".to_owned(),
+            "list.csv:1: the first line should name the columns".to_owned(),
+        ),
+        ("a,b;c\n1,2;3\n".to_owned(), "delimiter=".to_owned()),
+        ("\u{0}p\0a\0t\0h\0".to_owned(), "UTF-16".to_owned()),
     ] {
         fs::write(&path, &text).unwrap();
         let error = refused(&table(&path)).to_string();
-        assert!(error.contains(expected) && error.contains("list.csv"), "{text:?}: {error}");
+        assert!(error.contains(&expected) && error.contains("list.csv"), "{text:?}: {error}");
     }
     fs::write(&path, "path\ngood.jpg\n").unwrap();
     assert_eq!(read_all(&opened(&table(&path)), 1)[0].as_ref().unwrap(), b"a");
     let path = root.join("list.jsonl");
     for (text, expected) in [
-        ("{\"path\": \"a.jpg\"}\n{\"path\": ".to_owned(), "list.jsonl:2"),
-        ("{\"path\": \"a.jpg\"}\n[1]\n".to_owned(), "list.jsonl:2: each line must be a JSON object"),
+        ("{\"path\": ".to_owned(), "it is one JSON object (with \"path\")"),
+        ("[1]\n".to_owned(), "list.jsonl:1: each line must be a JSON object"),
+        ("[{\"path\": \"a.jpg\"}".to_owned(), "list.jsonl:1: the array is cut off"),
+        ("[{\"path\": \"a.jpg\"} {}]".to_owned(), "list.jsonl:1: a comma is missing"),
+        ("[{\"path\": \"a.jpg\"}]\n{}".to_owned(), "list.jsonl:2: something follows"),
+        (
+            "{\n \"path\": [\"a.jpg\"],\n \"x\": {\"y\": 1}\n}\n".to_owned(),
+            "one JSON object (with \"path\", \"x\")",
+        ),
+        ("{\"info\": {}, \"images\": [], \"annotations\": []}".to_owned(), "COCO"),
+        ("\u{feff}\u{0}".to_owned(), "UTF-16"),
         (format!("{{\"path\": \"{}\"}}\n", "a".repeat(20 << 20)), "longer than 16 MiB"),
     ] {
         fs::write(&path, &text).unwrap();
         let error = refused(&table(&path)).to_string();
         assert!(error.contains(expected), "{error}");
+    }
+}
+
+#[test]
+fn a_list_is_read_however_it_is_written() {
+    let folder = tempfile::tempdir().unwrap();
+    let here = folder.path();
+    fs::create_dir(here.join("x")).unwrap();
+    for row in 0..3 {
+        fs::write(here.join(format!("x/{row}.jpg")), image(row)).unwrap();
+    }
+    let list = |separator: &str, end: &str| -> String {
+        let rows = (0..3).map(|row| format!("x/{row}.jpg{separator}{row}{end}"));
+        format!("path{separator}label{end}{}", rows.collect::<String>())
+    };
+    let absolute = list(",", "\n").replace("x/", &format!("{}/x/", here.display()));
+    let objects: Vec<String> =
+        (0..3).map(|row| format!("{{\"path\": \"x/{row}.jpg\", \"label\": {row}}}")).collect();
+    let cases = [
+        ("a.csv", list(",", "\n")),
+        ("a.csv", list(";", "\r\n")),
+        ("a.csv", list("\t", "\n")),
+        ("a.csv", list("|", "\n")),
+        ("a.csv", list(",", "\r")),
+        ("a.tsv", list(",", "\n")),
+        ("a.csv", format!("sep=;\r\n{}", list(";", "\r\n"))),
+        ("a.csv", format!("\u{feff}{}", list(",", "\n"))),
+        ("a.csv", format!("\u{feff}{}", list(",", "\n").split_once('\n').unwrap().1)),
+        ("a.csv", format!("# a list, made today\n\n{}\n\n", list(",", "\n"))),
+        ("a.csv", list(",", ",,\n")),
+        ("a.csv", list(",", "\n").replace("x/", "\"x/").replace(".jpg", ".jpg\"")),
+        ("a.csv", list(",", "\n").replace("path", "Image_Path").replace("label", "Label")),
+        ("a.csv", list(",", "\n").replace("path", "which")),
+        ("a.csv", list(",", "\n").replace("x/", "./x/")),
+        ("a.csv", list(",", "\n").replace("x/", "x\\")),
+        ("a.csv", list(",", "\n").replace(".jpg,", ".jpg ,")),
+        ("a.csv", absolute.clone()),
+        ("a.csv", absolute.replace("/x/", "/./x/../x/")),
+        ("a.csv", absolute.replace(&here.display().to_string(), &format!("file://{}", here.display()))),
+        ("a.jsonl", objects.join("\n")),
+        ("a.jsonl", format!("\u{feff}{}\r\n\r\n", objects.join("\r\n"))),
+        ("a.jsonl", objects.join("\n").replace('}', ", \"score\": NaN}")),
+        ("a.json", objects.join("\n")),
+        ("a.json", format!("[{}]", objects.join(","))),
+        ("a.json", format!("\u{feff}[\n  {}\n]\n", objects.join(",\n  ").replace(", ", ",\n    "))),
+        ("a.json", format!("[{}]", objects.join(",").replace('}', ", \"note\": \"]},\\\"{\"}"))),
+    ];
+    for (name, text) in cases {
+        let path = here.join(name);
+        fs::write(&path, &text).unwrap();
+        let config = TableConfig { label: None, ..table(&path) };
+        let read: Vec<Vec<u8>> = conforms(&config);
+        assert_eq!(read, (0..3).map(image).collect::<Vec<_>>(), "{text:?}");
+        fs::remove_file(&path).unwrap();
+    }
+    fs::write(here.join("a.csv"), "path label\nx/1.jpg 1\n").unwrap();
+    let config = TableConfig { delimiter: Some(" ".into()), ..table(&here.join("a.csv")) };
+    assert_eq!(conforms(&config), [image(1)]);
+    // Its own root, and that of everything.
+    fs::create_dir(here.join("lists")).unwrap();
+    fs::write(here.join("lists/b.csv"), &absolute).unwrap();
+    for root in [here, std::path::Path::new("/")] {
+        let config = TableConfig { root: Some(root.to_owned()), ..table(&here.join("lists/b.csv")) };
+        assert_eq!(conforms(&config), (0..3).map(image).collect::<Vec<_>>());
+    }
+}
+
+#[test]
+fn bad_lines_are_bad_records_and_no_others() {
+    let folder = tempfile::tempdir().unwrap();
+    let here = folder.path();
+    fs::write(here.join("a.jpg"), image(1)).unwrap();
+    let json = "{\"path\": \"a.jpg\"}\n{\"path\": \n{\"path\": \"a.jpg\"}\n[1]\n{\"path\": \"a.jpg\"}\n";
+    let csv = b"path,x\na.jpg,1\n\xff.jpg,1\na.jpg,2\na.jpg,1,2,3\na.jpg,3\n";
+    for (name, bytes) in [("a.jsonl", json.as_bytes()), ("a.csv", csv)] {
+        fs::write(here.join(name), bytes).unwrap();
+        let read = read_all(&opened(&table(&here.join(name))), 4);
+        for (row, read) in read.iter().enumerate() {
+            match read {
+                Ok(bytes) => assert!(row % 2 == 0 && *bytes == image(1), "{name} {row}"),
+                Err(error) => {
+                    assert!(row % 2 == 1 && error.kind() == ReadErrorKind::Bad, "{name} {row}: {error}")
+                }
+            }
+        }
+        assert_eq!(read.len(), 5);
     }
 }
 

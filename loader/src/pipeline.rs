@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use fuelrail_connectors::{Fingerprint, IndexedSource, Opening, Schema, SourceConfig};
-use fuelrail_transforms::{Chain, Dtype, Layout, Limits, OutputConfig, compile};
+use fuelrail_transforms::{Chain, Dtype, Layout, Limits, OutputConfig, compile_for};
 
-use crate::config::PipelineConfig;
+use crate::config::{OnError, PipelineConfig};
 use crate::engine::flow::Flows;
 use crate::order::Order;
 use crate::ordering;
@@ -16,11 +16,15 @@ use crate::refusal::Refusal;
 use crate::ring::PAGE;
 use crate::token::Identity;
 
-fn compile_chain(config: &PipelineConfig) -> Result<Chain, Refusal> {
-    let output = OutputConfig { dtype: config.dtype, layout: config.layout };
+/// The chain of a configuration, for images of one size if they have one.
+fn compile_chain(config: &PipelineConfig, size: Option<(u32, u32)>) -> Result<Chain, Refusal> {
     let limits = Limits { max_sample_bytes: config.max_sample_bytes };
-    compile(&config.transforms, &output, limits)
+    compile_for(&config.transforms, &output(config), limits, size)
         .map_err(|error| Refusal::new(ErrorKind::Config, error.to_string()))
+}
+
+fn output(config: &PipelineConfig) -> OutputConfig {
+    OutputConfig { dtype: config.dtype, layout: config.layout }
 }
 
 /// An open source, which several pipelines may share.
@@ -151,23 +155,28 @@ impl Pipeline {
     ) -> Result<Self, Refusal> {
         config.check().map_err(|message| Refusal::new(ErrorKind::Config, message))?;
         // Before the source, whose opening may take long: a mistake in the chain shows at once.
-        let compiled = compile_chain(&config);
-        if !config.transforms.is_empty()
-            && let Err(refusal) = compiled
-        {
-            return Err(refusal);
-        }
+        fuelrail_transforms::check(&config.transforms, &output(&config))
+            .map_err(|error| Refusal::new(ErrorKind::Config, error.to_string()))?;
         let source = match source {
             Some(source) => source,
             None => Opened::open(&config.source, opening)?,
         };
-        let schema = match &source {
-            Opened::Indexed(source) => source.schema(),
-            Opened::Stream(flows) => flows.source().schema(),
+        let (schema, size) = match &source {
+            Opened::Indexed(source) => (source.schema(), source.image_size()),
+            Opened::Stream(flows) => (flows.source().schema(), None),
         };
         schema.check().map_err(|message| Refusal::new(ErrorKind::Source, message))?;
+        if config.on_error == OnError::Fail
+            && let Opened::Indexed(source) = &source
+            && let Some(missing) = source.missing()
+        {
+            return Err(Refusal::new(
+                ErrorKind::Source,
+                format!("{missing}. (on_error = \"fail\" allows no loss; any other setting only warns.)"),
+            ));
+        }
         let chain = if schema.image {
-            Some(Arc::new(compiled?))
+            Some(Arc::new(compile_chain(&config, size)?))
         } else if config.transforms.is_empty() && config.dtype.is_none() {
             None
         } else {

@@ -265,9 +265,49 @@ impl At {
     }
 }
 
+/// `transforms` checked, for images of one size if there is a `size` (width, height).
+pub(crate) fn program(
+    transforms: &[TransformConfig],
+    output: &OutputConfig,
+    size: Option<(usize, usize)>,
+) -> Result<Program, ConfigError> {
+    let Resolved { steps, erasings, state, dtype } = resolve(transforms, output, size)?;
+    let Some((width, height)) = state.size else {
+        return Err(ConfigError(match state.culprit {
+            Some(culprit) => format!(
+                "the chain has no fixed output size, which a batch needs: {culprit}. Add CenterCrop or RandomCrop \
+                 behind it, or a Resize with size = [height, width]"
+            ),
+            None => "the chain has no fixed output size, which a batch needs: it keeps the size of each image. Add \
+                     RandomResizedCrop, CenterCrop or Resize with size = [height, width]"
+                .to_owned(),
+        }));
+    };
+    let (mean, std) = state.normalize.unwrap_or(([0.0; 3], [1.0; 3]));
+    let spec = OutputSpec { channels: state.channels, height, width, dtype, layout: output.layout };
+    let pass = Pass {
+        spec,
+        scale: std.map(|std| (1.0 / (255.0 * std)) as f32),
+        bias: std::array::from_fn(|c| (-mean[c] / std[c]) as f32),
+    };
+    Ok(Program { steps, pass, erasings })
+}
+
+/// A chain of which all is known but perhaps the size of what comes out.
+pub(crate) struct Resolved {
+    steps: Vec<(usize, Step)>,
+    erasings: Vec<(usize, Erasing)>,
+    state: State,
+    dtype: Dtype,
+}
+
 /// Checks `transforms` and resolves them into steps.
-pub(crate) fn program(transforms: &[TransformConfig], output: &OutputConfig) -> Result<Program, ConfigError> {
-    let mut state = State { size: None, channels: 3, culprit: None, normalize: None };
+pub(crate) fn resolve(
+    transforms: &[TransformConfig],
+    output: &OutputConfig,
+    size: Option<(usize, usize)>,
+) -> Result<Resolved, ConfigError> {
+    let mut state = State { size, channels: 3, culprit: None, normalize: None };
     let mut steps = Vec::new();
     let mut erasings = Vec::new();
     for (place, transform) in transforms.iter().enumerate() {
@@ -300,17 +340,6 @@ pub(crate) fn program(transforms: &[TransformConfig], output: &OutputConfig) -> 
             steps.push((place, step));
         }
     }
-    let Some((width, height)) = state.size else {
-        return Err(ConfigError(match state.culprit {
-            Some(culprit) => format!(
-                "the chain has no fixed output size, which a batch needs: {culprit}. Add CenterCrop or RandomCrop \
-                 behind it, or a Resize with size = [height, width]"
-            ),
-            None => "the chain has no fixed output size, which a batch needs: it keeps the size of each image. Add \
-                     RandomResizedCrop, CenterCrop or Resize with size = [height, width]"
-                .to_owned(),
-        }));
-    };
     let dtype = output.dtype.unwrap_or(if state.normalize.is_some() { Dtype::F32 } else { Dtype::U8 });
     if dtype == Dtype::U8 && state.normalize.is_some() {
         return Err(ConfigError(
@@ -318,14 +347,7 @@ pub(crate) fn program(transforms: &[TransformConfig], output: &OutputConfig) -> 
                 .to_owned(),
         ));
     }
-    let (mean, std) = state.normalize.unwrap_or(([0.0; 3], [1.0; 3]));
-    let spec = OutputSpec { channels: state.channels, height, width, dtype, layout: output.layout };
-    let pass = Pass {
-        spec,
-        scale: std.map(|std| (1.0 / (255.0 * std)) as f32),
-        bias: std::array::from_fn(|c| (-mean[c] / std[c]) as f32),
-    };
-    Ok(Program { steps, pass, erasings })
+    Ok(Resolved { steps, erasings, state, dtype })
 }
 
 /// One transform in front of the normalisation; `None` where it changes no pixel.

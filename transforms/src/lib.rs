@@ -86,12 +86,34 @@ pub fn compile(
     output: &OutputConfig,
     limits: Limits,
 ) -> Result<Chain, ConfigError> {
-    let program = compile::program(transforms, output)?;
+    compile_for(transforms, output, limits, None)
+}
+
+/// As [`compile`], for images that all have one `size` (width, height), if there is one: then the chain need not fix it.
+///
+/// # Errors
+/// As [`compile`].
+pub fn compile_for(
+    transforms: &[TransformConfig],
+    output: &OutputConfig,
+    limits: Limits,
+    size: Option<(u32, u32)>,
+) -> Result<Chain, ConfigError> {
+    let size = size.map(|(width, height)| (width as usize, height as usize));
+    let program = compile::program(transforms, output, size)?;
     let OutputSpec { width, height, .. } = program.pass.spec;
     limits
         .check_pixels("the output of the chain", width as u64, height as u64)
         .map_err(|error| ConfigError(error.message().to_owned()))?;
     Ok(Chain { program, limits })
+}
+
+/// Checks all of a chain that does not depend on the size of images.
+///
+/// # Errors
+/// As [`compile`], but for the size of its output.
+pub fn check(transforms: &[TransformConfig], output: &OutputConfig) -> Result<(), ConfigError> {
+    compile::resolve(transforms, output, None).map(drop)
 }
 
 /// A compiled chain of transforms, shared by all threads.

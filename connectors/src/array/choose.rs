@@ -54,11 +54,9 @@ impl Opened<'_> {
             let rows = self.rows(image)?;
             let part = Part::pixels(rows.stored.element, rows.shape, config.layout).ok_or_else(|| {
                 self.refuse(format!(
-                    "the array {:?} holds no images: {} of shape {:?}, where u8 of (records, height, width) or with 1, 3 or 4 \
-                     channels is expected; set layout to hw, hwc or chw, or image to another array ({})",
+                    "the array {:?} holds no images: {}; or set image to another array ({})",
                     image.name,
-                    rows.stored.element,
-                    rows.whole_shape(),
+                    column::no_pixels(image.name, rows.stored, rows.shape),
                     self.arrays.list()
                 ))
             })?;
@@ -102,9 +100,11 @@ impl Opened<'_> {
             }
         };
         if image.is_none() && chosen.is_empty() {
+            let reasons: Vec<String> = all.clone().filter_map(|array| self.why_not(&array)).take(5).collect();
             return Err(self.refuse(format!(
-                "no array there can be a record's image or field: {}; texts and Python objects are not read",
-                self.arrays.list()
+                "no array there can be a record's image or field ({}): {}",
+                self.arrays.list(),
+                reasons.join("; ")
             )));
         }
         for array in &chosen {
@@ -237,16 +237,33 @@ impl Opened<'_> {
         }
     }
 
+    /// Why an array gives no images; `None` if it does.
+    fn why_not(&self, array: &Chosen<'_>) -> Option<String> {
+        let why = match self.checked(array) {
+            Err(why) => return Some(format!("the array {:?} {why}", array.name)),
+            Ok(rows) if Part::pixels(rows.stored.element, rows.shape, self.config.layout).is_some() => None,
+            Ok(rows) => Some(column::no_pixels(array.name, rows.stored, rows.shape)),
+        };
+        why.map(|why| format!("{:?}: {why}", array.name))
+    }
+
     /// An array's rows, checked: numbers in C order, the same in all its files.
     fn rows<'arrays>(&self, array: &Chosen<'arrays>) -> Result<Rows<'arrays>, SourceError> {
-        let refuse = |why: String| self.refuse(format!("the array {:?} {why}", array.name));
+        self.checked(array).map_err(|why| self.refuse(format!("the array {:?} {why}", array.name)))
+    }
+
+    /// As [`rows`](Self::rows), with the end of a sentence about the array.
+    fn checked<'arrays>(&self, array: &Chosen<'arrays>) -> Result<Rows<'arrays>, String> {
+        let refuse = |why: String| why;
         let first = array.pieces[0];
         let mut counts = Vec::with_capacity(array.pieces.len());
         for piece in &array.pieces {
             let npy = &piece.npy;
             let stored = match &npy.dtype {
                 Ok(stored) => *stored,
-                Err(unread) => return Err(refuse(format!("holds {unread}; only numbers are read"))),
+                Err(unread) => {
+                    return Err(refuse(format!("holds {unread}; only numbers are read{}", unread.remedy())));
+                }
             };
             if npy.fortran && npy.shape.len() > 1 {
                 return Err(refuse(
@@ -391,6 +408,12 @@ impl Opened<'_> {
         for (at, (rows, _)) in columns.iter().enumerate() {
             let part = if at == 0 && schema.image { "image" } else { "field" };
             recognised.note(format!("{part} = array {:?}", rows.name));
+        }
+        if !schema.image && self.config.tokens.is_none() {
+            let all = self.arrays.0.iter().filter(|(_, pieces)| pieces[0].npy.shape.len() > 2);
+            let mut all = all.map(|(name, pieces)| Chosen { name, pieces: pieces.iter().collect() });
+            let why = all.find_map(|array| self.why_not(&array));
+            recognised.note(why.map_or("no image".into(), |why| format!("no image ({why})")));
         }
         recognised.note(recognised::label(label, &classes));
         Ok(Array {

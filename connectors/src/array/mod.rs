@@ -49,6 +49,7 @@ pub(crate) use npy::{MAX_HEADER, Npy, NpyError};
 #[serde(default, deny_unknown_fields)]
 pub struct ArrayConfig {
     /// The files: paths or URLs with braces, `*` and `?`, or folders.
+    #[serde(deserialize_with = "crate::texts::list")]
     pub files: Vec<String>,
     /// Name of the array of images.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -59,13 +60,13 @@ pub struct ArrayConfig {
     pub label: Option<String>,
     /// Names of the arrays that become fields, in this order; npy files as with `label`. Default: all that have a row for
     /// each record.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "crate::texts::optional")]
     pub fields: Option<Vec<String>>,
     /// What the axes of the image array are.
     #[serde(skip_serializing_if = "PixelLayout::is_default")]
     pub layout: PixelLayout,
     /// Names of the classes, in label order; every label must be below their number.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "crate::texts::optional")]
     pub classes: Option<Vec<String>>,
     /// The files hold one long line of tokens, to be cut into records.
     #[serde(skip_serializing_if = "Option::is_none")]

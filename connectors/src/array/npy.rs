@@ -40,6 +40,19 @@ impl fmt::Display for Unread {
     }
 }
 
+impl Unread {
+    /// What else can be done, as the end of a sentence.
+    pub(crate) fn remedy(&self) -> &'static str {
+        if self.0.starts_with("Python objects") {
+            ": images of one size are one array of numbers (np.stack), others are files"
+        } else if self.0.starts_with("a structured type") {
+            ": save each of its columns as an array of its own (a[\"name\"])"
+        } else {
+            ""
+        }
+    }
+}
+
 /// Why there is no header.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum NpyError {

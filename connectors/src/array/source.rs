@@ -138,6 +138,10 @@ impl IndexedSource for Array {
         self.schema.clone()
     }
 
+    fn image_size(&self) -> Option<(u32, u32)> {
+        self.rows.columns.first().filter(|_| self.schema.image)?.part.image_size()
+    }
+
     fn size(&self, index: u64) -> u64 {
         self.check(index);
         self.rows.size

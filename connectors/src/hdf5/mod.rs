@@ -59,6 +59,7 @@ use read::{Column, File, Place, Records};
 #[serde(default, deny_unknown_fields)]
 pub struct Hdf5Config {
     /// The files: paths or URLs with braces, `*` and `?`, or folders.
+    #[serde(deserialize_with = "crate::texts::list")]
     pub files: Vec<String>,
     /// Path of the dataset of images within the file, such as `train/images`.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -67,13 +68,13 @@ pub struct Hdf5Config {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub label: Option<String>,
     /// Paths of the datasets that become fields, in this order; a field's name is the last part of the path.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "crate::texts::optional")]
     pub fields: Option<Vec<String>>,
     /// What the axes of the image dataset are, if it holds pixels.
     #[serde(skip_serializing_if = "PixelLayout::is_default")]
     pub layout: PixelLayout,
     /// Names of the classes, in label order; every label must be one of them, or below their number.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "crate::texts::optional")]
     pub classes: Option<Vec<String>>,
     /// Where copies of remote files are kept.
     #[serde(skip_serializing_if = "CacheConfig::is_default")]
@@ -157,8 +158,15 @@ impl Choice {
                     (Some(only), None) => Some(only.path.clone()),
                     (None, _) if fields.as_ref().is_some_and(|fields| !fields.is_empty()) => None,
                     (None, _) => {
+                        let why = datasets.iter().find_map(|dataset| match dataset.kind {
+                            Kind::Numbers(stored) if dataset.shape.len() > 2 => {
+                                Some(column::no_pixels(&dataset.path, stored, &dataset.shape[1..]))
+                            }
+                            _ => None,
+                        });
+                        let why = why.map_or(String::new(), |why| format!("; {why}"));
                         return Err(refuse(format!(
-                            "no dataset there holds images; name one with image, or datasets of numbers with fields ({})",
+                            "no dataset there holds images; name one with image, or datasets of numbers with fields ({}){why}",
                             listed()
                         )));
                     }
@@ -235,7 +243,13 @@ impl Choice {
                         let is_image = number == 0 && self.image.is_some();
                         let part = if is_image {
                             image_part(dataset, config.layout).ok_or_else(|| {
-                                unfit("it holds no images: bytes of any length, opaque bytes, or u8 pixels with axes as layout says are expected".into())
+                                unfit(match dataset.kind {
+                                    Kind::Numbers(stored) => {
+                                        let row = dataset.shape.get(1..).unwrap_or_default();
+                                        column::no_pixels(path, stored, row)
+                                    }
+                                    _ => "it holds no images: bytes of any length, opaque bytes, or uint8 pixels are".into(),
+                                })
                             })?
                         } else {
                             let Kind::Numbers(stored) = dataset.kind else {
@@ -541,6 +555,11 @@ impl IndexedSource for Hdf5 {
 
     fn schema(&self) -> Schema {
         self.schema.clone()
+    }
+
+    fn image_size(&self) -> Option<(u32, u32)> {
+        let image = self.records.columns.first().filter(|_| self.schema.image)?;
+        image.part.as_ref()?.image_size()
     }
 
     fn size(&self, index: u64) -> u64 {

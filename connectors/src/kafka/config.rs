@@ -59,11 +59,11 @@ pub struct KafkaConfig {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub label: Option<String>,
     /// Class names in label order, where labels are texts.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "crate::texts::optional")]
     pub classes: Option<Vec<String>>,
     /// JSON and Arrow: columns delivered as numeric fields, with shape and type: `"age"`, `"box[4]"`, `"ids[128]:i64"`.
     /// Without a type f32.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "crate::texts::optional")]
     pub fields: Option<Vec<String>>,
     /// Larger records are bad records, of which only the size is kept. Default: 64 MiB.
     #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "crate::cache::size::deserialize")]

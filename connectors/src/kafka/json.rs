@@ -1,5 +1,7 @@
 //! A JSON object as a record.
 
+use std::borrow::Cow;
+
 use base64::Engine as _;
 use base64::alphabet;
 use base64::engine::DecodePaddingMode;
@@ -45,8 +47,9 @@ pub(super) fn read(
             Some(rest) => rest.split_once(";base64,").map_or(text.as_str(), |(_, data)| data),
             None => text,
         };
+        let text = standard(text);
         BASE64
-            .decode_vec(text, body)
+            .decode_vec(text.as_bytes(), body)
             .map_err(|error| format!("its image {name:?} is not base64: {error}"))?;
     }
     for field in &columns.fields {
@@ -140,6 +143,20 @@ fn number(value: &Value, field: &FieldSpec, body: &mut Vec<u8>) -> Result<(), St
     Ok(())
 }
 
+/// Base64 without line breaks (as MIME has them), and with the letters of URLs as the usual ones.
+fn standard(text: &str) -> Cow<'_, str> {
+    let is_usual = |c: char| !c.is_ascii_whitespace() && c != '-' && c != '_';
+    if text.chars().all(is_usual) {
+        return text.into();
+    }
+    let letter = |c: char| match c {
+        '-' => '+',
+        '_' => '/',
+        other => other,
+    };
+    text.chars().filter(|c| !c.is_ascii_whitespace()).map(letter).collect::<String>().into()
+}
+
 /// What a value is, in words.
 fn kind(value: Option<&Value>) -> String {
     match value {
@@ -181,6 +198,16 @@ mod tests {
         for text in ["aGVsbG8", "data:image/png;base64,aGVsbG8="] {
             let (label, body) = record(json!({}), &json!({ "jpg": text }).to_string()).unwrap();
             assert_eq!((label, &*body), (0, &b"hello"[..]));
+        }
+        for text in [
+            "+/+/+/+/",
+            "-_-_-_-_",
+            "+/+/\r\n+/+/\n",
+            " -_+/-_+/ ",
+            "data:image/png;charset=x;base64,-_-_\n-_-_",
+        ] {
+            let (_, body) = record(json!({}), &json!({ "jpg": text }).to_string()).unwrap();
+            assert_eq!(&*body, [0xfb, 0xff, 0xbf, 0xfb, 0xff, 0xbf], "{text:?}");
         }
         let fields = json!({"fields": ["box[2,2]", "n:i16", "ok:bool", "h:f16", "id:u64"], "label": "kind", "classes": ["a", "b"]});
         let object = r#"{"box": [[1, 2.5], [-3, 4e2]], "n": -7.0, "ok": true, "h": 0.5, "id": 18446744073709551615, "kind": "b"}"#;

@@ -10,15 +10,40 @@ use crate::arrow::array::{Array, ArrayRef, AsArray};
 use crate::arrow::datatypes::{self as types, DataType, Schema, TimeUnit};
 
 use super::TableConfig;
+use super::text::OF_IMAGES;
 use crate::recognised::Recognised;
 use crate::{ElementType, FieldSpec, RESERVED, SourceError};
 
 /// Names that an image column may have without being named.
 const IMAGES: [&str; 7] = ["image", "img", "jpg", "jpeg", "png", "bytes", "content"];
 
-/// Names that a column of paths may have in a text file without being named.
-const PATHS: [&str; 9] =
-    ["path", "file", "filepath", "file_path", "filename", "file_name", "image", "img", "image_path"];
+/// Names that a column of paths may have in a text file without being named, in any case. Behind them comes a column of which
+/// all texts end like image files, if it is the only one.
+const PATHS: [&str; 23] = [
+    "path",
+    "file",
+    "filepath",
+    "file_path",
+    "filename",
+    "file_name",
+    "image",
+    "img",
+    "image_path",
+    "img_path",
+    "imagepath",
+    "image_file",
+    "image_name",
+    "image_filename",
+    "imagefile",
+    "imagename",
+    "img_file",
+    "img_name",
+    "paths",
+    "files",
+    "filenames",
+    "images",
+    "image_paths",
+];
 
 /// Names that a label column may have without being named.
 const LABELS: [&str; 8] =
@@ -110,13 +135,19 @@ impl Choice {
                 };
                 let by_name = || IMAGES.iter().find_map(|column| holds_bytes(&(*column).to_owned()));
                 let path = || {
-                    let is_text = |column: &&&str| {
-                        schema
-                            .field_with_name(column)
-                            .is_ok_and(|field| image_kind(field.data_type()) == Some(ImageKind::Path))
-                    };
-                    let column = PATHS.iter().find(is_text)?;
-                    Some(Image { column: (*column).to_owned(), kind: ImageKind::Path })
+                    let is_text =
+                        |field: &&types::Field| image_kind(field.data_type()) == Some(ImageKind::Path);
+                    let all = || schema.fields().iter().map(AsRef::as_ref).filter(is_text);
+                    let exact = PATHS.iter().find_map(|name| all().find(|field| field.name() == name));
+                    let named = exact.or_else(|| {
+                        PATHS
+                            .iter()
+                            .find_map(|name| all().find(|field| field.name().eq_ignore_ascii_case(name)))
+                    });
+                    let mut of_images = all().filter(|field| field.metadata().contains_key(OF_IMAGES));
+                    let only = of_images.next().filter(|_| of_images.next().is_none());
+                    let column = named.or(only)?.name().clone();
+                    Some(Image { column, kind: ImageKind::Path })
                 };
                 let found = of_type("Image").as_ref().and_then(holds_bytes).or_else(by_name);
                 let found = found.or_else(|| if text { path() } else { None });
@@ -319,6 +350,12 @@ impl Choice {
 /// Whether two types are the same but for names and nullability inside them.
 fn same(a: &DataType, b: &DataType) -> bool {
     a.equals_datatype(b)
+}
+
+/// Whether a column of this name means something without being named.
+pub(super) fn is_usual(name: &str) -> bool {
+    let known = IMAGES.iter().chain(&PATHS).chain(&LABELS).chain(&TOKENS);
+    known.into_iter().any(|known| name.eq_ignore_ascii_case(known))
 }
 
 fn list(schema: &Schema) -> String {

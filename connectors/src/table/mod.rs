@@ -22,6 +22,7 @@
 //! other than lists of numbers and Hugging Face's image struct.
 
 pub(crate) mod columns;
+mod dialect;
 mod fetch;
 mod ipc;
 mod labels;
@@ -29,6 +30,7 @@ mod pages;
 mod parquet;
 mod paths;
 mod reader;
+mod root;
 mod source;
 mod text;
 mod thrift;
@@ -59,6 +61,7 @@ use crate::{CacheConfig, IndexedSource, SourceError};
 #[serde(default, deny_unknown_fields)]
 pub struct TableConfig {
     /// The files: paths or URLs with braces, `*` and `?`, or folders.
+    #[serde(deserialize_with = "crate::texts::list")]
     pub files: Vec<String>,
     /// What the files are; default: what their endings say.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -71,13 +74,17 @@ pub struct TableConfig {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub label: Option<String>,
     /// Columns delivered as numeric fields: `"age"`, `"embedding[768]"` for lists, `"*"` for all that have a fixed shape.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "crate::texts::optional")]
     pub fields: Option<Vec<String>>,
     /// The folder that paths of images start from; default: the folder of their table file.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub root: Option<PathBuf>,
-    /// Class names in label order. Default: what the table says, or for texts their sorted list.
+    /// What separates the cells of a CSV file: a character, or `comma`, `tab`, `semicolon`, `pipe`, `space`. Default: what
+    /// its first lines show.
     #[serde(skip_serializing_if = "Option::is_none")]
+    pub delimiter: Option<String>,
+    /// Class names in label order. Default: what the table says, or for texts their sorted list.
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "crate::texts::optional")]
     pub classes: Option<Vec<String>>,
     /// Deliver token sequences of one length, made of a column of lists of integers.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -99,7 +106,8 @@ pub enum TableFormat {
     Csv,
     /// Values separated by tabs.
     Tsv,
-    /// A JSON object on each line.
+    /// A JSON object on each line, or an array of objects.
+    #[serde(alias = "json")]
     Jsonl,
 }
 
@@ -108,7 +116,7 @@ const ENDINGS: [(TableFormat, &[&str]); 5] = [
     (TableFormat::Arrow, &[".arrow", ".feather", ".ipc", ".arrows"]),
     (TableFormat::Csv, &[".csv"]),
     (TableFormat::Tsv, &[".tsv"]),
-    (TableFormat::Jsonl, &[".jsonl", ".ndjson"]),
+    (TableFormat::Jsonl, &[".jsonl", ".ndjson", ".json"]),
 ];
 
 impl TableConfig {
@@ -278,7 +286,11 @@ pub(crate) fn open(config: &TableConfig) -> Result<Arc<dyn IndexedSource>, Sourc
     if let Some(tokens) = &config.tokens {
         tokens.check()?;
     }
-    let shards = Shards::open(&config.files, &endings, &config.cache)?;
+    let delimiter = config.delimiter.as_deref().map(dialect::separator).transpose()?;
+    // What lies beside tables as .json describes them, so one counts only if it is named.
+    let of_folder: Vec<&str> =
+        endings.iter().copied().filter(|&ending| ending != ".json" || config.format.is_some()).collect();
+    let shards = Shards::open(&config.files, &of_folder, &config.cache)?;
     let format = |shard: usize| {
         let name = &shards.files()[shard].name;
         config
@@ -303,7 +315,9 @@ pub(crate) fn open(config: &TableConfig) -> Result<Arc<dyn IndexedSource>, Sourc
         }
     }
     let (choice, files) = match first_format {
-        TableFormat::Csv | TableFormat::Tsv | TableFormat::Jsonl => open_text(config, &shards, first_format)?,
+        TableFormat::Csv | TableFormat::Tsv | TableFormat::Jsonl => {
+            open_text(config, &shards, first_format, delimiter)?
+        }
         format => open_binary(config, &shards, format)?,
     };
     let rows: u64 = files
@@ -315,6 +329,9 @@ pub(crate) fn open(config: &TableConfig) -> Result<Arc<dyn IndexedSource>, Sourc
     }
     let labels = Labels::read(&shards, &files, &choice, config)?;
     let mut recognised = choice.recognised();
+    if let File::Text(file) = &files[0] {
+        file.recognised(first_format).into_iter().for_each(|fact| recognised.note(fact));
+    }
     let place = choice.label.as_ref().map(|column| format!("column {column:?}"));
     recognised.note(recognised::label(place.as_deref(), &labels.classes));
     if let Some(Image { kind: ImageKind::Path, .. }) = &choice.image {
@@ -365,11 +382,17 @@ fn open_text(
     config: &TableConfig,
     shards: &Arc<Shards>,
     format: TableFormat,
+    delimiter: Option<u8>,
 ) -> Result<(Choice, Vec<File>), SourceError> {
     let total = shards.files().iter().map(|file| file.size).sum();
     let step = Step::begin("reading tables", Counted::Bytes, Some(total));
-    let heads =
-        in_parallel(&step, shards.files().len(), |shard| text::Head::read(shards, shard, format, &step))?;
+    let wanted = |cell: &str| {
+        let named = config.image.iter().chain(&config.label).chain(config.fields.iter().flatten());
+        named.map(|name| name.split('[').next().unwrap_or(name)).any(|name| name == cell)
+    };
+    let heads = in_parallel(&step, shards.files().len(), |shard| {
+        text::Head::read(shards, shard, format, delimiter, &wanted, &step)
+    })?;
     drop(step);
     if heads.iter().all(text::Head::is_empty) {
         return Err(SourceError::data(format!("{} has no rows", shards.describe())));

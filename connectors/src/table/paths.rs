@@ -1,23 +1,22 @@
 //! A table whose images are files: a list of paths, with labels and fields beside them.
 //!
 //! The images are read by the disk readers, as an image folder's are; the table itself is read once, at open, and its
-//! fields stay in memory. Paths are relative to a root folder and must stay in it: absolute ones, `..` and symbolic links
-//! that lead out are refused, for a table often comes from elsewhere. (The root itself may be a link.)
+//! fields stay in memory. Paths stay below a root folder ([`root`](super::root) has the rule). A row whose path names no file
+//! there when the list is opened is a bad record; a file that goes later is a broken environment. A list of which less than
+//! one row in ten names a file is refused, for then the root is another one.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
-use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::arrow::array::Array;
-use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
-use rustix::io::Errno;
 use xxhash_rust::xxh3::Xxh3;
 
 use super::columns::{Choice, append, bytes_at};
 use super::labels::Labels;
+use super::root::{Miss, Root, joined, shared};
 use super::{File, RECORD, TableConfig, UNIT_ROWS, in_parallel};
 use crate::buffer::Pool;
 use crate::disk::{self, Files, Span};
@@ -45,7 +44,8 @@ struct PathTable {
     labels: Labels,
     schema: Schema,
     fields: Vec<u8>,
-    bad: BTreeMap<u64, String>,
+    /// Rows that give no record.
+    bad: BTreeMap<u64, Bad>,
     /// Names of the table files and their first rows, for keys.
     files: Vec<(String, u64)>,
     fingerprint: Fingerprint,
@@ -75,7 +75,17 @@ struct Run {
     ends: Vec<u64>,
     sizes: Vec<u64>,
     fields: Vec<u8>,
-    bad: Vec<(u64, String)>,
+    bad: Vec<(u64, Bad)>,
+    /// The folder that absolute paths outside the root share.
+    outside: Option<PathBuf>,
+}
+
+/// Why a row gives no record.
+enum Bad {
+    /// Its path names no file.
+    Path(Miss),
+    /// A field of it cannot be used.
+    Field(String),
 }
 
 pub(super) fn open(
@@ -93,13 +103,16 @@ pub(super) fn open(
     let fields: Vec<_> = choice.fields.iter().map(|field| (place(&field.name), field)).collect();
 
     // One root for each folder of table files, and the folder that they share.
-    let mut roots: Vec<PathBuf> = Vec::with_capacity(files.len());
+    let mut roots: Vec<Arc<Root>> = Vec::with_capacity(files.len());
     for shard in 0..files.len() {
-        let root = root(config.root.as_ref(), &shards, shard)?;
-        roots.push(canonical(&root)?);
+        let named = root(config.root.as_ref(), &shards, shard)?;
+        roots.push(match roots.last() {
+            Some(last) if last.named() == named => last.clone(),
+            _ => Arc::new(Root::open(&named)?),
+        });
     }
-    let mut common = roots[0].clone();
-    while !roots.iter().all(|root| root.starts_with(&common)) {
+    let mut common = roots[0].path.clone();
+    while !roots.iter().all(|root| root.path.starts_with(&common)) {
         assert!(common.pop(), "absolute paths share the root");
     }
     let config_root = config.root.clone();
@@ -129,9 +142,8 @@ pub(super) fn open(
             MAX_FIELDS >> 20
         )));
     }
-    let opened: Vec<Root> = roots.iter().map(|root| Root::open(root)).collect::<Result<_, _>>()?;
     let prefixes: Vec<&Path> =
-        roots.iter().map(|root| root.strip_prefix(&common).expect("it is a parent")).collect();
+        roots.iter().map(|root| root.path.strip_prefix(&common).expect("it is a parent")).collect();
     let pool = Pool::new(32 << 20);
     let step = Step::begin("looking at files", Counted::Files, Some(first));
     let parts = in_parallel(&step, runs.len(), |at| {
@@ -144,6 +156,7 @@ pub(super) fn open(
             sizes: Vec::new(),
             fields: Vec::new(),
             bad: Vec::new(),
+            outside: None,
         };
         for piece in pieces {
             let begin = first + (piece.rows.start - rows.start);
@@ -152,24 +165,35 @@ pub(super) fn open(
             for row in 0..columns[image].len() {
                 opening::check()?;
                 step.add(1);
-                let path = bytes_at(columns[image].as_ref(), row).ok_or_else(|| {
-                    SourceError::data(format!("{}: the path of its image is missing", at(row)))
-                })?;
-                let size = opened[shard]
-                    .size(path)
-                    .map_err(|why| SourceError::data(format!("{}: {why}", at(row))))?;
-                let prefix = prefixes[shard].as_os_str().as_bytes();
-                run.paths.extend_from_slice(prefix);
-                if !prefix.is_empty() {
-                    run.paths.push(b'/');
-                }
-                run.paths.extend_from_slice(path);
+                let path = bytes_at(columns[image].as_ref(), row);
+                let found = match path {
+                    Some(path) => roots[shard].find(path),
+                    None => Err(Miss::Unfit("the path of its image is missing".into())),
+                };
+                let path = path.unwrap_or_default().to_vec();
+                let (path, size, miss) = match found {
+                    Ok(found) => (joined(prefixes[shard], found.path), found.size, None),
+                    Err(Miss::Failed(why)) => {
+                        return Err(SourceError::data(format!("{}: {why}", at(row))));
+                    }
+                    Err(Miss::Absent) => (joined(prefixes[shard], path), 0, Some(Miss::Absent)),
+                    Err(miss) => (path, 0, Some(miss)),
+                };
+                run.paths.extend_from_slice(&path);
                 run.ends.push(run.paths.len() as u64);
                 run.sizes.push(size);
+                if let Some(miss) = miss {
+                    if let Miss::Outside(file) = &miss {
+                        run.outside = Some(shared(run.outside.take(), file));
+                    }
+                    run.bad.push((begin + row as u64, Bad::Path(miss)));
+                    run.fields.resize(run.fields.len() + each, 0);
+                    continue;
+                }
                 let before = run.fields.len();
                 for (column, spec) in &fields {
                     if let Err(why) = append(columns[*column].as_ref(), row, spec, &mut run.fields) {
-                        run.bad.push((begin + row as u64, why));
+                        run.bad.push((begin + row as u64, Bad::Field(why)));
                         break;
                     }
                 }
@@ -190,6 +214,7 @@ pub(super) fn open(
         files: names,
         fingerprint: Fingerprint(0),
     };
+    let mut outside = None;
     for run in parts {
         let base = table.paths.len() as u64;
         table.paths.extend_from_slice(&run.paths);
@@ -197,20 +222,17 @@ pub(super) fn open(
         table.sizes.extend_from_slice(&run.sizes);
         table.fields.extend_from_slice(&run.fields);
         table.bad.extend(run.bad);
-        if table.bad.len() > MAX_BAD {
-            let (row, why) = table.bad.first_key_value().expect("there are many");
-            return Err(SourceError::data(format!(
-                "the fields of more than {MAX_BAD} rows are bad, the first is {}: {why}; name other fields",
-                IndexedSource::key(&table, *row)
-            )));
+        if let Some(folder) = run.outside {
+            outside = Some(shared(outside.take(), &folder.join("a file in it")));
         }
     }
     if table.ends.len() as u64 != first {
         return Err(SourceError::data(format!("{} has fewer rows than it claims", shards.describe())));
     }
+    table.judge(config, &shards, &roots, outside.as_deref())?;
     table.fingerprint = table.hash();
     let table = Arc::new(table);
-    let (weak, here) = (Arc::downgrade(&table), roots[0].clone());
+    let (weak, here) = (Arc::downgrade(&table), roots[0].path.clone());
     opening::depends_on(move || {
         let now = root(config_root.as_ref(), &shards, 0).and_then(|root| canonical(&root));
         now.is_ok_and(|now| now == here) && weak.upgrade().is_some_and(|table| table.has_its_images())
@@ -220,101 +242,6 @@ pub(super) fn open(
 
 fn canonical(root: &Path) -> Result<PathBuf, SourceError> {
     root.canonicalize().map_err(|error| SourceError::folder(root, &error))
-}
-
-/// A root folder held open, and where it is.
-struct Root {
-    path: PathBuf,
-    fd: OwnedFd,
-}
-
-impl Root {
-    fn open(path: &Path) -> Result<Self, SourceError> {
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let fd = rustix::fs::open(path, flags, Mode::empty())
-            .map_err(|error| SourceError::folder(path, &error.into()))?;
-        Ok(Self { path: path.to_owned(), fd })
-    }
-
-    /// The size of the regular file at `path`, which stays below the root.
-    fn size(&self, path: &[u8]) -> Result<u64, String> {
-        let shown = escape(path);
-        let relative = inside(path)?;
-        let refuse = |error: Errno| match error {
-            Errno::NOENT | Errno::NOTDIR => format!(
-                "{shown} does not exist in {}; say which folder the paths start from (root)",
-                self.path.display()
-            ),
-            Errno::XDEV => {
-                format!("{shown} leads out of {} by a symbolic link, which is refused", self.path.display())
-            }
-            error => format!("{shown} in {} cannot be read: {error}", self.path.display()),
-        };
-        let flags = OFlags::PATH | OFlags::CLOEXEC;
-        let stat = match rustix::fs::openat2(&self.fd, relative, flags, Mode::empty(), ResolveFlags::BENEATH)
-        {
-            Ok(file) => rustix::fs::fstat(&file).map_err(refuse)?,
-            // Kernels before 5.6 and some sandboxes do not have it.
-            Err(Errno::NOSYS | Errno::PERM | Errno::AGAIN) => {
-                let found = self.path.join(relative).canonicalize();
-                let found =
-                    found.map_err(|error| refuse(Errno::from_io_error(&error).unwrap_or(Errno::IO)))?;
-                if !found.starts_with(&self.path) {
-                    return Err(refuse(Errno::XDEV));
-                }
-                rustix::fs::stat(&found).map_err(refuse)?
-            }
-            Err(error) => return Err(refuse(error)),
-        };
-        if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
-            return Err(format!("{shown} in {} is not a regular file", self.path.display()));
-        }
-        Ok(stat.st_size as u64)
-    }
-}
-
-/// A path that is relative and has no `..`.
-fn inside(path: &[u8]) -> Result<&Path, String> {
-    let shown = escape(path);
-    let path = Path::new(OsStr::from_bytes(path));
-    if path.as_os_str().is_empty() || path.as_os_str().as_bytes().contains(&0) {
-        return Err("the path of its image is empty".into());
-    }
-    if !path.components().all(|part| matches!(part, Component::Normal(_) | Component::CurDir)) {
-        return Err(format!(
-            "{shown} is not a path below the table's root: it is absolute or has \"..\" in it"
-        ));
-    }
-    Ok(path)
-}
-
-/// Reads one image that a row names instead of holding it.
-pub(super) fn read(root: &Path, path: &[u8], key: impl Fn() -> String) -> Result<Vec<u8>, ReadError> {
-    let bad = |why: String| ReadError::bad(key(), why);
-    let relative = inside(path).map_err(bad)?;
-    let full = root.join(relative);
-    let canonical = root.canonicalize().and_then(|root| Ok((root, full.canonicalize()?)));
-    let (root, found) = canonical.map_err(|error| match error.kind() {
-        std::io::ErrorKind::NotFound => {
-            bad(format!("it holds no image, only the path {}, which does not exist", full.display()))
-        }
-        _ => ReadError::io(key(), format!("{} cannot be read: {error}", full.display()), false),
-    })?;
-    if !found.starts_with(&root) {
-        return Err(bad(format!(
-            "{} leads out of {} by a symbolic link, which is refused",
-            full.display(),
-            root.display()
-        )));
-    }
-    let fail = |error: std::io::Error| {
-        ReadError::io(key(), format!("{} cannot be read: {error}", full.display()), false)
-    };
-    let meta = std::fs::metadata(&found).map_err(fail)?;
-    if !meta.is_file() || meta.len() > super::pages::MAX_UNIT_BYTES {
-        return Err(bad(format!("{} is not a regular file of at most 1 GiB", full.display())));
-    }
-    std::fs::read(&found).map_err(fail)
 }
 
 impl PathTable {
@@ -327,6 +254,10 @@ impl PathTable {
             for index in first..(first + UNIT_ROWS).min(self.sizes.len() as u64) {
                 opening::check()?;
                 step.add(1);
+                // Of paths that can be none nothing changes that.
+                if matches!(self.bad.get(&index), Some(Bad::Path(miss)) if !matches!(miss, Miss::Absent)) {
+                    continue;
+                }
                 let file = self.root.join(OsStr::from_bytes(self.path(index)));
                 // One that was missing has the size 0.
                 if std::fs::metadata(&file).map_or(0, |meta| meta.len()) != self.sizes[index as usize] {
@@ -342,6 +273,68 @@ impl PathTable {
         let index = index as usize;
         let begin = if index == 0 { 0 } else { self.ends[index - 1] };
         &self.paths[begin as usize..self.ends[index] as usize]
+    }
+
+    /// Refuses a list that is wrong as a whole, and says how many of its rows are bad otherwise.
+    fn judge(
+        &self,
+        config: &TableConfig,
+        shards: &Shards,
+        roots: &[Arc<Root>],
+        outside: Option<&Path>,
+    ) -> Result<(), SourceError> {
+        let Some((&first, _)) = self.bad.first_key_value() else { return Ok(()) };
+        let (list, rows) = (shards.describe(), self.ends.len());
+        let fields = self.bad.values().filter(|bad| matches!(bad, Bad::Field(_))).count();
+        if fields > MAX_BAD {
+            let mut all = self.bad.iter().filter(|(_, bad)| matches!(bad, Bad::Field(_)));
+            let (&row, _) = all.next().expect("there are many");
+            return Err(SourceError::data(format!(
+                "{list}: the fields of more than {MAX_BAD} rows are bad, the first is row {row}: {}; name other fields",
+                self.why(row).unwrap_or_default()
+            )));
+        }
+        let missed: Vec<(u64, &Miss)> = (self.bad.iter())
+            .filter_map(|(&row, bad)| if let Bad::Path(miss) = bad { Some((row, miss)) } else { None })
+            .collect();
+        // Below this the list and its folder do not belong together.
+        let Some(&(row, miss)) = missed.first().filter(|_| (rows - missed.len()) * 10 < rows) else {
+            tracing::warn!(
+                "{list}: {} of {rows} rows give no record, the first is row {first}: {}",
+                self.bad.len(),
+                self.why(first).unwrap_or_default()
+            );
+            return Ok(());
+        };
+        let shard = self.files.partition_point(|(_, first)| *first <= row) - 1;
+        let root = &roots[shard];
+        let place = if config.root.is_some() { "root" } else { "the folder of the list" };
+        let count = format!("{} of {rows} rows name no image", missed.len());
+        let shown = |path: &[u8]| escape(path);
+        Err(SourceError::data(match (miss, outside) {
+            (Miss::Outside(_), Some(folder)) => format!(
+                "{list}: {count}: \"{}\" (row {row}) lies outside {} ({place}); say root={:?}, the folder that such \
+                 paths share",
+                shown(self.path(row)),
+                root.path.display(),
+                folder.display().to_string()
+            ),
+            (Miss::Absent, _) => format!(
+                "{list}: {count}: \"{}\" (row {row}) does not exist in {} ({place}){}",
+                shown(self.path(row)),
+                root.path.display(),
+                root.hint(self.path(row))
+            ),
+            (miss, _) => format!("{list}: {count}; row {row}: {}", miss.text(self.path(row), &root.path)),
+        }))
+    }
+
+    /// What is wrong with a row that gives no record.
+    fn why(&self, index: u64) -> Option<String> {
+        Some(match self.bad.get(&index)? {
+            Bad::Path(miss) => miss.text(self.path(index), &self.root),
+            Bad::Field(why) => why.clone(),
+        })
     }
 
     fn fields(&self, index: u64) -> &[u8] {
@@ -364,7 +357,8 @@ impl PathTable {
             let path = self.path(index);
             number(&mut hash, path.len() as u64);
             hash.update(path);
-            number(&mut hash, self.sizes[index as usize]);
+            let is_absent = matches!(self.bad.get(&index), Some(Bad::Path(_)));
+            number(&mut hash, if is_absent { u64::MAX } else { self.sizes[index as usize] });
         }
         self.labels.hash(&mut hash);
         hash.update(&serde_json::to_vec(&self.schema).expect("a schema is plain data"));
@@ -404,7 +398,8 @@ impl IndexedSource for PathTable {
     fn extent(&self, index: u64) -> Option<Extent> {
         // With fields the record is not what lies in the file.
         let file = self.root.join(OsStr::from_bytes(self.path(index)));
-        self.schema.fields.is_empty().then(|| Extent { file, offset: 0, len: self.sizes[index as usize] })
+        let is_whole = self.schema.fields.is_empty() && !self.bad.contains_key(&index);
+        is_whole.then(|| Extent { file, offset: 0, len: self.sizes[index as usize] })
     }
 
     fn blocks(&self) -> Blocks {
@@ -416,7 +411,12 @@ impl IndexedSource for PathTable {
     }
 
     fn memory(&self) -> u64 {
-        let bad: usize = self.bad.values().map(|why| why.capacity() + 48).sum();
+        let text = |bad: &Bad| match bad {
+            Bad::Field(why) | Bad::Path(Miss::Unfit(why) | Miss::Failed(why)) => why.capacity(),
+            Bad::Path(Miss::Outside(path)) => path.capacity(),
+            Bad::Path(Miss::Absent) => 0,
+        };
+        let bad: usize = self.bad.values().map(|bad| text(bad) + 64).sum();
         let names: usize = self.files.iter().map(|(name, _)| name.capacity() + 32).sum();
         let columns = self.paths.capacity()
             + (self.ends.capacity() + self.sizes.capacity()) * 8
@@ -439,7 +439,10 @@ impl Files for PathTable {
     }
 
     fn locate(&self, index: u64, file: &mut Vec<u8>) -> Span {
-        file.extend_from_slice(self.path(index));
+        // A bad row has no file; whatever comes of asking for none is turned into what is known of the row.
+        if !self.bad.contains_key(&index) {
+            file.extend_from_slice(self.path(index));
+        }
         Span { offset: 0, len: self.sizes[index as usize], whole: true }
     }
 
@@ -448,7 +451,7 @@ impl Files for PathTable {
     }
 }
 
-/// Puts the fields behind the images.
+/// Puts the fields behind the images, and says what is wrong with rows that are bad.
 struct WithFields {
     inner: Box<dyn Reader>,
     table: Arc<PathTable>,
@@ -460,10 +463,11 @@ impl Reader for WithFields {
             let ReadRequest { index, done } = request;
             let table = self.table.clone();
             let done = move |result: Result<Record, ReadError>| {
-                done(result.and_then(|record| match table.bad.get(&index) {
-                    Some(why) => Err(ReadError::bad(IndexedSource::key(&*table, index), why.clone())),
-                    None => Ok(Record { index, bytes: extended(record.bytes, table.fields(index)) }),
-                }));
+                done(match table.why(index) {
+                    Some(why) => Err(ReadError::bad(IndexedSource::key(&*table, index), why)),
+                    None => result
+                        .map(|record| Record { index, bytes: extended(record.bytes, table.fields(index)) }),
+                });
             };
             ReadRequest { index, done: Box::new(done) }
         };

@@ -11,7 +11,7 @@ use super::fetch::Trouble;
 use super::labels::Labels;
 use super::{
     CACHE_BYTES, File, LARGE_PART, MAX_LANES, Piece, RECORD, RUN_BYTES, Rows, TableConfig, UNIT_ROWS,
-    parquet, paths, reader, tokens,
+    parquet, paths, reader, root, tokens,
 };
 use crate::buffer::{Buffer, Pool};
 use crate::shards::Shards;
@@ -212,9 +212,9 @@ impl Table {
                     Ok(bytes) => image = bytes,
                     Err(path) => {
                         let unit = self.units[self.unit_of(record)].file as usize;
-                        let root = paths::root(self.root.as_ref(), &self.shards, unit)
+                        let folder = paths::root(self.root.as_ref(), &self.shards, unit)
                             .map_err(|error| ReadError::io(self.key(record), error.to_string(), false))?;
-                        file = paths::read(&root, path, || self.key(record))?;
+                        file = root::read(&folder, path, || self.key(record))?;
                         image = &file;
                     }
                 },

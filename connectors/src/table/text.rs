@@ -1,13 +1,16 @@
-//! CSV, TSV and JSONL: read once at open to learn columns, types and where rows are; rows are parsed when they are wanted.
+//! CSV, TSV and JSON: read once at open to learn columns, types and where rows are; rows are parsed when they are wanted.
 //!
-//! - The first line of a CSV or TSV file names its columns, unless it has at most two cells and the first ends like an image
-//!   file: then the columns are `path` and `label`.
-//! - A column holds integers if all its cells do, else numbers, else texts. An empty cell of a column of numbers is a null.
-//! - Each line of a JSONL file is an object; keys are columns. Numbers, bools, texts and lists of numbers of the same depth
-//!   can be used; a key that is missing is a null. Empty lines are skipped.
-//! - A line may be 16 MiB long.
+//! - How a CSV file is written is recognised ([`super::dialect`]). Its first record names the columns, unless it has at most
+//!   two cells and one ends like an image file: then the columns are `path` and `label`.
+//! - A column holds integers if all its cells do, else numbers, else texts. An empty cell of a column of numbers is a null,
+//!   and so is one that is missing at the end of a line, or a text that is not UTF-8. A line with too many cells is all nulls.
+//! - JSON is an object on each line, or an array of objects; keys are columns. Numbers, bools, texts and lists of numbers of
+//!   the same depth can be used; a key that is missing is a null. Empty lines are skipped, a line that is no object is all
+//!   nulls.
+//! - A record may be 16 MiB long.
 
 use std::cell::Cell;
+use std::collections::HashMap;
 use std::io::{self, BufRead, BufReader, Read};
 use std::ops::Range;
 use std::rc::Rc;
@@ -20,12 +23,13 @@ use crate::arrow::array::{
 use crate::arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use serde_json::Value;
 
+use super::dialect::{BEGINNING, Dialect, text_begins};
 use super::fetch::{Trouble, fetch};
-use super::{Piece, Rows, TableFormat};
-use crate::SourceError;
+use super::{Piece, Rows, TableFormat, columns};
 use crate::buffer::Pool;
 use crate::opening::Step;
-use crate::shards::Shards;
+use crate::shards::{Shards, ends_with};
+use crate::{SourceError, json};
 
 /// The longest line.
 const MAX_LINE: u64 = 16 << 20;
@@ -39,11 +43,31 @@ const BLOCK_BYTES: u64 = 2 << 20;
 /// More columns than this are no table for training.
 const MAX_COLUMNS: usize = 10_000;
 
+/// Endings of images, to tell a record from a line of names.
+const IMAGES: [&str; 14] = [
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm",
+    ".pnm", ".avif",
+];
+
+/// Marks a column whose texts all end like image files.
+pub(super) const OF_IMAGES: &str = "fuelrail.images";
+
 /// What reading a file through once has shown.
 pub(super) struct Head {
     pub schema: SchemaRef,
-    format: TableFormat,
+    form: Form,
     blocks: Vec<Block>,
+}
+
+/// How records are written.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Form {
+    /// Cells, as many as there are columns.
+    Cells { delimiter: u8, width: usize },
+    /// An object on each line.
+    Lines,
+    /// Objects in an array.
+    Array,
 }
 
 /// A run of whole lines.
@@ -58,7 +82,7 @@ struct Block {
 
 /// An open text file.
 pub(super) struct File {
-    format: TableFormat,
+    form: Form,
     blocks: Vec<Block>,
     /// For each view its columns: place in the line (or key), and type.
     views: Vec<Vec<Column>>,
@@ -178,19 +202,40 @@ impl Head {
         self.blocks.is_empty()
     }
 
+    /// Reads a file. `delimiter` is the one that was named, `wanted` are columns that the configuration names.
     pub(super) fn read(
         shards: &Shards,
         shard: usize,
         format: TableFormat,
+        delimiter: Option<u8>,
+        wanted: &dyn Fn(&str) -> bool,
         step: &Step,
     ) -> Result<Self, SourceError> {
+        let name = shards.display(shard);
+        let refuse = |why: String| SourceError::data(format!("{name}: {why}"));
+        let size = shards.files()[shard].size;
+        let mut beginning = vec![0; size.min(BEGINNING as u64) as usize];
+        if !beginning.is_empty() {
+            shards.read_at(shard, 0, &mut beginning).map_err(|error| SourceError::data(error.to_string()))?;
+        }
         let allowed = Rc::new(Cell::new(MAX_LINE));
         let stream =
-            Stream { shards, shard, at: 0, size: shards.files()[shard].size, allowed: allowed.clone(), step };
-        let name = shards.display(shard);
+            |at: usize| Stream { shards, shard, at: at as u64, size, allowed: allowed.clone(), step };
+        let whole = beginning.len() as u64 == size;
         let head = match format {
-            TableFormat::Jsonl => Self::jsonl(stream, &allowed, &name)?,
-            format => Self::csv(stream, &allowed, &name, format)?,
+            TableFormat::Jsonl => {
+                let skip = text_begins(&beginning).map_err(refuse)?;
+                match json_form(&beginning[skip..], whole).map_err(refuse)? {
+                    Form::Array => Self::array(stream(skip), &allowed, &name)?,
+                    _ => Self::jsonl(stream(skip), &allowed, &name)?,
+                }
+            }
+            format => {
+                let tabs = format == TableFormat::Tsv;
+                let usual = |cell: &str| columns::is_usual(cell) || wanted(cell);
+                let dialect = Dialect::recognise(&beginning, whole, delimiter, tabs, &usual);
+                Self::csv(stream, &allowed, &name, dialect.map_err(refuse)?)?
+            }
         };
         match shards.unchanged(shard) {
             Ok(true) => Ok(head),
@@ -199,19 +244,23 @@ impl Head {
         }
     }
 
-    fn csv(
-        stream: Stream,
+    fn csv<'shards>(
+        stream: impl Fn(usize) -> Stream<'shards>,
         allowed: &Cell<u64>,
         name: &str,
-        format: TableFormat,
+        dialect: Dialect,
     ) -> Result<Self, SourceError> {
-        let size = stream.size;
-        let mut reader = csv_reader(format).buffer_capacity(READ_BYTES).from_reader(stream);
+        let from = stream(dialect.skip);
+        let size = from.size;
+        let mut reader = csv_reader(dialect.delimiter).buffer_capacity(READ_BYTES).from_reader(from);
         let mut record = csv::ByteRecord::new();
         let mut blocks = Blocks::default();
-        let (mut names, mut kinds): (Vec<String>, Vec<Kind>) = (Vec::new(), Vec::new());
+        let mut columns: Option<Columns> = None;
+        let mut odd = Odd::default();
+        let mut last = (0, 0, 0);
         loop {
-            let (offset, line) = (reader.position().byte(), reader.position().line());
+            let offset = dialect.skip as u64 + reader.position().byte();
+            let line = dialect.lines + reader.position().line();
             allowed.set(offset + MAX_LINE + READ_BYTES as u64);
             let more = reader
                 .read_byte_record(&mut record)
@@ -219,58 +268,56 @@ impl Head {
             if !more {
                 break;
             }
-            if names.is_empty() {
-                if record.len() > MAX_COLUMNS {
-                    return Err(SourceError::data(format!("{name} has more than {MAX_COLUMNS} columns")));
+            let end = dialect.skip as u64 + reader.position().byte();
+            let next = dialect.lines + reader.position().line();
+            last = (line, offset, next);
+            let refuse = |why: String| SourceError::data(format!("{name}:{line}: {why}"));
+            let columns = match &mut columns {
+                Some(columns) => columns,
+                None => {
+                    let (found, is_record) = Columns::of_first(&record).map_err(refuse)?;
+                    let columns = columns.insert(found);
+                    if !is_record {
+                        continue;
+                    }
+                    columns
                 }
-                let headless = record.len() <= 2
-                    && record.get(0).is_some_and(|cell| {
-                        let cell = String::from_utf8_lossy(cell).to_ascii_lowercase();
-                        [".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"]
-                            .iter()
-                            .any(|end| cell.ends_with(end))
-                    });
-                kinds = vec![Kind::Nothing; record.len()];
-                if headless {
-                    names = ["path", "label"][..record.len()].iter().map(|&name| name.to_owned()).collect();
-                } else {
-                    let cells = record.iter().enumerate().map(|(at, cell)| {
-                        // Excel's mark at the begin of a file is no part of a name.
-                        let cell = if at == 0 {
-                            cell.strip_prefix("\u{feff}".as_bytes()).unwrap_or(cell)
-                        } else {
-                            cell
-                        };
-                        String::from_utf8_lossy(cell).trim().to_owned()
-                    });
-                    names = cells.collect();
-                    continue;
+            };
+            let cells = cells(&record, columns.names.len());
+            if cells != columns.names.len() {
+                let said = format!("{} cells where the first line has {}", record.len(), columns.names.len());
+                if next > line + 1 {
+                    return Err(refuse(format!(
+                        "the record that begins here goes on to line {next} in a quoted cell, and has {said}; a quote is \
+                         missing, or one within a cell is not doubled"
+                    )));
                 }
+                odd.add(line, said);
             }
-            for (kind, cell) in kinds.iter_mut().zip(&record) {
-                if *kind != Kind::Text {
-                    let found = Kind::of_cell(cell);
-                    // Cells are texts first: numbers among texts are texts.
-                    *kind = match std::mem::replace(kind, Kind::Nothing).join(found) {
-                        Kind::Mixed => Kind::Text,
-                        kind => kind,
-                    };
-                }
-            }
-            blocks.row(offset, line, reader.position().byte());
+            columns.take(&record, cells);
+            blocks.row(offset, line, end);
         }
-        let fields: Vec<Field> =
-            names.into_iter().zip(&kinds).map(|(name, kind)| Field::new(name, kind.arrow(), true)).collect();
-        Ok(Self { schema: Arc::new(Schema::new(fields)), format, blocks: blocks.finish(size) })
+        odd.warn(name, blocks.rows())?;
+        let (line, offset, next) = last;
+        if next > line + 1 && quotes(stream(offset as usize))? % 2 == 1 {
+            return Err(SourceError::data(format!(
+                "{name}:{line}: a quoted cell that begins here does not end before the file does; a quote is missing, or one \
+                 within a cell is not doubled"
+            )));
+        }
+        let columns = columns.unwrap_or_default();
+        let form = Form::Cells { delimiter: dialect.delimiter, width: columns.names.len() };
+        Ok(Self { schema: columns.schema(), form, blocks: blocks.finish(size) })
     }
 
     fn jsonl(stream: Stream, allowed: &Cell<u64>, name: &str) -> Result<Self, SourceError> {
         let size = stream.size;
+        let mut offset = stream.at;
         let mut reader = BufReader::with_capacity(READ_BYTES, stream);
         let mut blocks = Blocks::default();
-        let mut columns: Vec<(String, Kind)> = Vec::new();
-        let mut places = std::collections::HashMap::new();
-        let (mut line, mut offset, mut number) = (Vec::new(), 0u64, 0u64);
+        let mut columns = Columns::default();
+        let mut odd = Odd::default();
+        let (mut line, mut number) = (Vec::new(), 0u64);
         loop {
             line.clear();
             number += 1;
@@ -286,44 +333,371 @@ impl Head {
             if line.trim_ascii().is_empty() {
                 continue;
             }
-            let refuse = |why: &dyn std::fmt::Display| SourceError::data(format!("{name}:{number}: {why}"));
-            let value: Value = serde_json::from_slice(&line).map_err(|error| refuse(&error))?;
-            let Value::Object(object) = value else { return Err(refuse(&"each line must be a JSON object")) };
-            for (key, value) in object {
-                let place = *places.entry(key).or_insert_with_key(|key: &String| {
-                    columns.push((key.clone(), Kind::Nothing));
-                    columns.len() - 1
-                });
-                if columns.len() > MAX_COLUMNS {
-                    return Err(refuse(&format!("there are more than {MAX_COLUMNS} different keys")));
-                }
-                let kind = std::mem::replace(&mut columns[place].1, Kind::Nothing);
-                columns[place].1 = kind.join(Kind::of_json(&value, 0));
-            }
+            columns
+                .object(&line, number, &mut odd)
+                .map_err(|why| SourceError::data(format!("{name}:{number}: {why}")))?;
             blocks.row(begin, number, offset);
         }
-        let fields: Vec<Field> =
-            columns.iter().map(|(name, kind)| Field::new(name, kind.arrow(), true)).collect();
-        Ok(Self {
-            schema: Arc::new(Schema::new(fields)),
-            format: TableFormat::Jsonl,
-            blocks: blocks.finish(size),
-        })
+        odd.warn(name, blocks.rows())?;
+        Ok(Self { schema: columns.schema(), form: Form::Lines, blocks: blocks.finish(size) })
+    }
+
+    fn array(stream: Stream, allowed: &Cell<u64>, name: &str) -> Result<Self, SourceError> {
+        let size = stream.size;
+        let mut blocks = Blocks::default();
+        let mut columns = Columns::default();
+        let mut odd = Odd::default();
+        let mut elements = Elements::new(stream, allowed);
+        while let Some((offset, line)) =
+            elements.next().map_err(|(line, why)| SourceError::data(format!("{name}:{line}: {why}")))?
+        {
+            let refuse = |why: String| SourceError::data(format!("{name}:{line}: {why}"));
+            columns.object(&elements.text, line, &mut odd).map_err(refuse)?;
+            blocks.row(offset, line, elements.offset);
+        }
+        odd.warn(name, blocks.rows())?;
+        Ok(Self { schema: columns.schema(), form: Form::Array, blocks: blocks.finish(size) })
     }
 }
 
-fn csv_reader(format: TableFormat) -> csv::ReaderBuilder {
+/// Cells of a record, without empty ones that are more than there are columns.
+fn cells(record: &csv::ByteRecord, width: usize) -> usize {
+    let extra = (width..record.len()).rev().find(|&at| !record[at].trim_ascii().is_empty());
+    extra.map_or(record.len().min(width), |at| at + 1)
+}
+
+/// Quote signs up to the end.
+fn quotes(stream: Stream) -> Result<usize, SourceError> {
+    stream.allowed.set(u64::MAX);
+    let mut reader = BufReader::with_capacity(READ_BYTES, stream);
+    let mut count = 0;
+    loop {
+        let bytes = reader.fill_buf().map_err(|error| SourceError::data(error.to_string()))?;
+        if bytes.is_empty() {
+            return Ok(count);
+        }
+        count += bytes.iter().filter(|&&byte| byte == b'"').count();
+        let len = bytes.len();
+        reader.consume(len);
+    }
+}
+
+/// What the columns are, as far as it has been read.
+#[derive(Default)]
+struct Columns {
+    names: Vec<String>,
+    kinds: Vec<Kind>,
+    /// Whether all texts so far end like image files.
+    of_images: Vec<bool>,
+    places: HashMap<String, usize>,
+}
+
+impl Columns {
+    /// The columns that the first record of a CSV file names, and whether it is a record itself.
+    fn of_first(record: &csv::ByteRecord) -> Result<(Self, bool), String> {
+        if record.len() > MAX_COLUMNS {
+            return Err(format!("there are more than {MAX_COLUMNS} columns"));
+        }
+        let names: Vec<String> =
+            record.iter().map(|cell| String::from_utf8_lossy(cell).trim().to_owned()).collect();
+        let image = names.iter().position(|cell| ends_with(cell, &IMAGES));
+        let names: Vec<String> = match (image, names.len()) {
+            (None, _) => names,
+            (Some(0), 1) => vec!["path".into()],
+            (Some(0), 2) => vec!["path".into(), "label".into()],
+            (Some(1), 2) => vec!["label".into(), "path".into()],
+            (Some(at), _) => {
+                return Err(format!(
+                    "the first line should name the columns, and {:?} looks like an image; put a line like \
+                     \"path,label,…\" before it",
+                    names[at]
+                ));
+            }
+        };
+        let columns = Self {
+            kinds: vec![Kind::Nothing; names.len()],
+            of_images: vec![true; names.len()],
+            names,
+            ..Self::default()
+        };
+        Ok((columns, image.is_some()))
+    }
+
+    /// Takes in the cells of a record; of one with too many, none.
+    fn take(&mut self, record: &csv::ByteRecord, cells: usize) {
+        if cells > self.names.len() {
+            return;
+        }
+        for ((kind, of_images), cell) in self.kinds.iter_mut().zip(&mut self.of_images).zip(record) {
+            if *kind != Kind::Text {
+                let found = Kind::of_cell(cell);
+                // Cells are texts first: numbers among texts are texts.
+                *kind = match std::mem::replace(kind, Kind::Nothing).join(found) {
+                    Kind::Mixed => Kind::Text,
+                    kind => kind,
+                };
+            }
+            if *of_images {
+                let cell = cell.trim_ascii();
+                *of_images = cell.is_empty() || ends_with(&String::from_utf8_lossy(cell), &IMAGES);
+            }
+        }
+    }
+
+    /// Takes in an object; what is none is `odd`.
+    fn object(&mut self, text: &[u8], line: u64, odd: &mut Odd) -> Result<(), String> {
+        let object = match json::parse(text) {
+            Ok(Value::Object(object)) => object,
+            Ok(_) => {
+                odd.add(line, "each line must be a JSON object, like {\"path\": \"a.jpg\"}".into());
+                return Ok(());
+            }
+            Err(why) => {
+                odd.add(line, why);
+                return Ok(());
+            }
+        };
+        for (key, value) in object {
+            let place = *self.places.entry(key).or_insert_with_key(|key: &String| {
+                self.names.push(key.clone());
+                self.kinds.push(Kind::Nothing);
+                self.of_images.push(true);
+                self.names.len() - 1
+            });
+            if self.names.len() > MAX_COLUMNS {
+                return Err(format!("there are more than {MAX_COLUMNS} different keys"));
+            }
+            let kind = std::mem::replace(&mut self.kinds[place], Kind::Nothing);
+            self.kinds[place] = kind.join(Kind::of_json(&value, 0));
+            if let Value::String(text) = &value {
+                self.of_images[place] &= ends_with(text.trim(), &IMAGES);
+            }
+        }
+        Ok(())
+    }
+
+    fn schema(self) -> SchemaRef {
+        let columns = self.names.into_iter().zip(self.kinds).zip(self.of_images);
+        let field = |((name, kind), of_images): ((String, Kind), bool)| {
+            let is_marked = of_images && kind == Kind::Text && !ends_with(&name, &IMAGES);
+            let field = Field::new(name, kind.arrow(), true);
+            if !is_marked {
+                return field;
+            }
+            field.with_metadata(HashMap::from([(OF_IMAGES.to_owned(), String::new())]))
+        };
+        Arc::new(Schema::new(columns.map(field).collect::<Vec<_>>()))
+    }
+}
+
+/// Records that are not as they should be: bad ones, if not all of them are.
+#[derive(Default)]
+struct Odd {
+    count: u64,
+    first: Option<(u64, String)>,
+}
+
+impl Odd {
+    fn add(&mut self, line: u64, why: String) {
+        self.count += 1;
+        self.first.get_or_insert((line, why));
+    }
+
+    fn warn(self, name: &str, rows: u64) -> Result<(), SourceError> {
+        let Some((line, why)) = self.first else { return Ok(()) };
+        if self.count * 2 > rows {
+            return Err(SourceError::data(format!(
+                "{name}:{line}: {why}; {} of {rows} lines are like that",
+                self.count
+            )));
+        }
+        tracing::warn!(
+            "{name}:{line}: {why}; {} of {rows} lines are like that, and what is missing in them counts as empty",
+            self.count
+        );
+        Ok(())
+    }
+}
+
+/// How the JSON at the beginning of a file is written.
+fn json_form(beginning: &[u8], whole: bool) -> Result<Form, String> {
+    let text = beginning.trim_ascii_start();
+    if text.first() == Some(&b'[') {
+        return Ok(Form::Array);
+    }
+    let advice = "a list of records is an object on each line, or an array of objects (pandas: df.to_json(path, \
+                  orient=\"records\", lines=True))";
+    let line = text.split(|&b| b == b'\n').next().unwrap_or_default();
+    let rest = text.get(line.len()..).unwrap_or_default().trim_ascii();
+    let alone = whole && rest.is_empty();
+    let is_cut = !whole && line.len() == text.len();
+    let is_object = matches!(json::parse(line), Ok(Value::Object(_)));
+    // A line that is damaged is one record, unless the object goes on in the next one.
+    if !text.starts_with(b"{") || !alone && !is_cut && (is_object || rest.starts_with(b"{")) {
+        return Ok(Form::Lines);
+    }
+    let keys = outer_keys(text);
+    let has = |key: &str| keys.iter().any(|known| known == key);
+    if has("images") && (has("annotations") || has("categories") || has("info") || has("licenses")) {
+        return Err("these are COCO annotations, which are not read yet; write a list with an object for each image, like \
+                    {\"path\": \"val2017/1.jpg\", \"label\": 3}"
+            .into());
+    }
+    // A line that goes on beyond what is known may be a long record.
+    if is_cut || alone && is_object && !has("columns") && !has("data") {
+        return Ok(Form::Lines);
+    }
+    let shown: Vec<String> = keys.iter().take(6).map(|key| format!("{key:?}")).collect();
+    Err(format!("it is one JSON object (with {}); {advice}", shown.join(", ")))
+}
+
+/// The keys of the object that a text begins with, as far as it goes.
+fn outer_keys(text: &[u8]) -> Vec<String> {
+    let (mut keys, mut depth, mut at) = (Vec::new(), 0usize, 0);
+    while at < text.len() {
+        match text[at] {
+            b'{' | b'[' => depth += 1,
+            b'}' | b']' => depth = depth.saturating_sub(1),
+            b'"' => {
+                let begin = at + 1;
+                at = begin;
+                while at < text.len() && text[at] != b'"' {
+                    at += if text[at] == b'\\' { 2 } else { 1 };
+                }
+                let is_key = text.get(at + 1..).is_some_and(|rest| rest.trim_ascii_start().starts_with(b":"));
+                if depth == 1 && is_key && keys.len() < 64 {
+                    keys.push(String::from_utf8_lossy(&text[begin..at]).into_owned());
+                }
+            }
+            _ => {}
+        }
+        at += 1;
+    }
+    keys
+}
+
+/// The elements of an array, one after the other.
+struct Elements<'stream> {
+    reader: BufReader<Stream<'stream>>,
+    allowed: &'stream Cell<u64>,
+    /// Place of the next byte.
+    offset: u64,
+    line: u64,
+    /// The element that was just found.
+    text: Vec<u8>,
+    state: Within,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Within {
+    /// Before the bracket.
+    Nothing,
+    /// Behind the bracket or a comma.
+    Array,
+    /// Behind an element.
+    Behind,
+    /// Behind the closing bracket.
+    End,
+}
+
+impl<'stream> Elements<'stream> {
+    fn new(stream: Stream<'stream>, allowed: &'stream Cell<u64>) -> Self {
+        let offset = stream.at;
+        let reader = BufReader::with_capacity(READ_BYTES, stream);
+        Self { reader, allowed, offset, line: 1, text: Vec::new(), state: Within::Nothing }
+    }
+
+    /// Reads the next one into `text`. Returns where it begins, and its line.
+    fn next(&mut self) -> Result<Option<(u64, u64)>, (u64, String)> {
+        loop {
+            let Some(byte) = self.peek()? else {
+                let line = self.line;
+                return match self.state {
+                    Within::End => Ok(None),
+                    _ => Err((line, "the array is cut off here; fetch or write the file again".into())),
+                };
+            };
+            self.state = match (self.state, byte) {
+                (_, b' ' | b'\t' | b'\r' | b'\n') => {
+                    self.eat(byte);
+                    continue;
+                }
+                (Within::Nothing, b'[') | (Within::Behind, b',') => Within::Array,
+                (Within::Array | Within::Behind, b']') => Within::End,
+                (Within::Array, _) => {
+                    let begin = (self.offset, self.line);
+                    self.element()?;
+                    self.state = Within::Behind;
+                    return Ok(Some(begin));
+                }
+                (Within::End, _) => return Err((self.line, "something follows the array".into())),
+                _ => return Err((self.line, "a comma is missing between two records".into())),
+            };
+            self.eat(byte);
+        }
+    }
+
+    /// One element, up to the comma or bracket behind it.
+    fn element(&mut self) -> Result<(), (u64, String)> {
+        self.text.clear();
+        self.allowed.set(self.offset + MAX_LINE + READ_BYTES as u64);
+        let (mut depth, mut in_text) = (0u32, false);
+        while let Some(byte) = self.peek()? {
+            if in_text {
+                if byte == b'\\' {
+                    self.take(byte);
+                    if let Some(escaped) = self.peek()? {
+                        self.take(escaped);
+                    }
+                    continue;
+                }
+                in_text = byte != b'"';
+            } else {
+                match byte {
+                    b'"' => in_text = true,
+                    b'{' | b'[' => depth += 1,
+                    b',' | b'}' | b']' if depth == 0 => return Ok(()),
+                    b'}' | b']' => {
+                        depth -= 1;
+                        if depth == 0 {
+                            self.take(byte);
+                            return Ok(());
+                        }
+                    }
+                    _ => {}
+                }
+            }
+            self.take(byte);
+        }
+        Err((self.line, "the array is cut off here; fetch or write the file again".into()))
+    }
+
+    fn peek(&mut self) -> Result<Option<u8>, (u64, String)> {
+        let bytes = self.reader.fill_buf().map_err(|error| (self.line, error.to_string()))?;
+        Ok(bytes.first().copied())
+    }
+
+    fn eat(&mut self, byte: u8) {
+        self.reader.consume(1);
+        self.offset += 1;
+        self.line += u64::from(byte == b'\n');
+    }
+
+    fn take(&mut self, byte: u8) {
+        self.text.push(byte);
+        self.eat(byte);
+    }
+}
+
+fn csv_reader(delimiter: u8) -> csv::ReaderBuilder {
     let mut builder = csv::ReaderBuilder::new();
-    builder.has_headers(false).delimiter(if format == TableFormat::Tsv { b'\t' } else { b',' });
+    builder.has_headers(false).flexible(true).delimiter(delimiter);
     builder
 }
 
 /// The library's words without its own place, which counts within a block.
 fn csv_error(error: &csv::Error) -> String {
     match error.kind() {
-        csv::ErrorKind::UnequalLengths { expected_len, len, .. } => {
-            format!("this line has {len} cells where the first has {expected_len}")
-        }
         csv::ErrorKind::Io(error) => error.to_string(),
         _ => error.to_string(),
     }
@@ -342,6 +716,10 @@ impl Blocks {
             }
             _ => self.0.push(Block { offset, len: end - offset, rows: 1, line }),
         }
+    }
+
+    fn rows(&self) -> u64 {
+        self.0.iter().map(|block| block.rows).sum()
     }
 
     fn finish(mut self, size: u64) -> Vec<Block> {
@@ -396,7 +774,18 @@ impl File {
             kind: all.field_with_name(name).expect("columns are checked").data_type().clone(),
         };
         let views = views.iter().map(|view| view.iter().map(column).collect()).collect();
-        Self { format: head.format, blocks: head.blocks, views }
+        Self { form: head.form, blocks: head.blocks, views }
+    }
+
+    /// How its records are written, where its ending does not say so.
+    pub(super) fn recognised(&self, format: TableFormat) -> Option<String> {
+        match (self.form, format) {
+            (Form::Cells { delimiter: b',', .. }, TableFormat::Csv)
+            | (Form::Cells { delimiter: b'\t', .. }, TableFormat::Tsv)
+            | (Form::Lines, _) => None,
+            (Form::Cells { delimiter, .. }, _) => Some(format!("delimiter {:?}", char::from(delimiter))),
+            (Form::Array, _) => Some("one JSON array".into()),
+        }
     }
 
     pub(super) fn parts(&self) -> usize {
@@ -427,9 +816,16 @@ impl File {
         let range = block.offset..block.offset + block.len;
         let bytes = fetch(shards, shard, vec![range.clone()], pool)?.get(range);
         let columns = &self.views[view];
-        let parsed = match self.format {
-            TableFormat::Jsonl => jsonl_rows(&bytes, columns),
-            format => csv_rows(&bytes, columns, format),
+        let parsed = match self.form {
+            Form::Lines => {
+                let lines = bytes.split(|&byte| byte == b'\n').filter(|line| !line.trim_ascii().is_empty());
+                json_rows(lines.map(|line| json::parse(line).unwrap_or_default()), columns)
+            }
+            Form::Array => match json::parse(&[b"[", &bytes[..], b"]"].concat()) {
+                Ok(Value::Array(values)) => json_rows(values.into_iter(), columns),
+                _ => Err("the block is no part of an array".into()),
+            },
+            Form::Cells { delimiter, width } => csv_rows(&bytes, columns, delimiter, width),
         };
         let parsed = parsed.and_then(|columns| {
             let fits = columns.iter().all(|column| column.len() as u64 == block.rows);
@@ -443,35 +839,28 @@ impl File {
     }
 }
 
-fn csv_rows(bytes: &[u8], columns: &[Column], format: TableFormat) -> Result<Vec<ArrayRef>, String> {
+fn csv_rows(bytes: &[u8], columns: &[Column], delimiter: u8, width: usize) -> Result<Vec<ArrayRef>, String> {
     let mut builders: Vec<_> = columns.iter().map(|column| make_builder(&column.kind, 1024)).collect();
     let mut rows = 0;
     let mut record = csv::ByteRecord::new();
-    let mut reader = csv_reader(format).from_reader(bytes);
+    let mut reader = csv_reader(delimiter).from_reader(bytes);
     while reader.read_byte_record(&mut record).map_err(|error| csv_error(&error))? {
         rows += 1;
+        let is_long = cells(&record, width) > width;
         for (builder, column) in builders.iter_mut().zip(columns) {
-            let cell = record.get(column.place).ok_or("a line has too few cells")?;
-            let text =
-                || std::str::from_utf8(cell).map_err(|_| format!("a cell of {:?} is not UTF-8", column.key));
+            let cell = record.get(column.place).filter(|cell| !is_long && !cell.trim_ascii().is_empty());
+            let text = cell.and_then(|cell| std::str::from_utf8(cell).ok());
             let number = || format!("a cell of {:?} is no number", column.key);
-            let empty = cell.trim_ascii().is_empty();
             match &column.kind {
                 DataType::Int64 => {
-                    let value =
-                        if empty { None } else { Some(text()?.trim().parse().map_err(|_| number())?) };
+                    let value = text.map(|text| text.trim().parse().map_err(|_| number())).transpose()?;
                     builder_of::<Int64Builder>(builder)?.append_option(value);
                 }
                 DataType::Float64 => {
-                    let value =
-                        if empty { None } else { Some(text()?.trim().parse().map_err(|_| number())?) };
+                    let value = text.map(|text| text.trim().parse().map_err(|_| number())).transpose()?;
                     builder_of::<Float64Builder>(builder)?.append_option(value);
                 }
-                DataType::Utf8 => builder_of::<StringBuilder>(builder)?.append_option(if empty {
-                    None
-                } else {
-                    Some(text()?)
-                }),
+                DataType::Utf8 => builder_of::<StringBuilder>(builder)?.append_option(text),
                 _ => {}
             }
         }
@@ -479,15 +868,14 @@ fn csv_rows(bytes: &[u8], columns: &[Column], format: TableFormat) -> Result<Vec
     finish(builders, columns, rows)
 }
 
-fn jsonl_rows(bytes: &[u8], columns: &[Column]) -> Result<Vec<ArrayRef>, String> {
+/// Rows of values, each an object or else a row of nulls.
+fn json_rows(values: impl Iterator<Item = Value>, columns: &[Column]) -> Result<Vec<ArrayRef>, String> {
     let mut builders: Vec<_> = columns.iter().map(|column| make_builder(&column.kind, 1024)).collect();
     let mut rows = 0;
-    for line in bytes.split(|&byte| byte == b'\n').filter(|line| !line.trim_ascii().is_empty()) {
+    for value in values {
         rows += 1;
-        let object: serde_json::Map<String, Value> =
-            serde_json::from_slice(line).map_err(|error| error.to_string())?;
         for (builder, column) in builders.iter_mut().zip(columns) {
-            let value = object.get(&column.key).unwrap_or(&Value::Null);
+            let value = value.get(&column.key).unwrap_or(&Value::Null);
             append(builder.as_mut(), &column.kind, value).map_err(|why| format!("{:?} {why}", column.key))?;
         }
     }

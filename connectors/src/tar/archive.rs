@@ -12,7 +12,10 @@
 //!
 //! - What is accepted is what Python's `tarfile` finds: the same members, names and bytes. Where `tarfile` stops in silence
 //!   at a damaged header, this is an error: a shard that loses its second half must not train.
-//! - Links, devices and sparse members are errors: a record is a stretch of bytes, and these are none.
+//! - Links, devices, volume labels and sparse members are passed over and counted: a record is a stretch of bytes, and these
+//!   are none.
+//! - An archive that ends without its end blocks, as one that was cut off between two members does, and one that is followed
+//!   by more ([`Notes`]) is read as `tarfile` reads it, and said.
 //! - A hostile archive costs an error. Names are at most [`MAX_NAME`] bytes, extension headers at most [`MAX_EXTENSION`];
 //!   nothing is allocated because a header says so.
 //! - Only headers are read, and what lies beside them: members are jumped over.
@@ -67,7 +70,24 @@ pub(super) struct Member {
     pub size: u64,
     /// A hash of that header, to recognise it by.
     pub check: u32,
+    /// What it is, where its data is no stretch of bytes.
+    pub unread: Option<&'static str>,
 }
+
+/// What is worth saying of an archive that was walked over.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Notes {
+    /// Links, devices and the like, and what the first one is.
+    pub skipped: u64,
+    pub example: String,
+    /// The archive ends without end blocks after so many members.
+    pub unended: Option<u64>,
+    /// Bytes behind the end that begin with a member again.
+    pub behind: u64,
+}
+
+/// Bytes behind the end of an archive in which another one is looked for; writers pad to 10 KiB, and at most to 2 MiB.
+const PADDING: u64 = 2 << 20;
 
 /// A hash of a header block.
 pub(super) fn check(header: &[u8]) -> u32 {
@@ -79,6 +99,8 @@ pub(super) struct Archive<'a> {
     window: Window<'a>,
     at: u64,
     ended: bool,
+    members: u64,
+    pub notes: Notes,
 }
 
 /// What extension headers say of the next member. The first one wins, as in `tarfile`.
@@ -86,6 +108,7 @@ pub(super) struct Archive<'a> {
 struct Extension {
     name: Option<Vec<u8>>,
     size: Option<u64>,
+    is_sparse: bool,
 }
 
 impl<'a> Archive<'a> {
@@ -115,7 +138,7 @@ impl<'a> Archive<'a> {
                 ));
             }
         }
-        Ok(Self { window, at: 0, ended: false })
+        Ok(Self { window, at: 0, ended: false, members: 0, notes: Notes::default() })
     }
 
     /// The data of a member that was just found.
@@ -134,7 +157,7 @@ impl<'a> Archive<'a> {
         self.window.get(member.offset, len.min(member.size) as usize)
     }
 
-    /// The next regular member; `None` at the end. Folders are passed over.
+    /// The next member with a name; `None` at the end. Folders are passed over, and what is unread is counted.
     ///
     /// # Errors
     /// The first thing that is wrong; the archive is of no use after that.
@@ -144,6 +167,13 @@ impl<'a> Archive<'a> {
                 return Ok(None);
             }
             if let Some(member) = self.step()? {
+                self.members += 1;
+                if let Some(what) = member.unread {
+                    self.notes.skipped += 1;
+                    if self.notes.example.is_empty() {
+                        self.notes.example = format!("\"{}\", {what}", member.name.escape_ascii());
+                    }
+                }
                 return Ok(Some(member));
             }
         }
@@ -158,6 +188,7 @@ impl<'a> Archive<'a> {
             if at >= len && count == 0 {
                 // Without end blocks: some writers forget them, and tarfile does not mind.
                 self.ended = true;
+                self.notes.unended = Some(self.members);
                 return Ok(None);
             }
             if len.saturating_sub(at) < BLOCK {
@@ -169,6 +200,7 @@ impl<'a> Archive<'a> {
                     return Err(Fault::new(at, "the archive ends where a member should follow its headers"));
                 }
                 self.ended = true;
+                self.notes.behind = self.behind(at + BLOCK)?;
                 return Ok(None);
             }
             let header = Header::parse(&block).map_err(|why| Fault::new(at, why))?;
@@ -199,34 +231,56 @@ impl<'a> Archive<'a> {
         let offset = at + BLOCK;
         let name = extension.name.unwrap_or(header.name);
         let size = extension.size.unwrap_or(header.size);
-        let refuse = |what: &str| {
-            let name = name.escape_ascii();
-            Err(Fault::new(
-                at,
-                format!(
-                    "member \"{name}\" is {what}; only regular files can be read from a shard: pack it again \
-                     with the files themselves (tar --dereference --hard-dereference)"
-                ),
-            ))
-        };
-        match header.kind {
-            b'0' | b'\0' | b'7' => {}
+        let unread = match header.kind {
+            b'0' | b'\0' | b'7' => extension.is_sparse.then_some("stored as a sparse file"),
             b'5' => {
                 self.at = offset;
                 return Ok(None);
             }
-            b'1' => return refuse("a hard link"),
-            b'2' => return refuse("a symbolic link"),
-            b'3' | b'4' => return refuse("a device"),
-            b'6' => return refuse("a pipe"),
-            b'S' => return refuse("stored as a sparse file"),
-            other => return refuse(&format!("of an unknown type, '{}'", other.escape_ascii())),
-        }
+            b'1' => Some("a hard link"),
+            b'2' => Some("a symbolic link"),
+            b'3' | b'4' => Some("a device"),
+            b'6' => Some("a pipe"),
+            b'S' => Some("stored as a sparse file"),
+            b'V' => Some("the label of a volume"),
+            b'M' => Some("the rest of a file from another volume"),
+            b'D' => Some("the list of a folder"),
+            _ => Some("of a type that is not known"),
+        };
         if name.len() > MAX_NAME {
             return Err(Fault::new(at, format!("the name of a member is longer than {MAX_NAME} bytes")));
         }
-        self.at = self.after(offset, size)?;
-        Ok(Some(Member { name, offset, size, check: check(block) }))
+        let begin = match header.kind {
+            b'S' => self.after_map(offset, block[482])?,
+            _ => offset,
+        };
+        // What these have in their size is no data.
+        let is_empty = matches!(header.kind, b'1' | b'2' | b'3' | b'4' | b'6');
+        self.at = if is_empty { offset } else { self.after(begin, size)? };
+        Ok(Some(Member { name, offset, size, check: check(block), unread }))
+    }
+
+    /// The place behind the map of an old sparse member, which goes on while `more` is set.
+    fn after_map(&mut self, mut offset: u64, mut more: u8) -> Result<u64, Fault> {
+        while more != 0 {
+            more = self.window.get(offset, BLOCK as usize)?[504];
+            offset += BLOCK;
+        }
+        Ok(offset)
+    }
+
+    /// Bytes from the first member behind the end of the archive on; 0 if there is none.
+    fn behind(&mut self, mut at: u64) -> Result<u64, Fault> {
+        let len = self.window.bytes.len();
+        let most = len.min(at + PADDING);
+        while at + BLOCK <= most {
+            let block: [u8; 512] = self.window.get(at, 512)?.try_into().expect("a block");
+            if block.iter().any(|&b| b != 0) {
+                return Ok(if Header::parse(&block).is_ok() { len - at } else { 0 });
+            }
+            at += BLOCK;
+        }
+        Ok(0)
     }
 
     /// The place behind data of this size.
@@ -264,6 +318,7 @@ impl<'a> Archive<'a> {
             b'K' => {}
             kind => {
                 let mut found = Extension::default();
+                let mut sparse = None;
                 for record in Records(data) {
                     let (key, value) = record.map_err(fault)?;
                     match key {
@@ -279,15 +334,15 @@ impl<'a> Archive<'a> {
                                 Fault::new(at, "a PAX header gives a size that is no number")
                             })?);
                         }
-                        _ if key.starts_with(b"GNU.sparse.") => {
-                            return Err(Fault::new(
-                                at,
-                                "the next member is stored as a sparse file; pack it again without --sparse",
-                            ));
+                        b"GNU.sparse.name" => {
+                            found.is_sparse = true;
+                            sparse = Some(value.to_vec());
                         }
+                        _ if key.starts_with(b"GNU.sparse.") => found.is_sparse = true,
                         _ => {}
                     }
                 }
+                found.name = sparse.or(found.name);
                 if kind == b'g' {
                     if found.name.is_some() || found.size.is_some() {
                         return Err(Fault::new(at, "a global header gives all members one name or size"));
@@ -295,6 +350,7 @@ impl<'a> Archive<'a> {
                 } else {
                     extension.name = extension.name.take().or(found.name);
                     extension.size = extension.size.or(found.size);
+                    extension.is_sparse |= found.is_sparse;
                 }
             }
         }
@@ -581,11 +637,14 @@ mod tests {
 
     type NameAndData = (Vec<u8>, Vec<u8>);
 
-    /// All members, or what is wrong.
+    /// All members that are read, or what is wrong.
     fn walk(bytes: &Memory) -> Result<Vec<NameAndData>, Fault> {
         let mut archive = Archive::open(bytes)?;
         let mut found = Vec::new();
         while let Some(member) = archive.next()? {
+            if member.unread.is_some() {
+                continue;
+            }
             let data = bytes.bytes[member.offset as usize..][..member.size as usize].to_vec();
             assert_eq!(archive.data(&member)?, data);
             assert_eq!(member.check, check(&bytes.bytes[member.offset as usize - 512..][..512]));
@@ -650,6 +709,54 @@ mod tests {
         assert_eq!(count, 50);
         let read = bytes.read.load(Ordering::Relaxed);
         assert!(read < 50 * 10_000, "{read} bytes of 10 MB");
+    }
+
+    #[test]
+    fn what_is_no_file_is_passed_over_and_counted_and_the_end_is_looked_at() {
+        let file = |name: &str| with_data(block(name.as_bytes(), b'0', 3, b"", false), b"abc");
+        let odd = |kind: u8| block(b"odd.jpg", kind, 0, b"", false);
+        let mut map = block(b"sparse.jpg", b'S', 3, b"", false);
+        // Another block of its map follows; the checksum is made again for that.
+        map[482] = 1;
+        map[148..156].fill(b' ');
+        let sum: u32 = map.iter().map(|&b| u32::from(b)).sum();
+        map[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+        map.extend([0; 512]);
+        let sparse = pax(&[("GNU.sparse.major", b"1"), ("GNU.sparse.name", b"hole.jpg")], b'x');
+        let end = vec![0; 1024];
+        let all = [
+            odd(b'V'),
+            file("1.jpg"),
+            odd(b'1'),
+            odd(b'2'),
+            odd(b'3'),
+            odd(b'6'),
+            with_data(map, b"abc"),
+            sparse,
+            file("GNUSparseFile.1/hole.jpg"),
+            file("2.jpg"),
+        ]
+        .concat();
+        let notes = |bytes: Vec<u8>| {
+            let bytes = Memory::new(bytes);
+            let mut archive = Archive::open(&bytes).unwrap();
+            let mut names = Vec::new();
+            while let Some(member) = archive.next().unwrap() {
+                if member.unread.is_none() {
+                    names.push(member.name);
+                }
+            }
+            assert_eq!(names, [b"1.jpg", b"2.jpg"]);
+            archive.notes
+        };
+        let whole = notes([&all[..], &end].concat());
+        assert_eq!((whole.skipped, whole.example.as_str()), (7, "\"odd.jpg\", the label of a volume"));
+        assert_eq!((whole.unended, whole.behind), (None, 0));
+        assert_eq!(notes(all.clone()).unended, Some(9));
+        // Padding is no more than that; a second archive is.
+        assert_eq!(notes([&all[..], &[0; 10240]].concat()).behind, 0);
+        assert_eq!(notes([&all[..], &end, &file("3.jpg"), &end].concat()).behind, 2048);
+        assert_eq!(notes([&all[..], &end, &[7; 2000]].concat()).behind, 0);
     }
 
     #[test]

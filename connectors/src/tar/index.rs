@@ -14,7 +14,7 @@ use std::collections::{HashMap, HashSet};
 use serde_json::Value;
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::archive::{Archive, Bytes, Fault, Member};
+use super::archive::{Archive, Bytes, Fault, Member, Notes};
 use super::options::{From, Label, Options};
 use super::values::{MAX_NPY_HEADER, NpyHeader, Numbers, RawLabel, find};
 use crate::manifest::escape;
@@ -47,6 +47,8 @@ pub(super) struct ShardIndex {
     pub checks: Vec<u32>,
     pub labels: RawLabels,
     pub fields: Vec<Field>,
+    /// What is worth saying of the shard whenever it is opened.
+    pub notes: Notes,
 }
 
 /// Labels of one shard.
@@ -195,6 +197,13 @@ pub(super) fn build(bytes: &dyn Bytes, options: &Options) -> Result<Built, Fault
                     Fault::new(image.offset, format!("record \"{}\": {why}", escape(&image.name)))
                 })?;
             }
+            // What a record of this key would need is a link or the like.
+            None if group.members.is_empty() => {
+                if let Some(image) = group.unread {
+                    imageless += 1;
+                    example = example.or(Some(image));
+                }
+            }
             None => {
                 imageless += 1;
                 without.insert(xxh3_64(&group.key));
@@ -204,6 +213,7 @@ pub(super) fn build(bytes: &dyn Bytes, options: &Options) -> Result<Built, Fault
         }
     }
     let mut index = builder.index;
+    index.notes = groups.archive.notes;
     // An image here and its label somewhere else: WebDataset's readers would silently make two records of them.
     let is_needed = options.label != Some(Label::None) || !options.fields.is_empty();
     let apart = keys.iter().position(|key| without.contains(key));
@@ -230,6 +240,8 @@ struct Group {
     label: Option<Vec<u8>>,
     json: Option<Value>,
     arrays: Vec<Option<(NpyHeader, u64)>>,
+    /// An image that is a link or the like.
+    unread: Option<String>,
 }
 
 impl Group {
@@ -261,6 +273,7 @@ impl<'a> Groups<'a> {
             label: None,
             json: None,
             arrays: vec![None; self.options.arrays().count()],
+            unread: None,
         };
         self.add(&mut group, dot, first)?;
         while let Some((dot, member)) = self.take()? {
@@ -289,6 +302,12 @@ impl<'a> Groups<'a> {
     /// Takes a member in; reads it if it is one that is understood here.
     fn add(&mut self, group: &mut Group, dot: usize, member: Member) -> Result<(), Fault> {
         let ending = member.name[dot + 1..].to_ascii_lowercase();
+        if let Some(what) = member.unread {
+            if self.options.images.iter().any(|image| ending == image.as_bytes()) {
+                group.unread.get_or_insert_with(|| format!("{}, {what}", escape(&member.name)));
+            }
+            return Ok(());
+        }
         let fault =
             |why: String| Fault::new(member.offset, format!("member \"{}\": {why}", escape(&member.name)));
         if group.members.iter().any(|(other, _)| *other == ending) {

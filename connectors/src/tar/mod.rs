@@ -16,11 +16,12 @@
 //!
 //! # What it does not do
 //!
-//! It reads no links, devices or sparse members, runs no command (`pipe:`) and unpickles nothing.
+//! It reads no links, devices or sparse members (which are passed over and counted), runs no command (`pipe:`) and unpickles nothing.
 
 mod archive;
 mod index;
 mod indexer;
+mod losses;
 mod options;
 mod packed;
 mod reader;
@@ -39,6 +40,7 @@ use xxhash_rust::xxh3::Xxh3;
 use self::archive::Bytes;
 use self::index::{RawLabels, ShardIndex};
 use self::indexer::{Indexer, LEAST_LOCAL, Location};
+use self::losses::Losses;
 use self::options::{Label, Options};
 use self::packed::Packed;
 use self::unpack::Unpacked;
@@ -57,10 +59,11 @@ const ENDINGS: [&str; 5] = [".tar", ".tar.gz", ".tgz", ".tar.zst", ".tar.zstd"];
 #[serde(default, deny_unknown_fields)]
 pub struct TarConfig {
     /// The shards: paths or URLs with braces, `*` and `?`, or folders.
+    #[serde(deserialize_with = "crate::texts::list")]
     pub shards: Vec<String>,
     /// Endings of images, the first one that a record has counts; `["jpg;png"]` is the same as `["jpg", "png"]`.
     /// Default: all that can be decoded.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "crate::texts::optional")]
     pub image: Option<Vec<String>>,
     /// Where labels are: `"cls"` or `"txt"` (the member's text: a whole number or a class name), `"json:path.to.key"`,
     /// `"folder"` (the first folder in the member's name), or `"none"`. Default: `cls` if the first record has it, else
@@ -69,10 +72,10 @@ pub struct TarConfig {
     pub label: Option<String>,
     /// Numeric fields: `"json:box"` (numbers, or lists of them), `"emb.npy"` (an array); `"name=json:box"` renames.
     /// Default: none, or those that `fuelrail pack` wrote.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "crate::texts::optional")]
     pub fields: Option<Vec<String>>,
     /// Class names in label order; a name that is not in it is an error. Default: the names found, sorted.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "crate::texts::optional")]
     pub classes: Option<Vec<String>>,
     /// Where indices and unpacked shards are kept.
     #[serde(skip_serializing_if = "CacheConfig::is_default")]
@@ -123,7 +126,13 @@ pub(crate) fn open(config: &TarConfig) -> Result<Arc<dyn IndexedSource>, SourceE
         options.label = Some(Label::Absent);
     }
     let indices = indexer.all(&places, &options)?;
-    let tar = Tar::merge(given.clone(), unpacked, indices, &options, settled.classes)?;
+    let notes = indices.iter().map(|(place, index)| (given.display(place.shard), index.notes.clone()));
+    let losses = Losses::of(notes);
+    if let Some(missing) = &losses.missing {
+        tracing::warn!("{missing}");
+    }
+    let mut tar = Tar::merge(given.clone(), unpacked, indices, &options, settled.classes)?;
+    tar.losses = losses;
     tar.recognised(&options).say(&given.describe(), tar.len);
     Ok(Arc::new(tar))
 }
@@ -180,6 +189,7 @@ struct Tar {
     fields_bytes: u64,
     fingerprint: Fingerprint,
     largest: u64,
+    losses: Losses,
 }
 
 /// A shard with records.
@@ -225,6 +235,7 @@ impl Tar {
             fields_bytes: 0,
             fingerprint: Fingerprint(0),
             largest: 0,
+            losses: Losses::default(),
         };
         tar.merge_fields(options)?;
         tar.merge_labels(classes)?;
@@ -348,6 +359,9 @@ impl Tar {
         for field in &options.fields {
             recognised.note(format!("field \"{}\" = {}", field.name, field.from));
         }
+        if let Some(skipped) = &self.losses.skipped {
+            recognised.note(skipped);
+        }
         recognised
     }
 
@@ -422,6 +436,10 @@ impl IndexedSource for Tar {
 
     fn schema(&self) -> Schema {
         self.schema.clone()
+    }
+
+    fn missing(&self) -> Option<String> {
+        self.losses.missing.clone()
     }
 
     fn size(&self, index: u64) -> u64 {

@@ -10,7 +10,7 @@
 
 use xxhash_rust::xxh3::xxh3_128;
 
-use super::archive::BLOCK;
+use super::archive::{BLOCK, Notes};
 use super::index::{Field, MAX_JSON_FIELDS, Place, RawLabels, ShardIndex};
 use super::options::{From, Options};
 use crate::{ElementType, MAX_FIELD_BYTES};
@@ -68,6 +68,14 @@ pub(super) fn encode(index: &ShardIndex, options: &Options, size: u64) -> Vec<u8
             }
         }
     }
+    // Most shards have nothing to be said of.
+    if index.notes != Notes::default() {
+        let notes = &index.notes;
+        out.extend(notes.skipped.to_le_bytes());
+        column(&mut out, notes.example.bytes().map(|b| [b]));
+        out.extend(notes.unended.unwrap_or(u64::MAX).to_le_bytes());
+        out.extend(notes.behind.to_le_bytes());
+    }
     let sum = xxh3_128(&out);
     out.extend(sum.to_le_bytes());
     out
@@ -101,7 +109,10 @@ pub(super) fn decode(bytes: &[u8], options: &Options, size: u64) -> Result<Shard
     if from.take(16) != Some(&options.hash().to_le_bytes()[..]) {
         return Err("it was made for other settings of image, label and fields");
     }
-    let index = from.index(options).ok_or(DAMAGED)?;
+    let mut index = from.index(options).ok_or(DAMAGED)?;
+    if !from.0.is_empty() {
+        index.notes = from.notes().ok_or(DAMAGED)?;
+    }
     if !from.0.is_empty() || !sound(&index, size) {
         return Err(DAMAGED);
     }
@@ -135,6 +146,15 @@ impl<'a> Rest<'a> {
         let len = self.u64()?;
         let (values, rest) = self.take(len)?.as_chunks::<N>();
         rest.is_empty().then(|| values.iter().map(|&bytes| value(bytes)).collect())
+    }
+
+    fn notes(&mut self) -> Option<Notes> {
+        Some(Notes {
+            skipped: self.u64()?,
+            example: String::from_utf8(self.column(|[b]| b)?).ok()?,
+            unended: Some(self.u64()?).filter(|&members| members != u64::MAX),
+            behind: self.u64()?,
+        })
     }
 
     fn index(&mut self, options: &Options) -> Option<ShardIndex> {
@@ -195,7 +215,8 @@ impl<'a> Rest<'a> {
                 fields.push(Field { dtype, shape, place });
             }
         }
-        Some(ShardIndex { names, name_ends, offsets, sizes, large, checks, labels, fields })
+        let notes = Notes::default();
+        Some(ShardIndex { names, name_ends, offsets, sizes, large, checks, labels, fields, notes })
     }
 }
 
@@ -266,6 +287,7 @@ mod tests {
                 Field { dtype: ElementType::F32, shape: vec![2], place: Place::Here(vec![7; 24]) },
                 Field { dtype: ElementType::U16, shape: vec![], place: Place::Shard(vec![600, 700, 800]) },
             ],
+            notes: Notes::default(),
         }
     }
 
@@ -281,6 +303,11 @@ mod tests {
         assert!(decode(&bytes, &options(), SIZE + 1).unwrap_err().contains("another size"));
         for labels in [RawLabels::Zero, RawLabels::Numbers(vec![-1, i64::MAX, 0])] {
             let index = ShardIndex { labels, ..index() };
+            assert_eq!(decode(&encode(&index, &options(), SIZE), &options(), SIZE), Ok(index));
+        }
+        for unended in [None, Some(0), Some(17)] {
+            let notes = Notes { skipped: 2, example: "\"a\", a link".into(), unended, behind: 512 };
+            let index = ShardIndex { notes, ..index() };
             assert_eq!(decode(&encode(&index, &options(), SIZE), &options(), SIZE), Ok(index));
         }
         let empty = ShardIndex::default();

@@ -1,0 +1,101 @@
+//! What the shards of a source lack or have too much of, for the log and for those who want nothing to be missing.
+
+use super::archive::Notes;
+use crate::recognised::{grouped, printed};
+
+/// Sums of the notes on each shard.
+#[derive(Debug, Default, PartialEq)]
+pub(super) struct Losses {
+    /// Members that were passed over, as a fact about the source.
+    pub skipped: Option<String>,
+    /// What is probably missing, as a sentence.
+    pub missing: Option<String>,
+}
+
+impl Losses {
+    /// From the shards' names and notes.
+    pub fn of(shards: impl Iterator<Item = (String, Notes)>) -> Self {
+        let (mut skipped, mut example) = (0, String::new());
+        let mut missing: Vec<String> = Vec::new();
+        let (mut unended, mut joined) = (0, 0);
+        for (name, notes) in shards {
+            if skipped == 0 {
+                example = notes.example;
+            }
+            skipped += notes.skipped;
+            if let Some(members) = notes.unended {
+                if unended == 0 {
+                    missing.push(format!(
+                        "{} ends without an end marker after {} members; if it was cut off, as a broken upload is, \
+                         records are missing: fetch or pack it again",
+                        printed(&name),
+                        grouped(members)
+                    ));
+                }
+                unended += 1;
+            }
+            if notes.behind > 0 {
+                if joined == 0 {
+                    missing.push(format!(
+                        "{} goes on for {} bytes after its end marker, as archives that were strung together do (cat); \
+                         only the first one is read, as by tar and WebDataset: give them as files of their own",
+                        printed(&name),
+                        grouped(notes.behind)
+                    ));
+                }
+                joined += 1;
+            }
+        }
+        for (count, what) in [(unended, "end so"), (joined, "go on so")] {
+            if count > 1 {
+                missing.push(format!("{} shards {what}", grouped(count)));
+            }
+        }
+        Self {
+            skipped: (skipped > 0).then(|| {
+                format!(
+                    "{} links, devices and the like passed over (the first is {example})",
+                    grouped(skipped)
+                )
+            }),
+            missing: (!missing.is_empty()).then(|| missing.join("; ")),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_of_each_kind_is_named_and_all_are_counted() {
+        let whole = || ("a.tar".to_owned(), Notes::default());
+        assert_eq!(Losses::of([whole()].into_iter()), Losses::default());
+        let cut = |members| ("b.tar".to_owned(), Notes { unended: Some(members), ..Notes::default() });
+        let more = || ("c.tar".to_owned(), Notes { behind: 10_240, ..Notes::default() });
+        let odd = |skipped, example: &str| {
+            ("d.tar".to_owned(), Notes { skipped, example: example.into(), ..Notes::default() })
+        };
+        let all = [
+            whole(),
+            odd(0, ""),
+            cut(1234),
+            more(),
+            odd(3, "\"x\", a hard link"),
+            odd(2, "\"y\", a pipe"),
+            cut(9),
+        ];
+        let losses = Losses::of(all.into_iter());
+        let skipped = losses.skipped.unwrap();
+        assert!(skipped.starts_with("5 links") && skipped.contains("\"x\", a hard link"), "{skipped}");
+        let missing = losses.missing.unwrap();
+        for part in [
+            "b.tar ends without an end marker after 1,234 members",
+            "c.tar goes on for 10,240 bytes",
+            "2 shards end so",
+        ] {
+            assert!(missing.contains(part), "{missing}");
+        }
+        assert!(!missing.contains("go on so"), "{missing}");
+    }
+}

@@ -1,0 +1,267 @@
+"""Ordinary lists, archives and arrays as people have them, beside what Python's csv, tarfile and numpy make of them."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import logging
+import random
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fuelrail import DataError, SourceError
+from fuelrail.numpy import Loader, transforms
+from PIL import Image
+
+T = transforms
+
+
+def picture(number: int) -> bytes:
+    """A small PNG of one colour, which says which one it is."""
+    file = io.BytesIO()
+    Image.new("RGB", (4, 4), (number, 0, 0)).save(file, "png")
+    return file.getvalue()
+
+
+def red(source: Any, **options: Any) -> list[int]:
+    """The number of each picture that a source delivers, in order."""
+    options = {"batch_size": 1, "transforms": [T.Resize((4, 4))], "on_error": "fail"} | options
+    with Loader(source, **options) as loader:
+        return [int(row) for batch in loader for row in np.asarray(batch["image"])[:, 0, 0, 0]]
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    """A folder with five pictures in it."""
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for number in range(5):
+        (folder / f"{number}.png").write_bytes(picture(number))
+    return folder
+
+
+ROWS = [
+    {"path": f"images/{number}.png", "note": note, "label": label}
+    for number, (note, label) in enumerate(
+        [('a, "b"; c|d', 3), ("two\nlines", 1), ("", 4), ("é", 1), ("5\t6", 5)],
+    )
+]
+
+
+def cells(encoding: str = "utf-8", before: str = "", index: bool = False, **options: Any) -> bytes:
+    """The rows as Python's csv module writes them, with an index as pandas adds one."""
+    file = io.StringIO(before)
+    file.seek(0, io.SEEK_END)
+    rows = [{"": at} | row for at, row in enumerate(ROWS)] if index else ROWS
+    writer = csv.DictWriter(file, list(rows[0]), **options)
+    writer.writeheader()
+    writer.writerows(rows)
+    return file.getvalue().encode(encoding)
+
+
+#: Files as people have them.
+LISTS: list[tuple[str, bytes]] = [
+    ("list.csv", cells()),
+    ("list.csv", cells(lineterminator="\n")),
+    ("list.csv", cells(delimiter=";")),
+    ("list.csv", cells(delimiter="\t")),
+    ("list.tsv", cells(delimiter="\t")),
+    ("list.tsv", cells()),
+    ("list.csv", cells(delimiter="|")),
+    ("list.csv", cells(index=True)),
+    ("list.csv", cells(quoting=csv.QUOTE_ALL)),
+    ("list.csv", cells(encoding="utf-8-sig", delimiter=";")),
+    ("list.csv", cells(before="sep=;\r\n", delimiter=";")),
+    ("list.csv", cells(before="# made by hand, in a hurry\n#\n")),
+    ("list.json", json.dumps(ROWS).encode()),
+    ("list.json", json.dumps(ROWS, indent=2).encode("utf-8-sig")),
+    ("list.json", "\n".join(map(json.dumps, ROWS)).encode()),
+    ("list.jsonl", "\r\n\r\n".join(map(json.dumps, ROWS)).encode("utf-8-sig")),
+    ("list.jsonl", json.dumps(ROWS).encode()),
+]
+
+
+@pytest.mark.parametrize("case", range(len(LISTS)))
+def test_a_list_is_read_however_it_is_written(case: int, images: Path) -> None:
+    name, text = LISTS[case]
+    path = images.parent / name
+    path.write_bytes(text)
+    with Loader(path, transforms=[T.Resize((4, 4))], on_error="fail") as loader:
+        batches = list(loader)
+    assert [int(batch["image"][0, 0, 0, 0]) for batch in batches] == [0, 1, 2, 3, 4]
+    assert [int(batch["label"][0]) for batch in batches] == [3, 1, 4, 1, 5]
+
+
+def test_a_list_of_absolute_paths_needs_no_more_than_the_root_it_is_told(
+    images: Path, tmp_path: Path
+) -> None:
+    """What find writes into a folder of lists."""
+    (tmp_path / "lists").mkdir()
+    path = tmp_path / "lists" / "all.csv"
+    path.write_text("path\n" + "".join(f"{images}/{number}.png\n" for number in range(5)))
+    with pytest.raises(SourceError, match=f'say root="{images}"'):
+        red(path)
+    assert red({"address": str(path), "root": str(images)}) == [0, 1, 2, 3, 4]
+    assert red({"address": str(path), "root": "/"}) == [0, 1, 2, 3, 4]
+    (images / "all.csv").write_text(path.read_text())
+    assert red(images / "all.csv") == [0, 1, 2, 3, 4]
+
+
+def test_a_path_that_does_not_exist_is_one_bad_record(images: Path) -> None:
+    path = images / "list.csv"
+    path.write_text("path\n0.png\nnone.png\n2.png\n/etc/passwd\n4.png\n")
+    assert red(path, on_error="drop", batch_size=5) == [0, 2, 4]
+    with pytest.raises(DataError, match=r'list\.csv:1.*"none\.png" does not exist in'):
+        red(path)
+
+
+def test_what_is_no_list_is_named(tmp_path: Path) -> None:
+    coco = {"info": {}, "images": [{"id": 1, "file_name": "1.jpg"}], "annotations": []}
+    for name, text, expected in [
+        ("instances.json", json.dumps(coco), "COCO"),
+        ("instances.json", json.dumps(coco, indent=1), "COCO"),
+        ("columns.json", json.dumps({"path": ["a.jpg"], "label": [1]}, indent=1), 'orient="records"'),
+        ("list.csv", "path\n".encode("utf-16"), "UTF-16"),
+        ("list.csv", b"PK\x03\x04rest", "export it as CSV"),
+        ("list.csv", "a,b;c\n1,2;3\n", "comma and semicolon"),
+        ("list.csv", 'path,label\na.jpg,"1\nb.jpg,2\n', "quote"),
+    ]:
+        path = tmp_path / name
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+        with pytest.raises(SourceError) as error:
+            red(path)
+        assert expected in str(error.value) and name in str(error.value), error.value
+
+
+def pack(path: Path, numbers: range, **options: Any) -> Path:
+    with tarfile.open(path, "w", **options) as archive:
+        for number in numbers:
+            data = picture(number)
+            info = tarfile.TarInfo(f"./{number:03}.png")
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    return path
+
+
+def test_an_image_of_a_shard_may_be_one_ending_or_several(tmp_path: Path) -> None:
+    path = pack(tmp_path / "a.tar", range(3))
+    for image in ["png", ".PNG", "jpg;png", ["jpg", "png"], ["jpg;png"]]:
+        assert red({"address": str(path), "image": image}) == [0, 1, 2]
+
+
+def test_a_shard_cut_off_between_members_is_delivered_aloud_and_refused_by_fail(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = pack(tmp_path / "a.tar", range(4))
+    whole = path.read_bytes()
+    with tarfile.open(path) as archive:
+        third = archive.getmembers()[2].offset
+    path.write_bytes(whole[:third])
+    for _ in range(2):
+        # The second time its index comes from the cache.
+        with caplog.at_level(logging.WARNING, "fuelrail"):
+            assert red(path, on_error="substitute") == [0, 1]
+        assert "ends without an end marker after 2 members" in caplog.text
+        caplog.clear()
+        with pytest.raises(SourceError, match="without an end marker"):
+            red(path)
+    path.write_bytes(whole[: third + 600])
+    with pytest.raises(SourceError, match="cut off"):
+        red(path, on_error="substitute")
+    # Two archives one after the other: the second is not read, and that is said.
+    path.write_bytes(whole + pack(tmp_path / "b.tar", range(4, 6)).read_bytes())
+    with caplog.at_level(logging.WARNING, "fuelrail"):
+        assert red(path, on_error="substitute") == [0, 1, 2, 3]
+    assert "goes on for 10,240 bytes after its end marker" in caplog.text
+
+
+def test_what_is_no_file_in_a_shard_is_passed_over(tmp_path: Path, rng: random.Random) -> None:
+    """Links, devices, a volume's label and what macOS adds, in any order, are nobody's."""
+    kinds = [
+        (tarfile.LNKTYPE, "link.png"),
+        (tarfile.SYMTYPE, "alias.png"),
+        (tarfile.CHRTYPE, "null"),
+        (tarfile.FIFOTYPE, "pipe.png"),
+        (b"V", "volume"),
+        (tarfile.DIRTYPE, "folder"),
+    ]
+    for form in (tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT):
+        path = tmp_path / f"{form}.tar"
+        odd = rng.sample(kinds, len(kinds))
+        with tarfile.open(path, "w", format=form, pax_headers={"comment": "of all members"}) as archive:
+            for number in range(6):
+                kind, name = odd[number]
+                link = tarfile.TarInfo(name)
+                link.type, link.linkname = kind, "000.png"
+                archive.addfile(link)
+                for name, data in [
+                    (f"{number:03}.png", picture(number)),
+                    (f"._{number:03}.png", b"AppleDouble"),
+                    (f"__MACOSX/._{number:03}.png", b"AppleDouble"),
+                    (f"{number:03}.txt", b""),
+                ]:
+                    info = tarfile.TarInfo(name)
+                    info.size = len(data)
+                    archive.addfile(info, io.BytesIO(data))
+        assert red({"address": str(path), "label": "none"}) == list(range(6))
+
+
+def test_arrays_need_no_transform_for_their_size(tmp_path: Path, rng: random.Random) -> None:
+    pixels = np.random.default_rng(rng.randrange(1 << 30)).integers(0, 256, (7, 6, 5, 3), np.uint8)
+    labels = np.arange(7)
+    np.savez(tmp_path / "a.npz", images=pixels, labels=labels)
+    np.savez_compressed(tmp_path / "b.npz", **{"train/images": pixels, "labels": labels})
+    np.savez(tmp_path / "planes.npz", images=pixels.transpose(0, 3, 1, 2), labels=labels)
+    np.save(tmp_path / "alone.npy", pixels)
+    for name in ("a.npz", "b.npz", "planes.npz", "alone.npy"):
+        with Loader(tmp_path / name, batch_size=7, layout="nchw") as loader:
+            (batch,) = list(loader)
+        assert np.array_equal(batch["image"], pixels.transpose(0, 3, 1, 2)), name
+    mean, std = (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)
+    with Loader(tmp_path / "a.npz", batch_size=7, transforms=[T.Normalize(mean, std)]) as loader:
+        (batch,) = list(loader)
+    expected = (pixels / 255 - mean) / std
+    assert np.allclose(batch["image"], expected.transpose(0, 3, 1, 2), atol=1e-5)
+    h5py = pytest.importorskip("h5py", reason="the package h5py is not installed")
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["images"], file["labels"] = pixels, labels
+    with Loader(tmp_path / "a.h5", batch_size=7) as loader:
+        (batch,) = list(loader)
+    assert np.array_equal(batch["image"], pixels.transpose(0, 3, 1, 2))
+
+
+def test_arrays_that_are_no_images_say_why_and_what_helps(tmp_path: Path) -> None:
+    pixels = np.zeros((4, 8, 8, 3), np.uint8)
+    texts = np.array([["a"]], object)
+    for array, expected in [
+        (np.asfortranarray(pixels), "np.ascontiguousarray"),
+        (pixels / 255, r"\(x \* 255\).round\(\).astype\(np.uint8\)"),
+        (pixels.astype(np.uint16), r"\(x >> 8\).astype\(np.uint8\)"),
+        (pixels.astype(bool), r"x.astype\(np.uint8\) \* 255"),
+        (pixels.astype(">i8"), r"x.astype\(np.uint8\) if"),
+        (np.zeros((4, 784), np.uint8), r"x.reshape\(-1, 28, 28\)"),
+        (np.zeros((4, 8, 8, 2), np.uint8), "1, 3 or 4 channels"),
+        (np.zeros((0, 8, 8, 3), np.uint8), "no rows"),
+        (np.array(3, np.uint8), "single number"),
+        (texts, "np.stack"),
+        (np.zeros(4, [("a", "u1"), ("b", "f4")]), r'a\["name"\]'),
+    ]:
+        np.savez(tmp_path / "a.npz", x=array)
+        with pytest.raises(SourceError, match=expected):
+            red({"address": str(tmp_path / "a.npz"), "image": "x"})
+    np.save(tmp_path / "f.npy", np.asfortranarray(pixels))
+    with pytest.raises(SourceError, match="Fortran order"):
+        red(tmp_path / "f.npy")
+
+
+def test_the_rows_of_a_list_keep_their_places_bad_ones_too(images: Path) -> None:
+    path = images / "list.csv"
+    rows = [f"{number % 5}.png" if number % 3 else f"none-{number}.png" for number in range(30)]
+    path.write_text("path\n" + "\n".join(rows) + "\n")
+    with Loader(path, transforms=[T.Resize((4, 4))], error_budget=30) as loader:
+        substituted = [bool(batch["substituted"][0]) for batch in loader]
+    assert substituted == [number % 3 == 0 for number in range(30)]
