@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::kafka::address as kafka;
 use crate::shards::ends_with;
-use crate::{SourceConfig, SourceError};
+use crate::{SourceConfig, SourceError, settings};
 
 /// An address with the options of whatever source it turns out to be.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -40,7 +40,7 @@ pub struct AddressConfig {
 /// A list, or text that is a list of one.
 fn one_or_many<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
     #[derive(Deserialize)]
-    #[serde(untagged, expecting = "an address: text, or a list of texts")]
+    #[serde(untagged, expecting = "it takes an address (text) or a list of them")]
     enum OneOrMany {
         One(String),
         Many(Vec<String>),
@@ -170,14 +170,14 @@ impl AddressConfig {
             value.insert("root".into(), root.into());
         }
         value.insert("type".into(), kind.into());
-        if let Some(split) = split {
-            let whole = std::mem::take(&mut value);
-            value.insert("type".into(), "subset".into());
-            value.insert("source".into(), whole.into());
-            value.insert("split".into(), split);
+        // By itself first, so that what is said of an option has the option's own name.
+        let mut value = serde_json::Value::from(value);
+        let mut source = settings::read(&value);
+        if let (Some(split), true) = (split, source.is_ok()) {
+            value = serde_json::json!({"type": "subset", "source": value, "split": split});
+            source = settings::read(&value);
         }
-        serde_json::from_value(value.into())
-            .map_err(|error| SourceError::config(format!("{name} is a source of type {kind}: {error}")))
+        source.map_err(|wrong| SourceError::config(format!("{name}: {wrong}")))
     }
 }
 
@@ -286,6 +286,7 @@ mod tests {
         let config = resolve("a.tar", split).unwrap();
         assert!(matches!(config, SourceConfig::Subset(_)), "{config:?}");
         let error = resolve("a.tar", serde_json::json!({"root": "/x"})).unwrap_err().to_string();
-        assert!(error.contains("a.tar is a source of type tar") && error.contains("root"), "{error}");
+        assert!(error.starts_with("a.tar: unknown key \"root\"; it belongs to tables"), "{error}");
+        assert!(error.contains("tar shards take image, label"), "{error}");
     }
 }

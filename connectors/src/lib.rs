@@ -64,6 +64,7 @@ mod opening;
 mod recognised;
 mod remote;
 mod schema;
+pub mod settings;
 mod shards;
 mod stream;
 mod subset;

@@ -2,12 +2,17 @@
 //!
 //! Unknown keys are refused, units are in the names, and [`Default`] is the list of defaults.
 
+mod file;
+
 use std::collections::BTreeMap;
+use std::fmt;
 use std::path::PathBuf;
 
+use fuelrail_connectors::settings::{self, Wrong};
 use fuelrail_connectors::{Blocks, ReaderConfig, SourceConfig};
 use fuelrail_transforms::{Dtype, Layout, TransformConfig};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use serde_json::Value;
 use xxhash_rust::xxh3::xxh3_128;
 
 /// The daemon's configuration file.
@@ -27,7 +32,6 @@ pub struct DaemonConfig {
 #[serde(deny_unknown_fields)]
 pub struct PipelineConfig {
     /// Where the records come from: an address as text, or a source of a type with its keys.
-    #[serde(deserialize_with = "source")]
     pub source: SourceConfig,
     /// What is done to each, in order.
     #[serde(default)]
@@ -75,27 +79,12 @@ pub struct PipelineConfig {
     /// What a bad record leads to.
     #[serde(default)]
     pub on_error: OnError,
-    /// Bad records tolerated: below 1 a share of the source, else a number of records.
-    #[serde(default = "budget")]
-    pub error_budget: f64,
+    /// Bad records tolerated: a share of the source (0.01 or "1%"), or a number of records (5).
+    #[serde(default)]
+    pub error_budget: ErrorBudget,
     /// Where refused records are listed (JSON lines, appended).
     #[serde(default)]
     pub quarantine: Option<PathBuf>,
-}
-
-/// A source is written as plain text or as a table; of a table without a type, the address says what it is.
-fn source<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<SourceConfig, D::Error> {
-    use serde::de::Error;
-    let mut value = serde_json::Value::deserialize(deserializer)?;
-    if let serde_json::Value::String(address) = value {
-        value = serde_json::json!({"type": "address", "address": address});
-    } else if let Some(table) = value.as_object_mut()
-        && table.contains_key("address")
-        && !table.contains_key("type")
-    {
-        table.insert("type".into(), "address".into());
-    }
-    serde_json::from_value(value).map_err(Error::custom)
 }
 
 fn one() -> u64 {
@@ -112,9 +101,6 @@ fn read_ahead() -> u64 {
 }
 fn max_sample() -> u64 {
     256 << 20
-}
-fn budget() -> f64 {
-    0.01
 }
 
 /// How an epoch draws records by weight. The order is random in any case.
@@ -177,18 +163,127 @@ pub enum OnError {
     Fail,
 }
 
+/// How many bad records a run may meet.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum ErrorBudget {
+    /// This share of the source, from 0 to 1.
+    Share(f64),
+    /// This many records.
+    Count(u64),
+}
+
+impl Default for ErrorBudget {
+    fn default() -> Self {
+        Self::Share(0.01)
+    }
+}
+
+impl ErrorBudget {
+    /// Bad records tolerated in a source of `len` records. A share is rounded up, and never below 16, so that one bad
+    /// file in a small folder does not end a run.
+    pub fn limit(self, len: u64) -> u64 {
+        match self {
+            Self::Share(0.0) => 0,
+            Self::Share(share) => ((len as f64 * share).ceil() as u64).max(16),
+            Self::Count(count) => count,
+        }
+    }
+
+    /// 0.01 is a share and 5 a count, also when it is written 5.0. But 1.0 may be meant as everything or as one record.
+    fn of_number(number: f64) -> Result<Self, String> {
+        if number == 1.0 {
+            return Err(
+                "1.0 may mean one record or all of them; write 1 for one record, \"100%\" for all".into()
+            );
+        }
+        if number < 0.0 || number.is_nan() || (number > 1.0 && number.fract() != 0.0) {
+            return Err(format!("it takes {BUDGET}, not {number}"));
+        }
+        Ok(if number < 1.0 { Self::Share(number) } else { Self::Count(number as u64) })
+    }
+
+    fn of_text(text: &str) -> Result<Self, String> {
+        let percent = text.trim().strip_suffix('%').and_then(|number| number.trim().parse::<f64>().ok());
+        match percent {
+            Some(percent) if (0.0..=100.0).contains(&percent) => Ok(Self::Share(percent / 100.0)),
+            _ => Err(format!("it takes {BUDGET}, not the text {text:?}")),
+        }
+    }
+}
+
+const BUDGET: &str = "a share of the records below 1 (0.01, or \"1%\"), or a whole number of records";
+
+impl Serialize for ErrorBudget {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Share(share) if *share < 1.0 => serializer.serialize_f64(*share),
+            Self::Share(_) => serializer.serialize_str("100%"),
+            Self::Count(count) => serializer.serialize_u64(*count),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for ErrorBudget {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Visitor;
+
+        impl de::Visitor<'_> for Visitor {
+            type Value = ErrorBudget;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(BUDGET)
+            }
+
+            fn visit_u64<E: de::Error>(self, count: u64) -> Result<ErrorBudget, E> {
+                Ok(ErrorBudget::Count(count))
+            }
+
+            fn visit_f64<E: de::Error>(self, number: f64) -> Result<ErrorBudget, E> {
+                ErrorBudget::of_number(number).map_err(E::custom)
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<ErrorBudget, E> {
+                ErrorBudget::of_text(text).map_err(E::custom)
+            }
+        }
+
+        deserializer.deserialize_any(Visitor)
+    }
+}
+
+/// A source is written as plain text or as a table; of a table without a type, the address says what it is.
+fn complete(pipeline: &mut Value) {
+    let Some(source) = pipeline.get_mut("source") else { return };
+    if source.is_string() || source.is_array() {
+        *source = serde_json::json!({"type": "address", "address": source});
+    } else if let Some(table) = source.as_object_mut() {
+        if table.contains_key("address") && !table.contains_key("type") {
+            table.insert("type".into(), "address".into());
+        }
+        // A part of a mixture has its source under the same key.
+        if let Some(parts) = table.get_mut("parts").and_then(Value::as_array_mut) {
+            parts.iter_mut().for_each(complete);
+        }
+    }
+}
+
+impl DaemonConfig {
+    fn from_value(mut value: Value) -> Result<Self, Wrong> {
+        if let Some(pipelines) = value.get_mut("pipelines").and_then(Value::as_object_mut) {
+            pipelines.values_mut().for_each(complete);
+        }
+        settings::read(&value)
+    }
+}
+
 impl PipelineConfig {
     /// Reads a pipeline from JSON, naming the key that is wrong.
     ///
     /// # Errors
     /// A sentence with the key.
-    pub fn from_json(value: serde_json::Value) -> Result<Self, String> {
-        // serde's own message says what is wrong, but not under which key.
-        let config: Self = serde_path_to_error::deserialize(value).map_err(|error| {
-            let path = error.path().to_string();
-            let error = error.into_inner();
-            if path == "." { error.to_string() } else { format!("{path}: {error}") }
-        })?;
+    pub fn from_json(mut value: Value) -> Result<Self, String> {
+        complete(&mut value);
+        let config: Self = settings::read(&value).map_err(|wrong| wrong.to_string())?;
         config.check()?;
         Ok(config)
     }
@@ -213,25 +308,7 @@ impl PipelineConfig {
         if self.read.depth == 0 || self.read.depth > 4096 {
             return Err(format!("read.depth = {} is not between 1 and 4096", self.read.depth));
         }
-        if self.error_budget.is_nan() || self.error_budget < 0.0 {
-            return Err(format!(
-                "error_budget = {} is not a share (below 1) or a number of records (1 and more)",
-                self.error_budget
-            ));
-        }
         Ok(())
-    }
-
-    /// Bad records tolerated in a source of `len` records. A share is rounded up, and never below 16, so that one bad
-    /// file in a small folder does not end a run.
-    pub fn error_limit(&self, len: u64) -> u64 {
-        if self.error_budget == 0.0 {
-            0
-        } else if self.error_budget < 1.0 {
-            ((len as f64 * self.error_budget).ceil() as u64).max(16)
-        } else {
-            self.error_budget as u64
-        }
     }
 
     /// Fingerprint of everything that decides the pixels.
@@ -274,7 +351,7 @@ mod tests {
             (
                 "transforms",
                 json!([{"type": "RandomHorizontalFlip"}, {"type": "Resize", "sze": 3}]),
-                "transforms[1]",
+                "transforms[1] Resize",
             ),
         ] {
             let mut value = minimal();
@@ -289,7 +366,10 @@ mod tests {
         let mut value = minimal();
         value["read"] = json!({"backend": "magic"});
         let error = PipelineConfig::from_json(value).unwrap_err();
-        assert!(error.starts_with("read.backend") && error.contains("`magic`, expected one of"), "{error}");
+        assert!(
+            error.starts_with("read.backend") && error.contains("\"magic\" is not one of \"auto\""),
+            "{error}"
+        );
         let mut value = minimal();
         value["batch_size"] = json!("many");
         assert!(PipelineConfig::from_json(value).unwrap_err().starts_with("batch_size: "));
@@ -308,20 +388,227 @@ mod tests {
 
     #[test]
     fn the_error_budget_is_a_share_or_a_count() {
-        let limit = |budget, len| {
-            PipelineConfig { error_budget: budget, ..PipelineConfig::from_json(minimal()).unwrap() }
-                .error_limit(len)
+        let budget = |value: Value| {
+            let mut pipeline = minimal();
+            pipeline["error_budget"] = value;
+            let config = PipelineConfig::from_json(pipeline)?;
+            let again = PipelineConfig::from_json(serde_json::to_value(&config).unwrap()).unwrap();
+            assert_eq!(config, again);
+            Ok::<_, String>(config.error_budget)
         };
-        assert_eq!((limit(0.01, 10_000), limit(0.01, 10), limit(5.0, 10), limit(0.0, 10)), (100, 16, 5, 0));
+        for (value, len, limit) in [
+            (json!(0.01), 10_000, 100),
+            (json!(0.01), 10, 16),
+            (json!("1%"), 10_000, 100),
+            (json!("2.5 %"), 10_000, 250),
+            (json!("100%"), 10_000, 10_000),
+            (json!(5), 10, 5),
+            (json!(5.0), 10, 5),
+            (json!(1), 10_000, 1),
+            (json!(0), 10, 0),
+            (json!(0.0), 10, 0),
+        ] {
+            assert_eq!(budget(value.clone()).unwrap().limit(len), limit, "{value}");
+        }
+        for wrong in
+            [json!(1.0), json!(1.5), json!(-1), json!(-0.5), json!("many"), json!("101%"), json!(null)]
+        {
+            let error = budget(wrong.clone()).unwrap_err();
+            assert!(error.starts_with("error_budget: ") && error.contains("record"), "{wrong}: {error}");
+        }
+        assert!(budget(json!(1.0)).unwrap_err().contains("write 1 for one record, \"100%\" for all"));
     }
 
     #[test]
     fn the_example_file_is_a_configuration() {
-        let daemon: DaemonConfig = toml::from_str(include_str!("../../examples/pipelines.toml")).unwrap();
+        let daemon = DaemonConfig::from_toml(include_str!("../../examples/pipelines.toml")).unwrap();
         assert_eq!(daemon.pipelines.keys().collect::<Vec<_>>(), ["train", "val"]);
         for pipeline in daemon.pipelines.values() {
             pipeline.check().unwrap();
         }
+    }
+
+    /// A pipeline with every key.
+    fn whole() -> Value {
+        json!({
+            "source": {"type": "mix", "parts": [{"source": "a.tar", "weight": 1, "name": "a"}, {"source": {"address": "b"}}]},
+            "transforms": [
+                {"type": "Resize", "size": [8, 8], "interpolation": "bilinear", "antialias": true},
+                {"type": "RandomResizedCrop", "size": 8, "scale": [0.1, 1.0], "ratio": [0.5, 2.0]},
+                {"type": "ColorJitter", "brightness": 0.1, "hue": [-0.1, 0.1]},
+                {"type": "Pad", "padding": [1, 2], "fill": [0], "padding_mode": "edge"},
+                {"type": "RandomErasing", "p": 0.5, "value": "random"},
+                {"type": "Normalize", "mean": [0.5], "std": [0.5]},
+            ],
+            "batch_size": 4, "drop_last": true, "shuffle": true, "seed": 1,
+            "sampling": {"type": "class_shares", "shares": {"a": 1.0}, "samples_per_epoch": 5},
+            "blocked": {"lanes": 2, "window": 3}, "dtype": "f32", "layout": "nchw", "num_workers": 1,
+            "prefetch_factor": 2, "read": {"backend": "auto", "depth": 3}, "read_ahead_bytes": 1000,
+            "max_sample_bytes": 1000, "on_error": "drop", "error_budget": 0.1, "quarantine": "/tmp/x",
+        })
+    }
+
+    /// Puts `wrong` in the place of every value below `value`, one after the other, and calls `check` with the whole.
+    fn spoil(whole: &mut Value, at: &str, wrong: &Value, check: &mut impl FnMut(&Value, &str)) {
+        let node = whole.pointer(at).unwrap().clone();
+        let children: Vec<String> = match &node {
+            Value::Object(table) => table.keys().cloned().collect(),
+            Value::Array(list) => (0..list.len()).map(|at| at.to_string()).collect(),
+            _ => Vec::new(),
+        };
+        for child in children {
+            spoil(whole, &format!("{at}/{child}"), wrong, check);
+        }
+        *whole.pointer_mut(at).unwrap() = wrong.clone();
+        check(whole, at);
+        *whole.pointer_mut(at).unwrap() = node;
+    }
+
+    #[test]
+    fn a_wrong_value_at_any_place_is_named_with_its_place_and_without_serdes_words() {
+        let mut value = whole();
+        PipelineConfig::from_json(value.clone()).unwrap();
+        let wrongs = [
+            json!(true),
+            json!(-3),
+            json!(2.5),
+            json!("text"),
+            json!([true]),
+            json!({"b": true}),
+            json!(null),
+        ];
+        let mut refused = 0;
+        for wrong in &wrongs {
+            spoil(&mut value, "", wrong, &mut |spoilt, at| {
+                let Err(error) = PipelineConfig::from_json(spoilt.clone()) else { return };
+                refused += 1;
+                for word in [
+                    "invalid type",
+                    "invalid value",
+                    "expected",
+                    "unknown field",
+                    "unknown variant",
+                    "missing field",
+                    "did not match",
+                    "at line",
+                    "struct ",
+                    "enum ",
+                    "u64",
+                ] {
+                    assert!(!error.contains(word), "{at} = {wrong} says: {error}");
+                }
+                let first = at.split('/').nth(1).unwrap_or_default();
+                assert!(error.starts_with(first), "{at} = {wrong} says: {error}");
+            });
+        }
+        assert!(refused > 250, "{refused}");
+    }
+
+    #[test]
+    fn errors_of_transforms_and_samplings_are_sentences() {
+        for (key, bad, said) in [
+            ("batch_size", json!("8"), "batch_size: it takes a whole number, 0 or more, not the text \"8\""),
+            (
+                "batchsize",
+                json!(8),
+                "unknown key \"batchsize\"; did you mean \"batch_size\"? known keys: source, ",
+            ),
+            (
+                "transforms",
+                json!([{"type": "Resise"}]),
+                "transforms[0].type: \"Resise\" is not one of \"Resize\", ",
+            ),
+            ("transforms", json!([{"size": 3}]), "transforms[0]: the key \"type\" is missing"),
+            (
+                "transforms",
+                json!(["Resize"]),
+                "transforms[0]: it takes a table with the key \"type\", not the text \"Resize\"",
+            ),
+            ("transforms", json!({"type": "Resize"}), "transforms: it takes a list, not a table"),
+            (
+                "transforms",
+                json!([{"type": "Resize", "sise": 3}]),
+                "transforms[0] Resize: unknown key \"sise\"; did you mean \"size\"?",
+            ),
+            (
+                "transforms",
+                json!([{"type": "Resize", "size": "big"}]),
+                "transforms[0] Resize: size: it takes a whole number or [height, width], not the text \"big\"",
+            ),
+            (
+                "transforms",
+                json!([{"type": "Normalize", "mean": [0.5]}]),
+                "transforms[0] Normalize: the key \"std\" is missing",
+            ),
+            (
+                "transforms",
+                json!([{"type": "RandomHorizontalFlip"}, {"type": "RandomVerticalFlip", "p": "x"}]),
+                "transforms[1] RandomVerticalFlip: p: it takes a number, not the text \"x\"",
+            ),
+            (
+                "transforms",
+                json!([{"type": "RandomResizedCrop", "size": 8, "scale": [0.5]}]),
+                "transforms[0] RandomResizedCrop: scale: it takes a list of 2 values, not 1 of them",
+            ),
+            ("sampling", json!({"type": "weights"}), "sampling: the key \"file\" is missing"),
+            (
+                "sampling",
+                json!("balanced"),
+                "sampling: it takes a table with the key \"type\", not the text \"balanced\"",
+            ),
+            (
+                "layout",
+                json!("chw"),
+                "layout: \"chw\" is not one of \"nchw\", \"nhwc\"; did you mean \"nchw\"?",
+            ),
+            (
+                "read",
+                json!({"backend": "magic"}),
+                "read.backend: \"magic\" is not one of \"auto\", \"io_uring\", \"threads\"",
+            ),
+            ("source", json!(5), "source: it takes a table with the key \"type\", not 5"),
+        ] {
+            let mut value = minimal();
+            value[key] = bad;
+            let error = PipelineConfig::from_json(value).unwrap_err();
+            assert!(error.starts_with(said), "{error}\ndoes not begin with {said}");
+        }
+    }
+
+    #[test]
+    fn an_error_in_the_file_has_its_line_and_column() {
+        for (text, said) in [
+            (
+                "[pipelines.a]\nsource = \"x\"\nbatch_size = \"8\"\n",
+                "3:14: pipelines.a.batch_size: it takes a whole number, 0 or more, not the text \"8\"",
+            ),
+            (
+                "[pipelines.a]\nsource = \"x\"\n\nbatchsize = 8\n",
+                "4:13: pipelines.a: unknown key \"batchsize\"",
+            ),
+            (
+                "[pipelines.a]\nsource = \"x\"\nbatch_size = 0\n",
+                "3:14: pipelines.a.batch_size = 0 is not between 1 and",
+            ),
+            (
+                "[pipelines.a]\nsource = {type = \"tar\", shards = [\"x\", 3]}\n",
+                "2:40: pipelines.a.source.shards[1]: it takes text, not 3",
+            ),
+            ("[pipelines.a]\nbatch_size = 3\n", "1:12: pipelines.a: the key \"source\" is missing"),
+            ("[piplines.a]\nsource = \"x\"\n", "1:2: unknown key \"piplines\"; did you mean \"pipelines\"?"),
+            ("roots = \"/data\"\n", "1:9: roots: it takes a list, not the text \"/data\""),
+            ("[pipelines.a\n", "1:13: "),
+            (
+                "[pipelines.a]\nsource = \"x\"\nerror_budget = 1.0\n",
+                "3:16: pipelines.a.error_budget: 1.0 may mean",
+            ),
+            ("[pipelines.a]\nsource = \"x\"\nerror_budget = nan\n", "3:16: nan is not a number"),
+        ] {
+            let error = DaemonConfig::from_toml(text).unwrap_err();
+            assert!(error.starts_with(said), "{error}\ndoes not begin with {said}");
+        }
+        let endless = DaemonConfig::from_toml("[pipelines.a]\nsource = \"x\"\nerror_budget = inf\n").unwrap();
+        assert!(endless.pipelines["a"].error_budget.limit(1) > 1 << 60);
     }
 
     #[test]
@@ -335,7 +622,7 @@ mod tests {
             type = "RandomHorizontalFlip"
             p = 0.5
         "#;
-        let daemon: DaemonConfig = toml::from_str(toml).unwrap();
+        let daemon = DaemonConfig::from_toml(toml).unwrap();
         let json = json!({"batch_size": 4, "shuffle": true, "source": {"type": "folder", "root": "/data"},
             "transforms": [{"type": "RandomHorizontalFlip", "p": 0.5}]});
         assert_eq!(daemon.pipelines["train"], PipelineConfig::from_json(json).unwrap());

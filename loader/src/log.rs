@@ -13,6 +13,14 @@ use tracing_subscriber::{EnvFilter, fmt};
 
 use crate::protocol::Reply;
 
+/// How the line about a feed's threads and memory begins.
+pub const FEED: &str = "feed of rank";
+
+/// Whether a command shows a line of its daemon's log: all that `FUELRAIL_LOG` asks for, else what is about the data.
+pub fn is_for_people(text: &str) -> bool {
+    !text.starts_with(FEED) || std::env::var_os("FUELRAIL_LOG").is_some()
+}
+
 /// Takes log lines to one client; false when that client is gone.
 pub type Sink = Box<dyn Fn(Reply) -> bool + Send>;
 

@@ -99,28 +99,43 @@ pub fn verdict(stats: &Stats, consumer: Consumer) -> (String, String) {
     let busy = share(stats.transform_ns / u64::from(stats.threads.max(1)), active_ns).min(1.0);
     let (train_is_limit, waited) = if consumer.iteration_ns > 0 {
         let waited = share(consumer.data_wait_ns, consumer.iteration_ns);
-        (waited < 0.05, format!("the consumer waited for data {:.1} % of its time", 100.0 * waited))
+        (waited < 0.05, format!("the loop waited for data {:.1}% of the time", 100.0 * waited))
     } else {
         let full = share(stats.ring_full_ns, stats.wall_ns);
-        (full > 0.5, format!("every slot was taken {:.0} % of the time", 100.0 * full))
+        (full > 0.5, format!("all batches were ready and waiting {:.0}% of the time", 100.0 * full))
     };
-    let workers =
-        format!("{} worker threads were busy {:.0} % of the time they could be", stats.threads, 100.0 * busy);
-    let (stage, advice) = if train_is_limit {
-        ("train", "the data arrives in time; only a faster consumer would gain")
+    let plural = if stats.threads == 1 { "" } else { "s" };
+    let workers = format!("{} worker thread{plural} {:.0}% busy", stats.threads, 100.0 * busy);
+    let (stage, name, advice) = if train_is_limit {
+        ("train", "the training step", "a faster loader would not help".into())
     } else if busy >= 0.5 {
-        ("transform", "more worker threads (num_workers) or cheaper transforms would gain")
+        ("transform", "transforms", transform_advice(stats.threads))
     } else {
-        ("read", reading_advice(stats))
+        ("read", "reading", reading_advice(stats).into())
     };
-    (stage.into(), format!("{stage} is the limit: {waited}, {workers}; {advice}"))
+    (stage.into(), format!("Bottleneck: {name}. {}, with {workers}; {advice}.", capitalised(&waited)))
+}
+
+fn capitalised(text: &str) -> String {
+    let mut letters = text.chars();
+    letters.next().map_or_else(String::new, |first| first.to_uppercase().chain(letters).collect())
+}
+
+/// More threads than cores do not help.
+fn transform_advice(threads: u32) -> String {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    if (threads as usize) < cores {
+        format!("increase num_workers (there are {cores} cores) or use cheaper transforms")
+    } else {
+        "all cores are in use: use cheaper transforms, smaller images or more cores".into()
+    }
 }
 
 fn reading_advice(stats: &Stats) -> &'static str {
     match stats.stream.as_ref().map(|stream| stream.lag) {
-        None => "a faster disk or more read-ahead (read_ahead_bytes, read depth) would gain",
-        Some(Some(0)) => "the stream is read to its end: only more data would gain",
-        Some(_) => "a faster broker or network, or larger windows (window_records, window_bytes) would gain",
+        None => "use a faster disk or more read-ahead (read_ahead_bytes, read depth)",
+        Some(Some(0)) => "the stream is read to its end, so only more data would help",
+        Some(_) => "use a faster broker or network, or larger windows (window_records, window_bytes)",
     }
 }
 

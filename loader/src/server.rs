@@ -521,7 +521,8 @@ impl Session {
             Refusal::new(ErrorKind::Environment, format!("no descriptor is left: {error}"))
         })?;
         tracing::info!(
-            "feed of rank {rank} of {world_size}: {}, {} worker threads, memory budget {}",
+            "{} {rank} of {world_size}: {}, {} worker threads, memory budget {}",
+            crate::log::FEED,
             match attached.batching.len {
                 UNKNOWN_LEN => "a stream".to_string(),
                 len => format!("{len} samples"),

@@ -678,7 +678,7 @@ def test_a_terminal_gets_one_moving_line_and_a_file_gets_plain_ones():
     progress.step(0, 24, 48, 1.234, 0.1, pace)
     progress.line("epoch 1 done")
     shown = terminal.getvalue()
-    assert "epoch 1/3" in shown and "800 img/s" in shown and "data wait 3 %" in shown and "█" in shown
+    assert "epoch 1/3" in shown and "800 img/s" in shown and "data wait 3%" in shown and "█" in shown
     assert shown.endswith("\r\x1b[Kepoch 1 done\n")
 
     plain = io.StringIO()

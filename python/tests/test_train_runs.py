@@ -105,8 +105,8 @@ def test_a_folder_becomes_a_trained_model(pictures: Path, tmp_path: Path):
     out = tmp_path / "run"
     code, said, err = run("--data", pictures, "--out", out, *SMALL, "--epochs", "8", "--lr", "0.05")
     assert code == 0, err
-    assert "held-out accuracy" in said and "limit: " in said
-    found = re.search(r"top-1 ([\d.]+) %", said)
+    assert "held-out accuracy" in said and "Bottleneck: " in said
+    found = re.search(r"top-1 ([\d.]+)%", said)
     assert found and float(found[1]) > 60, said
     for name in ("metrics.jsonl", "best.pt", "curve.png", "samples.png"):
         assert (out / name).stat().st_size > 0, f"{name} of a finished run"

@@ -77,7 +77,7 @@ class FakeLoader:
         self.epoch, self._position = token["epoch"], token["position"]
 
     def stats(self) -> dict[str, Any]:
-        return {"verdict": {"stage": "train", "text": "training was the limit"}}
+        return {"verdict": {"stage": "train", "text": "Bottleneck: the training step"}}
 
     def close(self) -> None:
         pass

@@ -6,7 +6,7 @@
 //! {"type": "RandomResizedCrop", "size": 224, "scale": [0.08, 1.0]}
 //! ```
 //!
-//! Unknown types and arguments are refused with the list of known ones. Ranges are checked by
+//! Unknown types and arguments are refused; who reads a configuration says which are known. Ranges are checked by
 //! [`compile`](crate::compile()), which knows the place in the chain.
 
 use std::fmt;
@@ -280,23 +280,9 @@ impl Serialize for TransformConfig {
     }
 }
 
-// Written out so that errors can say which transform they are about: serde's own for a tagged enum name the field alone.
 impl<'de> Deserialize<'de> for TransformConfig {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let value = serde_json::Map::deserialize(deserializer)?;
-        let known = || TRANSFORM_NAMES.join(", ");
-        let name = match value.get("type") {
-            Some(serde_json::Value::String(name)) => name.clone(),
-            Some(other) => {
-                return Err(de::Error::custom(format!("type must be a transform's name, not {other}")));
-            }
-            None => return Err(de::Error::custom(format!("a transform needs a type, one of {}", known()))),
-        };
-        if !TRANSFORM_NAMES.contains(&name.as_str()) {
-            return Err(de::Error::custom(format!("unknown transform {name:?}; known are {}", known())));
-        }
-        TransformConfig::deserialize(serde_json::Value::Object(value))
-            .map_err(|error| de::Error::custom(format!("{name}: {error}")))
+        TransformConfig::deserialize(deserializer)
     }
 }
 
@@ -462,8 +448,9 @@ fn whole_numbers<'de, D: Deserializer<'de>>(
     deserializer: D,
     what: &'static str,
 ) -> Result<Vec<u32>, D::Error> {
-    let Any::Numbers(numbers) = deserializer.deserialize_any(AnyVisitor(what))? else {
-        return Err(de::Error::invalid_type(de::Unexpected::Other("text"), &what));
+    let numbers = match deserializer.deserialize_any(AnyVisitor(what))? {
+        Any::Numbers(numbers) => numbers,
+        Any::Text(text) => return Err(de::Error::invalid_type(de::Unexpected::Str(&text), &what)),
     };
     numbers
         .iter()

@@ -159,7 +159,7 @@ impl<'de> Deserialize<'de> for KafkaPoint {
             fn visit_i64<E: Error>(self, offset: i64) -> Result<Self::Value, E> {
                 u64::try_from(offset)
                     .map(KafkaPoint::Offset)
-                    .map_err(|_| E::custom(format!("{offset} is no offset; expected {POINT}")))
+                    .map_err(|_| E::custom(format!("it takes {POINT}, not {offset}")))
             }
 
             fn visit_str<E: Error>(self, text: &str) -> Result<Self::Value, E> {
@@ -168,7 +168,7 @@ impl<'de> Deserialize<'de> for KafkaPoint {
                     "end" => Ok(KafkaPoint::End),
                     _ => match DateTime::parse_from_rfc3339(text) {
                         Ok(time) => Ok(KafkaPoint::Time(time.to_utc())),
-                        Err(_) => Err(E::custom(format!("{text:?} is no point in a log; expected {POINT}"))),
+                        Err(_) => Err(E::custom(format!("it takes {POINT}, not {text:?}"))),
                     },
                 }
             }
@@ -176,17 +176,13 @@ impl<'de> Deserialize<'de> for KafkaPoint {
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
                 let mut topics = BTreeMap::new();
                 while let Some(topic) = map.next_key::<String>()? {
-                    // How the toml crate hands over a date that was written without quotes.
-                    if topic == "$__toml_private_datetime" {
-                        return self.visit_str(&map.next_value::<String>()?);
-                    }
                     let mut offsets = BTreeMap::new();
                     for (partition, offset) in map.next_value::<BTreeMap<String, u64>>()? {
                         let number =
                             partition.parse::<u32>().ok().filter(|number| *number <= i32::MAX as u32);
                         let Some(number) = number else {
                             return Err(A::Error::custom(format!(
-                                "{partition:?} is no number of a partition"
+                                "{partition:?} is not the number of a partition"
                             )));
                         };
                         offsets.insert(number, offset);

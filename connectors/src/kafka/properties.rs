@@ -250,6 +250,13 @@ impl<'de> Deserialize<'de> for KafkaProperties {
                 f.write_str("librdkafka's properties: texts, numbers or booleans by name")
             }
 
+            // What was written instead is not shown: it may hold a secret.
+            fn visit_str<E: Error>(self, _: &str) -> Result<Self::Value, E> {
+                Err(E::custom(
+                    "it takes librdkafka's properties by name, like {\"fetch.max.bytes\": 1000}, not a text",
+                ))
+            }
+
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
                 let mut properties = BTreeMap::new();
                 while let Some((name, value)) = map.next_entry::<String, serde_json::Value>()? {
@@ -275,7 +282,7 @@ impl<'de> Deserialize<'de> for KafkaProperties {
             }
         }
 
-        deserializer.deserialize_map(Properties)
+        deserializer.deserialize_any(Properties)
     }
 }
 

@@ -1,11 +1,10 @@
 //! `fuelrail bench`: the real path (daemon, ring, client), with a consumer that only touches the data.
 
-use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
+use super::bars::{Bar, counted, grouped, rounded};
 use super::{Failure, signals, spec};
 use crate::client::{Batch, ClientError, Feed};
 use crate::metrics;
@@ -16,13 +15,13 @@ use crate::protocol::{Stats, StreamCounters};
 pub(super) struct Bench {
     #[command(flatten)]
     spec: spec::Spec,
-    /// Measure for this long
-    #[arg(long, default_value_t = 10.0, value_parser = positive)]
+    /// Measure for this many seconds
+    #[arg(long, default_value = "10", value_name = "S", value_parser = positive)]
     seconds: f64,
-    /// Measure whole epochs instead
-    #[arg(long, conflicts_with = "seconds")]
+    /// Measure this many epochs instead
+    #[arg(long, conflicts_with = "seconds", value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     epochs: Option<u64>,
-    /// Hold each batch this long, as a trainer would
+    /// Hold each batch for this many milliseconds, as a training step would
     #[arg(long, default_value_t = 0, value_name = "MS")]
     step_ms: u64,
     /// Print one JSON object instead of the report
@@ -30,10 +29,10 @@ pub(super) struct Bench {
     json: bool,
 }
 
-/// Who waits for a batch looks at the daemon's log this often.
+/// The poll interval of the daemon's log while a batch is awaited.
 const LOOK: Duration = Duration::from_millis(200);
 
-/// Without a batch for so long it is given up.
+/// Without a batch for this long the measurement is given up.
 const PATIENCE: Duration = Duration::from_secs(300);
 
 fn positive(text: &str) -> Result<f64, String> {
@@ -49,8 +48,12 @@ impl Bench {
         let asked = Instant::now();
         let mut feed = spec::private_feed(self.spec.pipeline()?)?;
         let mut run = Run { step: Duration::from_millis(self.step_ms), ..Run::default() };
-        let tell = |level: &str, text: &str| eprintln!("{level}: {text}");
-        let first = next(&mut feed, None, tell)?.ok_or("the source has no batch")?;
+        let tell = |level: &str, text: &str| {
+            if crate::log::is_for_people(text) {
+                eprintln!("{level}: {text}");
+            }
+        };
+        let first = next(&mut feed, None, tell)?.ok_or("the source has no records")?;
         let first_batch = asked.elapsed();
         run.consume(&feed, &first);
         drop(first);
@@ -61,7 +64,7 @@ impl Bench {
         let end = seconds.and_then(|seconds| since.checked_add(seconds));
         let is_over = |end: Option<Instant>| end.is_some_and(|end| Instant::now() >= end);
         let done = |epoch: u64| self.epochs.map_or_else(|| is_over(end), |epochs| epoch >= epochs);
-        let tell = |level: &str, text: &str| bar.suspend(|| eprintln!("{level}: {text}"));
+        let tell = |level: &str, text: &str| bar.suspend(|| tell(level, text));
         let before = run;
         let mut epoch = 0;
         // Whoever never has to wait for a batch is not asked by `next`.
@@ -87,7 +90,7 @@ impl Bench {
         }
         let wall = since.elapsed();
         let stats = feed.stats(Some(Duration::from_secs(10)), &mut || false)?;
-        bar.finish_and_clear();
+        drop(bar);
         let report = Report { feed: &feed, stats: &stats, wall, rows: run.rows - before.rows, first_batch };
         if self.json {
             report.print_json()
@@ -97,21 +100,15 @@ impl Bench {
         Ok(())
     }
 
-    fn bar(&self, feed: &Feed) -> ProgressBar {
-        if !std::io::stderr().is_terminal() {
-            return ProgressBar::hidden();
-        }
+    fn bar(&self, feed: &Feed) -> Bar {
         let len = match self.epochs {
-            Some(_) if feed.attached().stream.is_some() => return ProgressBar::new_spinner(),
-            Some(epochs) => epochs * feed.attached().batching.len,
+            Some(_) if feed.attached().stream.is_some() => {
+                return Bar::new(None, "measuring {spinner} {human_pos} images  {rate}");
+            }
+            Some(epochs) => epochs.saturating_mul(feed.attached().batching.len),
             None => (self.seconds * 1000.0) as u64,
         };
-        let bar = ProgressBar::with_draw_target(Some(len), ProgressDrawTarget::stderr_with_hz(10));
-        bar.set_style(
-            ProgressStyle::with_template("measuring {wide_bar} {percent:>3} %  {eta} left")
-                .expect("a valid template"),
-        );
-        bar
+        Bar::new(Some(len), "measuring {wide_bar} {percent:>3}%  {eta} left")
     }
 }
 
@@ -201,37 +198,44 @@ impl Report<'_> {
     fn print(&self) {
         let mib = |bytes: u64| format!("{:.0} MiB", bytes as f64 / f64::from(1 << 20));
         let (attached, stats) = (self.feed.attached(), self.stats);
+        // Tokens and tables of numbers are not images.
+        let has_images = attached.fields.first().is_some_and(|field| field.name == "image");
+        let unit = if has_images { "image" } else { "record" };
         let own: Vec<_> = attached.fields[..attached.payload as usize]
             .iter()
             .map(|field| format!("{} {:?} {}", field.name, field.shape, field.dtype))
             .collect();
         match &attached.stream {
             None => {
-                say!("source       {} samples, {} classes", attached.batching.len, attached.classes.len())
+                let classes = match attached.classes.len() as u64 {
+                    1 => "1 class".into(),
+                    classes => format!("{} classes", grouped(classes)),
+                };
+                say!("source       {}, {classes}", counted(attached.batching.len, "sample"));
             }
             Some(kind) if kind.bounded => say!("source       a range of a stream"),
-            Some(_) => say!("source       a stream without an end"),
+            Some(_) => say!("source       an endless stream"),
         }
         say!("batch        {} x {}, {} slots", attached.batching.batch_size, own.join(", "), attached.slots);
         say!(
-            "throughput   {:.0} images/s over {:.1} s ({} images)",
-            self.images_per_s(),
+            "throughput   {} {unit}s/s over {:.1} s ({})",
+            rounded(self.images_per_s()),
             self.wall.as_secs_f64(),
-            self.rows
+            counted(self.rows, unit)
         );
         if let Some(stream) = &stats.stream {
             say!("stream       {}", stream_text(stream, self.wall));
         }
-        say!("cpu          {:.3} s per 1,000 images, daemon and client", self.cpu_s_per_1000());
+        say!("cpu          {:.3} s per 1,000 {unit}s, daemon and client", self.cpu_s_per_1000());
         say!("first batch  {:.0} ms after start", self.first_batch.as_secs_f64() * 1e3);
         // A stream's records come from memory; its own line says how they got there.
         if stats.stream.is_none() {
             say!(
-                "reading      {}: {:.1} reads per submission, {} in {} reads, at most {} in flight",
+                "reading      {}: {:.1} reads per submission, {} in {}, at most {} in flight",
                 stats.backend,
                 self.reads_per_submission(),
                 mib(stats.read_bytes),
-                stats.reads,
+                counted(stats.reads, "read"),
                 mib(stats.peak_in_flight_bytes)
             );
         }
@@ -251,8 +255,8 @@ impl Report<'_> {
         if stats.substituted + stats.dropped > 0 {
             say!("bad records  {} rows substituted, {} dropped", stats.substituted, stats.dropped);
         }
-        say!("data wait    {:.1} % of the consumer's time", 100.0 * self.data_wait());
-        say!("limit        {}", stats.verdict);
+        say!("data wait    {:.1}% of the loop's time", 100.0 * self.data_wait());
+        say!("bottleneck   {}", stats.verdict.trim_start_matches("Bottleneck: "));
     }
 
     fn print_json(&self) {
@@ -272,14 +276,19 @@ impl Report<'_> {
     }
 }
 
-/// Where a stream stands: "window 12 of 16 partitions, 120,000 records received (2400/s), 35 behind the end".
+/// Where a stream stands: "window 12 of 16 partitions, 120,000 records received (2,400/s), 35 behind the end".
 fn stream_text(stream: &StreamCounters, wall: Duration) -> String {
     let StreamCounters { window, records, partitions, lag, .. } = stream;
     let behind = match lag {
         Some(0) => "at its end".to_string(),
-        Some(lag) => format!("{lag} behind the end"),
-        None => "the end is not known yet".to_string(),
+        Some(lag) => format!("{} behind the end", grouped(*lag)),
+        None => "its end is not known yet".to_string(),
     };
     let rate = *records as f64 / wall.as_secs_f64();
-    format!("window {window} of {partitions} partitions, {records} records received ({rate:.0}/s), {behind}")
+    format!(
+        "window {window} of {}, {} received ({}/s), {behind}",
+        counted((*partitions).into(), "partition"),
+        counted(*records, "record"),
+        rounded(rate)
+    )
 }

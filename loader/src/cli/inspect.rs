@@ -1,11 +1,11 @@
 //! `fuelrail inspect`: what a source holds, before anything is trained on it.
 //!
-//! Records, classes and sizes are counted over the whole source, which its index knows. Formats, dimensions and what
-//! cannot be read are found by reading records: all of a small source, and of a large one so many, spread evenly.
+//! Records, classes and sizes are counted over the whole source, from its index. Formats, dimensions and unreadable records
+//! are found by reading: all records of a small source, and of a large one N, spread evenly.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
-use std::io::{BufWriter, IsTerminal, Write};
+use std::io::{BufWriter, Write};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -15,10 +15,11 @@ use fuelrail_transforms::{
     Chain, Dtype, ImageInfo, Layout, Limits, OutputConfig, SampleKey, Scratch, TransformConfig, compile,
 };
 use image::RgbImage;
-use indicatif::{HumanBytes, HumanCount, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{HumanBytes, HumanCount};
 use serde_json::{Value, json};
 
-use super::{Failure, preview, read, signals};
+use super::bars::{Bar, counted};
+use super::{Failure, preview, read, signals, source};
 
 /// Unreadable records and classes that are written out; all are counted.
 const LISTED: usize = 20;
@@ -31,28 +32,26 @@ const STEPS: [u32; 12] = [32, 64, 128, 256, 384, 512, 768, 1024, 1536, 2048, 409
 
 #[derive(Debug, Args)]
 pub(super) struct Inspect {
-    /// A folder, shards, tables or arrays, by path, pattern or URL
-    #[arg(value_name = "SOURCE")]
+    #[arg(value_name = "SOURCE", help = source::SOURCE)]
     source: String,
-    /// A key of the source's configuration, like label=folder or fields=["json:box"]; may be given again
-    #[arg(short, long = "option", value_name = "KEY=VALUE")]
+    #[arg(long = "source-option", alias = "option", short_alias = 'o', value_name = "KEY=VALUE", help = source::OPTION)]
     options: Vec<String>,
-    /// Read at most so many records, spread evenly over the source
+    /// Read at most N records, spread evenly over the source
     #[arg(long, default_value_t = 20_000, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     sample: u64,
-    /// Decode every image that is read, not only its header
+    /// Decode every image that is read, instead of its header only
     #[arg(long)]
     decode: bool,
     /// Write a contact sheet of the source as a PNG
     #[arg(long, value_name = "FILE")]
     sheet: Option<PathBuf>,
-    /// Pictures on the sheet
-    #[arg(long, default_value_t = 24, value_parser = clap::value_parser!(u64).range(1..=1024), requires = "sheet")]
+    /// Number of pictures on the sheet
+    #[arg(long, value_name = "N", default_value_t = 24, value_parser = clap::value_parser!(u64).range(1..=1024), requires = "sheet")]
     count: u64,
     /// Print one JSON object instead of the report
     #[arg(long, conflicts_with = "list")]
     json: bool,
-    /// Print one JSON object a record instead: its key, label, bytes and CRC-32, in the source's order
+    /// Print one JSON object per record instead: key, label, bytes and CRC-32, in the order of the source
     #[arg(long, conflicts_with = "sheet")]
     list: bool,
 }
@@ -69,12 +68,8 @@ struct Look {
 impl Inspect {
     pub fn run(self) -> Result<(), Failure> {
         signals::watch()?;
-        if let Some(folder) = self.sheet.as_ref().and_then(|path| path.parent())
-            && !folder.as_os_str().is_empty()
-            && !folder.is_dir()
-        {
-            // Before the source is read, which may take long.
-            return Err(format!("--sheet: there is no folder {}", folder.display()).into());
+        if let Some(sheet) = &self.sheet {
+            preview::writable("--sheet", sheet)?;
         }
         let source = read::open(&self.source, &self.options)?;
         if self.list {
@@ -108,7 +103,8 @@ impl Inspect {
         let len = source.len();
         report.sampled = len.min(self.sample);
         let sampled = report.sampled;
-        let bar = bar(sampled);
+        let bar =
+            Bar::new(Some(sampled), "reading {wide_bar} {human_pos} of {human_len}  {rate}  {eta} left");
         let chain = self.decode.then(|| thumbnail(8)).transpose()?.map(Arc::new);
         let cut = schema.clone();
         read::in_order(
@@ -134,7 +130,7 @@ impl Inspect {
                 Ok(())
             },
         )?;
-        bar.finish_and_clear();
+        drop(bar);
         report.settle(len);
         Ok(())
     }
@@ -172,8 +168,8 @@ impl Inspect {
             },
         )?;
         let sheet = preview::contact_sheet(&tiles, 6);
-        sheet.save(path).map_err(|error| format!("{}: {error}", path.display()))?;
-        // Behind the file: who reads only the first lines has it all the same.
+        preview::save(&sheet, path)?;
+        // After the file is written: a reader that takes only the first lines has it all the same.
         captions.iter().filter(|_| !self.json).for_each(|caption| say!("{caption}"));
         Ok(())
     }
@@ -201,18 +197,6 @@ fn thumbnail(side: u32) -> Result<Chain, Failure> {
     ]))?;
     let output = OutputConfig { dtype: Some(Dtype::U8), layout: Layout::Nhwc };
     Ok(compile(&chain, &output, Limits::default())?)
-}
-
-fn bar(len: u64) -> ProgressBar {
-    if !std::io::stderr().is_terminal() {
-        return ProgressBar::hidden();
-    }
-    let bar = ProgressBar::with_draw_target(Some(len), ProgressDrawTarget::stderr_with_hz(5));
-    bar.set_style(
-        ProgressStyle::with_template("reading {wide_bar} {human_pos} of {human_len}  {per_sec}  {eta} left")
-            .expect("a valid template"),
-    );
-    bar
 }
 
 enum Found {
@@ -280,7 +264,7 @@ fn chroma(jpeg: &[u8]) -> Option<&'static str> {
     }
 }
 
-/// One line a record.
+/// One line per record.
 fn list(source: &Arc<dyn IndexedSource>) -> Result<(), Failure> {
     let mut out = BufWriter::new(std::io::stdout().lock());
     read::in_order(
@@ -438,7 +422,7 @@ impl Report {
         say!("source          {address}");
         say!("records         {}", HumanCount(len));
         say!(
-            "bytes           {} (a record: {} to {}, {} on average)",
+            "bytes           {} (per record: {} to {}, {} on average)",
             HumanBytes(self.total_bytes),
             HumanBytes(self.smallest.0),
             HumanBytes(self.largest.0),
@@ -460,8 +444,8 @@ impl Report {
             return;
         }
         let all =
-            if self.sampled == len { "all" } else { "spread evenly over the source; more with --sample" };
-        say!("\nread            {} records, {all}", HumanCount(self.sampled));
+            if self.sampled == len { "all" } else { "spread evenly over the source; --sample N reads more" };
+        say!("\nread            {}, {all}", counted(self.sampled, "record"));
         let counts = |counts: &BTreeMap<&str, u64>| {
             let mut counts: Vec<_> = counts.iter().collect();
             counts.sort_by_key(|&(_, &count)| std::cmp::Reverse(count));

@@ -1,4 +1,4 @@
-//! The commands of the `fuelrail` binary. (`fuelrail train` is Python; the wheel's launcher knows both.)
+//! The commands of the `fuelrail` binary. (`fuelrail train` is Python, and runs in the wheel's launcher before this is reached.)
 
 /// A line on the standard output. When nobody reads it any more (`fuelrail inspect … | head`), the command ends like one
 /// that SIGPIPE ended, without a word.
@@ -6,6 +6,7 @@ macro_rules! say {
     ($($text:tt)*) => { $crate::cli::print_line(format_args!($($text)*)) };
 }
 
+mod bars;
 mod bench;
 mod inspect;
 mod opening;
@@ -15,6 +16,7 @@ mod produce;
 mod read;
 mod serve;
 mod signals;
+mod source;
 mod spec;
 mod which;
 
@@ -25,7 +27,7 @@ use clap::{Parser, Subcommand};
 
 /// Keeps accelerators fed: a streaming input pipeline and data-loader daemon.
 #[derive(Debug, Parser)]
-#[command(name = "fuelrail", version, about, after_help = "`fuelrail train` comes with the Python package.")]
+#[command(name = "fuelrail", version, about, after_help = EXIT_CODES)]
 struct Arguments {
     #[command(subcommand)]
     command: Command,
@@ -35,19 +37,29 @@ struct Arguments {
 enum Command {
     /// Run the daemon: serve pipelines to training processes over a Unix socket.
     Serve(serve::Serve),
-    /// Measure a pipeline: images/s, CPU seconds, memory against its budget, and which stage is the limit.
+    /// Measure a pipeline: images/s, CPU seconds, memory against its budget, and the bottleneck.
     Bench(bench::Bench),
-    /// Write a contact sheet of what a pipeline delivers, as one PNG.
+    /// Write a contact sheet of a pipeline's output, as one PNG.
     Preview(preview::Preview),
     /// Write any source as tar shards: indexed, checksummed, restartable.
     Pack(pack::Pack),
     /// Fill a Kafka topic from any source.
     Produce(produce::Produce),
-    /// Say what a source holds: records, classes, formats, sizes, what cannot be read.
+    /// Summarize a data source: records, classes, formats, sizes, unreadable files.
     Inspect(inspect::Inspect),
-    /// Name the samples at a place in a run, such as those of the batch after (or before) a saved state.
+    /// Name the samples at a position of a run, such as the batch after (or before) a saved state.
     Which(which::Which),
+    /// Train an image classifier (part of the Python package).
+    #[command(disable_help_flag = true)]
+    Train {
+        /// See `python -m fuelrail train --help`
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
 }
+
+const EXIT_CODES: &str = "\
+Exit codes: 0 done, 1 failed, 2 wrong arguments, 130 stopped by ctrl-C, 143 by SIGTERM.";
 
 /// The status of a program that SIGPIPE ended, as shells give it.
 const BROKEN_PIPE: u8 = 141;
@@ -57,7 +69,7 @@ fn print_line(text: std::fmt::Arguments<'_>) {
         if error.kind() == io::ErrorKind::BrokenPipe {
             std::process::exit(BROKEN_PIPE.into());
         }
-        eprintln!("fuelrail: the standard output cannot be written: {error}");
+        eprintln!("fuelrail: cannot write to standard output: {error}");
         std::process::exit(1);
     }
 }
@@ -65,7 +77,7 @@ fn print_line(text: std::fmt::Arguments<'_>) {
 /// Why a command failed, for people.
 pub(crate) type Failure = Box<dyn std::error::Error>;
 
-/// Parses the arguments and runs the command. Exit codes: 0 done, 1 failed, 2 wrong arguments, 130 interrupted.
+/// Parses the arguments and runs the command; its exit codes are those of [`EXIT_CODES`].
 pub fn main() -> ExitCode {
     let command = Arguments::parse().command;
     if matches!(command, Command::Pack(_) | Command::Inspect(_) | Command::Which(_) | Command::Produce(_)) {
@@ -80,6 +92,14 @@ pub fn main() -> ExitCode {
         Command::Produce(command) => command.run(),
         Command::Inspect(command) => command.run(),
         Command::Which(command) => command.run(),
+        Command::Train { arguments } => {
+            eprintln!(
+                "fuelrail: `fuelrail train` is part of the Python package: run it from an environment with that package, \
+                 or as `python -m fuelrail train {}`",
+                arguments.join(" ")
+            );
+            return ExitCode::from(2);
+        }
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -89,7 +109,8 @@ pub fn main() -> ExitCode {
                 Some(crate::client::ClientError::Interrupted)
             );
             if interrupted {
-                return ExitCode::from(130);
+                eprintln!("fuelrail: interrupted");
+                return ExitCode::from(signals::status());
             }
             if error
                 .downcast_ref::<io::Error>()

@@ -5,10 +5,11 @@ use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 use fuelrail_connectors::{IndexedSource, Opening, SourceConfig};
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
+use super::bars::Bar;
 use super::{Failure, signals};
 use crate::client::ClientError;
+use crate::log;
 use crate::protocol::Progress;
 
 /// Nothing is shown before this: most sources are open by then.
@@ -17,7 +18,7 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// Time between lines where there is no terminal to draw a bar on.
 const BETWEEN: Duration = Duration::from_secs(10);
 
-/// Time between two looks at an opening.
+/// The poll interval of an opening.
 const LOOK: Duration = Duration::from_millis(50);
 
 /// After ctrl-C an opening gets this long to delete what it has half written; a disk that hangs is not waited for.
@@ -66,7 +67,7 @@ where
 
 /// What is shown of an opening: a bar on a terminal, now and then a line elsewhere.
 pub(super) struct Display {
-    bar: Option<(String, ProgressBar)>,
+    bar: Option<(String, Bar)>,
     begun: Instant,
     said: Instant,
 }
@@ -87,48 +88,40 @@ impl Display {
             return;
         }
         if self.bar.as_ref().is_none_or(|(what, _)| *what != progress.what) {
-            self.clear();
+            self.bar = None;
             // It counts from now on, so that its rate is right when it is first drawn.
             self.bar = Some((progress.what.clone(), bar(progress)));
         }
         if let Some((_, bar)) = &self.bar {
-            if is_due && bar.is_hidden() {
-                bar.set_draw_target(ProgressDrawTarget::stderr_with_hz(10));
-            }
             bar.set_position(progress.done);
+        }
+        if is_due && self.bar.as_ref().is_some_and(|(_, bar)| bar.is_hidden()) {
+            self.bar = self.bar.take().map(|(what, bar)| (what, bar.shown()));
         }
     }
 
-    /// Shows a line of the log above it.
+    /// Shows a line of the log above it, unless it is about the daemon's inner life.
     pub fn log(&self, level: &str, text: &str) {
+        if !log::is_for_people(text) {
+            return;
+        }
         let show = || eprintln!("{level}: {text}");
         match &self.bar {
             Some((_, bar)) => bar.suspend(show),
             None => show(),
         }
     }
-
-    fn clear(&mut self) {
-        if let Some((_, bar)) = self.bar.take() {
-            bar.finish_and_clear();
-        }
-    }
 }
 
-impl Drop for Display {
-    fn drop(&mut self) {
-        self.clear();
-    }
-}
-
-fn bar(progress: &Progress) -> ProgressBar {
-    let bar = ProgressBar::with_draw_target(progress.total, ProgressDrawTarget::hidden());
+fn bar(progress: &Progress) -> Bar {
     let counts = match (progress.counted.as_str(), progress.total) {
         ("bytes", Some(_)) => "{wide_bar} {bytes} of {total_bytes}  {bytes_per_sec}  {eta} left",
         ("bytes", None) => "{spinner} {bytes}  {bytes_per_sec}",
-        (_, Some(_)) => "{wide_bar} {human_pos} of {human_len} {msg}  {per_sec}  {eta} left",
-        (_, None) => "{spinner} {human_pos} {msg}  {per_sec}",
+        (_, Some(_)) => "{wide_bar} {human_pos} of {human_len} {msg}  {rate}  {eta} left",
+        (_, None) => "{spinner} {human_pos} {msg}  {rate}",
     };
-    let style = ProgressStyle::with_template(&format!("{{prefix}} {counts}")).expect("a valid template");
-    bar.with_style(style).with_prefix(progress.what.clone()).with_message(progress.counted.clone())
+    let bar = Bar::hidden(progress.total, &format!("{{prefix}} {counts}"));
+    bar.set_prefix(progress.what.clone());
+    bar.set_message(progress.counted.clone());
+    bar
 }

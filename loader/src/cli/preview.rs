@@ -1,12 +1,13 @@
 //! `fuelrail preview`: a contact sheet of what a pipeline delivers, augmentation included.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
 use image::{ImageBuffer, Rgb, RgbImage, imageops};
 use serde_json::json;
 
+use super::bars::counted;
 use super::{Failure, signals, spec};
 
 /// Pixels between pictures.
@@ -16,25 +17,29 @@ const GAP: u32 = 6;
 pub(super) struct Preview {
     #[command(flatten)]
     spec: spec::Spec,
-    /// Where the PNG goes
-    #[arg(short, long, default_value = "preview.png", value_name = "FILE")]
+    /// The PNG file to write
+    #[arg(long, short_alias = 'o', default_value = "preview.png", value_name = "FILE")]
     out: PathBuf,
-    /// Pictures on the sheet
-    #[arg(long, default_value_t = 24, value_parser = clap::value_parser!(u64).range(1..=1024))]
+    /// Number of pictures
+    #[arg(long, value_name = "N", default_value_t = 24, value_parser = clap::value_parser!(u64).range(1..=1024))]
     count: u64,
-    /// Pictures in a row
-    #[arg(long, default_value_t = 6, value_parser = clap::value_parser!(u32).range(1..=64))]
+    /// Pictures per row
+    #[arg(long, value_name = "N", default_value_t = 6, value_parser = clap::value_parser!(u32).range(1..=64))]
     columns: u32,
-    /// Draw one record this many times, to see the augmentation instead of the data
+    /// Show one row of records in this many epochs, to see the augmentation
     #[arg(long, value_name = "EPOCHS", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=64))]
     epochs: u64,
+    /// Print the key of each picture
+    #[arg(long)]
+    keys: bool,
 }
 
 impl Preview {
     pub fn run(self) -> Result<(), Failure> {
         signals::watch()?;
+        writable("--out", &self.out)?;
         let mut pipeline = self.spec.pipeline()?;
-        // Pixels, not numbers: what comes before Normalize is what there is to see.
+        // Pixels, not numbers: what there is before Normalize can be seen.
         if let Some(chain) = pipeline["transforms"].as_array_mut() {
             chain.retain(|transform| transform["type"] != "Normalize");
         }
@@ -42,7 +47,7 @@ impl Preview {
         pipeline["layout"] = json!("nhwc");
         pipeline["batch_size"] = json!(self.count);
         if self.epochs > 1 {
-            // The same records in every row; only the augmentation is drawn anew.
+            // The same records in every row; only the augmentation is another one.
             pipeline["shuffle"] = json!(false);
             pipeline["batch_size"] = json!(self.count.min(u64::from(self.columns)));
         }
@@ -52,7 +57,7 @@ impl Preview {
             feed.seek(crate::plan::Cursor { epoch, position: 0 })?;
             let batch = feed
                 .next(Some(Duration::from_secs(300)), &mut signals::interrupted)?
-                .ok_or("the source has no batch")?;
+                .ok_or("the source has no records")?;
             let image = feed.attached().fields[0].clone();
             if image.name != "image" {
                 return Err(
@@ -75,7 +80,7 @@ impl Preview {
                 .chunks_exact(8)
                 .map(|bytes| i64::from_le_bytes(bytes.try_into().expect("8 bytes")))
                 .collect();
-            if epoch == 0 {
+            if epoch == 0 && self.keys {
                 for (at, key) in feed.keys(indices, None, &mut signals::interrupted)?.iter().enumerate() {
                     say!(
                         "row {} column {}: {key}",
@@ -85,14 +90,57 @@ impl Preview {
                 }
             }
             for (level, text) in feed.take_logs() {
-                eprintln!("{level}: {text}");
+                if crate::log::is_for_people(&text) {
+                    eprintln!("{level}: {text}");
+                }
             }
         }
         let sheet = contact_sheet(&tiles, self.columns);
-        sheet.save(&self.out).map_err(|error| format!("{}: {error}", self.out.display()))?;
-        say!("{} pictures in {}", tiles.len(), self.out.display());
+        save(&sheet, &self.out)?;
+        say!("{}: {}", self.out.display(), counted(tiles.len() as u64, "picture"));
         Ok(())
     }
+}
+
+/// Refuses a file that cannot be written, before the work whose result it takes.
+pub(super) fn writable(flag: &str, path: &Path) -> Result<(), Failure> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let shown = path.display();
+    if path == Path::new("-") {
+        return Err(format!("{flag} -: a picture is not written to standard output; name a file").into());
+    }
+    if path.is_dir() {
+        return Err(
+            format!("{flag} {shown}: it is a folder; name a file, such as {shown}/preview.png").into()
+        );
+    }
+    if path.extension().is_none_or(|ending| !ending.eq_ignore_ascii_case("png")) {
+        return Err(
+            format!("{flag} {shown}: pictures are written as PNG; name a file that ends in .png").into()
+        );
+    }
+    if !folder.is_dir() {
+        return Err(
+            format!("{flag} {shown}: there is no folder {}; create it first", folder.display()).into()
+        );
+    }
+    rustix::fs::access(folder, rustix::fs::Access::WRITE_OK)
+        .map_err(|error| format!("{flag} {shown}: cannot write to {}: {error}", folder.display()).into())
+}
+
+/// Writes the sheet whole or not at all.
+pub(super) fn save(sheet: &RgbImage, path: &Path) -> Result<(), Failure> {
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(format!(".{}.tmp", std::process::id()));
+    let temporary = path.with_file_name(name);
+    let written = sheet
+        .save_with_format(&temporary, image::ImageFormat::Png)
+        .map_err(|error| error.to_string())
+        .and_then(|()| std::fs::rename(&temporary, path).map_err(|error| error.to_string()));
+    written.map_err(|why| {
+        let _ = std::fs::remove_file(&temporary);
+        format!("{}: {why}", path.display()).into()
+    })
 }
 
 /// Pictures of one size in rows.

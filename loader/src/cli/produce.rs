@@ -13,7 +13,6 @@
 //! - The rate is kept by a schedule: a pause is not made up for by a burst.
 //! - Memory is bounded: 256 records or 256 MiB ahead, and librdkafka's own queue (`queue.buffering.max.kbytes`).
 
-use std::io::IsTerminal;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -22,9 +21,10 @@ use fuelrail_connectors::{
     Buffer, IndexedSource, KafkaProducer, KafkaProperties, KafkaValue, ReadError, ReadErrorKind, Record,
     Schema, encode_kafka_value,
 };
-use indicatif::{HumanBytes, HumanCount, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::HumanBytes;
 
-use super::{Failure, read, signals, spec};
+use super::bars::{Bar, counted, grouped, rounded};
+use super::{Failure, read, signals, source};
 use crate::client::ClientError;
 use crate::order::Order;
 
@@ -39,51 +39,49 @@ const LISTED: usize = 20;
 
 #[derive(Debug, Args)]
 pub(super) struct Produce {
-    /// A folder, shards, tables or arrays, by path, pattern or URL
-    #[arg(value_name = "SOURCE")]
+    #[arg(value_name = "SOURCE", help = source::SOURCE)]
     source: String,
     /// The topic to write to, as kafka://host:9092/topic; more brokers are separated by commas
     #[arg(value_name = "TOPIC")]
     topic: String,
-    /// A key of the source's configuration, like label=folder or fields=["json:box"]; may be given again
-    #[arg(short, long = "option", value_name = "KEY=VALUE")]
+    #[arg(long = "source-option", alias = "option", short_alias = 'o', value_name = "KEY=VALUE", help = source::OPTION)]
     options: Vec<String>,
-    /// What a message's value is [default: image, where the source has images, else json]
+    /// The value of a message [default: image if the source has images, else json]
     #[arg(long, value_enum)]
     value: Option<Format>,
     /// The header `label` holds the class name instead of its number
     #[arg(long)]
     label_names: bool,
-    /// Create the topic with so many partitions if it is not there
+    /// Create the topic with N partitions if it does not exist
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     partitions: Option<u32>,
-    /// Copies of each partition, when the topic is created
+    /// Replicas of each partition, if the topic is created
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..),
           requires = "partitions")]
     replication: u32,
-    /// Write no more than so many records: 500/s, 30000/min, 0.5/s
+    /// Write at most this many records per second, minute or hour: 500/s, 30000/min, 0.5/s
     #[arg(long, value_name = "N/s", value_parser = rate)]
     rate: Option<f64>,
-    /// Stop behind so many records
+    /// Stop after N records
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     limit: Option<u64>,
-    /// Write the source so many times
+    /// Write the source N times
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
     repeat: u64,
     /// Write the source again and again, until ctrl-C or --limit
     #[arg(long, conflicts_with = "repeat")]
     forever: bool,
-    /// Write the records in a random order, another one each time the source is repeated
+    /// Write the records in random order, a new one for each pass over the source
     #[arg(long)]
     shuffle: bool,
-    /// Seed of that order
-    #[arg(long, default_value_t = 0)]
+    /// Seed of the random order
+    #[arg(long, default_value_t = 0, value_name = "N")]
     seed: u64,
-    /// How messages are compressed: none, gzip, snappy, lz4 or zstd. Encoded images hardly shrink
+    /// Compression of messages. Encoded images hardly shrink
     #[arg(long, value_enum, default_value_t = Compression::None)]
     compression: Compression,
-    /// A property of librdkafka by its own name, like security.protocol=SSL, or @client.properties for those of a file, where
-    /// passwords belong; may be given again, and the last one counts
+    /// A property of librdkafka, such as security.protocol=SSL, or @client.properties to read them from a file, where
+    /// passwords belong; can be repeated, and the last value counts
     #[arg(long = "property", value_name = "NAME=VALUE")]
     properties: Vec<String>,
     /// What to do with a record that cannot be read
@@ -138,7 +136,7 @@ impl Produce {
         let source = read::open(&self.source, &self.options)?;
         let format = self.format(&source)?;
         if self.label_names && source.classes().is_empty() {
-            return Err(format!("--label-names: {} has no class names", self.source).into());
+            return Err(format!("--label-names: the labels of {} have no names", self.source).into());
         }
         let producer = self.producer()?;
         let created = self.topic(&producer)?;
@@ -182,7 +180,7 @@ impl Produce {
             vec![("compression.type".to_owned(), format!("{:?}", self.compression).to_lowercase())];
         for property in &self.properties {
             if let Some(path) = property.strip_prefix('@') {
-                pairs.extend(spec::properties_file(path)?.into_pairs());
+                pairs.extend(source::properties_file(path)?.into_pairs());
                 continue;
             }
             let (name, value) = property.split_once('=').ok_or_else(|| {
@@ -207,12 +205,15 @@ impl Produce {
         match (there, self.partitions) {
             (None, Some(partitions)) => Ok(producer.create_topic(partitions, self.replication)?),
             (None, None) => Err(format!(
-                "there is no topic {topic:?}; --partitions N creates it, and readers share the work by partition: 8 is a \
-                 good number"
+                "there is no topic {topic:?}; create it with --partitions N (readers share the work by partition; 8 is a good \
+                 number)"
             )
             .into()),
             (Some(there), Some(wanted)) if there != wanted => {
-                eprintln!("note: topic {topic:?} is there already, with {there} partitions; --partitions {wanted} is ignored");
+                eprintln!(
+                    "note: topic {topic:?} already exists with {}; ignoring --partitions {wanted}",
+                    counted(there.into(), "partition")
+                );
                 Ok(false)
             }
             (Some(_), _) => Ok(false),
@@ -269,13 +270,13 @@ impl Run<'_> {
                 },
             );
             if let Err(error) = written {
-                bar.finish_and_clear();
+                drop(bar);
                 return Err(self.give_up(error));
             }
             done += len.min(total - done);
         }
         let flushed = self.producer.flush(LAST);
-        bar.finish_and_clear();
+        drop(bar);
         if let Err(error) = flushed {
             return Err(self.give_up(if signals::interrupted() {
                 ClientError::Interrupted.into()
@@ -299,9 +300,10 @@ impl Run<'_> {
             Prepared::Unreadable(why) => {
                 let line = format!("{}: {why}", source.key(index));
                 if self.produce.on_error == OnError::Fail {
-                    return Err(
-                        format!("{line}. Repair or remove it, or leave it out with --on-error skip").into()
-                    );
+                    return Err(format!(
+                        "{line}. Repair or remove it, or skip such records with --on-error skip"
+                    )
+                    .into());
                 }
                 self.skipped_records += 1;
                 if self.skipped.len() < LISTED {
@@ -352,9 +354,9 @@ impl Run<'_> {
         // Why it may fail is known already.
         let _ = self.producer.flush(LAST_INTERRUPTED);
         eprintln!(
-            "stopped; {} of {} records that were sent are acknowledged by topic {:?}",
-            HumanCount(self.producer.delivered()),
-            HumanCount(self.sent),
+            "stopped: {} of {} acknowledged by topic {:?}",
+            grouped(self.producer.delivered()),
+            counted(self.sent, "record"),
             self.producer.topic()
         );
         error
@@ -362,21 +364,21 @@ impl Run<'_> {
 
     fn report(&self) {
         let seconds = self.began.elapsed().as_secs_f64();
-        println!(
-            "{} records, {}, in topic {:?}{}: {:.1} s, {:.0} records/s, {}/s",
-            HumanCount(self.producer.delivered()),
+        say!(
+            "{}, {}, in topic {:?}{}: {:.1} s, {} records/s, {}/s",
+            counted(self.producer.delivered(), "record"),
             HumanBytes(self.bytes),
             self.producer.topic(),
             if self.created { " (created)" } else { "" },
             seconds,
-            self.sent as f64 / seconds,
+            rounded(self.sent as f64 / seconds),
             HumanBytes((self.bytes as f64 / seconds) as u64)
         );
         if self.skipped_records > 0 {
-            println!("{} records could not be read and are left out:", self.skipped_records);
-            self.skipped.iter().for_each(|line| println!("  {line}"));
+            say!("{} left out because they could not be read:", counted(self.skipped_records, "record"));
+            self.skipped.iter().for_each(|line| say!("  {line}"));
             if self.skipped_records > self.skipped.len() as u64 {
-                println!("  …");
+                say!("  …");
             }
         }
     }
@@ -447,18 +449,12 @@ fn class(source: &Arc<dyn IndexedSource>, label: i64) -> Option<&str> {
     source.classes().get(usize::try_from(label).ok()?).map(String::as_str)
 }
 
-fn bar(total: u64) -> ProgressBar {
-    if !std::io::stderr().is_terminal() {
-        return ProgressBar::hidden();
-    }
-    let (len, template) = if total == u64::MAX {
-        (None, "producing {spinner} {human_pos} records  {per_sec}  {msg}  {elapsed}")
+fn bar(total: u64) -> Bar {
+    if total == u64::MAX {
+        Bar::new(None, "producing {spinner} {human_pos} records  {rate}  {msg}  {elapsed}")
     } else {
-        (Some(total), "producing {wide_bar} {human_pos} of {human_len}  {per_sec}  {msg}  {eta} left")
-    };
-    let bar = ProgressBar::with_draw_target(len, ProgressDrawTarget::stderr_with_hz(5));
-    bar.set_style(ProgressStyle::with_template(template).expect("a valid template"));
-    bar
+        Bar::new(Some(total), "producing {wide_bar} {human_pos} of {human_len}  {rate}  {msg}  {eta} left")
+    }
 }
 
 #[cfg(test)]

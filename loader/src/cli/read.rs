@@ -7,29 +7,20 @@ use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use fuelrail_connectors::{
-    AddressConfig, IndexedSource, ReadError, ReadRequest, ReaderConfig, Record, SourceConfig,
+    IndexedSource, ReadError, ReadRequest, ReaderConfig, Record, SourceConfig, settings,
 };
 
-use super::{Failure, opening, signals};
+use super::{Failure, opening, signals, source};
 use crate::client::ClientError;
 
 /// Records that are read ahead of the one handed over, and their bytes.
 const AHEAD_RECORDS: usize = 256;
 const AHEAD_BYTES: u64 = 256 << 20;
 
-/// A source by its address, with `KEY=VALUE` options of its configuration. Values are JSON, or text where they are not.
+/// A source by its address, with `KEY=VALUE` options of its configuration.
 pub(super) fn open(address: &str, options: &[String]) -> Result<Arc<dyn IndexedSource>, Failure> {
-    let mut map = serde_json::Map::new();
-    for option in options {
-        let (key, text) = option
-            .split_once('=')
-            .ok_or_else(|| format!("--option {option}: write KEY=VALUE, such as label=folder"))?;
-        let value = serde_json::from_str(text).unwrap_or_else(|_| text.into());
-        map.insert(key.to_owned(), value);
-    }
-    let base = Some(std::env::current_dir()?);
-    let config = AddressConfig { address: vec![address.to_owned()], base, options: map };
-    opening::open(SourceConfig::Address(config))
+    let described = source::described(address, options)?;
+    opening::open(settings::read::<SourceConfig>(&described.into())?)
 }
 
 /// Reads records `index(0)`, `index(1)`, … up to `count`, lets `work` prepare each on some core, and gives the results to

@@ -16,7 +16,7 @@ pub(super) struct Serve {
     /// Socket to listen on [default: fuelrail.sock in $XDG_RUNTIME_DIR, else /tmp/fuelrail-UID.sock]
     #[arg(long, value_name = "PATH")]
     socket: Option<PathBuf>,
-    /// Let clients read below this folder with pipelines of their own (repeatable)
+    /// Allow clients to read below this folder with pipelines of their own (can be repeated)
     #[arg(long, value_name = "DIR")]
     root: Vec<PathBuf>,
     /// Serve the one process at the other end of standard input, and end with it (used by the Python package)
@@ -31,23 +31,12 @@ impl Serve {
         }
         let mut config = match &self.config {
             None => DaemonConfig::default(),
-            Some(path) => {
-                let text =
-                    std::fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))?;
-                let config: DaemonConfig =
-                    toml::from_str(&text).map_err(|error| format!("{}: {error}", path.display()))?;
-                for (name, pipeline) in &config.pipelines {
-                    pipeline
-                        .check()
-                        .map_err(|error| format!("{}: pipelines.{name}: {error}", path.display()))?;
-                }
-                config
-            }
+            Some(path) => DaemonConfig::from_file(path)?,
         };
         config.roots.extend(self.root);
         if config.pipelines.is_empty() && config.roots.is_empty() {
-            return Err("nothing to serve: give a configuration file with [pipelines.NAME] tables, or --root DIR to let \
-                        clients bring their own pipelines"
+            return Err("nothing to serve: give a configuration file with [pipelines.NAME] tables, or use --root DIR to \
+                        allow clients to bring their own pipelines"
                 .into());
         }
         Ok(server::serve(config, &self.socket.unwrap_or_else(default_socket))?)

@@ -1,14 +1,24 @@
 //! Ctrl-C and SIGTERM while a command works.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU8, Ordering};
 
 use super::Failure;
 
-static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+/// The signal that came, 0 while none did.
+static SIGNAL: AtomicU8 = AtomicU8::new(0);
+
+const SIGINT: u8 = 2;
+const SIGTERM: u8 = 15;
 
 /// Whether ctrl-C or SIGTERM came, once [`watch`] was called.
 pub(super) fn interrupted() -> bool {
-    INTERRUPTED.load(Ordering::Relaxed)
+    SIGNAL.load(Ordering::Relaxed) != 0
+}
+
+/// The exit status of a command that a signal ended, as shells give it: 130 after ctrl-C, 143 after SIGTERM.
+pub(super) fn status() -> u8 {
+    let signal = SIGNAL.load(Ordering::Relaxed);
+    128 + if signal == 0 { SIGINT } else { signal }
 }
 
 /// From now on ctrl-C and SIGTERM set a flag instead of ending the process where it stands.
@@ -21,11 +31,11 @@ pub(super) fn watch() -> Result<(), Failure> {
     };
     std::thread::Builder::new().name("fuelrail-signals".into()).spawn(move || {
         runtime.block_on(async {
-            tokio::select! { _ = interrupt.recv() => {}, _ = terminate.recv() => {} }
-            INTERRUPTED.store(true, Ordering::Relaxed);
+            let signal = tokio::select! { _ = interrupt.recv() => SIGINT, _ = terminate.recv() => SIGTERM };
+            SIGNAL.store(signal, Ordering::Relaxed);
             // A second one means it.
             tokio::select! { _ = interrupt.recv() => {}, _ = terminate.recv() => {} }
-            std::process::exit(130);
+            std::process::exit(status().into());
         });
     })?;
     Ok(())

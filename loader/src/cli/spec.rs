@@ -2,57 +2,71 @@
 
 use std::path::PathBuf;
 
-use clap::Args;
-use fuelrail_connectors::KafkaProperties;
+use clap::{Args, ValueEnum};
+use fuelrail_connectors::settings;
 use serde_json::{Value, json};
 
-use super::{Failure, opening, signals};
+use super::{Failure, opening, signals, source};
 use crate::client::{Address, Feed, News};
 use crate::config::DaemonConfig;
 use crate::plan::Cursor;
 use crate::protocol::{Attach, PipelineRef};
 
-/// A pipeline, as flags.
+/// A pipeline, as flags. Without others it is a training run's: shuffled, in batches of 64, as `fuelrail train` has them.
 #[derive(Debug, Args)]
 pub(super) struct Spec {
-    /// A folder, shards like train-{000..127}.tar or "*.parquet", an .h5, .npy or .csv file, an s3://, gs://, az:// or
-    /// https:// URL of these, kafka://broker:9092/topic, or synthetic://?count=10000&width=500&height=375
-    #[arg(value_name = "SOURCE", required_unless_present = "config")]
+    #[arg(value_name = "SOURCE", required_unless_present = "config", help = source::SOURCE)]
     source: Option<String>,
     /// Take a pipeline from a daemon configuration file instead
     #[arg(long, value_name = "PIPELINES.TOML", conflicts_with = "source", requires = "pipeline")]
     config: Option<PathBuf>,
-    /// Which pipeline of that file
+    /// The pipeline of that file to use
     #[arg(long, value_name = "NAME", requires = "config")]
     pipeline: Option<String>,
-    /// An option of the source, like image=jpg, label=class or fields='["box"]' (JSON or text); may be given repeatedly.
-    /// properties=@client.properties takes Kafka's from a file
-    #[arg(long = "source-option", value_name = "KEY=VALUE")]
+    #[arg(long = "source-option", alias = "option", value_name = "KEY=VALUE", help = source::OPTION,
+          conflicts_with = "config")]
     options: Vec<String>,
-    /// Transforms as JSON: a list like [{"type": "Resize", "size": 256}, …]; overrides --task
+    /// Transforms as a JSON list such as '[{"type": "Resize", "size": [256, 256]}]', instead of a preset
     #[arg(long, value_name = "JSON")]
     transforms: Option<String>,
-    /// A: RandomResizedCrop + flip + normalise, f32 NCHW. B: Resize + CenterCrop + normalise. C: as A, u8 NHWC
-    #[arg(long, default_value = "A", value_parser = ["A", "B", "C"])]
-    task: String,
-    /// Side of the output in pixels
-    #[arg(long, default_value_t = 224)]
+    /// Ready-made transforms
+    #[arg(long, alias = "task", value_enum, default_value_t = Preset::Train)]
+    preset: Preset,
+    /// Side of the output in pixels, of a preset
+    #[arg(long, default_value_t = 224, value_name = "PIXELS", value_parser = clap::value_parser!(u32).range(1..=16_384))]
     size: u32,
-    /// Rows per batch
-    #[arg(long)]
+    /// Rows per batch [default: 64, or that of the configuration file]
+    #[arg(long, value_name = "N")]
     batch_size: Option<u64>,
-    /// Worker threads; 0 = one per core
-    #[arg(long)]
+    /// Take the records in the source's order. Without it they are shuffled, as in training
+    #[arg(long, conflicts_with = "config")]
+    no_shuffle: bool,
+    /// Worker threads [default: 0, one per core]
+    #[arg(long, value_name = "N")]
     num_workers: Option<u32>,
-    /// Seed of order and augmentation
-    #[arg(long)]
+    /// Seed of order and augmentation [default: 0]
+    #[arg(long, value_name = "N")]
     seed: Option<u64>,
-    /// How files are read: auto, io_uring or threads
+    /// How files are read: auto, io_uring or threads [default: auto]
     #[arg(long, value_name = "BACKEND")]
     read_backend: Option<String>,
-    /// Reads in flight at a time
+    /// Concurrent reads [default: 32]
     #[arg(long, value_name = "N")]
     read_depth: Option<u32>,
+}
+
+/// Transforms that have a name. The letters are those of the benchmarks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Preset {
+    /// RandomResizedCrop, RandomHorizontalFlip and Normalize: floats, one plane per channel
+    #[value(alias = "A")]
+    Train,
+    /// Resize, CenterCrop and Normalize: floats, one plane per channel
+    #[value(alias = "B")]
+    Eval,
+    /// RandomResizedCrop and RandomHorizontalFlip: bytes, the channels of a pixel together
+    #[value(alias = "C")]
+    TrainU8,
 }
 
 impl Spec {
@@ -60,28 +74,29 @@ impl Spec {
     pub fn pipeline(&self) -> Result<Value, Failure> {
         let mut pipeline = match (&self.config, &self.pipeline) {
             (Some(path), Some(name)) => {
-                let text =
-                    std::fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))?;
-                let config: DaemonConfig =
-                    toml::from_str(&text).map_err(|error| format!("{}: {error}", path.display()))?;
+                let config = DaemonConfig::from_file(path)?;
                 let known = config.pipelines.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
                 let found = config.pipelines.get(name);
-                serde_json::to_value(
-                    found.ok_or(format!("there is no pipeline '{name}'; the file has: {known}"))?,
-                )?
+                serde_json::to_value(found.ok_or(format!(
+                    "{}: there is no pipeline '{name}'; the file has: {known}",
+                    path.display()
+                ))?)?
             }
             _ => {
                 let source = self.source.as_deref().expect("clap requires a source or a config");
-                json!({"source": source_value(source, &self.options)?, "shuffle": true, "batch_size": 64, "transforms": self.task_transforms()})
+                let source = source::described(source, &self.options)?;
+                json!({"source": source, "shuffle": !self.no_shuffle, "batch_size": 64, "transforms": self.preset_transforms()})
             }
         };
-        if self.config.is_none() && self.task == "C" {
+        if self.config.is_none() && self.preset == Preset::TrainU8 {
             pipeline["dtype"] = json!("u8");
             pipeline["layout"] = json!("nhwc");
         }
         if let Some(text) = &self.transforms {
             pipeline["transforms"] =
-                serde_json::from_str(text).map_err(|error| format!("--transforms: {error}"))?;
+                serde_json::from_str(text).map_err(|error| {
+                    format!("--transforms: not valid JSON: {}; write a list such as '[{{\"type\": \"CenterCrop\", \"size\": 224}}]'", settings::json_fault(&error))
+                })?;
         }
         let mut set = |key: &str, value: Option<Value>| {
             if let Some(value) = value {
@@ -110,7 +125,7 @@ impl Spec {
         self.seed.is_some()
     }
 
-    fn task_transforms(&self) -> Value {
+    fn preset_transforms(&self) -> Value {
         let size = self.size;
         let normalize =
             json!({"type": "Normalize", "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]});
@@ -118,40 +133,16 @@ impl Spec {
             json!({"type": "RandomResizedCrop", "size": [size, size]}),
             json!({"type": "RandomHorizontalFlip"}),
         ];
-        match self.task.as_str() {
-            "B" => json!([
-                {"type": "Resize", "size": size * 256 / 224},
+        match self.preset {
+            Preset::Eval => json!([
+                {"type": "Resize", "size": u64::from(size) * 256 / 224},
                 {"type": "CenterCrop", "size": [size, size]},
                 normalize
             ]),
-            "C" => json!(augment),
-            _ => json!([augment[0], augment[1], normalize]),
+            Preset::TrainU8 => json!(augment),
+            Preset::Train => json!([augment[0], augment[1], normalize]),
         }
     }
-}
-
-/// A source as typed, relative to the current folder, with its options.
-pub(super) fn source_value(source: &str, options: &[String]) -> Result<Value, Failure> {
-    let mut value = json!({"type": "address", "address": source, "base": std::env::current_dir()?});
-    for option in options {
-        let (key, text) = option
-            .split_once('=')
-            .ok_or_else(|| format!("--source-option {option}: it is not of the form KEY=VALUE"))?;
-        if ["type", "address", "base"].contains(&key) {
-            return Err(format!("--source-option {option}: {key} is no option of a source").into());
-        }
-        value[key] = match (key, text.strip_prefix('@')) {
-            ("properties", Some(path)) => serde_json::to_value(properties_file(path)?)?,
-            _ => serde_json::from_str(text).unwrap_or_else(|_| json!(text)),
-        };
-    }
-    Ok(value)
-}
-
-/// Kafka's properties from a file. On the command line itself everybody on the machine could read a password.
-pub(super) fn properties_file(path: &str) -> Result<KafkaProperties, Failure> {
-    let text = std::fs::read_to_string(path).map_err(|error| format!("{path}: {error}"))?;
-    Ok(KafkaProperties::from_lines(&text).map_err(|error| format!("{path}: {error}"))?)
 }
 
 /// A feed of a daemon of our own: this same binary, as a child.

@@ -18,32 +18,29 @@ use crate::token::{Allow, Token};
 pub(super) struct Which {
     #[command(flatten)]
     spec: spec::Spec,
-    /// A loader's state as JSON, as `json.dump(loader.state_dict(), file)` writes it: the samples that come next there. Of a
-    /// stream it is needed, for it says which offsets its window holds
+    /// Start from a loader's state, as `json.dump(loader.state_dict(), file)` writes it. A stream needs it, because the state
+    /// says which offsets its window holds
     #[arg(long, value_name = "FILE")]
     state: Option<PathBuf>,
-    /// With --state: the samples that came just before instead, the batch that the state was saved after
+    /// With --state: the samples just before it instead, the batch after which the state was saved
     #[arg(long, requires = "state")]
     before: bool,
-    /// Epoch. Default: the state's, or 0
-    #[arg(long)]
+    /// Epoch [default: that of the state, or 0]
+    #[arg(long, value_name = "N")]
     epoch: Option<u64>,
-    /// First position in the epoch, counted over all ranks. Default: the state's, or 0
-    #[arg(long, conflicts_with = "before")]
+    /// First position in the epoch, counted over all ranks [default: that of the state, or 0]
+    #[arg(long, conflicts_with = "before", value_name = "N")]
     position: Option<u64>,
-    /// How many. Default: one batch times --world-size
-    #[arg(long)]
+    /// Number of samples [default: one batch times --world-size]
+    #[arg(long, value_name = "N")]
     count: Option<u64>,
-    /// Ranks of the run
-    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
+    /// Number of ranks of the run
+    #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     world_size: u64,
-    /// The run does not shuffle
-    #[arg(long)]
-    no_shuffle: bool,
-    /// The run's on_error, which is part of its order
-    #[arg(long, default_value = "substitute", value_parser = ["substitute", "drop", "fail"])]
+    /// The on_error setting of the run, which is part of its order
+    #[arg(long, value_name = "RULE", default_value = "substitute", value_parser = ["substitute", "drop", "fail"])]
     on_error: String,
-    /// Print one JSON object a line instead of a table
+    /// Print one JSON object per line instead of a table
     #[arg(long)]
     json: bool,
 }
@@ -59,7 +56,6 @@ impl Which {
         let state = state.transpose()?;
         let mut config = self.spec.pipeline()?;
         if self.spec.is_of_flags() {
-            config["shuffle"] = json!(!self.no_shuffle);
             config["on_error"] = json!(self.on_error);
             if let Some(token) = state.as_ref().filter(|_| !self.spec.has_seed()) {
                 config["seed"] = json!(token.identity.seed);
@@ -86,8 +82,8 @@ impl Which {
         let place = state.and_then(|token| token.stream);
         if let Some(place) = place.as_ref().filter(|place| !place.holds(cursor)) {
             return Err(format!(
-                "position {position} of epoch {} does not lie in the window that the state knows, positions {} to {} of epoch \
-                 {}: use a state that was saved nearer",
+                "position {position} of epoch {} is outside the window of the state (positions {} to {} of epoch {}); use a \
+                 state saved closer to it",
                 cursor.epoch,
                 place.first,
                 place.end(),
@@ -97,7 +93,10 @@ impl Which {
         }
         let place = place.filter(|_| position > 0);
         if count == 0 {
-            return Err("the state was saved before the first batch of its epoch: nothing came before".into());
+            return Err(
+                "the state was saved before the first batch of its epoch, so there is no batch before it"
+                    .into(),
+            );
         }
         match lineage::which(&pipeline, cursor, place, count, &mut signals::interrupted)? {
             Some(samples) => self.print(&pipeline, &samples),

@@ -498,7 +498,7 @@ impl Coordinator {
     fn judge(&mut self, batch: &mut Batch) -> Result<(), Refusal> {
         // Of a stream the share counts from its beginning, for nobody knows how much will come.
         let seen = self.shared.pipeline.supply.len().unwrap_or(batch.next.position);
-        let limit = self.shared.pipeline.config.error_limit(seen);
+        let limit = self.shared.pipeline.config.error_budget.limit(seen);
         for (_, refused) in batch.take_refused() {
             if self.shared.pipeline.config.on_error == OnError::Fail {
                 let _ = self.quarantine.note(batch.cursor.epoch, &refused, limit);

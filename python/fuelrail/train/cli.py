@@ -12,11 +12,14 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 import random
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
+
+from . import first
 
 if TYPE_CHECKING:
     import torch
@@ -28,9 +31,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs `fuelrail train` with `argv` (without the program's name); returns the exit code."""
     arguments = _parser().parse_args(argv)
     try:
-        import torch  # noqa: F401  (first here, so that its absence is one line)
-    except ImportError:
-        return _fail("torch is not installed: pip install torch torchvision (a CPU build is enough)", 2)
+        return _main(arguments)
+    except KeyboardInterrupt:
+        print("fuelrail train: interrupted before the first step", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # Nobody reads the output any more (`| head`). What Python would still write at its end goes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+
+
+def _main(arguments: argparse.Namespace) -> int:
+    try:
+        first.check(arguments)
+        print("fuelrail train: loading torch", file=sys.stderr, flush=True)
+        import torch  # noqa: F401  (first here, so that a broken one is one line)
+    except (ImportError, ValueError) as error:
+        return _fail(error, 2)
     from fuelrail import ConfigError, FuelrailError, SourceError, TokenError
 
     from .trainer import Stopped
@@ -38,24 +55,35 @@ def main(argv: Sequence[str] | None = None) -> int:
     with contextlib.ExitStack() as opened:
         try:
             trainer = _open(arguments, opened)
+        except BrokenPipeError:
+            raise
         except (ConfigError, SourceError, TokenError, ValueError, OSError) as error:
             return _fail(error, 2)
         except FuelrailError as error:
             return _fail(error, 1)
-        except KeyboardInterrupt:
-            print("stopped before the first step", file=sys.stderr)
-            return 130
         try:
             _run(trainer, arguments)
         except Stopped as stopped:
-            print(f"{stopped}; go on with --resume", file=sys.stderr)
+            print(f"{stopped}; continue with --resume", file=sys.stderr)
             return 128 + stopped.signum
         except KeyboardInterrupt:
             print("stopped after the last step; the run itself is saved", file=sys.stderr)
             return 130
-        except (FuelrailError, FloatingPointError, OSError) as error:
+        except BrokenPipeError:
+            raise
+        except (FuelrailError, FloatingPointError, OneLabel, OSError) as error:
             return _fail(error, 1)
     return 0
+
+
+class OneLabel(Exception):
+    """Nothing can be learned from labels that are all the same."""
+
+    def __init__(self, label: object) -> None:
+        super().__init__(
+            f"every label is {label}, so there is nothing to learn: choose the labels with --source-option label=… "
+            "(`fuelrail inspect` counts them)"
+        )
 
 
 def _open(arguments: argparse.Namespace, opened: contextlib.ExitStack) -> Trainer:
@@ -68,15 +96,15 @@ def _open(arguments: argparse.Namespace, opened: contextlib.ExitStack) -> Traine
 
     from . import precision
     from .data import find_data, open_loaders
-    from .models import build_model
+    from .models import build_model, check_size
     from .trainer import Trainer
 
     recipe = _recipe(arguments)
     device = _device(arguments.device)
     bf16 = precision.choose(recipe.precision, device).name == "bf16"
     places = find_data(arguments.data, arguments.val, arguments.val_fraction)
-    # A wrong name is told before any folder is read.
-    build_model(arguments.model, 2)
+    # A wrong name or size is told before any folder is read.
+    check_size(arguments.model, arguments.size)
     train, val = open_loaders(
         Loader,
         T,
@@ -99,12 +127,15 @@ def _open(arguments: argparse.Namespace, opened: contextlib.ExitStack) -> Traine
     opened.enter_context(train)
     if val is not None:
         opened.enter_context(val)
+    _check_batch(train, arguments)
     classes = arguments.num_classes or len(train.classes)
     if classes == 0:
         raise ValueError(
-            f"--data {arguments.data}: its labels are numbers without names: say how many classes there are "
-            '(--num-classes N), or what they are called (--source-option \'classes=["cat", "dog"]\')'
+            f"--data {arguments.data}: its labels are numbers without names: give the number of classes "
+            '(--num-classes N), or their names (--source-option \'classes=["cat", "dog"]\')'
         )
+    if len(train.classes) == 1:
+        raise ValueError(f"--data {arguments.data}: {OneLabel(train.classes[0])}")
     _seed_everything(arguments.seed)
     trainer = Trainer(
         build_model(arguments.model, classes),
@@ -117,18 +148,30 @@ def _open(arguments: argparse.Namespace, opened: contextlib.ExitStack) -> Traine
         describe=_describe(arguments),
     )
     chosen = trainer.precision
-    size, batch = arguments.size, arguments.batch_size
+    size, batch, steps = arguments.size, arguments.batch_size, trainer.steps_per_epoch
     print(
         f"{arguments.model} on {arguments.data}: {classes} classes, {size} x {size}, "
-        f"{trainer.steps_per_epoch} steps of {batch} an epoch, {device.type} {chosen.name} ({chosen.reason}); "
-        f"{places.how}",
+        f"{steps} step{'' if steps == 1 else 's'} of {batch} per epoch, {device.type} {chosen.name} "
+        f"({chosen.reason}); {places.how}",
         flush=True,
     )
     return trainer
 
 
+def _check_batch(train: Any, arguments: argparse.Namespace) -> None:
+    """A batch larger than the data set is a typo: the learning rate would be scaled to it."""
+    try:
+        samples = train.num_samples
+    except TypeError:
+        return
+    if arguments.batch_size > samples:
+        raise ValueError(
+            f"--batch-size {arguments.batch_size}: there are only {samples:,} training images; use at most {samples}"
+        )
+
+
 def _device(name: str | None) -> torch.device:
-    """The device of that name, or the best there is; ValueError for one that does not exist here."""
+    """The device of that name, or the best available; ValueError for one that does not exist here."""
     import torch
 
     if name is None:
@@ -138,17 +181,26 @@ def _device(name: str | None) -> torch.device:
     except RuntimeError:
         raise ValueError(f"--device {name}: not a device; use cpu, cuda or cuda:1") from None
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ValueError(f"--device {name}: torch sees {torch.cuda.device_count()} GPUs here")
+        raise ValueError(f"--device {name}: torch finds {torch.cuda.device_count()} GPUs on this machine")
     return device
 
 
 def _run(trainer: Trainer, arguments: argparse.Namespace) -> None:
     shown = None
+    labels: set[int] | None = set()
     for step in trainer.steps():
         if shown is None:
             # Copies: a view would hold the batch's slot for the whole run.
             shown = step.images[:32].detach().clone(), step.labels[:32].tolist()
+        if labels is not None:
+            if step.epoch > 0 and len(labels) == 1 and trainer.history:
+                raise OneLabel(labels.pop())
+            labels.update(step.labels.tolist())
+            # Two are enough; then nobody looks again.
+            labels = None if len(labels) > 1 else labels
         step.train()
+    if labels is not None and len(labels) == 1:
+        raise OneLabel(labels.pop())
     _report(trainer, shown, arguments)
 
 
@@ -161,14 +213,14 @@ def _report(
     if "val_top1" in last:
         top1, top5, best = last["val_top1"], last["val_top5"], trainer.best or 0.0
         print(
-            f"held-out accuracy: top-1 {100 * top1:.2f} %, top-5 {100 * top5:.2f} % "
-            f"on {last['val_rows']} images (best epoch: {100 * best:.2f} %)"
+            f"held-out accuracy: top-1 {top1:.2%}, top-5 {top5:.2%} on {last['val_rows']:,} images "
+            f"(best epoch: {best:.2%})"
         )
         if last["val_left_out"]:
             print(f"not counted: {last['val_left_out']} held-out images that could not be read")
     if trainer.total_pace.images:
         print(f"speed: {trainer.total_pace.text()}")
-    print(f"limit: {trainer.train_loader.stats()['verdict']['text']}")
+    print(trainer.train_loader.stats()["verdict"]["text"])
     try:
         from .pictures import draw_contact_sheet, draw_curves
 
@@ -182,7 +234,7 @@ def _report(
             draw_contact_sheet(images, labels, classes, out / "samples.png", title)
             print(f"samples: {out / 'samples.png'}")
     except ImportError:
-        print("curve and samples were not drawn: pip install matplotlib")
+        print("curve.png and samples.png need matplotlib: pip install matplotlib")
     if (out / "best.pt").exists():
         print(f"weights: {out / 'best.pt'}")
 
@@ -220,6 +272,17 @@ def _fail(error: object, code: int) -> int:
     return code
 
 
+class _Help(argparse.HelpFormatter):
+    """Adds each default once: not where the help says it in words, nor where there is none."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        text = action.help
+        has_default = action.nargs != 0 and action.default not in (None, argparse.SUPPRESS, [])
+        if text and has_default and "(default" not in text:
+            return f"{text} (default: %(default)s)"
+        return text
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """One line and exit code 2; the usage text of this many options would bury it."""
@@ -231,8 +294,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="fuelrail train",
         description="Train an image classifier on a folder of class folders, or on any other source.",
-        epilog="Stop with ctrl-C; go on with the same command and --resume.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        epilog="Stop with ctrl-C; continue with the same command and --resume.",
+        formatter_class=_Help,
         allow_abbrev=False,
     )
     add = parser.add_argument
@@ -242,73 +305,91 @@ def _parser() -> argparse.ArgumentParser:
         required=True,
         help="folder of class folders, or one with train/ and val/; or shards, a table, a bucket, a kafka:// topic",
     )
-    data.add_argument("--val", help="validation data (default: a folder beside --data, else a split)")
+    data.add_argument(
+        "--val",
+        help="validation data (default: a val folder next to the training folder, else a split of --data)",
+    )
     data.add_argument(
         "--source-option",
         type=_option,
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="an option of --data, such as image=jpg or window_records=4096 (JSON or text); may be repeated. "
-        "properties=@client.properties takes Kafka's from a file",
+        help="an option of the source, such as image=jpg or window_records=4096 (JSON or text); can be repeated. "
+        "properties=@client.properties reads Kafka's from a file",
     )
-    data.add_argument("--num-classes", type=_positive, help="classes, where labels are numbers without names")
     data.add_argument(
-        "--val-fraction", type=float, default=0.1, help="share held out when there is no such folder"
+        "--num-classes", type=_positive, help="number of classes, if labels are numbers without names"
     )
-    data.add_argument("--size", type=_positive, default=224, help="side of the images the model sees, pixels")
+    data.add_argument(
+        "--val-fraction", type=float, default=0.1, help="share to hold out if there is no validation folder"
+    )
+    data.add_argument(
+        "--size", type=_positive, default=224, help="side of the model's input images in pixels"
+    )
     data.add_argument("--batch-size", type=_positive, default=64, help="images per step")
     data.add_argument(
         "--augment",
         choices=("standard", "strong", "none"),
         default="standard",
-        help="standard: random resized crop and flip; strong: also colour and erasing",
+        help="standard: random resized crop and flip; strong: also colour jitter and erasing",
     )
     data.add_argument(
-        "--min-scale", type=float, default=0.35, help="smallest crop, as a share of the picture's area"
+        "--min-scale", type=float, default=0.35, help="smallest crop, as a share of the image's area"
     )
     data.add_argument("--no-flip", action="store_true", help="no horizontal flips (digits, letters)")
-    data.add_argument("--num-workers", type=int, help="decoding threads (default: automatic)")
+    data.add_argument("--num-workers", type=_positive, help="decoding threads (default: one per core)")
     data.add_argument(
         "--on-error",
         choices=("substitute", "drop", "fail"),
         default="substitute",
         help="what to do with an image that cannot be decoded",
     )
-    add("--model", default="resnet18", help="small_cnn, or a torchvision model's name")
+    add("--model", default="resnet18", help="small_cnn, or the name of a torchvision model")
     add("--out", type=Path, required=True, help="run folder: metrics, checkpoints, pictures")
-    add("--resume", action="store_true", help="go on from the newest checkpoint in --out, if there is one")
-    add("--epochs", type=int, default=10, help="passes over the data")
-    add("--steps-per-epoch", type=_positive, help="of a stream: steps that count as one epoch")
-    add("--seed", type=int, default=0, help="for the order, the augmentation and the initial weights")
-    add("--device", help="cpu, cuda, cuda:1 (default: cuda when there is one)")
+    add("--resume", action="store_true", help="resume from the latest checkpoint in --out, if there is one")
+    add("--epochs", type=_positive, default=10, help="passes over the data")
+    add("--steps-per-epoch", type=_positive, help="for streams: number of steps that count as one epoch")
+    add("--seed", type=int, default=0, help="seed of the order, the augmentation and the initial weights")
+    add("--device", help="cpu, cuda, cuda:1 (default: cuda if available)")
     recipe = parser.add_argument_group("recipe")
     recipe.add_argument(
-        "--optimizer", choices=("sgd", "adamw"), default="sgd", help="SGD has Nesterov momentum"
+        "--optimizer", choices=("sgd", "adamw"), default="sgd", help="sgd uses Nesterov momentum"
     )
     recipe.add_argument(
-        "--lr", type=float, help="peak rate (default: 0.1 for sgd, 0.001 for adamw, at 256 images)"
+        "--lr",
+        type=float,
+        help="peak learning rate (default: 0.1 for sgd, 0.001 for adamw, per 256 images in a batch)",
     )
-    recipe.add_argument("--momentum", type=float, default=0.9, help="SGD's")
-    recipe.add_argument("--weight-decay", type=float, help="(default: 0.0005 for sgd, 0.05 for adamw)")
-    recipe.add_argument("--warmup-epochs", type=float, default=1.0, help="linear warm-up before the cosine")
+    recipe.add_argument("--momentum", type=float, default=0.9, help="momentum of sgd")
     recipe.add_argument(
-        "--label-smoothing", type=float, default=0.1, help="share of the target over all classes"
+        "--weight-decay", type=float, help="weight decay (default: 0.0005 for sgd, 0.05 for adamw)"
+    )
+    recipe.add_argument(
+        "--warmup-epochs", type=float, default=1.0, help="epochs of linear warm-up before the cosine schedule"
+    )
+    recipe.add_argument(
+        "--label-smoothing", type=float, default=0.1, help="share of the target spread over all classes"
     )
     recipe.add_argument(
         "--precision",
         choices=("auto", "bf16", "fp32"),
         default="auto",
-        help="auto: bf16 where hardware has it",
+        help="auto: bf16 if the hardware supports it",
     )
     record = parser.add_argument_group("records")
     record.add_argument(
-        "--save-every", type=int, default=500, help="steps between checkpoints inside an epoch"
+        "--save-every", type=_positive, default=500, help="steps between checkpoints within an epoch"
     )
-    record.add_argument("--keep", type=int, default=3, help="checkpoints that stay, beside the best")
-    record.add_argument("--log-every", type=int, default=10, help="steps per line of metrics.jsonl")
     record.add_argument(
-        "--log-ids", action="store_true", help="write every step's sample indices to metrics.jsonl"
+        "--keep",
+        type=_positive,
+        default=3,
+        help="number of recent checkpoints to keep (the best is always kept)",
+    )
+    record.add_argument("--log-every", type=_positive, default=10, help="steps per line of metrics.jsonl")
+    record.add_argument(
+        "--log-ids", action="store_true", help="write the sample indices of every step to metrics.jsonl"
     )
     return parser
 
@@ -345,7 +426,10 @@ def _properties(path: Path) -> dict[str, str]:
 
 
 def _positive(text: str) -> int:
-    value = int(text)
+    try:
+        value = int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text}: must be at least 1")
     return value

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 from importlib import import_module
 from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import nn
+
+from .first import BUILT_IN, unknown_model
 
 
 class SmallCNN(nn.Module):
@@ -38,7 +39,7 @@ def model_names() -> list[str]:
     """Every name `build_model` knows, sorted."""
     torchvision_models = _torchvision_models()
     names = torchvision_models.list_models(module=torchvision_models) if torchvision_models else []
-    return sorted([_BUILT_IN, *names])
+    return sorted([BUILT_IN, *names])
 
 
 def build_model(name: str, num_classes: int) -> nn.Module:
@@ -46,24 +47,30 @@ def build_model(name: str, num_classes: int) -> nn.Module:
 
     Raises ValueError for an unknown name, with the known ones closest to it.
     """
-    if name == _BUILT_IN:
+    if name == BUILT_IN:
         return SmallCNN(num_classes)
     known = model_names()
     if name not in known:
-        close = difflib.get_close_matches(name, known, n=4, cutoff=0.5)
-        if len(known) == 1:
-            hint = (
-                f"without torchvision there is only {_BUILT_IN}; `pip install torchvision` brings the others"
-            )
-        elif close:
-            hint = f"did you mean {', '.join(close)}?"
-        else:
-            hint = f"known are {_BUILT_IN} and torchvision's, such as resnet18, resnet50, vit_b_16"
-        raise ValueError(f"unknown model {name!r}: {hint}")
+        raise ValueError(unknown_model(name, known))
     model: nn.Module = _torchvision_models().get_model(
         name, weights=None, num_classes=num_classes, **_EXTRA.get(name, {})
     )
     return model
+
+
+def check_size(name: str, size: int) -> None:
+    """Raises ValueError where images of `size` x `size` pixels are too small for the model `name`.
+
+    Tried on torch's meta device: shapes only, no arithmetic and no random numbers.
+    """
+    with torch.device("meta"):
+        model = build_model(name, 2).eval()
+        images = torch.zeros(1, 3, size, size)
+    try:
+        model(images)
+    except (RuntimeError, ValueError, AssertionError) as error:
+        why = " ".join(str(error).split())
+        raise ValueError(f"--size {size} does not fit {name}: {why}; try --size 224") from None
 
 
 def _convolution(inside: int, outside: int) -> nn.Sequential:
@@ -78,8 +85,6 @@ def _torchvision_models() -> Any:
     except ImportError:
         return None
 
-
-_BUILT_IN = "small_cnn"
 
 #: These two return a tuple while training unless their auxiliary heads are off.
 _EXTRA = {name: {"aux_logits": False, "init_weights": True} for name in ("googlenet", "inception_v3")}

@@ -34,8 +34,8 @@ class Pace:
         return self.waited / self.seconds if self.seconds > 0 else 0.0
 
     def text(self) -> str:
-        """`812 img/s  data wait 3 %`."""
-        return f"{self.images_per_s:,.0f} img/s  data wait {self.data_wait:.0%}".replace("%", " %")
+        """`812 img/s  data wait 3%`."""
+        return f"{self.images_per_s:,.0f} img/s  data wait {self.data_wait:.0%}"
 
 
 class Progress:
@@ -83,11 +83,16 @@ class Progress:
 
     def line(self, text: str) -> None:
         """Prints one whole line, over the bar if there is one."""
-        if self._drawn:
-            self.stream.write("\r\x1b[K")
-            self._drawn = False
+        self.clear()
         self.stream.write(text + "\n")
         self.stream.flush()
+
+    def clear(self) -> None:
+        """Takes the bar off the terminal, so that whatever is printed next has a line of its own."""
+        if self._drawn:
+            self.stream.write("\r\x1b[K")
+            self.stream.flush()
+            self._drawn = False
 
 
 def _bar(share: float, width: int) -> str:

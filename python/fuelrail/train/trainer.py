@@ -254,9 +254,12 @@ class Trainer:
         self._log("run", recipe=asdict(self.recipe), precision=self.precision.name, **self.describe)
         self.model.train()
         with self._listening():
-            for epoch in range(self.epoch, self.recipe.epochs):
-                yield from self._epoch_steps(epoch)
-                self._end_of_epoch()
+            try:
+                for epoch in range(self.epoch, self.recipe.epochs):
+                    yield from self._epoch_steps(epoch)
+                    self._end_of_epoch()
+            finally:
+                self.progress.clear()
         self._log("end", epochs=self.epoch, ids=self._ids.state)
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
@@ -560,7 +563,7 @@ class Trainer:
         text = f"epoch {record['epoch'] + 1}/{self.recipe.epochs}  train loss {record['train_loss']:.3f}"
         if "val_top1" in record:
             text += f"  val loss {record['val_loss']:.3f}"
-            text += f"  top-1 {record['val_top1']:.2%}  top-5 {record['val_top5']:.2%}".replace("%", " %")
+            text += f"  top-1 {record['val_top1']:.2%}  top-5 {record['val_top5']:.2%}"
         return f"{text}  {self._epoch_pace.text()}  {record['seconds']:.1f} s"
 
 
@@ -580,7 +583,7 @@ def _steps_per_epoch(loader: Any, recipe: Recipe) -> int:
         return recipe.steps_per_epoch
     if recipe.steps_per_epoch is not None:
         raise ValueError(
-            f"steps_per_epoch={recipe.steps_per_epoch} is for streams: this train_loader has {steps} steps an epoch"
+            f"steps_per_epoch={recipe.steps_per_epoch} is for streams: this train_loader has {steps} steps per epoch"
         )
     return steps
 

@@ -1,14 +1,16 @@
 //! `index.json`: what was packed, with checksums; kept up to date after each shard, so that a run can go on.
 
 use std::fs;
-use std::io::{IsTerminal, Read};
+use std::io::Read;
 use std::path::Path;
 
-use indicatif::{HumanBytes, ProgressBar};
+use fuelrail_connectors::settings;
+use indicatif::HumanBytes;
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::Xxh3;
 
 use super::shard;
+use crate::cli::bars::{Bar, counted};
 use crate::cli::{Failure, signals};
 
 /// The list beside the shards.
@@ -78,11 +80,12 @@ pub(super) fn read_index(folder: &Path) -> Result<Index, Failure> {
     let path = folder.join(INDEX);
     let bytes = fs::read(&path)
         .map_err(|error| format!("{}: {error}; is this a folder that fuelrail pack made?", path.display()))?;
-    let index: Index = serde_json::from_slice(&bytes)
-        .map_err(|error| format!("{} is no list of fuelrail pack's: {error}", path.display()))?;
+    let foreign = |why: String| format!("{} was not written by fuelrail pack: {why}", path.display());
+    let value = serde_json::from_slice(&bytes).map_err(|error| foreign(settings::json_fault(&error)))?;
+    let index: Index = settings::read(&value).map_err(|wrong| foreign(wrong.to_string()))?;
     if index.format != "fuelrail-pack" || index.version != 1 {
         return Err(format!(
-            "{} is of format {} {}; this fuelrail writes fuelrail-pack 1",
+            "{} has the format {} {}; this version reads fuelrail-pack 1",
             path.display(),
             index.format,
             index.version
@@ -93,7 +96,7 @@ pub(super) fn read_index(folder: &Path) -> Result<Index, Failure> {
     let is_name =
         |name: &str| !name.is_empty() && !name.contains(['/', '\\', '\0']) && !name.starts_with('.');
     if let Some(shard) = index.shards.iter().find(|shard| !is_name(&shard.name)) {
-        return Err(format!("{}: \"{}\" is no name of a shard", path.display(), shard.name).into());
+        return Err(format!("{}: \"{}\" is not the name of a shard", path.display(), shard.name).into());
     }
     Ok(index)
 }
@@ -147,7 +150,8 @@ pub(super) fn difference(old: &Index, new: &Index, name: &str) -> Option<String>
 pub(super) fn verify(folder: &Path) -> Result<(), Failure> {
     let index = read_index(folder)?;
     let total = index.shards.iter().map(|shard| shard.bytes).sum();
-    let bar = if std::io::stderr().is_terminal() { ProgressBar::new(total) } else { ProgressBar::hidden() };
+    let bar =
+        Bar::new(Some(total), "checking {wide_bar} {bytes} of {total_bytes}  {bytes_per_sec}  {eta} left");
     let mut wrong = Vec::new();
     for shard in &index.shards {
         let path = folder.join(&shard.name);
@@ -161,7 +165,7 @@ pub(super) fn verify(folder: &Path) -> Result<(), Failure> {
             Err(error) => wrong.push(format!("{}: {error}", shard.name)),
         }
         let name = format!("{}.idx", shard.name);
-        match hash_file(&folder.join(&name), &ProgressBar::hidden()) {
+        match hash_file(&folder.join(&name), &Bar::hidden(None, "{msg}")) {
             Ok((hash, _)) if hash != shard.index_xxh3 => {
                 wrong.push(format!("{name} is damaged; delete it, and the shard is read instead"));
             }
@@ -185,15 +189,15 @@ pub(super) fn verify(folder: &Path) -> Result<(), Failure> {
         .into());
     }
     say!(
-        "{} shards, {} records, {}: all as written",
-        index.shards.len(),
-        index.records,
+        "{}, {}, {}: all as written",
+        counted(index.shards.len() as u64, "shard"),
+        counted(index.records, "record"),
         HumanBytes(index.bytes)
     );
     Ok(())
 }
 
-fn hash_file(path: &Path, bar: &ProgressBar) -> Result<(String, u64), Failure> {
+fn hash_file(path: &Path, bar: &Bar) -> Result<(String, u64), Failure> {
     let mut file = fs::File::open(path)?;
     let (mut hash, mut bytes, mut piece) = (Xxh3::new(), 0, vec![0; 1 << 20]);
     loop {

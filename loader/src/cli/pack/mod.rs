@@ -20,18 +20,18 @@ mod shrink;
 
 use std::collections::HashSet;
 use std::fs;
-use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use clap::{Args, ValueEnum};
 use fuelrail_connectors::{IndexedSource, ReadError, ReadErrorKind, Record, Schema, TarConfig, tar_sidecar};
-use indicatif::{HumanBytes, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::HumanBytes;
 
 use self::index::{INDEX, Identity, Index, Shard, Skipped, difference, read_index, verify, write_index};
 use self::shard::ShardWriter;
 use self::shrink::Shrink;
-use super::{Failure, read, signals};
+use super::bars::{Bar, counted as count, grouped};
+use super::{Failure, read, signals, source};
 use crate::order::Order;
 
 /// Records that were left out are named up to this many; all are counted.
@@ -39,36 +39,34 @@ const MAX_LISTED: usize = 10_000;
 
 #[derive(Debug, Args)]
 pub(super) struct Pack {
-    /// A folder, shards, tables or arrays, by path, pattern or URL
-    #[arg(value_name = "SOURCE", required_unless_present = "verify")]
+    #[arg(value_name = "SOURCE", required_unless_present = "verify", help = source::SOURCE)]
     source: Option<String>,
-    /// The folder for the shards; made if it is not there
+    /// The folder for the shards; created if it does not exist
     #[arg(value_name = "FOLDER", required_unless_present = "verify")]
     folder: Option<PathBuf>,
     /// Check the shards in this folder against their checksums instead
     #[arg(long, value_name = "FOLDER", conflicts_with_all = ["source", "folder"])]
     verify: Option<PathBuf>,
-    /// A key of the source's configuration, like label=folder or fields=["json:box"]; may be given again
-    #[arg(short, long = "option", value_name = "KEY=VALUE")]
+    #[arg(long = "source-option", alias = "option", short_alias = 'o', value_name = "KEY=VALUE", help = source::OPTION)]
     options: Vec<String>,
-    /// Shards are called NAME-000000.tar and so on
+    /// Name the shards NAME-000000.tar and so on
     #[arg(long, default_value = "shard")]
     name: String,
-    /// Bytes of a shard, about: 256mb, 1gib
+    /// Approximate size of a shard: 256mb, 1gib
     #[arg(long, default_value = "256mb", value_parser = human_bytes, value_name = "BYTES")]
     shard_size: u64,
-    /// Write the records in a random order instead of the source's
+    /// Write the records in random order instead of the order of the source
     #[arg(long)]
     shuffle: bool,
-    /// Seed of that order
-    #[arg(long, default_value_t = 0)]
+    /// Seed of the random order
+    #[arg(long, default_value_t = 0, value_name = "N")]
     seed: u64,
-    /// Shrink images whose longer side is above N pixels to N, and encode them anew as JPEG: this is lossy, and drops
-    /// their metadata (the EXIF orientation is applied). All others stay as they are
+    /// Shrink images whose longer side is above N pixels to N pixels, and re-encode them as JPEG: this is lossy and drops
+    /// their metadata (the EXIF orientation is applied). All other images are kept as they are
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=65_535))]
     max_side: Option<u32>,
     /// JPEG quality of images that are shrunk
-    #[arg(long, default_value_t = 90, value_parser = clap::value_parser!(u8).range(1..=100), requires = "max_side")]
+    #[arg(long, default_value_t = 90, value_name = "Q", value_parser = clap::value_parser!(u8).range(1..=100), requires = "max_side")]
     quality: u8,
     /// What to do with a record whose image cannot be read
     #[arg(long, value_enum, default_value_t = OnError::Fail)]
@@ -97,17 +95,12 @@ fn apart(address: &str, folder: &Path) -> Result<(), Failure> {
     let there = target.ancestors().find_map(|folder| folder.canonicalize().ok());
     if source.is_dir() && there.is_some_and(|there| there.starts_with(&source)) {
         return Err(format!(
-            "{} lies in {address}, which is to be packed; choose a folder outside of it",
+            "{} is inside {address}, which is the source; choose a folder outside it",
             folder.display()
         )
         .into());
     }
     Ok(())
-}
-
-/// "1 shard", "2 shards".
-fn count(number: u64, what: &str) -> String {
-    format!("{number} {what}{}", if number == 1 { "" } else { "s" })
 }
 
 /// "256mb" and the like.
@@ -174,7 +167,7 @@ impl Pack {
         let schema = source.schema();
         if !schema.image {
             return Err(format!(
-                "{address} holds no images; shards are made of images with their labels and fields"
+                "{address} holds no images; pack writes images with their labels and fields"
             )
             .into());
         }
@@ -259,7 +252,7 @@ impl Pack {
                 own.iter().find(|path| path.extension().is_some_and(|ending| ending == "tar"))
             {
                 return Err(format!(
-                    "{} is there, but no {INDEX} that says what it is; choose another folder or --name, or start over \
+                    "{} exists, but there is no {INDEX} that describes it; choose another folder or --name, or start over \
                      with --force",
                     other.display()
                 )
@@ -301,7 +294,7 @@ impl Pack {
         let begin = index.shards.last().map_or(0, |shard| shard.end);
         if index.complete {
             say!(
-                "{} is packed already: {} in {}",
+                "{} is already packed: {} in {}",
                 folder.display(),
                 count(index.records, "record"),
                 count(index.shards.len() as u64, "shard")
@@ -309,7 +302,8 @@ impl Pack {
             return Ok(());
         }
         if begin > 0 {
-            say!("going on behind {}, at record {begin} of {len}", index.shards[index.shards.len() - 1].name);
+            let last = &index.shards[index.shards.len() - 1].name;
+            say!("continuing after {last}, at record {} of {}", grouped(begin), grouped(len));
         }
         // Before the first shard: from now on whatever is in the folder says what it is.
         write_index(folder, &index)?;
@@ -322,7 +316,8 @@ impl Pack {
         }
         let order = if self.shuffle { Order::shuffled(len, self.seed) } else { Order::sequential(len, 0) };
         let order = order.epoch(0);
-        let bar = bar(len);
+        let bar =
+            Bar::new(Some(len), "packing {wide_bar} {human_pos} of {human_len}  {rate}  {msg}  {eta} left");
         bar.set_position(begin);
         bar.reset_eta();
         let mut writer = Writer {
@@ -354,27 +349,27 @@ impl Pack {
             },
         );
         if let Err(error) = written {
-            bar.finish_and_clear();
+            drop(bar);
             writer.give_up();
             let whole = writer.index.shards.len();
             eprintln!(
-                "stopped; {whole} whole shards are in {}, and the same command goes on behind them",
+                "stopped: {} complete in {}; rerun the same command to continue",
+                count(whole as u64, "shard"),
                 folder.display()
             );
             return Err(error);
         }
         writer.close(len)?;
         if writer.index.shards.is_empty() {
-            bar.finish_and_clear();
             let first =
                 writer.index.skipped.first().map(|skipped| format!("{}: {}", skipped.key, skipped.why));
             return Err(
-                format!("not one record could be read; the first is {}", first.unwrap_or_default()).into()
+                format!("no record could be read; the first error is {}", first.unwrap_or_default()).into()
             );
         }
         writer.index.complete = true;
         write_index(folder, writer.index)?;
-        bar.finish_and_clear();
+        drop(bar);
         let shrunk: u64 = index.shards.iter().map(|shard| shard.shrunk).sum();
         say!(
             "{} in {}, {}, in {}",
@@ -384,10 +379,10 @@ impl Pack {
             folder.display()
         );
         if shrunk > 0 {
-            say!("{shrunk} images were shrunk and encoded anew");
+            say!("{} shrunk and re-encoded", count(shrunk, "image"));
         }
         if index.skipped_records > 0 {
-            say!("{} records could not be read and are left out:", index.skipped_records);
+            say!("{} left out because they could not be read:", count(index.skipped_records, "record"));
             index.skipped.iter().take(20).for_each(|skipped| say!("  {}: {}", skipped.key, skipped.why));
             if index.skipped_records > 20 {
                 say!("  … (the list is in {})", folder.join(INDEX).display());
@@ -395,20 +390,6 @@ impl Pack {
         }
         Ok(())
     }
-}
-
-fn bar(len: u64) -> ProgressBar {
-    if !std::io::stderr().is_terminal() {
-        return ProgressBar::hidden();
-    }
-    let bar = ProgressBar::with_draw_target(Some(len), ProgressDrawTarget::stderr_with_hz(5));
-    bar.set_style(
-        ProgressStyle::with_template(
-            "packing {wide_bar} {human_pos} of {human_len}  {per_sec}  {msg}  {eta} left",
-        )
-        .expect("a valid template"),
-    );
-    bar
 }
 
 /// The ending of each field's member: its name in lower case, in plain letters, no two alike.
@@ -482,7 +463,7 @@ impl Writer<'_> {
             Prepared::Unreadable(why) => {
                 let key = self.source.key(record);
                 return Err(format!(
-                    "{key}: {why}. Repair or remove it, or leave it out with --on-error skip"
+                    "{key}: {why}. Repair or remove it, or skip such records with --on-error skip"
                 )
                 .into());
             }
