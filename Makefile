@@ -23,12 +23,12 @@ demo-kafka: setup ## train on a live Kafka stream, kill the trainer, resume: not
 	@$(BIN)/python python/scripts/demo_kafka.py $(if $(RECORDS),--records $(RECORDS)) $(if $(RATE),--rate $(RATE))
 
 test: setup ## every test that needs no special hardware and no data from elsewhere
-	cargo test --release --workspace --exclude fuelrail-python
-	$(BIN)/pytest $(wildcard python/tests tests)
+	python/scripts/tidy.sh cargo test --release --workspace --exclude fuelrail-python
+	python/scripts/tidy.sh $(BIN)/pytest $(wildcard python/tests tests)
 
 gate: setup ## the same tests in their long forms
-	FUELRAIL_GATE=1 cargo test --release --workspace --exclude fuelrail-python
-	FUELRAIL_GATE=1 $(BIN)/pytest $(wildcard python/tests tests)
+	FUELRAIL_GATE=1 python/scripts/tidy.sh cargo test --release --workspace --exclude fuelrail-python
+	FUELRAIL_GATE=1 python/scripts/tidy.sh $(BIN)/pytest $(wildcard python/tests tests)
 
 bench: setup ## compare with torch's DataLoader on DATA=folder (default: generated photographs), into build/bench
 	cargo build --release --quiet -p fuelrail-benches

@@ -317,9 +317,10 @@ fn labels_are_numbers_or_classes_and_classes_can_be_fixed() {
 /// A struct of bytes and path with the metadata that `datasets` writes.
 #[test]
 fn hugging_faces_layout_is_recognised() {
-    let folder = tempfile::tempdir().unwrap();
+    let whole = tempfile::tempdir().unwrap();
+    fs::write(whole.path().join("outside-of-the-table.jpg"), b"no").unwrap();
+    let folder = tempfile::tempdir_in(whole.path()).unwrap();
     fs::write(folder.path().join("lone.jpg"), b"lone file").unwrap();
-    fs::write(folder.path().parent().unwrap().join("outside-of-the-table.jpg"), b"no").unwrap();
     let bytes = BinaryArray::from_opt_vec(vec![Some(b"first"), None, Some(b"third"), None, None]);
     let paths = StringArray::from(vec![
         Some("a.jpg"),

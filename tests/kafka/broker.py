@@ -41,9 +41,9 @@ BUILD = Path(__file__).resolve().parents[2] / "build" / "kafka"
 START_SECONDS = 60
 STOP_SECONDS = 20
 
-#: C1 only and the serial collector: start-up counts here, not throughput after an hour.
+#: C1 only and the serial collector: start-up counts here, not throughput after an hour. No files for other programs.
 JVM = ["-Xms64m", "-Xmx512m", "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-Xshare:auto"]
-JVM += ["-Djava.awt.headless=true", "-Dorg.slf4j.simpleLogger.showDateTime=true"]
+JVM += ["-XX:-UsePerfData", "-Djava.awt.headless=true", "-Dorg.slf4j.simpleLogger.showDateTime=true"]
 JVM += ["-Dorg.slf4j.simpleLogger.dateTimeFormat=HH:mm:ss.SSS"]
 
 #: Internal topics of one partition, quick failover, and housekeeping that a test can wait for.
@@ -221,7 +221,10 @@ class Broker:
                 time.sleep(0.05)
 
     def _java(self, main: str, node: Node, log: str, *arguments: str) -> subprocess.Popen[bytes]:
-        command = [java(), *JVM, "-cp", self._classpath, main, *arguments]
+        # What it unpacks there (snappy, lz4) stays when it is killed.
+        temporary = node.folder / "tmp"
+        temporary.mkdir(exist_ok=True)
+        command = [java(), *JVM, f"-Djava.io.tmpdir={temporary}", "-cp", self._classpath, main, *arguments]
         if not self._detached:
             command = [sys.executable, "-ISs", __file__, "bound-to", str(os.getpid()), *command]
         with (node.folder / log).open("wb") as output:
@@ -336,7 +339,9 @@ def java() -> str:
 def java_version() -> int:
     """Its major version; 0 when there is none."""
     try:
-        text = subprocess.run([java(), "-version"], capture_output=True, text=True, timeout=60).stderr
+        text = subprocess.run(
+            [java(), "-XX:-UsePerfData", "-version"], capture_output=True, text=True, timeout=60
+        ).stderr
         # openjdk version "17.0.15" 2025-04-15
         return int(text.split('"')[1].split(".")[0].split("-")[0])
     except (OSError, IndexError, ValueError, subprocess.TimeoutExpired):
