@@ -40,8 +40,8 @@ use crate::recognised::{self, Recognised};
 use crate::{Blocks, CacheConfig, Extent, Fingerprint, IndexedSource, Reader, ReaderConfig, SourceError};
 
 /// Endings (without the dot, lower case) that make a file an image.
-const EXTENSIONS: [&str; 11] =
-    ["jpg", "jpeg", "png", "ppm", "pgm", "pnm", "bmp", "tif", "tiff", "webp", "gif"];
+const EXTENSIONS: [&str; 12] =
+    ["jpg", "jpeg", "png", "ppm", "pgm", "pnm", "bmp", "tif", "tiff", "webp", "gif", "avif"];
 
 /// Directories may be nested this deep below the root.
 const MAX_DEPTH: usize = 64;

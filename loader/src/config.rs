@@ -10,7 +10,7 @@ use std::path::PathBuf;
 
 use fuelrail_connectors::settings::{self, Wrong};
 use fuelrail_connectors::{Blocks, ReaderConfig, SourceConfig};
-use fuelrail_transforms::{Dtype, Layout, TransformConfig};
+use fuelrail_transforms::{Dtype, Layout, TransformConfig, Truncated};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use serde_json::Value;
 use xxhash_rust::xxh3::xxh3_128;
@@ -76,6 +76,9 @@ pub struct PipelineConfig {
     /// pixels at which Pillow starts to warn of decompression bombs.
     #[serde(default = "max_sample")]
     pub max_sample_bytes: u64,
+    /// What becomes of an image whose data end before its picture does.
+    #[serde(default)]
+    pub truncated: Truncated,
     /// What a bad record leads to.
     #[serde(default)]
     pub on_error: OnError,
@@ -313,7 +316,11 @@ impl PipelineConfig {
 
     /// Fingerprint of everything that decides the pixels.
     pub fn pixels_fingerprint(&self, dtype: Option<Dtype>) -> String {
-        fingerprint(&(&self.transforms, dtype))
+        match self.truncated {
+            // As it was before there was a choice, so that older tokens fit.
+            Truncated::Bad => fingerprint(&(&self.transforms, dtype)),
+            Truncated::Fill => fingerprint(&(&self.transforms, dtype, self.truncated)),
+        }
     }
 }
 
@@ -328,6 +335,22 @@ mod tests {
 
     fn minimal() -> serde_json::Value {
         json!({"source": {"type": "folder", "root": "/data"}})
+    }
+
+    #[test]
+    fn truncated_images_are_bad_unless_asked_for_and_only_then_the_fingerprint_changes() {
+        let parse = |value: &str| {
+            let mut config = minimal();
+            config["truncated"] = json!(value);
+            PipelineConfig::from_json(config)
+        };
+        let default = PipelineConfig::from_json(minimal()).unwrap();
+        assert_eq!(default.truncated, Truncated::Bad);
+        let fingerprint = default.pixels_fingerprint(None);
+        assert_eq!(fingerprint, super::fingerprint(&(&default.transforms, None::<Dtype>)));
+        assert_eq!(parse("bad").unwrap().pixels_fingerprint(None), fingerprint);
+        assert_ne!(parse("fill").unwrap().pixels_fingerprint(None), fingerprint);
+        assert!(parse("fine").unwrap_err().to_string().contains("truncated"));
     }
 
     #[test]
@@ -444,7 +467,7 @@ mod tests {
             "sampling": {"type": "class_shares", "shares": {"a": 1.0}, "samples_per_epoch": 5},
             "blocked": {"lanes": 2, "window": 3}, "dtype": "f32", "layout": "nchw", "num_workers": 1,
             "prefetch_factor": 2, "read": {"backend": "auto", "depth": 3}, "read_ahead_bytes": 1000,
-            "max_sample_bytes": 1000, "on_error": "drop", "error_budget": 0.1, "quarantine": "/tmp/x",
+            "max_sample_bytes": 1000, "truncated": "fill", "on_error": "drop", "error_budget": 0.1, "quarantine": "/tmp/x",
         })
     }
 

@@ -18,7 +18,7 @@ use crate::token::Identity;
 
 /// The chain of a configuration, for images of one size if they have one.
 fn compile_chain(config: &PipelineConfig, size: Option<(u32, u32)>) -> Result<Chain, Refusal> {
-    let limits = Limits { max_sample_bytes: config.max_sample_bytes };
+    let limits = Limits { max_sample_bytes: config.max_sample_bytes, truncated: config.truncated };
     compile_for(&config.transforms, &output(config), limits, size)
         .map_err(|error| Refusal::new(ErrorKind::Config, error.to_string()))
 }

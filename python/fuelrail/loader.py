@@ -73,6 +73,7 @@ class LoaderOptions(TypedDict, total=False):
     read_backend: str
     read_ahead_bytes: int | None
     max_sample_bytes: int | None
+    truncated: str
     pipeline: str | None
 
 
@@ -157,6 +158,7 @@ class BaseLoader(ABC, Generic[Array]):
         read_backend: str = "auto",
         read_ahead_bytes: int | None = None,
         max_sample_bytes: int | None = None,
+        truncated: str = "bad",
         pipeline: str | None = None,
         **unknown: Any,
     ) -> None:
@@ -202,6 +204,7 @@ class BaseLoader(ABC, Generic[Array]):
                 "prefetch_factor": prefetch_factor,
                 "read": {"backend": read_backend},
                 "on_error": on_error,
+                "truncated": truncated,
             }
             optional = {
                 "error_budget": error_budget,

@@ -68,6 +68,8 @@ class Loader(BaseLoader[torch.Tensor]):
         read_backend: "auto", "io_uring" or "threads".
         read_ahead_bytes: encoded bytes in flight (default 64 MiB).
         max_sample_bytes: decoded bytes of one sample above which it is bad (default 256 MiB).
+        truncated: what becomes of an image whose data end before its picture does: "bad" makes it a bad record,
+            "fill" delivers the part that is there (JPEG, PNG and GIF), as Pillow's LOAD_TRUNCATED_IMAGES does.
         pipeline: name of a pipeline of the daemon at `source`.
 
     Raises:

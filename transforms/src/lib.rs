@@ -37,16 +37,19 @@
 //! - The **EXIF orientation is applied** (torchvision's default loader does not): the picture is trained on as it is
 //!   seen. It costs a transposed copy of the decoded region for the files that have one.
 //! - **Alpha is dropped**, not blended, as `convert("RGB")` does (a TIFF whose colours are premultiplied keeps them so,
-//!   where Pillow divides); **gray and palettes** become RGB; of **16 bits** the upper 8 are taken. Pillow does that for
-//!   RGB, but clips 16-bit gray at 255, which turns nearly all of it white.
+//!   where Pillow divides); **gray and palettes** become RGB; of **more than 8 bits** the upper 8 are taken. Pillow does
+//!   that for RGB, but clips 16-bit gray at 255, which turns nearly all of it white.
 //! - **CMYK and YCCK JPEGs** are taken as inverted (Adobe) and converted by Pillow's formula, without a colour profile.
-//! - An animated GIF or WebP gives its **first frame**; a TIFF its first page. Where that frame leaves part of the canvas
-//!   open, or an RLE BMP skips pixels, these are black; Pillow fills them from the palette.
-//! - **Refused as unsupported**: TIFF with a palette, in Lab or YCbCr, with fax compression or float samples; lossless
-//!   and 12-bit JPEG.
+//! - An animated GIF, PNG, WebP or AVIF gives its **first frame**; a TIFF its first page. Where that frame leaves part of
+//!   the canvas open, or an RLE BMP skips pixels, these are black; Pillow fills them from the palette.
+//! - **Refused as unsupported**, by name and with the remedy: TIFF in Lab or with float or 32-bit samples, lossless and
+//!   12-bit JPEG, and the formats that `decode/formats.rs` lists, such as HEIC and JPEG XL.
 //! - The **format is recognised by content**, never by the file's name.
-//! - A JPEG with **bytes missing at its end is refused**; one with damaged data inside is decoded as libjpeg does it,
-//!   because only so the verdict does not depend on the crop.
+//! - An image **whose data end before its picture does is malformed**, unless [`Truncated::Fill`] takes what is there; one
+//!   that lacks only its end marker is whole. A JPEG with damaged data inside is decoded as libjpeg does it.
+//! - **Nothing is remembered from one image to the next**: every image has a decoder of its own.
+//!
+//! `docs/images.md` says the same for users.
 //!
 //! # What it does not do
 //! Read files, know labels or batches, use global randomness or clocks, or transform masks and boxes.
@@ -72,7 +75,7 @@ pub use config::{
     TRANSFORM_NAMES, TransformConfig,
 };
 pub use error::{ConfigError, SampleError, SampleErrorKind};
-pub use limits::Limits;
+pub use limits::{Limits, Truncated};
 pub use output::OutputSpec;
 pub use random::SampleKey;
 
@@ -169,7 +172,7 @@ impl Chain {
 /// What an image's header says, before any pixel is decoded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ImageInfo {
-    /// `"jpeg"`, `"png"`, `"webp"`, `"gif"`, `"bmp"`, `"tiff"` or `"pnm"`.
+    /// `"jpeg"`, `"png"`, `"webp"`, `"gif"`, `"bmp"`, `"tiff"`, `"pnm"` or `"avif"`.
     pub format: &'static str,
     /// Pixels from left to right, as the picture is seen: with the EXIF orientation applied.
     pub width: u32,
@@ -178,7 +181,7 @@ pub struct ImageInfo {
 }
 
 impl ImageInfo {
-    /// Reads a header. A JPEG without its end marker is decoded as well: whether it is whole cannot be told otherwise.
+    /// Reads a header. A JPEG whose last bytes do not show that it is whole is decoded as well.
     ///
     /// # Errors
     /// As [`Chain::apply`], as far as that is known without decoding.
@@ -186,10 +189,11 @@ impl ImageInfo {
         let opened = scratch.decoders.open(encoded, limits)?;
         let (w, h) = opened.stored_size();
         let (width, height) = opened.symmetry().size((w, h));
+        let format = opened.format.id();
         if opened.is_undecided() {
             opened.decode(geometry::Rect { x: 0, y: 0, w, h }, &mut geometry::Image::default())?;
         }
-        Ok(Self { format: decode::format(encoded), width: width as u32, height: height as u32 })
+        Ok(Self { format, width: width as u32, height: height as u32 })
     }
 }
 

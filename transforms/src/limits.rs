@@ -1,6 +1,19 @@
 //! What one sample may cost, checked against its header before anything is allocated.
 
+use serde::{Deserialize, Serialize};
+
 use crate::error::SampleError;
+
+/// What becomes of a picture whose data end before it does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Truncated {
+    /// It is a bad record.
+    #[default]
+    Bad,
+    /// What is there is delivered, the rest as the decoder leaves it: gray in a JPEG, black in a PNG or GIF.
+    Fill,
+}
 
 /// Bounds on what decoding and transforming one sample may allocate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -9,11 +22,13 @@ pub struct Limits {
     /// progressive JPEG (two bytes each) and every intermediate image of a chain are held to the same number.
     /// A sample may hold two or three such images at once.
     pub max_sample_bytes: u64,
+    /// Whether a picture that is not all there is refused.
+    pub truncated: Truncated,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Limits { max_sample_bytes: 512 << 20 }
+        Limits { max_sample_bytes: 512 << 20, truncated: Truncated::Bad }
     }
 }
 

@@ -3,9 +3,11 @@
 //! Promises:
 //! - The pixels of a region are **bit-identical** to the same pixels of a full decode (accurate integer IDCT,
 //!   triangle-filter chroma upsampling), for every sampling and for progressive files.
-//! - The verdict on a file depends on its bytes and the limits alone, never on the region: what could only be noticed
-//!   behind the region's last row is either found without decoding (a missing end) or is no error (corrupt
-//!   entropy-coded data, which libjpeg, and so Pillow, shows as gray or smeared blocks).
+//! - The verdict on a file depends on its bytes and the limits alone, never on the region, and neither pixels nor
+//!   verdict on what was decoded before: each image has a decoder of its own.
+//! - A picture whose data end before its blocks do is malformed, unless [`Truncated::Fill`] takes what is there. Whether
+//!   they do is known without decoding what the region leaves out, but for files whose end looks wrong (`tail.rs`).
+//!   Damaged data inside are no error: libjpeg, and so Pillow, shows them as gray or smeared blocks.
 //! - Gray becomes RGB; CMYK and YCCK become RGB the way Pillow does it, taking the inks as inverted (Adobe).
 //!
 //! Decoding at a fraction of the size (DCT scaling) is not done: it is not what torchvision computes.
@@ -20,10 +22,10 @@ use std::ptr::NonNull;
 // Brings libjpeg-turbo into the link; the shim calls its jpeglib half.
 use turbojpeg_sys as _;
 
-use super::exif;
+use super::{exif, markers, tail};
 use crate::error::SampleError;
 use crate::geometry::{Image, PIXEL, Rect, Symmetry};
-use crate::limits::Limits;
+use crate::limits::{Limits, Truncated};
 
 /// Block visits a multi-scan file may cost: about three seconds, where a usual progressive photograph of 100 million
 /// pixels has 50 million.
@@ -48,7 +50,6 @@ struct RawHeader {
     height: u32,
     components: u32,
     multi_scan: u32,
-    arithmetic: u32,
     cmyk: u32,
 }
 
@@ -64,8 +65,6 @@ unsafe extern "C" {
     fn fr_jpeg_new() -> *mut Handle;
     fn fr_jpeg_free(handle: *mut Handle);
     fn fr_jpeg_message(handle: *const Handle) -> *const c_char;
-    fn fr_jpeg_ran_dry(handle: *const Handle) -> c_int;
-    fn fr_jpeg_abort(handle: *mut Handle);
     fn fr_jpeg_header(
         handle: *mut Handle,
         data: *const u8,
@@ -76,104 +75,98 @@ unsafe extern "C" {
     ) -> c_int;
     fn fr_jpeg_start(handle: *mut Handle, crop: c_int, x: u32, width: u32, region: *mut RawRegion) -> c_int;
     fn fr_jpeg_rows(handle: *mut Handle, y: u32, rows: u32, out: *mut u8, stride: usize) -> c_int;
+    fn fr_jpeg_end(handle: *mut Handle, missing: *mut c_int) -> c_int;
 }
 
-/// A libjpeg decoder, kept by its thread and used for one image after another.
-pub(crate) struct Decoder {
-    handle: NonNull<Handle>,
-}
-
-// SAFETY: the handle is a heap object that only this Decoder points to (fr_jpeg_new returns a fresh one, fr_jpeg_free
-// in Drop is its end), and libjpeg keeps no per-thread or global mutable state (its tables of messages and constants
-// are read-only, its SIMD detection is `static THREAD_LOCAL`). So it may move to another thread between calls.
-unsafe impl Send for Decoder {}
+/// A libjpeg decoder for one image.
+struct Decoder(NonNull<Handle>);
 
 impl Decoder {
-    pub(crate) fn new() -> Self {
+    fn new() -> Self {
         // SAFETY: takes nothing and returns a fresh handle or null.
         let handle = unsafe { fr_jpeg_new() };
         // As with any small allocation of Rust's own, being out of memory here ends the work at hand.
-        Decoder { handle: NonNull::new(handle).expect("memory for a JPEG decoder handle") }
-    }
-
-    /// Reads the header of `bytes`, checks it against `limits`, and makes ready for decoding.
-    pub(crate) fn open<'a>(
-        &'a mut self,
-        bytes: &'a [u8],
-        limits: &Limits,
-    ) -> Result<Session<'a>, SampleError> {
-        let mut raw = RawHeader::default();
-        let max_memory = limits.max_sample_bytes.saturating_mul(2).max(16 << 20);
-        // The session exists before libjpeg has seen the bytes, so that every way out of here makes it forget them.
-        let mut session = Session {
-            decoder: self,
-            bytes,
-            size: (0, 0),
-            symmetry: Symmetry::IDENTITY,
-            whole: false,
-            cmyk: false,
-            _bytes: PhantomData,
-        };
-        // SAFETY: `handle` is live (owned by the Decoder that is borrowed for the session's life) and `bytes` outlive
-        // the session, whose Drop calls fr_jpeg_abort, after which the shim no longer holds the pointer. The shim
-        // reads at most `len` bytes of it and writes one fr_header, whose layout RawHeader repeats.
-        let status = unsafe {
-            fr_jpeg_header(
-                session.decoder.handle.as_ptr(),
-                bytes.as_ptr(),
-                bytes.len(),
-                max_memory,
-                MAX_BLOCK_VISITS,
-                &raw mut raw,
-            )
-        };
-        session.check(status)?;
-        limits.check_pixels("the image", raw.width.into(), raw.height.into())?;
-        const COEFFICIENTS: u64 = 64 * 2;
-        if raw.multi_scan != 0 && raw.blocks.saturating_mul(COEFFICIENTS) > limits.max_sample_bytes {
-            return Err(SampleError::too_large(format!(
-                "the image is {} x {} pixels in several scans, whose coefficients take {} bytes, and the limit is {} \
-                 bytes",
-                raw.width,
-                raw.height,
-                raw.blocks.saturating_mul(COEFFICIENTS),
-                limits.max_sample_bytes
-            )));
-        }
-        let scan = bytes.len().min(raw.scan_offset as usize);
-        if !has_end(&bytes[scan..]) {
-            // Such a file may still be whole (some cameras forget the marker). Only decoding all of it tells, and only
-            // where the entropy code says when it runs dry.
-            if raw.multi_scan != 0 || raw.arithmetic != 0 {
-                return Err(truncated(bytes.len()));
-            }
-            session.whole = true;
-        }
-        session.size = (raw.width as usize, raw.height as usize);
-        session.cmyk = raw.cmyk != 0;
-        session.symmetry = exif::of_jpeg(&bytes[..scan]);
-        Ok(session)
+        Decoder(NonNull::new(handle).expect("memory for a JPEG decoder handle"))
     }
 }
 
 impl Drop for Decoder {
     fn drop(&mut self) {
-        // SAFETY: the handle came from fr_jpeg_new, is freed only here, and no Session borrows it any more.
-        unsafe { fr_jpeg_free(self.handle.as_ptr()) }
+        // SAFETY: the handle came from fr_jpeg_new, is freed only here, and nothing else points to it.
+        unsafe { fr_jpeg_free(self.0.as_ptr()) }
     }
 }
 
 /// One image whose header is known.
 pub(crate) struct Session<'a> {
-    decoder: &'a mut Decoder,
-    bytes: &'a [u8],
+    decoder: Decoder,
+    /// libjpeg keeps a pointer into them until the session ends.
+    bytes: PhantomData<&'a [u8]>,
     size: (usize, usize),
     symmetry: Symmetry,
-    /// Decode everything to learn whether the file is complete.
-    whole: bool,
+    /// The last bytes do not say that the picture is whole: its data must be read to the end.
+    undecided: bool,
+    multi_scan: bool,
     cmyk: bool,
-    /// libjpeg keeps a pointer into the bytes until the session ends.
-    _bytes: PhantomData<&'a [u8]>,
+    truncated: Truncated,
+}
+
+/// Reads the header of `bytes`, checks it against `limits`, and makes ready for decoding.
+pub(crate) fn open<'a>(bytes: &'a [u8], limits: &Limits) -> Result<Session<'a>, SampleError> {
+    let mut raw = RawHeader::default();
+    let max_memory = limits.max_sample_bytes.saturating_mul(2).max(16 << 20);
+    let mut session = Session {
+        decoder: Decoder::new(),
+        bytes: PhantomData,
+        size: (0, 0),
+        symmetry: Symmetry::IDENTITY,
+        undecided: false,
+        multi_scan: false,
+        cmyk: false,
+        truncated: limits.truncated,
+    };
+    // SAFETY: the handle is live (the session owns it) and fresh, and `bytes` outlive the session, whose end frees the
+    // handle with its pointer into them. The shim reads at most `len` bytes and writes one fr_header, whose layout
+    // RawHeader repeats.
+    let status = unsafe {
+        fr_jpeg_header(
+            session.decoder.0.as_ptr(),
+            bytes.as_ptr(),
+            bytes.len(),
+            max_memory,
+            MAX_BLOCK_VISITS,
+            &raw mut raw,
+        )
+    };
+    session.check(status)?;
+    limits.check_pixels("the image", raw.width.into(), raw.height.into())?;
+    const COEFFICIENTS: u64 = 64 * 2;
+    if raw.multi_scan != 0 && raw.blocks.saturating_mul(COEFFICIENTS) > limits.max_sample_bytes {
+        return Err(SampleError::too_large(format!(
+            "the image is {} x {} pixels in several scans, whose coefficients take {} bytes, and the limit is {} \
+             bytes",
+            raw.width,
+            raw.height,
+            raw.blocks.saturating_mul(COEFFICIENTS),
+            limits.max_sample_bytes
+        )));
+    }
+    let scan = bytes.len().min(raw.scan_offset as usize);
+    let header = &bytes[..scan];
+    // Said by the frame's marker: the scan's parameters, which lossless files use otherwise, are all zero in some
+    // baseline files too.
+    if markers::frame(header).is_some_and(|marker| matches!(marker, 0xC3 | 0xC7 | 0xCB | 0xCF)) {
+        return Err(SampleError::unsupported(
+            "JPEG: a lossless JPEG, which is not decoded; convert it to PNG, for example with ImageMagick",
+        ));
+    }
+    session.size = (raw.width as usize, raw.height as usize);
+    session.cmyk = raw.cmyk != 0;
+    session.multi_scan = raw.multi_scan != 0;
+    // A file of several scans is read whole in any case.
+    session.undecided = !tail::is_whole(header, &bytes[scan..]);
+    session.symmetry = exif::of_jpeg(header);
+    Ok(session)
 }
 
 impl Session<'_> {
@@ -182,9 +175,9 @@ impl Session<'_> {
         self.size
     }
 
-    /// Whether it has no end marker, so that only decoding tells whether it is whole.
+    /// Whether only decoding tells that the file is whole.
     pub(crate) fn is_undecided(&self) -> bool {
-        self.whole
+        self.undecided
     }
 
     pub(crate) fn symmetry(&self) -> Symmetry {
@@ -195,19 +188,14 @@ impl Session<'_> {
     pub(crate) fn decode(self, wanted: Rect, out: &mut Image) -> Result<Rect, SampleError> {
         let (w, h) = self.size;
         debug_assert!(wanted.x + wanted.w <= w && wanted.y + wanted.h <= h && wanted.w > 0 && wanted.h > 0);
-        let (rows, left, right) = if self.whole {
-            (0..h, 0, w)
-        } else {
-            let left = wanted.x.saturating_sub(MARGIN);
-            let right = (wanted.x + wanted.w + MARGIN).min(w);
-            (wanted.y..wanted.y + wanted.h, left, right)
-        };
+        let left = wanted.x.saturating_sub(MARGIN);
+        let right = (wanted.x + wanted.w + MARGIN).min(w);
         let mut region = RawRegion::default();
         // SAFETY: the handle is live and has read its header (a Session with a size is made nowhere else). The shim
         // writes one fr_region, whose layout RawRegion repeats.
         let status = unsafe {
             fr_jpeg_start(
-                self.decoder.handle.as_ptr(),
+                self.decoder.0.as_ptr(),
                 c_int::from(right - left < w),
                 left as u32,
                 (right - left) as u32,
@@ -220,32 +208,38 @@ impl Session<'_> {
             x <= wanted.x && x + columns >= wanted.x + wanted.w && x + columns <= w,
             "libjpeg kept to the crop"
         );
-        out.reset(columns, rows.len());
+        out.reset(columns, wanted.h);
         let pixels = out.bytes_mut();
-        debug_assert_eq!(pixels.len(), rows.len() * columns * PIXEL);
-        // SAFETY: the decoder has been started. It writes `rows.len()` rows of output_width pixels, which
+        debug_assert_eq!(pixels.len(), wanted.h * columns * PIXEL);
+        // SAFETY: the decoder has been started. It writes `wanted.h` rows of output_width pixels, which
         // fr_jpeg_start has just reported as `columns`, of four bytes each (JCS_EXT_RGBX and JCS_CMYK both have four),
         // `columns * PIXEL` apart: exactly the bytes of `out`, which were sized from these numbers above.
         let status = unsafe {
             fr_jpeg_rows(
-                self.decoder.handle.as_ptr(),
-                rows.start as u32,
-                rows.len() as u32,
+                self.decoder.0.as_ptr(),
+                wanted.y as u32,
+                wanted.h as u32,
                 pixels.as_mut_ptr(),
                 columns * PIXEL,
             )
         };
         self.check(status)?;
-        // SAFETY: the handle is live; the call reads one field.
-        if self.whole && unsafe { fr_jpeg_ran_dry(self.decoder.handle.as_ptr()) } != 0 {
-            return Err(truncated(self.bytes.len()));
+        if self.truncated == Truncated::Bad && (self.undecided || self.multi_scan) {
+            let mut missing = 0;
+            // SAFETY: the decoder has been started and has given its rows; the shim reads on, allocates the row that
+            // it needs from libjpeg's own pool, and writes one integer.
+            let status = unsafe { fr_jpeg_end(self.decoder.0.as_ptr(), &raw mut missing) };
+            self.check(status)?;
+            if missing != 0 {
+                return Err(super::truncated("JPEG"));
+            }
         }
         if self.cmyk {
             for pixel in out.pixels_mut() {
                 *pixel = rgb_from_inverted_cmyk(*pixel);
             }
         }
-        Ok(Rect { x: wanted.x - x, y: wanted.y - rows.start, ..wanted })
+        Ok(Rect { x: wanted.x - x, y: 0, ..wanted })
     }
 
     fn check(&self, status: c_int) -> Result<(), SampleError> {
@@ -254,7 +248,7 @@ impl Session<'_> {
         }
         // SAFETY: the shim keeps the text in the handle, always ends it with a zero byte, and does not change it
         // before the next call, which needs the session again.
-        let text = unsafe { CStr::from_ptr(fr_jpeg_message(self.decoder.handle.as_ptr())) }.to_string_lossy();
+        let text = unsafe { CStr::from_ptr(fr_jpeg_message(self.decoder.0.as_ptr())) }.to_string_lossy();
         Err(match status {
             2 => SampleError::unsupported(format!("JPEG: {text}")),
             3 => SampleError::too_large(format!("JPEG: {text}")),
@@ -263,27 +257,8 @@ impl Session<'_> {
     }
 }
 
-impl Drop for Session<'_> {
-    fn drop(&mut self) {
-        // SAFETY: the handle is live; the call makes libjpeg give up its image and its pointer into the bytes.
-        unsafe { fr_jpeg_abort(self.decoder.handle.as_ptr()) }
-    }
-}
-
-fn truncated(len: usize) -> SampleError {
-    SampleError::malformed(format!(
-        "JPEG: truncated: the file of {len} bytes ends before its picture does, without an end-of-image marker"
-    ))
-}
-
-/// Whether an end-of-image marker stands in `data`. Inside entropy-coded data an FF byte is followed by 00 or a
-/// restart marker, so FF D9 can be nothing else; behind the picture there may be anything, so the search goes on.
-fn has_end(data: &[u8]) -> bool {
-    data.array_windows().rev().any(|pair| pair == &[0xFF, 0xD9])
-}
-
 /// Pillow's conversion, with its rounding, of inks stored as 255 minus the amount.
-fn rgb_from_inverted_cmyk([c, m, y, k]: [u8; 4]) -> [u8; 4] {
+pub(crate) fn rgb_from_inverted_cmyk([c, m, y, k]: [u8; 4]) -> [u8; 4] {
     let scale = |ink: u8| {
         // 255 - k as Pillow sees it is the stored byte; it multiplies by the ink and takes that away.
         let product = u32::from(255 - ink) * u32::from(k) + 128;
@@ -311,6 +286,8 @@ pub(crate) mod tests {
         /// Blocks between restart markers, 0 for none.
         pub restart: i32,
         pub quality: i32,
+        /// Huffman tables made for the picture instead of the standard ones.
+        pub optimized: bool,
     }
 
     pub(crate) const PLAIN: Style = Style {
@@ -319,10 +296,11 @@ pub(crate) mod tests {
         arithmetic: false,
         restart: 0,
         quality: 90,
+        optimized: false,
     };
 
     /// Encodes pixels of `format` (RGB or CMYK), or of a gray JPEG where the sampling says so.
-    fn encode_as(
+    pub(crate) fn encode_as(
         pixels: &[u8],
         w: usize,
         h: usize,
@@ -342,6 +320,7 @@ pub(crate) mod tests {
             set(tj::TJPARAM_TJPARAM_PROGRESSIVE, style.progressive.into());
             set(tj::TJPARAM_TJPARAM_ARITHMETIC, style.arithmetic.into());
             set(tj::TJPARAM_TJPARAM_RESTARTBLOCKS, style.restart);
+            set(tj::TJPARAM_TJPARAM_OPTIMIZE, style.optimized.into());
             if let Some(space) = space {
                 set(tj::TJPARAM_TJPARAM_COLORSPACE, space as i32);
             }
@@ -383,8 +362,7 @@ pub(crate) mod tests {
     }
 
     fn region(bytes: &[u8], rect: Option<Rect>) -> Result<Vec<[u8; 4]>, SampleError> {
-        let mut decoder = Decoder::new();
-        let session = decoder.open(bytes, &Limits::default())?;
+        let session = open(bytes, &Limits::default())?;
         let (w, h) = session.size();
         let rect = rect.unwrap_or(Rect::sized(w, h));
         let mut image = Image::default();
@@ -413,7 +391,8 @@ pub(crate) mod tests {
             restart in prop_oneof![Just(0), 1i32..20], quality in prop_oneof![Just(30), Just(90), Just(100)],
             cut in any::<[u16; 4]>(),
         ) {
-            let style = Style { sampling: SAMPLINGS[sampling], progressive, arithmetic, restart, quality };
+            let style =
+                Style { sampling: SAMPLINGS[sampling], progressive, arithmetic, restart, quality, optimized: false };
             let bytes = encode(w, h, seed, style);
             let full = region(&bytes, None).unwrap();
             let (x, y) = (usize::from(cut[0]) % w, usize::from(cut[1]) % h);
@@ -446,33 +425,154 @@ pub(crate) mod tests {
         }
     }
 
+    /// Files of every kind of coding, with their pixels' size.
+    fn codings() -> Vec<Vec<u8>> {
+        [
+            PLAIN,
+            Style { restart: 3, ..PLAIN },
+            Style { progressive: true, ..PLAIN },
+            Style { progressive: true, restart: 3, sampling: tj::TJSAMP_TJSAMP_444, ..PLAIN },
+            Style { sampling: tj::TJSAMP_TJSAMP_GRAY, optimized: true, ..PLAIN },
+        ]
+        .map(|style| encode(120, 90, 5, style))
+        .to_vec()
+    }
+
+    const CORNER: Rect = Rect { x: 0, y: 0, w: 8, h: 8 };
+
     #[test]
-    fn a_truncated_file_is_malformed_whatever_region_is_wanted() {
-        for progressive in [false, true] {
-            let bytes = encode(120, 90, 5, Style { progressive, ..PLAIN });
-            let corner = Rect { x: 0, y: 0, w: 8, h: 8 };
-            for keep in (4..bytes.len() - 2).step_by(37) {
-                for rect in [None, Some(corner)] {
-                    let error = region(&bytes[..keep], rect).unwrap_err();
-                    assert_eq!(
-                        error.kind(),
-                        SampleErrorKind::Malformed,
-                        "{keep} of {}: {error}",
-                        bytes.len()
-                    );
+    fn a_picture_whose_data_end_early_is_malformed_whatever_region_is_wanted_and_whatever_follows() {
+        for bytes in codings() {
+            let last = bytes.len() - 2;
+            let progressive = open(&bytes, &Limits::default()).unwrap().multi_scan;
+            let (mut cuts, mut between_scans) = (0, 0);
+            for keep in (4..last).rev().step_by(23).chain(last - 20..last) {
+                for after in [&b""[..], &[0xFF], &[0xFF, 0xD9], b"\xFF\xD9 and more"] {
+                    let cut = [&bytes[..keep], after].concat();
+                    let verdicts =
+                        [None, Some(CORNER)].map(|rect| region(&cut, rect).map_err(|error| error.kind()));
+                    let [all, corner] = verdicts.map(|verdict| verdict.err());
+                    assert_eq!(all, corner, "the verdict on {keep} of {} depends on the region", bytes.len());
+                    cuts += 1;
+                    // One that ends after some scan's last byte is a coarser picture, but a whole one.
+                    if progressive && after.len() > 1 && all.is_none() {
+                        between_scans += 1;
+                    } else {
+                        assert_eq!(
+                            all,
+                            Some(SampleErrorKind::Malformed),
+                            "{keep} of {}, then {after:02x?}",
+                            bytes.len()
+                        );
+                    }
                 }
             }
+            assert!(between_scans * 4 < cuts, "{between_scans} of {cuts}");
+        }
+    }
+
+    #[test]
+    fn what_is_there_of_a_truncated_picture_can_be_asked_for() {
+        let limits = Limits { truncated: Truncated::Fill, ..Limits::default() };
+        for bytes in codings() {
+            let whole = region(&bytes, Some(CORNER)).unwrap();
+            let scan = bytes.windows(2).position(|pair| pair == [0xFF, 0xDA]).unwrap();
+            let cut = &bytes[..(scan + bytes.len()) / 2];
+            let session = open(cut, &limits).unwrap();
+            let progressive = session.multi_scan;
+            let mut image = Image::default();
+            let at = session.decode(CORNER, &mut image).unwrap();
+            let mut part = Image::default();
+            image.view().crop(at).copy_to(&mut part);
+            let part: Vec<_> = part.pixels().iter().map(|[r, g, b, _]| [*r, *g, *b, 0]).collect();
+            assert!(progressive || part == whole);
         }
     }
 
     #[test]
     fn a_whole_picture_without_its_end_marker_is_fine_and_so_is_garbage_behind_it() {
-        let bytes = encode(120, 90, 5, PLAIN);
-        let expected = region(&bytes, None).unwrap();
-        assert_eq!(region(&bytes[..bytes.len() - 2], None).unwrap(), expected);
-        let mut longer = bytes.clone();
-        longer.extend(b"trailing garbage");
-        assert_eq!(region(&longer, None).unwrap(), expected);
+        for bytes in codings() {
+            let expected = region(&bytes, None).unwrap();
+            assert_eq!(region(&bytes[..bytes.len() - 2], None).unwrap(), expected);
+            assert_eq!(region(&bytes[..bytes.len() - 1], None).unwrap(), expected);
+            let longer = [&bytes[..], b"trailing garbage"].concat();
+            assert_eq!(region(&longer, None).unwrap(), expected);
+        }
+    }
+
+    #[test]
+    fn the_last_bytes_tell_whole_pictures_from_cut_ones() {
+        let (mut whole, mut pictures, mut missed, mut cuts) = (0, 0, 0, 0);
+        for (sampling, restart, optimized) in
+            SAMPLINGS.iter().zip([0, 0, 0, 10, 0, 0, 0]).flat_map(|(s, r)| [(*s, r, false), (*s, 0, true)])
+        {
+            for seed in 0..6 {
+                let bytes =
+                    encode(400, 300, seed, Style { sampling, restart, optimized, quality: 60, ..PLAIN });
+                let data = bytes.windows(2).position(|pair| pair == [0xFF, 0xDA]).unwrap();
+                let data = data + 2 + usize::from(bytes[data + 3]);
+                pictures += 1;
+                whole += u32::from(tail::is_whole(&bytes[..data], &bytes[data..]));
+                assert!(!tail::is_whole(&bytes[..data], &bytes[data..bytes.len() - 2]), "without its end");
+                for keep in (bytes.len() / 2..bytes.len() - 2).step_by(997) {
+                    let cut = [&bytes[..keep], &[0xFF, 0xD9]].concat();
+                    cuts += 1;
+                    missed += u32::from(tail::is_whole(&cut[..data], &cut[data..]));
+                    let verdicts = [None, Some(CORNER)].map(|rect| region(&cut, rect).is_ok());
+                    assert_eq!(verdicts[0], verdicts[1], "the verdict depends on the region");
+                }
+            }
+        }
+        // The rest is only slower, for libjpeg decides there.
+        assert!(whole * 10 >= pictures * 9, "{whole} of {pictures} pictures are seen to be whole");
+        assert!(missed * 50 < cuts, "{missed} of {cuts} cuts go unnoticed");
+    }
+
+    /// The segments of a JPEG without those of these markers.
+    pub(crate) fn without(bytes: &[u8], markers: &[u8]) -> Vec<u8> {
+        let mut out = bytes[..2].to_vec();
+        let mut at = 2;
+        while bytes[at + 1] != 0xDA {
+            let end = at + 2 + usize::from(u16::from_be_bytes([bytes[at + 2], bytes[at + 3]]));
+            if !markers.contains(&bytes[at + 1]) {
+                out.extend(&bytes[at..end]);
+            }
+            at = end;
+        }
+        out.extend(&bytes[at..]);
+        out
+    }
+
+    pub(crate) const HUFFMAN: u8 = 0xC4;
+    pub(crate) const QUANTIZATION: u8 = 0xDB;
+
+    #[test]
+    fn a_stream_without_huffman_tables_has_the_standard_ones_and_without_quantization_it_is_malformed() {
+        let bytes = encode(64, 48, 2, PLAIN);
+        let mjpeg = without(&bytes, &[HUFFMAN]);
+        assert!(mjpeg.len() + 400 < bytes.len());
+        assert_eq!(region(&mjpeg, None).unwrap(), region(&bytes, None).unwrap());
+        let error = region(&without(&bytes, &[QUANTIZATION]), None).unwrap_err();
+        assert_eq!(error.kind(), SampleErrorKind::Malformed, "{error}");
+    }
+
+    #[test]
+    fn the_frame_marker_and_not_the_scans_parameters_says_that_a_file_is_lossless() {
+        let bytes = encode(64, 48, 2, PLAIN);
+        let scan = bytes.windows(2).position(|pair| pair == [0xFF, 0xDA]).unwrap();
+        let end = scan + 2 + usize::from(bytes[scan + 3]);
+        let mut zeros = bytes.clone();
+        zeros[end - 3..end].fill(0);
+        assert_eq!(region(&zeros, None).unwrap(), region(&bytes, None).unwrap());
+        let mut lossless = bytes;
+        let frame = lossless.windows(2).position(|pair| pair == [0xFF, 0xC0]).unwrap();
+        lossless[frame + 1] = 0xC3;
+        lossless[end - 3..end].copy_from_slice(&[1, 0, 0]);
+        let error = region(&lossless, None).unwrap_err();
+        assert!(
+            error.kind() == SampleErrorKind::Unsupported && error.message().contains("lossless"),
+            "{error}"
+        );
     }
 
     #[test]
@@ -530,20 +630,5 @@ pub(crate) mod tests {
         let error = region(&bomb, None).unwrap_err();
         assert_eq!(error.kind(), SampleErrorKind::TooLarge, "{error}");
         assert!(error.to_string().contains("scans"), "{error}");
-    }
-
-    #[test]
-    fn a_decoder_goes_on_after_an_error() {
-        let good = encode(50, 40, 1, PLAIN);
-        let mut decoder = Decoder::new();
-        let mut image = Image::default();
-        for bad in [&good[..20], &good[..good.len() / 2], b"\xFF\xD8\xFFnonsense"] {
-            let result = decoder
-                .open(bad, &Limits::default())
-                .and_then(|session| session.decode(Rect::sized(50, 40), &mut image));
-            assert!(result.is_err());
-            let session = decoder.open(&good, &Limits::default()).unwrap();
-            session.decode(Rect::sized(50, 40), &mut image).unwrap();
-        }
     }
 }

@@ -1,6 +1,8 @@
-/* The jpeglib side of decode/jpeg.rs: one decoder handle, header, region, rows.
+/* The jpeglib side of decode/jpeg.rs: a decoder of one image, its header, region, rows and end.
  *
  * Promises:
+ *  - A handle takes one image. jpeg_abort_decompress would keep the tables of one image for the next, and an image
+ *    without tables of its own would take them; creating a decoder costs nothing that can be measured.
  *  - libjpeg's longjmp never leaves this file: every entry point that calls libjpeg sets its own jmp_buf first.
  *  - Nothing is printed, nothing calls exit(); the text of an error is kept in the handle.
  *  - Input is read only from [data, data + len); past the end the decoder sees an end-of-image marker.
@@ -28,7 +30,6 @@ struct fr_header {
   uint32_t height;
   uint32_t components;
   uint32_t multi_scan;    /* 1: all coefficients are kept in memory and the whole file is read first */
-  uint32_t arithmetic;    /* 1: arithmetic coding, which cannot tell that its data ended early */
   uint32_t cmyk;          /* 1: the rows come as CMYK, inverted as Adobe stores it */
 };
 
@@ -46,7 +47,7 @@ struct fr_jpeg {
   uint64_t max_visits;    /* blocks x scans */
   uint64_t blocks;
   int status;
-  int ran_dry;            /* entropy-coded data ended before its blocks did */
+  int ran_dry;            /* the picture's entropy-coded data ended before its blocks did */
   int past_end;           /* a byte beyond the end of the file was asked for */
   int created;
   char message[JMSG_LENGTH_MAX];
@@ -89,7 +90,9 @@ static void on_error(j_common_ptr cinfo)
 static void on_message(j_common_ptr cinfo, int level)
 {
   struct fr_jpeg *self = (struct fr_jpeg *)cinfo->client_data;
-  if (level < 0 && cinfo->err->msg_code == JWRN_HIT_MARKER)
+  int marker = self->cinfo.unread_marker;
+  /* A restart marker that comes too early is damage inside the picture: what follows it is there. */
+  if (level < 0 && cinfo->err->msg_code == JWRN_HIT_MARKER && !(marker >= JPEG_RST0 && marker <= JPEG_RST0 + 7))
     self->ran_dry = 1;
 }
 
@@ -180,33 +183,13 @@ const char *fr_jpeg_message(const struct fr_jpeg *self)
   return self->message;
 }
 
-int fr_jpeg_ran_dry(const struct fr_jpeg *self)
-{
-  return self->ran_dry;
-}
-
-/* Forgets the image in work; the handle can take the next one. */
-void fr_jpeg_abort(struct fr_jpeg *self)
-{
-  if (!setjmp(self->escape))
-    jpeg_abort_decompress(&self->cinfo);
-  self->source.next_input_byte = NULL;
-  self->source.bytes_in_buffer = 0;
-}
-
-/* Reads up to the first scan's header. `data` must stay valid until fr_jpeg_abort. */
+/* Reads up to the first scan's header. `data` must stay valid until fr_jpeg_free. Once per handle. */
 int fr_jpeg_header(struct fr_jpeg *self, const uint8_t *data, size_t len, uint64_t max_memory, uint64_t max_visits,
                    struct fr_header *header)
 {
   j_decompress_ptr cinfo = &self->cinfo;
   int ci;
-  self->message[0] = 0;
-  self->status = FR_OK;
-  self->ran_dry = 0;
-  self->past_end = 0;
   self->max_visits = max_visits;
-  self->blocks = 0;
-  self->errors.num_warnings = 0;
   self->source.next_input_byte = data;
   self->source.bytes_in_buffer = len;
   if (setjmp(self->escape))
@@ -225,14 +208,9 @@ int fr_jpeg_header(struct fr_jpeg *self, const uint8_t *data, size_t len, uint64
   for (ci = 0; ci < cinfo->num_components; ci++)
     self->blocks += (uint64_t)cinfo->comp_info[ci].width_in_blocks * cinfo->comp_info[ci].height_in_blocks;
   header->blocks = self->blocks;
-  header->arithmetic = cinfo->arith_code ? 1 : 0;
   if (cinfo->data_precision != 8) {
     snprintf(self->message, sizeof self->message, "a JPEG of %d bits a sample (only 8 are decoded)",
              cinfo->data_precision);
-    return FR_UNSUPPORTED;
-  }
-  if (!cinfo->progressive_mode && cinfo->Se == 0) {
-    snprintf(self->message, sizeof self->message, "a lossless JPEG");
     return FR_UNSUPPORTED;
   }
   switch (cinfo->jpeg_color_space) {
@@ -308,6 +286,38 @@ int fr_jpeg_rows(struct fr_jpeg *self, uint32_t y, uint32_t rows, uint8_t *out, 
     }
     out += (size_t)got * stride;
     rows -= got;
+  }
+  return FR_OK;
+}
+
+/* Whether data of the picture are missing: it reads what is left of them, past the rows that were asked for. */
+int fr_jpeg_end(struct fr_jpeg *self, int *missing)
+{
+  j_decompress_ptr cinfo = &self->cinfo;
+  int ci, k;
+  if (setjmp(self->escape))
+    return self->status;
+  if (!jpeg_has_multiple_scans(cinfo) && cinfo->output_scanline < cinfo->output_height) {
+    /* Skipping to the very end would skip the data too; the last row makes libjpeg read them. */
+    JDIMENSION left = cinfo->output_height - 1 - cinfo->output_scanline;
+    JSAMPROW last = (JSAMPROW)(*cinfo->mem->alloc_large)((j_common_ptr)cinfo, JPOOL_IMAGE,
+                                                         (size_t)cinfo->output_width * 4);
+    if (left > 0)
+      jpeg_skip_scanlines(cinfo, left);
+    jpeg_read_scanlines(cinfo, &last, 1);
+  }
+  /* Arithmetic coding takes the end of its data for zeros: there only a file's end tells. */
+  *missing = self->ran_dry || (self->past_end && cinfo->arith_code);
+  for (ci = 0; ci < cinfo->num_components; ci++) {
+    if (cinfo->comp_info[ci].quant_table == NULL)
+      *missing = 1; /* no scan had this component */
+    if (cinfo->coef_bits != NULL) {
+      if (cinfo->coef_bits[ci][0] < 0)
+        *missing = 1;
+      for (k = 0; k < DCTSIZE2 && self->past_end; k++)
+        if (cinfo->coef_bits[ci][k] != 0)
+          *missing = 1; /* the file ends between two scans */
+    }
   }
   return FR_OK;
 }

@@ -1,12 +1,25 @@
 //! From encoded bytes to pixels: find the format by its content, read the header, then decode what is needed.
 //!
 //! The result is always RGB, eight bits a channel: gray is repeated, palettes are looked up, an alpha channel is
-//! dropped (not blended, as Pillow's `convert("RGB")` does), and of sixteen bits the upper eight are taken. The EXIF
+//! dropped (not blended, as Pillow's `convert("RGB")` does), and of more bits the upper eight are taken. The EXIF
 //! orientation is reported as a [`Symmetry`], which the plan folds into its geometry.
+//!
+//! No decoder outlives its image, so that none can carry anything from one to the next; buffers are overwritten whole.
 
+mod avif;
 pub(crate) mod exif;
+mod formats;
+mod gif;
 pub(crate) mod jpeg;
+mod markers;
 mod other;
+mod png;
+mod tail;
+mod tiff;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+pub(crate) use formats::Format;
 
 use crate::error::SampleError;
 use crate::geometry::{Image, Rect, Symmetry};
@@ -15,9 +28,20 @@ use crate::limits::Limits;
 /// What a thread keeps between images.
 #[derive(Default)]
 pub(crate) struct Decoders {
-    jpeg: Option<jpeg::Decoder>,
-    /// Pixels as the `image` crate gives them.
+    /// Samples as a decoder gives them; cleared before each use.
     raw: Vec<u8>,
+}
+
+/// An image whose header is known and whose pixels are not decoded yet.
+trait Session {
+    /// Width and height as stored; both at least 1.
+    fn size(&self) -> (usize, usize);
+
+    /// What brings the stored pixels upright.
+    fn symmetry(&self) -> Symmetry;
+
+    /// Decodes the whole image, writing every pixel of `out`.
+    fn decode(self: Box<Self>, out: &mut Image) -> Result<(), SampleError>;
 }
 
 impl Decoders {
@@ -30,17 +54,22 @@ impl Decoders {
         if bytes.is_empty() {
             return Err(SampleError::malformed("empty file"));
         }
-        if bytes.starts_with(&[0xFF, 0xD8, 0xFF]) {
-            let decoder = self.jpeg.get_or_insert_with(jpeg::Decoder::new);
-            return Ok(Opened(Inner::Jpeg(decoder.open(bytes, limits)?)));
-        }
-        match other::sniff(bytes) {
-            Some(format) => Ok(Opened(Inner::Other(other::open(format, bytes, limits, &mut self.raw)?))),
-            None => Err(SampleError::malformed(format!(
-                "not an image format fuelrail knows (starts with \"{}\")",
-                bytes[..bytes.len().min(12)].escape_ascii()
-            ))),
-        }
+        let format = Format::of(bytes)?;
+        let raw = &mut self.raw;
+        raw.clear();
+        let inner: Box<dyn Session + 'a> = match format {
+            Format::Jpeg => {
+                return Ok(Opened { format, inner: Inner::Jpeg(jpeg::open(bytes, limits)?) });
+            }
+            Format::Png => Box::new(contained("PNG", || png::open(bytes, limits, raw))?),
+            Format::Gif => Box::new(contained("GIF", || gif::open(bytes, limits, raw))?),
+            Format::Tiff => Box::new(contained("TIFF", || tiff::open(bytes, limits, raw))?),
+            Format::Avif => Box::new(contained("AVIF", || avif::open(bytes, limits))?),
+            Format::Bmp | Format::Pnm | Format::WebP => {
+                Box::new(contained(format.name(), || other::open(format, bytes, limits, raw))?)
+            }
+        };
+        Ok(Opened { format, inner: Inner::Other(inner) })
     }
 
     pub(crate) fn bytes(&self) -> usize {
@@ -54,27 +83,22 @@ impl Decoders {
     }
 }
 
-/// The name of the format of bytes that were opened.
-pub(crate) fn format(bytes: &[u8]) -> &'static str {
-    match other::sniff(bytes) {
-        None => "jpeg",
-        Some(image::ImageFormat::Pnm) => "pnm",
-        Some(format) => format.extensions_str().first().copied().unwrap_or("image"),
-    }
+/// An image whose header is known and whose pixels are not decoded yet.
+pub(crate) struct Opened<'a> {
+    pub format: Format,
+    inner: Inner<'a>,
 }
 
-/// An image whose header is known and whose pixels are not decoded yet.
-pub(crate) struct Opened<'a>(Inner<'a>);
-
 enum Inner<'a> {
+    /// Decodes regions.
     Jpeg(jpeg::Session<'a>),
-    Other(other::Session<'a>),
+    Other(Box<dyn Session + 'a>),
 }
 
 impl Opened<'_> {
     /// Width and height as stored; both at least 1.
     pub(crate) fn stored_size(&self) -> (usize, usize) {
-        match &self.0 {
+        match &self.inner {
             Inner::Jpeg(session) => session.size(),
             Inner::Other(session) => session.size(),
         }
@@ -82,12 +106,12 @@ impl Opened<'_> {
 
     /// Whether only decoding it can tell that the file is whole.
     pub(crate) fn is_undecided(&self) -> bool {
-        matches!(&self.0, Inner::Jpeg(session) if session.is_undecided())
+        matches!(&self.inner, Inner::Jpeg(session) if session.is_undecided())
     }
 
     /// What brings the stored pixels upright.
     pub(crate) fn symmetry(&self) -> Symmetry {
-        match &self.0 {
+        match &self.inner {
             Inner::Jpeg(session) => session.symmetry(),
             Inner::Other(session) => session.symmetry(),
         }
@@ -95,9 +119,50 @@ impl Opened<'_> {
 
     /// Decodes at least `wanted` (in stored coordinates) into `out` and says where in `out` it lies.
     pub(crate) fn decode(self, wanted: Rect, out: &mut Image) -> Result<Rect, SampleError> {
-        match self.0 {
+        match self.inner {
             Inner::Jpeg(session) => session.decode(wanted, out),
-            Inner::Other(session) => session.decode(wanted, out),
+            Inner::Other(session) => {
+                let (w, h) = session.size();
+                out.reset(w, h);
+                contained(self.format.name(), || session.decode(out))?;
+                Ok(wanted)
+            }
         }
+    }
+}
+
+/// Runs a step of a decoder that is not ours, and takes a panic for what it is: bytes that its author did not expect.
+///
+/// Nothing of ours is in an odd state then: the decoder is dropped by the unwinding, and buffers are overwritten before
+/// they are read again.
+fn contained<T>(name: &str, step: impl FnOnce() -> Result<T, SampleError>) -> Result<T, SampleError> {
+    catch_unwind(AssertUnwindSafe(step)).unwrap_or_else(|_| {
+        Err(SampleError::malformed(format!("{name}: the decoder gave up on these bytes")))
+    })
+}
+
+/// The error of a picture that is not all there.
+fn truncated(name: &str) -> SampleError {
+    let remedy = match name {
+        "JPEG" | "PNG" | "GIF" => " (truncated=\"fill\" delivers the part that is there)",
+        _ => "",
+    };
+    SampleError::malformed(format!("{name}: truncated: the file ends before its picture does{remedy}"))
+}
+
+/// Checks a size that a header gives against what may be decoded.
+fn check_size(name: &str, (w, h): (u32, u32), limits: &Limits) -> Result<(usize, usize), SampleError> {
+    if w == 0 || h == 0 {
+        return Err(SampleError::malformed(format!("{name}: an image of {w} x {h} pixels")));
+    }
+    limits.check_pixels("the image", w.into(), h.into())?;
+    Ok((w as usize, h as usize))
+}
+
+/// Writes pixels from samples that lie as `N` bytes a pixel.
+fn fill<const N: usize>(pixels: &mut [[u8; 4]], raw: &[u8], rgb: impl Fn(&[u8; N]) -> [u8; 3]) {
+    for (pixel, raw) in pixels.iter_mut().zip(raw.as_chunks::<N>().0) {
+        let [r, g, b] = rgb(raw);
+        *pixel = [r, g, b, 255];
     }
 }

@@ -1,102 +1,96 @@
-//! PNG, WebP, GIF (its first frame), BMP, TIFF and PNM by the `image` crate: decoded whole, then cropped by the plan.
+//! BMP, PNM and WebP by the `image` crate.
 
+use std::borrow::Cow;
 use std::io::Cursor;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use image::error::{ImageError, ImageFormatHint, LimitErrorKind};
 use image::{ColorType, ImageDecoder, ImageFormat, ImageReader};
 
+use super::{Format, Session, check_size, exif, fill};
 use crate::error::SampleError;
-use crate::geometry::{Image, Rect, Symmetry};
+use crate::geometry::{Image, Symmetry};
 use crate::limits::Limits;
 
-/// The format that the first bytes announce.
-pub(crate) fn sniff(bytes: &[u8]) -> Option<ImageFormat> {
-    match bytes {
-        [0x89, b'P', b'N', b'G', 0x0D, 0x0A, 0x1A, 0x0A, ..] => Some(ImageFormat::Png),
-        [b'R', b'I', b'F', b'F', _, _, _, _, b'W', b'E', b'B', b'P', ..] => Some(ImageFormat::WebP),
-        [b'G', b'I', b'F', b'8', b'7' | b'9', b'a', ..] => Some(ImageFormat::Gif),
-        [b'B', b'M', ..] => Some(ImageFormat::Bmp),
-        [b'I', b'I', b'*', 0, ..] | [b'M', b'M', 0, b'*', ..] => Some(ImageFormat::Tiff),
-        [b'P', b'1'..=b'7', b' ' | b'\n' | b'\r' | b'\t' | b'#', ..] => Some(ImageFormat::Pnm),
-        _ => None,
-    }
-}
-
-/// One image whose header is known.
-pub(crate) struct Session<'a> {
+struct Other<'a> {
     decoder: Box<dyn ImageDecoder + 'a>,
+    size: (usize, usize),
     name: &'static str,
     symmetry: Symmetry,
     raw: &'a mut Vec<u8>,
 }
 
 pub(crate) fn open<'a>(
-    format: ImageFormat,
+    format: Format,
     bytes: &'a [u8],
     limits: &Limits,
     raw: &'a mut Vec<u8>,
-) -> Result<Session<'a>, SampleError> {
-    let name = format.extensions_str().first().map_or("image", |extension| match *extension {
-        "png" => "PNG",
-        "webp" => "WebP",
-        "gif" => "GIF",
-        "bmp" => "BMP",
-        "tiff" => "TIFF",
-        _ => "PNM",
-    });
-    let mut reader = ImageReader::with_format(Cursor::new(bytes), format);
+) -> Result<impl Session + 'a, SampleError> {
+    let name = format.name();
+    let (of_image, bytes) = match format {
+        Format::Bmp => (ImageFormat::Bmp, windows_bmp(bytes)),
+        Format::WebP => (ImageFormat::WebP, bytes.into()),
+        _ => (ImageFormat::Pnm, bytes.into()),
+    };
+    let mut reader = ImageReader::with_format(Cursor::new(bytes), of_image);
     let mut bounds = image::Limits::default();
     bounds.max_alloc = Some(limits.max_sample_bytes);
     reader.limits(bounds);
-    let mut decoder = contained(name, || reader.into_decoder())?;
-    let (w, h) = decoder.dimensions();
-    if w == 0 || h == 0 {
-        return Err(SampleError::malformed(format!("{name}: an image of {w} x {h} pixels")));
-    }
-    limits.check_pixels("the image", w.into(), h.into())?;
+    let mut decoder = reader.into_decoder().map_err(|error| refuse(name, error))?;
+    let size = check_size(name, decoder.dimensions(), limits)?;
     if decoder.total_bytes() > limits.max_sample_bytes {
         return Err(SampleError::too_large(format!(
-            "the image is {w} x {h} pixels, {} bytes when decoded, and the limit is {} bytes",
+            "the image is {} x {} pixels, {} bytes when decoded, and the limit is {} bytes",
+            size.0,
+            size.1,
             decoder.total_bytes(),
             limits.max_sample_bytes
         )));
     }
-    // Broken EXIF data is no error: the picture is whole without it.
-    let symmetry = decoder
-        .orientation()
-        .map_or(Symmetry::IDENTITY, |orientation| super::exif::symmetry(orientation.to_exif().into()));
-    Ok(Session { decoder: Box::new(decoder), name, symmetry, raw })
+    // Broken metadata are no error: the picture is whole without them.
+    let exif = decoder.exif_metadata().ok().flatten();
+    let xmp = decoder.xmp_metadata().ok().flatten();
+    let symmetry = exif::of_metadata(exif.as_deref(), xmp.as_deref());
+    Ok(Other { decoder: Box::new(decoder), size, name, symmetry, raw })
 }
 
-impl Session<'_> {
-    pub(crate) fn size(&self) -> (usize, usize) {
-        let (w, h) = self.decoder.dimensions();
-        (w as usize, h as usize)
+/// The second version of OS/2's header begins as that of Windows does, but is longer; it is made one.
+fn windows_bmp(bytes: &[u8]) -> Cow<'_, [u8]> {
+    const FILE: usize = 14;
+    const OS2: u32 = 64;
+    const WINDOWS: u32 = 40;
+    let u32_at =
+        |at: usize| bytes.get(at..at + 4).map(|bytes| u32::from_le_bytes(bytes.try_into().expect("four")));
+    let (Some(offset), Some(OS2), Some(compression)) = (u32_at(10), u32_at(FILE), u32_at(FILE + 16)) else {
+        return bytes.into();
+    };
+    // In OS/2's own way of counting 3 and 4 are compressions of its own.
+    if compression > 2 || offset < OS2 + FILE as u32 || bytes.len() < FILE + OS2 as usize {
+        return bytes.into();
+    }
+    let mut out = bytes[..FILE + WINDOWS as usize].to_vec();
+    out[10..FILE].copy_from_slice(&(offset - (OS2 - WINDOWS)).to_le_bytes());
+    out[FILE..FILE + 4].copy_from_slice(&WINDOWS.to_le_bytes());
+    out.extend(&bytes[FILE + OS2 as usize..]);
+    out.into()
+}
+
+impl Session for Other<'_> {
+    fn size(&self) -> (usize, usize) {
+        self.size
     }
 
-    pub(crate) fn symmetry(&self) -> Symmetry {
+    fn symmetry(&self) -> Symmetry {
         self.symmetry
     }
 
-    pub(crate) fn decode(self, wanted: Rect, out: &mut Image) -> Result<Rect, SampleError> {
-        let (w, h) = self.size();
-        let color = self.decoder.color_type();
-        let bytes = w * h * usize::from(color.bytes_per_pixel());
-        self.raw.clear();
-        self.raw.resize(bytes, 0);
-        let Session { decoder, name, raw, .. } = self;
-        contained(name, || decoder.read_image(raw))?;
-        out.reset(w, h);
+    fn decode(self: Box<Self>, out: &mut Image) -> Result<(), SampleError> {
+        let Other { decoder, size: (w, h), name, raw, .. } = *self;
+        let color = decoder.color_type();
+        raw.resize(w * h * usize::from(color.bytes_per_pixel()), 0);
+        decoder.read_image_boxed(raw).map_err(|error| refuse(name, error))?;
         let pixels = out.pixels_mut();
         // `image` gives sixteen-bit samples in native byte order.
         let high = |pair: &[u8]| (u16::from_ne_bytes([pair[0], pair[1]]) >> 8) as u8;
-        fn fill<const N: usize>(pixels: &mut [[u8; 4]], raw: &[u8], rgb: impl Fn(&[u8; N]) -> [u8; 3]) {
-            for (pixel, raw) in pixels.iter_mut().zip(raw.as_chunks::<N>().0) {
-                let [r, g, b] = rgb(raw);
-                *pixel = [r, g, b, 255];
-            }
-        }
         match color {
             ColorType::L8 => fill(pixels, raw, |&[v]| [v; 3]),
             ColorType::La8 => fill(pixels, raw, |&[v, _]| [v; 3]),
@@ -108,23 +102,11 @@ impl Session<'_> {
             ColorType::Rgba16 => fill(pixels, raw, |v: &[u8; 8]| [high(v), high(&v[2..]), high(&v[4..])]),
             other => {
                 return Err(SampleError::unsupported(format!(
-                    "{}: pixels of type {other:?}; only 8 and 16 bit integers are decoded",
-                    name
+                    "{name}: pixels of type {other:?}; only 8 and 16 bit integers are decoded"
                 )));
             }
         }
-        Ok(wanted)
-    }
-}
-
-/// Runs a step of a decoder that is not ours, and takes a panic for what it is: bytes that its author did not expect.
-///
-/// Some do panic: the `tiff` crate 0.11.3 asserts on the strip sizes of a file in the test corpus. Nothing of ours is in
-/// an odd state then: the decoder is dropped by the unwinding, and `raw` is cleared before it is used again.
-fn contained<T>(name: &str, step: impl FnOnce() -> image::ImageResult<T>) -> Result<T, SampleError> {
-    match catch_unwind(AssertUnwindSafe(step)) {
-        Ok(result) => result.map_err(|error| refuse(name, error)),
-        Err(_) => Err(SampleError::malformed(format!("{name}: the decoder gave up on these bytes"))),
+        Ok(())
     }
 }
 
