@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fuelrail import DataError, SourceError
+from fuelrail import ConfigError, DataError, SourceError
 from fuelrail.numpy import Loader, transforms
 from PIL import Image
 
@@ -126,7 +126,7 @@ def test_what_is_no_list_is_named(tmp_path: Path) -> None:
         ("instances.json", json.dumps(coco, indent=1), "COCO"),
         ("columns.json", json.dumps({"path": ["a.jpg"], "label": [1]}, indent=1), 'orient="records"'),
         ("list.csv", "path\n".encode("utf-16"), "UTF-16"),
-        ("list.csv", b"PK\x03\x04rest", "export it as CSV"),
+        ("list.csv", b"PK\x03\x04rest", "Excel"),
         ("list.csv", "a,b;c\n1,2;3\n", "comma and semicolon"),
         ("list.csv", 'path,label\na.jpg,"1\nb.jpg,2\n', "quote"),
     ]:
@@ -265,3 +265,62 @@ def test_the_rows_of_a_list_keep_their_places_bad_ones_too(images: Path) -> None
     with Loader(path, transforms=[T.Resize((4, 4))], error_budget=30) as loader:
         substituted = [bool(batch["substituted"][0]) for batch in loader]
     assert substituted == [number % 3 == 0 for number in range(30)]
+
+
+def test_a_file_that_is_something_else_is_named(tmp_path: Path) -> None:
+    """A failed download above all; the name says one thing and the beginning another."""
+    page = b"<!DOCTYPE html>\n<html><body>404</body></html>" * 100
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n"
+    for name in ["a.parquet", "a.arrow", "a.csv", "a.jsonl", "a.json", "a.tar", "a.npy", "a.npz", "a.h5"]:
+        for text, expected in [(page, "a web page"), (pointer, "git lfs pull")]:
+            (tmp_path / name).write_bytes(text)
+            with pytest.raises(SourceError) as error:
+                red(tmp_path / name)
+            assert expected in str(error.value) and name in str(error.value), error.value
+    np.save(tmp_path / "x.npy", np.zeros((2, 4, 4), np.uint8))
+    (tmp_path / "x.npz").write_bytes((tmp_path / "x.npy").read_bytes())
+    with pytest.raises(SourceError, match="an npy file"):
+        red(tmp_path / "x.npz")
+
+
+def test_tables_are_read_as_arrow_writes_them(tmp_path: Path) -> None:
+    pa = pytest.importorskip("pyarrow", reason="the package pyarrow is not installed")
+    from pyarrow import parquet
+
+    images = pa.array([picture(number) for number in (0, 1, 0, 2)])
+    for name, column in [
+        ("image", images),
+        ("Image", images),
+        ("image", images.dictionary_encode()),
+        ("image", images.cast(pa.large_binary())),
+        ("image", pa.array([{"bytes": image, "path": None} for image in images.to_pylist()])),
+    ]:
+        parquet.write_table(pa.table({name: column}), tmp_path / "a.parquet")
+        assert red(tmp_path / "a.parquet") == [0, 1, 0, 2], column.type
+    # What Spark and the Hub leave beside parts.
+    folder = tmp_path / "parts"
+    folder.mkdir()
+    for part in range(2):
+        parquet.write_table(pa.table({"image": images[2 * part : 2 * part + 2]}), folder / f"{part}.parquet")
+    for name in ["_SUCCESS", ".0.parquet.crc", "_metadata", "README.md", "dataset_info.json", "notes.csv"]:
+        (folder / name).write_text("a,b\n1,2\n")
+    assert red(folder) == [0, 1, 0, 2]
+    # Folders that are named like columns are none.
+    deep = folder / "year=2024"
+    deep.mkdir()
+    (folder / "0.parquet").rename(deep / "0.parquet")
+    with pytest.raises(ConfigError, match="year=2024"):
+        red({"address": str(folder), "label": "year"})
+    parquet.write_table(pa.table({"image": ["iVBORw0KGgo" + "A" * 100_000]}), tmp_path / "a.parquet")
+    with pytest.raises(SourceError, match="base64") as error:
+        red({"address": str(tmp_path / "a.parquet"), "image": "image"})
+    assert len(str(error.value)) < 1000
+
+
+def test_an_ending_is_all_behind_the_first_dot(tmp_path: Path) -> None:
+    path = tmp_path / "a.tar"
+    with tarfile.open(path, "w") as archive:
+        info = tarfile.TarInfo("a/img.v1.0.png")
+        archive.addfile(info)
+    with pytest.raises(SourceError, match=r'whose ending is "v1\.0\.png"'):
+        red(path)

@@ -27,7 +27,7 @@ use crate::{SourceConfig, SourceError, settings};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct AddressConfig {
     /// As typed; several of one kind make one source.
-    #[serde(deserialize_with = "one_or_many")]
+    #[serde(deserialize_with = "crate::texts::list")]
     pub address: Vec<String>,
     /// The folder that a relative path starts from. Default: the process's current one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -35,20 +35,6 @@ pub struct AddressConfig {
     /// Keys of the source's own configuration.
     #[serde(flatten)]
     pub options: serde_json::Map<String, serde_json::Value>,
-}
-
-/// A list, or text that is a list of one.
-fn one_or_many<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
-    #[derive(Deserialize)]
-    #[serde(untagged, expecting = "it takes an address (text) or a list of them")]
-    enum OneOrMany {
-        One(String),
-        Many(Vec<String>),
-    }
-    Ok(match OneOrMany::deserialize(deserializer)? {
-        OneOrMany::One(address) => vec![address],
-        OneOrMany::Many(addresses) => addresses,
-    })
 }
 
 /// Which source an ending means.

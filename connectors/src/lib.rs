@@ -57,6 +57,7 @@ mod hdf5;
 mod json;
 mod kafka;
 mod manifest;
+mod mistaken;
 mod mix;
 mod names;
 mod numbers;

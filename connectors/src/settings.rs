@@ -605,7 +605,7 @@ mod tests {
     #[test]
     fn an_error_says_where_what_was_given_and_what_it_takes() {
         for (value, said) in [
-            (json!({"type": "tar", "shards": "x"}), "shards: it takes a list, not the text \"x\""),
+            (json!({"type": "tar", "shards": 5}), "shards: it takes a text, or a list of texts, not 5"),
             (json!({"type": "tar", "shards": ["x", 5, 5]}), "shards[1]: it takes text, not 5"),
             (json!({"type": "folder"}), "the key \"root\" is missing"),
             (json!({"type": "folder", "root": 5}), "root: it takes text, not 5"),
@@ -715,7 +715,7 @@ mod tests {
         let read = |value: Value| read::<AddressConfig>(&value).map_err(|wrong| wrong.to_string());
         assert_eq!(read(json!({"address": "x", "label": 5})).unwrap().options["label"], 5);
         let error = read(json!({"address": 5})).unwrap_err();
-        assert_eq!(error, "address: it takes an address (text) or a list of them");
+        assert_eq!(error, "address: it takes a text, or a list of texts, not 5");
         assert_eq!(read(json!({"address": "x", "base": 5})).unwrap_err(), "base: it takes text, not 5");
     }
 

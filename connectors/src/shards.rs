@@ -266,6 +266,22 @@ impl Shards {
         }
     }
 
+    /// An error of understanding a file, or a better one when it is evidently something else. `own` is how the file's own
+    /// kind begins.
+    pub(crate) fn explain(&self, shard: usize, own: &[u8], error: SourceError) -> SourceError {
+        let mut beginning = vec![0; self.files[shard].size.min(512) as usize];
+        if beginning.is_empty()
+            || self.read_at(shard, 0, &mut beginning).is_err()
+            || beginning.starts_with(own)
+        {
+            return error;
+        }
+        match crate::mistaken::what(&beginning) {
+            Some(what) => SourceError::data(format!("{}: it is {what}", self.display(shard))),
+            None => error,
+        }
+    }
+
     /// Fills `buffer` from a place in a file; blocks. Fewer bytes than that are an error: the file was cut short.
     /// On a thread of a reader that is being dropped, or of an opening that is cancelled, reading ends with an error: from
     /// the network at once, from a disk before the next call.

@@ -521,8 +521,13 @@ fn an_empty_table_and_files_that_disagree_are_refused() {
     let config = TableConfig { fields: Some(vec!["age".into()]), ..table(folder.path()) };
     let error = refused(&config).to_string();
     assert!(error.contains("b.parquet") && error.contains("\"age\" is of type Utf8"), "{error}");
-    fs::write(folder.path().join("c.csv"), "path\n").unwrap();
-    assert!(refused(&table(folder.path())).to_string().contains("different formats"));
+    // Of a folder, what lies beside is not meant; named, it is.
+    let c = folder.path().join("c.csv");
+    fs::write(&c, "path\n").unwrap();
+    assert_eq!(conforms(&table(folder.path())).len(), 15);
+    let files = [a, c].map(|path| path.display().to_string()).to_vec();
+    let error = refused(&TableConfig { files, ..TableConfig::default() }).to_string();
+    assert!(error.contains("different formats"), "{error}");
 }
 
 #[test]
@@ -806,7 +811,7 @@ fn paths_that_leave_the_root_and_lines_that_are_wrong_are_named() {
     let path = root.join("list.jsonl");
     for (text, expected) in [
         ("{\"path\": ".to_owned(), "it is one JSON object (with \"path\")"),
-        ("[1]\n".to_owned(), "list.jsonl:1: each line must be a JSON object"),
+        ("[1]\n".to_owned(), "list.jsonl:1: a record must be a JSON object"),
         ("[{\"path\": \"a.jpg\"}".to_owned(), "list.jsonl:1: the array is cut off"),
         ("[{\"path\": \"a.jpg\"} {}]".to_owned(), "list.jsonl:1: a comma is missing"),
         ("[{\"path\": \"a.jpg\"}]\n{}".to_owned(), "list.jsonl:2: something follows"),

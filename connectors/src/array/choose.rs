@@ -100,7 +100,12 @@ impl Opened<'_> {
             }
         };
         if image.is_none() && chosen.is_empty() {
-            let reasons: Vec<String> = all.clone().filter_map(|array| self.why_not(&array)).take(5).collect();
+            let is_line = |array: &Chosen<'_>| {
+                let npy = &array.pieces[0].npy;
+                npy.dtype.is_ok() && npy.shape.len() == 1 && self.arrays.0.len() > 1
+            };
+            let others = all.clone().filter(|array| !is_line(array));
+            let reasons: Vec<String> = others.filter_map(|array| self.why_not(&array)).take(5).collect();
             return Err(self.refuse(format!(
                 "no array there can be a record's image or field ({}): {}",
                 self.arrays.list(),
@@ -223,6 +228,15 @@ impl Opened<'_> {
                 })
             })
             .collect();
+        if candidates.is_empty() && self.config.fields.is_none() {
+            // Left out in silence it would be a data set without images.
+            let all = self.arrays.0.iter();
+            let turned =
+                all.filter(|(_, pieces)| pieces[0].npy.is_image_in_fortran_order(self.config.layout));
+            for (name, pieces) in turned {
+                self.rows(&Chosen { name, pieces: pieces.iter().collect() })?;
+            }
+        }
         if candidates.len() < 2 {
             return Ok(candidates.pop());
         }

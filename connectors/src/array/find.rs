@@ -36,7 +36,11 @@ impl Arrays {
             arrays[place].1.push(piece);
         };
         for (shard, file) in shards.files().iter().enumerate() {
-            let refuse = |why: String| SourceError::data(format!("{}: {why}", shards.display(shard)));
+            let own: &[u8] = if ends_with(&file.name, &[".npz"]) { b"PK" } else { b"\x93NUMPY" };
+            let refuse = |why: String| {
+                let error = SourceError::data(format!("{}: {why}", shards.display(shard)));
+                shards.explain(shard, own, error)
+            };
             let stem = stem(&file.name);
             let read = |offset: u64, buffer: &mut [u8]| shards.read_at(shard, offset, buffer);
             if ends_with(&file.name, &[".npz"]) {

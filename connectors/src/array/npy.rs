@@ -10,7 +10,7 @@
 use std::fmt;
 
 use crate::ElementType;
-use crate::column::{Stored, product};
+use crate::column::{Part, PixelLayout, Stored, product};
 
 /// A longer header is no header: numpy itself stops at 10,000 bytes unless told otherwise.
 pub(crate) const MAX_HEADER: usize = 64 << 10;
@@ -67,6 +67,12 @@ impl Npy {
     pub(crate) fn data_bytes(&self) -> Option<u64> {
         let size = self.dtype.as_ref().ok()?.element.size() as u64;
         product(&self.shape)?.checked_mul(size)
+    }
+
+    /// Whether its rows would be images, if they lay together.
+    pub(crate) fn is_image_in_fortran_order(&self, layout: PixelLayout) -> bool {
+        let (Ok(stored), Some(row)) = (&self.dtype, self.shape.get(1..)) else { return false };
+        self.fortran && Part::pixels(stored.element, row, layout).is_some()
     }
 
     /// Reads the header at the start of `bytes`.

@@ -141,7 +141,7 @@ pub(super) fn list(shards: &Arc<Shards>, shard: usize) -> Result<(Vec<Dataset>, 
             let members = match group.members() {
                 Ok(members) => members,
                 Err(error) => {
-                    failed.push(format!("the group /{path} cannot be read: {error}"));
+                    failed.push(format!("the group /{path} cannot be read: {}", plain(&error.to_string())));
                     continue;
                 }
             };
@@ -185,7 +185,7 @@ pub(super) fn locate(
             let refuse = |why: String| format!("dataset {path}: {why}");
             let dataset = file.dataset(path).map_err(|error| match error {
                 Error::DatasetNotFound(_) => refuse("there is no such dataset in the file".into()),
-                error => refuse(error.to_string()),
+                error => refuse(plain(&error.to_string())),
             })?;
             let mut described = describe(file, &dataset, path.clone()).map_err(refuse)?;
             described.layout = layout(file, &dataset, &described, size).map_err(refuse)?;
@@ -222,7 +222,15 @@ fn contained<T: Send + 'static>(
 }
 
 fn text(error: Error) -> String {
-    format!("its structures cannot be read: {error}")
+    format!("its structures cannot be read: {}", plain(&error.to_string()))
+}
+
+/// What the library says of what it does not read, as users know it.
+fn plain(error: &str) -> String {
+    if error.contains("layout class 3") {
+        return "a virtual dataset, made of parts of other files, which is not read: copy it into one".into();
+    }
+    if error.contains("magic bytes") { "it is no HDF5 file".into() } else { error.into() }
 }
 
 /// Shape and type of a dataset.

@@ -84,6 +84,9 @@ pub struct Hdf5Config {
 /// Names that mean the label where nothing else was said.
 const LABEL_NAMES: [&str; 3] = ["y", "labels", "label"];
 
+/// How a file begins.
+const MAGIC: &[u8] = b"\x89HDF";
+
 /// Labels are held in memory, and compression makes a few bytes of a file into many of them: this many, and one for each
 /// byte of the file, are believed.
 const MAX_LABELS: u64 = 16 << 20;
@@ -139,11 +142,16 @@ impl Choice {
                 tracing::info!("{file}: {why}; only the datasets named are looked at");
                 (Vec::new(), Vec::new())
             }
-            Err(why) => return Err(refuse(why)),
+            Err(why) => return Err(shards.explain(0, MAGIC, refuse(why))),
         };
         let listed = || {
             let list = datasets.iter().take(40).map(Dataset::describe).chain(failed.iter().take(5).cloned());
-            list.collect::<Vec<_>>().join("; ")
+            let list = list.collect::<Vec<_>>().join("; ");
+            if list.is_empty() {
+                "there are none; links to other files are not followed".into()
+            } else {
+                list
+            }
         };
         let asked =
             |path: &str| label.as_deref() == Some(path) || fields.iter().flatten().any(|field| field == path);
@@ -232,7 +240,8 @@ impl Choice {
             step.reached(shard as u64);
             let display = shards.display(shard);
             let refuse = |why: String| SourceError::data(format!("{display}: {why}"));
-            let (addresses, mut datasets) = meta::locate(&shards, shard, &paths).map_err(refuse)?;
+            let (addresses, mut datasets) = meta::locate(&shards, shard, &paths)
+                .map_err(|why| shards.explain(shard, MAGIC, refuse(why)))?;
             match &first {
                 None => {
                     for (number, path) in paths.iter().enumerate().take(paths.len() - self.label.iter().len())

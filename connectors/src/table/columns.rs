@@ -133,7 +133,15 @@ impl Choice {
                     let kind = image_kind(schema.field_with_name(column).ok()?.data_type())?;
                     (kind != ImageKind::Path).then(|| Image { column: column.clone(), kind })
                 };
-                let by_name = || IMAGES.iter().find_map(|column| holds_bytes(&(*column).to_owned()));
+                let by_name = || {
+                    let exact = IMAGES.iter().find_map(|column| holds_bytes(&(*column).to_owned()));
+                    exact.or_else(|| {
+                        let is_usual =
+                            |name: &str| IMAGES.iter().any(|usual| usual.eq_ignore_ascii_case(name));
+                        let mut all = schema.fields().iter().filter(|field| is_usual(field.name()));
+                        all.find_map(|field| holds_bytes(field.name()))
+                    })
+                };
                 let path = || {
                     let is_text =
                         |field: &&types::Field| image_kind(field.data_type()) == Some(ImageKind::Path);
@@ -333,7 +341,11 @@ impl Choice {
             };
             match (found.next(), found.next()) {
                 (None, _) => return refuse(format!("the column {column:?} of {first_name} is missing")),
-                (Some(_), Some(_)) => return refuse(format!("there are several columns {column:?}")),
+                (Some(_), Some(_)) => {
+                    return Err(SourceError::data(format!(
+                        "{name} has several columns {column:?}; rename all but one"
+                    )));
+                }
                 (Some(field), None) if !same(field.data_type(), expected) => {
                     return refuse(format!(
                         "the column {column:?} is of type {}, in {first_name} of type {expected}",
@@ -385,9 +397,7 @@ fn image_kind(kind: &DataType) -> Option<ImageKind> {
     match kind {
         DataType::Binary | DataType::LargeBinary | DataType::BinaryView => Some(ImageKind::Bytes),
         DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View => Some(ImageKind::Path),
-        DataType::Dictionary(_, values) if image_kind(values) == Some(ImageKind::Path) => {
-            Some(ImageKind::Path)
-        }
+        DataType::Dictionary(_, values) => image_kind(values).filter(|kind| *kind != ImageKind::Struct),
         DataType::Struct(fields) => {
             let (_, bytes) = fields.find("bytes")?;
             (image_kind(bytes.data_type()) == Some(ImageKind::Bytes)).then_some(ImageKind::Struct)

@@ -7,7 +7,7 @@
 //! - Lines at the beginning that start with `#` are comments, but for one that has as many cells as the records that follow:
 //!   it names the columns (`np.savetxt` writes it so).
 
-use crate::SourceError;
+use crate::{SourceError, mistaken};
 
 /// What is looked at.
 pub(super) const BEGINNING: usize = 64 << 10;
@@ -54,18 +54,11 @@ pub(super) fn separator(text: &str) -> Result<u8, SourceError> {
 pub(super) fn text_begins(beginning: &[u8]) -> Result<usize, String> {
     let utf16 =
         "it is UTF-16 text; save it as UTF-8 (in Excel: \"CSV UTF-8\"; iconv -f UTF-16 -t UTF-8 old > new)";
-    for (magic, what) in [
-        (&b"\xff\xfe"[..], utf16),
-        (b"\xfe\xff", utf16),
-        (b"\x1f\x8b", "it is compressed with gzip; let its name end in .gz"),
-        (b"\x28\xb5\x2f\xfd", "it is compressed with Zstandard; let its name end in .zst"),
-        (b"PK\x03\x04", "it is a zip file (an Excel workbook is one, too); export it as CSV"),
-        (b"PAR1", "it is a Parquet file; let its name end in .parquet"),
-        (b"ARROW1", "it is an Arrow file; let its name end in .arrow"),
-    ] {
-        if beginning.starts_with(magic) {
-            return Err(what.into());
-        }
+    if beginning.starts_with(b"\xff\xfe") || beginning.starts_with(b"\xfe\xff") {
+        return Err(utf16.into());
+    }
+    if let Some(what) = mistaken::what(beginning) {
+        return Err(format!("it is {what}"));
     }
     if beginning.contains(&0) {
         return Err(
@@ -177,7 +170,7 @@ impl Comments {
 /// The first line, and the bytes up to the second.
 fn line(text: &[u8]) -> (&[u8], usize) {
     let end = text.iter().position(|&b| b == b'\n').unwrap_or(text.len());
-    (text[..end].trim_ascii_end(), (end + 1).min(text.len()))
+    (text[..end].strip_suffix(b"\r").unwrap_or(&text[..end]), (end + 1).min(text.len()))
 }
 
 /// The records at the beginning, cut by a separator. The last one counts only if the text is `whole`.
@@ -226,6 +219,7 @@ mod tests {
             ("path,label\na.jpg,1\nb.jpg\nc.jpg,2\n", b','),
             ("", b','),
             ("sep=|\npath,x|label\n", b'|'),
+            ("sep=\t\r\npath,x\tlabel\r\n", b'\t'),
         ] {
             assert_eq!(recognise(text).unwrap().delimiter, expected, "{text:?}");
         }
@@ -250,8 +244,8 @@ mod tests {
         for (bytes, expected) in [
             (&b"\xff\xfep\0"[..], "UTF-16"),
             (b"p\0a\0", "UTF-16"),
-            (b"\x1f\x8b\x08", ".gz"),
-            (b"PK\x03\x04", "export it"),
+            (b"\x1f\x8b\x08", "gzip"),
+            (b"PK\x03\x04", "Excel"),
             (b"PAR1", ".parquet"),
         ] {
             assert!(text_begins(bytes).unwrap_err().contains(expected), "{expected}");

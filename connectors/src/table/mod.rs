@@ -245,9 +245,13 @@ enum Head {
 
 impl Head {
     fn read(shards: &Shards, shard: usize, format: TableFormat) -> Result<Self, SourceError> {
+        let explain = |own: &'static [u8]| move |error| shards.explain(shard, own, error);
         Ok(match format {
-            TableFormat::Parquet => Self::Parquet(Box::new(parquet::Footer::read(shards, shard)?)),
-            _ => Self::Arrow(ipc::Head::read(shards, shard)?),
+            TableFormat::Parquet => {
+                let footer = parquet::Footer::read(shards, shard).map_err(explain(b"PAR1"))?;
+                Self::Parquet(Box::new(footer))
+            }
+            _ => Self::Arrow(ipc::Head::read(shards, shard).map_err(explain(b"ARROW1"))?),
         })
     }
 
@@ -290,7 +294,16 @@ pub(crate) fn open(config: &TableConfig) -> Result<Arc<dyn IndexedSource>, Sourc
     // What lies beside tables as .json describes them, so one counts only if it is named.
     let of_folder: Vec<&str> =
         endings.iter().copied().filter(|&ending| ending != ".json" || config.format.is_some()).collect();
-    let shards = Shards::open(&config.files, &of_folder, &config.cache)?;
+    // So do texts in a folder of Parquet or Arrow files.
+    let binary: Vec<&str> = ENDINGS[..2].iter().flat_map(|(_, all)| all.to_vec()).collect();
+    let found = match config.format {
+        None => Shards::open(&config.files, &binary, &config.cache).ok(),
+        Some(_) => None,
+    };
+    let shards = match found {
+        Some(shards) => shards,
+        None => Shards::open(&config.files, &of_folder, &config.cache)?,
+    };
     let format = |shard: usize| {
         let name = &shards.files()[shard].name;
         config
@@ -304,6 +317,16 @@ pub(crate) fn open(config: &TableConfig) -> Result<Arc<dyn IndexedSource>, Sourc
                 ))
             })
     };
+    let partitions = partitions(&shards);
+    for (key, folder) in &partitions {
+        let is_key = |name: &String| name.split('[').next() == Some(key);
+        if config.label.iter().chain(config.fields.iter().flatten()).chain(&config.image).any(is_key) {
+            return Err(SourceError::config(format!(
+                "{key:?} is part of the names of folders ({folder:?}) and no column: folders give no columns, so write it into the \
+                 files"
+            )));
+        }
+    }
     let first_format = format(0)?;
     for shard in 1..shards.files().len() {
         if format(shard)? != first_format {
@@ -332,6 +355,9 @@ pub(crate) fn open(config: &TableConfig) -> Result<Arc<dyn IndexedSource>, Sourc
     if let File::Text(file) = &files[0] {
         file.recognised(first_format).into_iter().for_each(|fact| recognised.note(fact));
     }
+    for (_, folder) in &partitions {
+        recognised.note(format!("folders like {folder:?} give no column"));
+    }
     let place = choice.label.as_ref().map(|column| format!("column {column:?}"));
     recognised.note(recognised::label(place.as_deref(), &labels.classes));
     if let Some(Image { kind: ImageKind::Path, .. }) = &choice.image {
@@ -342,6 +368,25 @@ pub(crate) fn open(config: &TableConfig) -> Result<Arc<dyn IndexedSource>, Sourc
     let table = Table::new(config, shards.clone(), files, choice, labels)?;
     recognised.say(&shards.describe(), table.len());
     Ok(Arc::new(table))
+}
+
+/// The keys of folders named `key=value`, as Hive and Spark name them, each with an example.
+fn partitions(shards: &Shards) -> Vec<(String, String)> {
+    let mut found: Vec<(String, String)> = Vec::new();
+    for shard in 0..shards.files().len() {
+        let path = shards.display(shard);
+        let folders = path.rsplit_once('/').map_or("", |(folders, _)| folders);
+        for folder in folders.split('/') {
+            if let Some((key, _)) = folder.split_once('=')
+                && !key.is_empty()
+                && found.len() < 8
+                && found.iter().all(|(known, _)| known != key)
+            {
+                found.push((key.to_owned(), folder.to_owned()));
+            }
+        }
+    }
+    found
 }
 
 fn open_binary(

@@ -16,11 +16,10 @@ use xxhash_rust::xxh3::Xxh3;
 
 use super::columns::{Choice, append, bytes_at};
 use super::labels::Labels;
-use super::root::{Miss, Root, joined, shared};
+use super::root::{Miss, Root, joined, shared, shown};
 use super::{File, RECORD, TableConfig, UNIT_ROWS, in_parallel};
 use crate::buffer::Pool;
 use crate::disk::{self, Files, Span};
-use crate::manifest::escape;
 use crate::opening::{self, Counted, Step};
 use crate::shards::Shards;
 use crate::{
@@ -310,7 +309,6 @@ impl PathTable {
         let root = &roots[shard];
         let place = if config.root.is_some() { "root" } else { "the folder of the list" };
         let count = format!("{} of {rows} rows name no image", missed.len());
-        let shown = |path: &[u8]| escape(path);
         Err(SourceError::data(match (miss, outside) {
             (Miss::Outside(_), Some(folder)) => format!(
                 "{list}: {count}: \"{}\" (row {row}) lies outside {} ({place}); say root={:?}, the folder that such \

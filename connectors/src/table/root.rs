@@ -83,10 +83,10 @@ impl Root {
                 found => return found,
             }
         }
-        if matches!(miss, Miss::Absent)
+        if (matches!(miss, Miss::Absent) || is_base64(path))
             && let Some(what) = foreign(path)
         {
-            miss = Miss::Unfit(format!("\"{}\" is {what}", escape(path)));
+            miss = Miss::Unfit(format!("\"{}\" is {what}", shown(path)));
         }
         Err(miss)
     }
@@ -121,7 +121,7 @@ impl Root {
 
     /// The size of the regular file at `relative`, which stays below the root.
     fn size(&self, relative: &Path) -> Result<u64, Miss> {
-        let shown = || escape(relative.as_os_str().as_bytes());
+        let shown = || shown(relative.as_os_str().as_bytes());
         let miss = |error: Errno| match error {
             Errno::NOENT | Errno::NOTDIR => Miss::Absent,
             Errno::XDEV => Miss::Outside(plain(&self.path.join(relative))),
@@ -174,6 +174,16 @@ impl Root {
         if let Some(folder) = found {
             return format!("; it is in {0}: say root={0:?}", folder.display());
         }
+        let mut rest = path.components();
+        while rest.next().is_some() {
+            if self.path.join(rest.as_path()).is_file() {
+                return format!(
+                    "; without what it begins with it does, as \"{}\": cut that off the paths, or give the folder that name \
+                     and the one above it as root",
+                    shown(rest.as_path().as_os_str().as_bytes())
+                );
+            }
+        }
         let whole = self.path.join(path);
         for ending in ["jpg", "jpeg", "png", "JPG", "JPEG", "webp", "tif", "dcm"] {
             let name = [whole.as_os_str().as_bytes(), b".", ending.as_bytes()].concat();
@@ -191,10 +201,10 @@ impl Miss {
     /// A sentence about a path.
     pub fn text(&self, path: &[u8], root: &Path) -> String {
         match self {
-            Self::Absent => format!("\"{}\" does not exist in {}", escape(path), root.display()),
+            Self::Absent => format!("\"{}\" does not exist in {}", shown(path), root.display()),
             Self::Outside(_) => format!(
                 "\"{}\" lies outside {}, the folder that the paths of the list have to stay in (root)",
-                escape(path),
+                shown(path),
                 root.display()
             ),
             Self::Unfit(why) | Self::Failed(why) => why.clone(),
@@ -269,9 +279,26 @@ fn decoded(text: &[u8]) -> Vec<u8> {
     out
 }
 
+/// A path in a message: a column of something else may hold megabytes.
+pub(super) fn shown(path: &[u8]) -> String {
+    const MOST: usize = 200;
+    if path.len() > MOST { format!("{}…", escape(&path[..MOST])) } else { escape(path) }
+}
+
+/// Whether a text begins as images in base64 do.
+fn is_base64(text: &[u8]) -> bool {
+    const BEGINNINGS: [&[u8]; 5] = [b"/9j/", b"iVBORw0KGgo", b"R0lGOD", b"UklGR", b"data:image/"];
+    text.len() > 64 && BEGINNINGS.iter().any(|beginning| text.starts_with(beginning))
+}
+
 /// What a path is that is none of this machine's.
 fn foreign(path: &[u8]) -> Option<&'static str> {
     let path = path.trim_ascii();
+    if is_base64(path) {
+        return Some(
+            "an image in base64, which is not read from a table: store its bytes in a column of bytes",
+        );
+    }
     let scheme = path.windows(3).position(|three| three == b"://").unwrap_or(0);
     if scheme > 0 && path[..scheme].iter().all(u8::is_ascii_alphanumeric) && !path.starts_with(b"file:") {
         return Some("a URL; the images of a list are files: download them and list their paths");
@@ -359,6 +386,10 @@ mod tests {
         }
         assert!(root.hint(b"root/a b/c/x.jpg").contains(&format!("root={:?}", base.display().to_string())));
         assert!(root.hint(b"c/x.jpg").contains("a b\""));
+        assert!(root.hint(b"data/sub/a b/c/x.jpg").contains("as \"a b/c/x.jpg\""));
+        let long = [&b"/9j/"[..], &[b'A'; 5000]].concat();
+        let text = root.find(&long).err().unwrap().text(&long, &root.path);
+        assert!(text.contains("base64") && text.len() < 500, "{text}");
         assert!(root.hint(b"a b/c/x").contains(".jpg"));
     }
 

@@ -294,6 +294,12 @@ impl Head {
                 }
                 odd.add(line, said);
             }
+            if record.iter().any(|cell| std::str::from_utf8(cell).is_err()) {
+                odd.add(
+                    line,
+                    "a cell is not UTF-8; save the file as UTF-8 (iconv -f LATIN1 -t UTF-8 old > new)".into(),
+                );
+            }
             columns.take(&record, cells);
             blocks.row(offset, line, end);
         }
@@ -449,7 +455,7 @@ impl Columns {
         let object = match json::parse(text) {
             Ok(Value::Object(object)) => object,
             Ok(_) => {
-                odd.add(line, "each line must be a JSON object, like {\"path\": \"a.jpg\"}".into());
+                odd.add(line, "a record must be a JSON object, like {\"path\": \"a.jpg\"}".into());
                 return Ok(());
             }
             Err(why) => {
@@ -507,12 +513,12 @@ impl Odd {
         let Some((line, why)) = self.first else { return Ok(()) };
         if self.count * 2 > rows {
             return Err(SourceError::data(format!(
-                "{name}:{line}: {why}; {} of {rows} lines are like that",
+                "{name}:{line}: {why}; {} of {rows} records are like that",
                 self.count
             )));
         }
         tracing::warn!(
-            "{name}:{line}: {why}; {} of {rows} lines are like that, and what is missing in them counts as empty",
+            "{name}:{line}: {why}; {} of {rows} records are like that, and what is missing in them counts as empty",
             self.count
         );
         Ok(())
@@ -557,7 +563,8 @@ fn outer_keys(text: &[u8]) -> Vec<String> {
     while at < text.len() {
         match text[at] {
             b'{' | b'[' => depth += 1,
-            b'}' | b']' => depth = depth.saturating_sub(1),
+            b'}' | b']' if depth <= 1 => break,
+            b'}' | b']' => depth -= 1,
             b'"' => {
                 let begin = at + 1;
                 at = begin;

@@ -24,6 +24,8 @@ use std::io;
 
 use xxhash_rust::xxh3::xxh3_64;
 
+use crate::mistaken;
+
 /// Everything in a tar file is a multiple of this.
 pub(super) const BLOCK: u64 = 512;
 
@@ -124,19 +126,15 @@ impl<'a> Archive<'a> {
                 "the file is empty; an archive without members has at least one block",
             ));
         }
-        let start = window.get(0, bytes.len().min(4) as usize)?;
-        for (magic, what) in
-            [(&b"\x1f\x8b"[..], ".gz"), (b"\x28\xb5\x2f\xfd", ".zst"), (b"PK\x03\x04", ".zip")]
-        {
+        let start = window.get(0, bytes.len().min(64) as usize)?;
+        for (magic, ending) in [(&b"\x1f\x8b"[..], ".gz"), (b"\x28\xb5\x2f\xfd", ".zst")] {
             if start.starts_with(magic) {
-                return Err(Fault::new(
-                    0,
-                    match what {
-                        ".zip" => "it is a zip file and not a tar file; pack it again as tar".to_owned(),
-                        _ => format!("it is compressed; let its name end in .tar{what} to have it unpacked"),
-                    },
-                ));
+                let why = format!("it is compressed; let its name end in .tar{ending} to have it unpacked");
+                return Err(Fault::new(0, why));
             }
+        }
+        if let Some(what) = mistaken::what(start) {
+            return Err(Fault::new(0, format!("it is {what}")));
         }
         Ok(Self { window, at: 0, ended: false, members: 0, notes: Notes::default() })
     }

@@ -116,8 +116,19 @@ impl Indexer<'_> {
         let (count, example) = passed_over.into_inner().unwrap_or_default();
         let example = example.unwrap_or_default();
         if found.iter().all(|(_, index)| index.len() == 0) {
-            let what =
-                if count > 0 { format!("; they have members like \"{example}\"") } else { String::new() };
+            let what = match example.rsplit_once('.') {
+                Some((key, last)) if options.images.iter().any(|image| last.eq_ignore_ascii_case(image)) => {
+                    let key = key.rsplit('/').next().unwrap_or(key);
+                    let ending =
+                        key.split_once('.').map_or(last.to_owned(), |(_, rest)| format!("{rest}.{last}"));
+                    format!(
+                        "; they have members like \"{example}\", whose ending is \"{ending}\", all that follows the first \
+                         dot, as in WebDataset: rename them"
+                    )
+                }
+                _ if count > 0 => format!("; they have members like \"{example}\""),
+                _ => String::new(),
+            };
             return Err(SourceError::data(format!(
                 "{} and its neighbours hold no images: no member ends in {}{what}; set image to the endings of yours",
                 self.given.display(0),
