@@ -894,6 +894,15 @@ fn a_list_is_read_however_it_is_written() {
 }
 
 #[test]
+fn a_column_that_nobody_asks_for_may_hold_anything() {
+    let folder = tempfile::tempdir().unwrap();
+    let here = folder.path();
+    fs::write(here.join("a.jpg"), image(1)).unwrap();
+    fs::write(here.join("a.csv"), b"path,note\na.jpg,caf\xe9\na.jpg,th\xe9\n").unwrap();
+    assert_eq!(conforms(&table(&here.join("a.csv"))), [image(1), image(1)]);
+}
+
+#[test]
 fn bad_lines_are_bad_records_and_no_others() {
     let folder = tempfile::tempdir().unwrap();
     let here = folder.path();

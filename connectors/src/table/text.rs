@@ -257,6 +257,8 @@ impl Head {
         let mut blocks = Blocks::default();
         let mut columns: Option<Columns> = None;
         let mut odd = Odd::default();
+        // In a column that nobody asks for it does no harm.
+        let mut foreign = Odd::default();
         let mut last = (0, 0, 0);
         loop {
             let offset = dialect.skip as u64 + reader.position().byte();
@@ -295,15 +297,16 @@ impl Head {
                 odd.add(line, said);
             }
             if record.iter().any(|cell| std::str::from_utf8(cell).is_err()) {
-                odd.add(
+                foreign.add(
                     line,
-                    "a cell is not UTF-8; save the file as UTF-8 (iconv -f LATIN1 -t UTF-8 old > new)".into(),
+                    "a cell is not UTF-8, which counts as empty; save the file as UTF-8 (iconv -f LATIN1 -t UTF-8 old > new)".into(),
                 );
             }
             columns.take(&record, cells);
             blocks.row(offset, line, end);
         }
         odd.warn(name, blocks.rows())?;
+        foreign.say(name, blocks.rows());
         let (line, offset, next) = last;
         if next > line + 1 && quotes(stream(offset as usize))? % 2 == 1 {
             return Err(SourceError::data(format!(
@@ -509,19 +512,24 @@ impl Odd {
         self.first.get_or_insert((line, why));
     }
 
+    /// Says it, or refuses a file of which most records are like that.
     fn warn(self, name: &str, rows: u64) -> Result<(), SourceError> {
-        let Some((line, why)) = self.first else { return Ok(()) };
-        if self.count * 2 > rows {
+        if let Some((line, why)) = self.first.as_ref().filter(|_| self.count * 2 > rows) {
             return Err(SourceError::data(format!(
                 "{name}:{line}: {why}; {} of {rows} records are like that",
                 self.count
             )));
         }
+        self.say(name, rows);
+        Ok(())
+    }
+
+    fn say(self, name: &str, rows: u64) {
+        let Some((line, why)) = self.first else { return };
         tracing::warn!(
             "{name}:{line}: {why}; {} of {rows} records are like that, and what is missing in them counts as empty",
             self.count
         );
-        Ok(())
     }
 }
 
