@@ -300,7 +300,7 @@ def test_a_source_that_is_not_there_is_named(tmp_path: Path) -> None:
 
 def test_what_cannot_fit_in_memory_is_refused_at_the_start() -> None:
     with pytest.raises(EnvironmentFailure, match=r"ring .*batch_size"):
-        Loader("synthetic://?count=10", transforms=[T.Resize((8000, 8000))], batch_size=100_000)
+        Loader("synthetic://?count=100000", transforms=[T.Resize((8000, 8000))], batch_size=100_000)
 
 
 @pytest.mark.parametrize("wrong", ["/nonexistent/fuelrail", "/bin/true", "/bin/cat", "/etc/hostname"])

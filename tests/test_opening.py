@@ -282,3 +282,42 @@ def test_what_a_display_raises_ends_the_opening(slow: Slow, cache: Path, monkeyp
     with at_most(2 * SLACK, "the error"), pytest.raises(ZeroDivisionError, match="the display"):
         Loader(f"{slow.url}/x.tar", transforms=TINY)
     slow.is_left()
+
+
+def test_a_display_may_call_any_method_of_another_loader(
+    slow: Slow, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called: list[int] = []
+    with Loader("synthetic://?count=20", transforms=TINY, batch_size=4) as other:
+
+        def curious(*_: object) -> None:
+            batch = next(iter(other))
+            other.stats(), other.state_dict(), other.keys(batch), repr(other)
+            other.load_state_dict(other.state_dict())
+            called.append(batch.rows)
+            slow.go()
+
+        monkeypatch.setattr(opening.Opening, "__call__", curious)
+        with Loader(f"{slow.url}/x.tar", transforms=TINY) as loader:
+            assert loader.num_samples == 24
+    assert called
+
+
+def test_what_stands_in_for_stderr_needs_no_more_than_write(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Bare:
+        def write(self, text: str) -> int:
+            return len(text)
+
+    closed = io.StringIO()
+    closed.close()
+    for stream in (Bare(), closed, None):
+        monkeypatch.setattr(opening.sys, "stderr", stream)
+        Loader("synthetic://?count=4", transforms=TINY).close()
+    dying = io.StringIO()
+    dying.isatty = lambda: True  # type: ignore[method-assign]
+    monkeypatch.setattr(opening.Opening, "PATIENCE", 0.0)
+    display = opening.Opening(dying)
+    display("listing objects", 1, None, "objects")
+    dying.close()
+    display("listing objects", 2, None, "objects")
+    display.close()

@@ -45,6 +45,9 @@ pub const PROTOCOL: u32 = 3;
 /// Longest frame: a pipeline with a long class list is the largest thing ever sent.
 pub const MAX_FRAME: usize = 16 << 20;
 
+/// Most keys asked for, and given, in one message.
+pub const MAX_KEYS: usize = 1 << 16;
+
 /// What a client says.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "say", rename_all = "snake_case", deny_unknown_fields)]

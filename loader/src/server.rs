@@ -37,7 +37,9 @@ use crate::metrics::Consumer;
 use crate::peer::Peer;
 use crate::pipeline::{Opened, Pipeline, Supply};
 use crate::plan::UNKNOWN_LEN;
-use crate::protocol::{self, Attach, Decoder, ErrorKind, PROTOCOL, PipelineRef, Progress, Reply, Request};
+use crate::protocol::{
+    self, Attach, Decoder, ErrorKind, MAX_KEYS, PROTOCOL, PipelineRef, Progress, Reply, Request,
+};
 use crate::refusal::Refusal;
 
 /// A client that does not say hello within this time is let go.
@@ -54,9 +56,6 @@ const PROGRESS_PERIOD: Duration = Duration::from_millis(100);
 
 /// Time between two lines about it in the daemon's own log.
 const LOG_PERIOD: Duration = Duration::from_secs(10);
-
-/// Keys in one answer.
-const MAX_KEYS: usize = 1 << 16;
 
 /// State that connections share.
 struct Server {

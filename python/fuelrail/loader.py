@@ -2,88 +2,42 @@
 
 from __future__ import annotations
 
-import difflib
+import inspect
 import json
 import logging
 import os
+import re
 import sys
 import tempfile
-import weakref
 from abc import ABC, abstractmethod
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import ItemsView, Iterator, Mapping, Sequence, ValuesView
 from pathlib import Path
-from typing import Any, Generic, Self, TypedDict, TypeVar
+from typing import Any, Generic, NoReturn, Self, TypeVar, overload
 
-from fuelrail import _native
+from fuelrail import _native, interop, options
 from fuelrail.errors import ConfigError, EnvironmentFailure, FuelrailError, TokenError
 from fuelrail.opening import Opening, log
-from fuelrail.sources import Address, Mix, Source, finite
-from fuelrail.transforms import Transform
+from fuelrail.sources import DESCRIBING, KEYS, Address, Mix, Source, finite
 
 logger = logging.getLogger("fuelrail")
 
 Array = TypeVar("Array")
-
-
-# torch.utils.data.DataLoader's arguments that have another place here.
-_ELSEWHERE = {
-    "sampler": "shuffle=, seed= and rank=/world_size= give the order, which is a pure function",
-    "batch_sampler": "batch_size= and drop_last= give the batches",
-    "collate_fn": "rows are written into the batch as they are decoded; change the batch after taking it",
-    "worker_init_fn": "workers are threads of the daemon and run no Python; randomness comes from seed=",
-    "generator": "use seed=; augmentation is a pure function of (seed, epoch, position)",
-    "multiprocessing_context": "workers are threads of the daemon; nothing is forked",
-    "persistent_workers": "the daemon stays for the life of the Loader; leave it out",
-    "in_order": "batches always come in order, and slow records do not hold the others up; leave it out",
-    "transform": "use transforms=[...]",
-    "dataset": "pass the folder itself: Loader('data/train', ...)",
-    "pin_memory": "pass device= to get batches on a device; leave pin_memory out",
-}
-
-
-class LoaderOptions(TypedDict, total=False):
-    """Keyword arguments that every Loader takes; `fuelrail.torch.Loader` says what they mean."""
-
-    batch_size: int
-    shuffle: bool
-    seed: int
-    num_workers: int | None
-    drop_last: bool
-    layout: str
-    prefetch_factor: int
-    rank: int
-    world_size: int
-    timeout: float | None
-    on_error: str
-    error_budget: float | None
-    quarantine: str | os.PathLike[str] | None
-    image: str | Sequence[str] | None
-    label: str | None
-    fields: Sequence[str] | None
-    tokens: Mapping[str, Any] | None
-    classes: Sequence[str] | None
-    split: str | None
-    cache_dir: str | os.PathLike[str] | None
-    cache_limit: int | str | None
-    source_options: Mapping[str, Any] | None
-    sampling: str | Mapping[str, float] | None
-    weights: Any
-    samples_per_epoch: int | None
-    read_backend: str
-    read_ahead_bytes: int | None
-    max_sample_bytes: int | None
-    truncated: str
-    pipeline: str | None
+Default = TypeVar("Default")
 
 
 class Batch(Generic[Array]):
-    """One batch. Unpacks into images and labels; fields are also there by name.
+    """One batch. Unpacks into images and labels, as torchvision's data sets do; all fields are there by name.
 
     Fields: "image" (N, C, H, W), then the source's own fields (N, ...), "label" (N,) int64, "index" (N,) int64
     record numbers, "position" (N,) int64 places in the epoch, "substituted" (N,) bool: rows that hold another
     record because theirs was bad; of a mixture also "part" (N,) int64. Without images, it unpacks into the
     source's first field and the labels.
+
+    By name it is used like a dict: `batch["image"]`, `"image" in batch`, `batch.get("mask")`, `.keys()`,
+    `.values()`, `.items()`, `dict(batch)`, `model(**batch)`. Iterating gives the two that it unpacks into, not
+    names, and `batch[0]`, `batch[1]` and `len(batch) == 2` go with that; so it is no `Mapping` for `isinstance`.
+    `batch.rows` is the number of samples.
     """
 
     __slots__ = ("_fields", "dropped", "epoch", "position", "rows")
@@ -103,12 +57,21 @@ class Batch(Generic[Array]):
         first = next(iter(self._fields))
         return iter((self._fields[first], self._fields["label"]))
 
-    def __getitem__(self, name: str) -> Array:
+    def __getitem__(self, name: str | int) -> Array:
+        if isinstance(name, int):
+            # The first is there also where labels are not.
+            return next(iter(self._fields.values())) if name in (0, -2) else tuple(self)[name]
         try:
             return self._fields[name]
-        except KeyError:
+        except (KeyError, TypeError):
             known = ", ".join(self._fields)
-            raise KeyError(f"a batch has no field {name!r}; it has {known}") from None
+            given = repr(name) if isinstance(name, str) else f"{type(name).__name__} as its name"
+            raise KeyError(
+                f"a batch has no field {given}; it has {known}. Iterate over batch.items() for all of them"
+            ) from None
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and name in self._fields
 
     def __len__(self) -> int:
         return 2
@@ -117,6 +80,38 @@ class Batch(Generic[Array]):
         """Names of all fields."""
         return list(self._fields)
 
+    def values(self) -> ValuesView[Array]:
+        """All fields."""
+        return self._fields.values()
+
+    def items(self) -> ItemsView[str, Array]:
+        """All fields with their names."""
+        return self._fields.items()
+
+    @overload
+    def get(self, name: str) -> Array | None: ...
+    @overload
+    def get(self, name: str, default: Default) -> Array | Default: ...
+    def get(self, name: str, default: Any = None) -> Any:
+        """A field, or `default` where the batch has none of this name."""
+        return self._fields.get(name, default)
+
+    def as_dict(self) -> dict[str, Array]:
+        """All fields as a dict."""
+        return dict(self._fields)
+
+    def _with(self, fields: dict[str, Array]) -> Self:
+        """The same rows as other arrays."""
+        batch = object.__new__(type(self))
+        batch._fields = fields
+        batch.rows, batch.epoch, batch.position, batch.dropped = (
+            self.rows,
+            self.epoch,
+            self.position,
+            self.dropped,
+        )
+        return batch
+
     def __repr__(self) -> str:
         return f"Batch(epoch={self.epoch}, position={self.position}, rows={self.rows}, fields={self.keys()})"
 
@@ -124,24 +119,29 @@ class Batch(Generic[Array]):
 class BaseLoader(ABC, Generic[Array]):
     """Iterates over batches that a daemon prepares. Use `fuelrail.torch.Loader` or `fuelrail.numpy.Loader`."""
 
+    _feed: _native.Feed
+    _attached: dict[str, Any]
+    _batch: type[Batch[Array]] = Batch
+
     def __init__(
         self,
         source: Address | Source | Mix | Mapping[str, Any],
         *,
-        transforms: Sequence[Transform | Mapping[str, Any]] = (),
+        transforms: Any = (),
         batch_size: int = 1,
         shuffle: bool = False,
         seed: int = 0,
         num_workers: int | None = None,
         drop_last: bool = False,
-        dtype: str | None = None,
-        layout: str = "nchw",
+        device: Any = None,
+        dtype: Any = None,
+        layout: Any = "nchw",
         prefetch_factor: int = 2,
         rank: int = 0,
         world_size: int = 1,
         timeout: float | None = 300.0,
         on_error: str = "substitute",
-        error_budget: float | None = None,
+        error_budget: float | str | None = None,
         quarantine: str | os.PathLike[str] | None = None,
         image: str | Sequence[str] | None = None,
         label: str | None = None,
@@ -160,87 +160,75 @@ class BaseLoader(ABC, Generic[Array]):
         max_sample_bytes: int | None = None,
         truncated: str = "bad",
         pipeline: str | None = None,
-        **unknown: Any,
+        **source_keys: Any,
     ) -> None:
-        arguments = dict(locals())
-        _refuse_unknown(unknown, type(self))
-        self._timeout = None if not timeout else float(timeout)
+        given = dict(locals())
+        arguments = {name: given[name] for name in options.CHECKS}
+        keys = options.refuse_unknown(source_keys, [*_DEFAULTS, "transforms"], KEYS)
+        # Without an end where 0 or None is given; None is no default here.
+        forever = timeout is None
+        arguments = options.checked(arguments, _DEFAULTS)
+        self._timeout = None if forever else arguments["timeout"]
+        steps, asked = interop.chain(transforms)
+        arguments["dtype"] = self._dtype(arguments["dtype"] or asked)
+        self._device = self._place(arguments["device"])
+        attach: dict[str, Any] = {
+            "rank": arguments["rank"],
+            "world_size": arguments["world_size"],
+            "timeout": self._timeout,
+        }
         weights_folder = None
-        for name, number in (("rank", rank), ("world_size", world_size)):
-            if number < 0:
-                raise ConfigError(f"{name} = {number} is negative")
-        attach: dict[str, Any] = {"rank": rank, "world_size": world_size, "timeout": self._timeout}
         if isinstance(source, str) and source.startswith("unix://"):
             if pipeline is None:
                 raise ConfigError("a daemon's socket needs pipeline=NAME, one of the daemon's pipelines")
-            _refuse_decided(arguments)
+            _refuse_decided({**arguments, **keys, "transforms": steps})
             attach |= {"socket": source.removeprefix("unix://"), "name": pipeline}
         else:
             if pipeline is not None:
                 raise ConfigError(
                     "pipeline=NAME goes with a daemon's socket (unix:///run/...), not with a source"
                 )
-            described = {
-                "image": image,
-                "label": label,
-                "fields": fields,
-                "tokens": tokens,
-                "classes": classes,
-                "split": split,
-                "cache_dir": cache_dir,
-                "cache_limit": cache_limit,
-                **(source_options or {}),
-            }
-            config: dict[str, Any] = {
-                "source": _source(source, described),
-                "transforms": [_config(item, at) for at, item in enumerate(transforms)],
-                "batch_size": batch_size,
-                "drop_last": bool(drop_last),
-                "shuffle": bool(shuffle),
-                "seed": seed,
-                "dtype": dtype,
-                "layout": layout,
-                "num_workers": num_workers or 0,
-                "prefetch_factor": prefetch_factor,
-                "read": {"backend": read_backend},
-                "on_error": on_error,
-                "truncated": truncated,
-            }
-            optional = {
-                "error_budget": error_budget,
-                "read_ahead_bytes": read_ahead_bytes,
-                "max_sample_bytes": max_sample_bytes,
-                "quarantine": None if quarantine is None else str(Path(quarantine).absolute()),
-            }
-            config |= {key: value for key, value in optional.items() if value is not None}
-            sampled, weights_folder = _sampling(sampling, weights, samples_per_epoch)
-            if sampled is not None:
-                config["sampling"] = sampled
+            config, weights_folder = _pipeline(source, steps, arguments, keys)
             attach |= {"binary": str(binary()), "pipeline": json.dumps(config)}
         opening = Opening()
         try:
             self._feed = _native.Feed(**attach, progress=opening, log=opening.log)
+        except ConfigError as error:
+            if weights_folder is None:
+                raise
+            # The daemon names the file that the weights were handed over in.
+            message = re.sub(r"sampling\.file: \S+: ", "weights= ", str(error))
+            raise ConfigError(message) from None
         finally:
             opening.close()
             # The daemon has read it, or never will.
             if weights_folder is not None:
                 weights_folder.cleanup()
-        self._attached: dict[str, Any] = json.loads(self._feed.attached())
+        self._attached = json.loads(self._feed.attached())
         fields_: list[dict[str, Any]] = self._attached["fields"]
         # The records' own fields (the image first, if there is one) are views, the others copies.
         self._own, self._small = fields_[: self._attached["payload"]], fields_[self._attached["payload"] :]
-        # Where the next iter() begins, and where the caller stands (what a token says).
-        self._start = (0, 0)
-        self._cursor = (0, 0)
-        self._iterator: weakref.ref[_Iterator[Array]] | None = None
+        self._source, self._rank = _shown(source), arguments["rank"]
         self._closed = False
         self._log()
+        self._opened()
 
     # What a framework adds --------------------------------------------------------------------------------
 
     @abstractmethod
     def _convert(self, batch: _native.Batch) -> dict[str, Array]:
         """The fields of a native batch as the framework's arrays."""
+
+    def _dtype(self, name: str | None) -> str | None:
+        """The daemon's name of a pixel type, if the framework has it."""
+        return name
+
+    def _place(self, device: Any) -> Any:
+        """Where batches go; refused where the framework cannot."""
+        return device
+
+    def _opened(self) -> None:
+        """Looks at what the daemon told."""
 
     # Iteration --------------------------------------------------------------------------------------------
 
@@ -251,53 +239,39 @@ class BaseLoader(ABC, Generic[Array]):
 
     def __iter__(self) -> Iterator[Batch[Array]]:
         self._usable()
-        # A stream without an end has one epoch: iterating again goes on where the last iteration was left.
-        epoch, position = self._cursor if self.endless else self._start
-        self._feed.seek(epoch, position)
-        self._cursor = (epoch, position)
-        self._start = (epoch + 1, 0)
-        iterator = _Iterator(self, epoch)
-        self._iterator = weakref.ref(iterator)
-        return iterator
+        return _Iterator(self, *self._feed.begin())
 
     @property
     def epoch(self) -> int:
         """The epoch under way, or the next one when none is."""
-        return self._cursor[0]
+        return self._feed.stood()[0]
 
     def set_epoch(self, epoch: int) -> None:
         """Make the next `iter()` begin at `epoch`; a loaded position within that epoch is kept."""
-        if epoch < 0:
-            raise ConfigError(f"set_epoch({epoch}): epochs count from 0")
+        epoch = options.accept("epoch", epoch, _EPOCH)
         if self.endless and epoch > 0:
             raise ConfigError(f"set_epoch({epoch}): a stream without an end has one epoch, 0")
-        if epoch == self._start[0]:
-            return
-        if self._start[1] != 0:
+        was, position = self._feed.set_epoch(epoch)
+        if was != epoch and position != 0:
             logger.info(
                 "set_epoch(%d): the loaded position %d of epoch %d is left; epoch %d begins at 0",
                 epoch,
-                self._start[1],
-                self._start[0],
+                position,
+                was,
                 epoch,
             )
-        self._invalidate()
-        self._start = self._cursor = (int(epoch), 0)
 
-    def _next(self, epoch: int) -> Batch[Array] | None:
+    def _next(self, iteration: int) -> Batch[Array] | None:
         try:
-            native = self._feed.next(self._timeout)
+            native = self._feed.next(iteration, self._timeout)
         finally:
             self._log()
         if native is None:
-            self._cursor = (epoch + 1, 0)
             return None
-        batch = Batch(self._convert(native), native)
-        self._cursor = self._feed.cursor()
+        batch = self._batch(self._convert(native), native)
+        # The last step before the caller has it: a signal handler that saves the state says so too.
+        self._feed.took(native)
         return batch
-
-    def _invalidate(self) -> None:
-        self._iterator = None
 
     # State ------------------------------------------------------------------------------------------------
 
@@ -309,7 +283,7 @@ class BaseLoader(ABC, Generic[Array]):
         does not depend on batch size, world size or threads: loading it with others of these continues
         exactly.
         """
-        return dict(json.loads(self._feed.token(*self._cursor)))
+        return dict(json.loads(self._feed.token()))
 
     def load_state_dict(self, state: Mapping[str, Any], *, allow: Sequence[str] = ()) -> None:
         """Go on from a saved state: the next `iter()` delivers exactly the samples that were left.
@@ -318,9 +292,13 @@ class BaseLoader(ABC, Generic[Array]):
         other transforms or another dtype. An iterator that is under way ends with an error.
         """
         self._usable()
-        # The daemon begins at once, not at the next iter().
-        self._start = self._cursor = self._feed.load(_token_text(state), list(allow))
-        self._invalidate()
+        allowed = [allow] if isinstance(allow, str) else list(allow or ())
+        for name in allowed:
+            if name != "pixels":
+                raise ConfigError(
+                    f'allow={options.shown(name)} is not known; "pixels" can be allowed to differ'
+                )
+        self._feed.load(_token_text(state), allowed)
 
     def checkpoint_saved(self, state: Mapping[str, Any]) -> None:
         """Tell the daemon that the checkpoint with this state is safely stored.
@@ -378,6 +356,8 @@ class BaseLoader(ABC, Generic[Array]):
     def keys(self, batch: Batch[Array]) -> list[str]:
         """Keys (paths) of the records in a batch, in row order."""
         self._usable()
+        if not isinstance(batch, Batch):
+            raise TypeError(f"keys() takes a batch of this Loader, not {options.shown(batch)}")
         indices: Any = batch["index"]
         return self._feed.keys([int(index) for index in indices.tolist()], self._timeout)
 
@@ -420,7 +400,6 @@ class BaseLoader(ABC, Generic[Array]):
         """End the feed, and the private daemon with its last one. Batches in hand stay readable."""
         if not self._closed:
             self._closed = True
-            self._invalidate()
             self._log()
             self._feed.close()
 
@@ -429,6 +408,31 @@ class BaseLoader(ABC, Generic[Array]):
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def __repr__(self) -> str:
+        name = f"{type(self).__module__}.{type(self).__qualname__}"
+        if "_closed" not in vars(self):
+            return f"<{name}, not open yet>"
+        batching = self._attached["batching"]
+        many = ["a stream"] if "stream" in self._attached else [f"{batching['len']:,} samples"]
+        if "stream" not in self._attached:
+            many.append(f"{self._batches_from(0):,} batches per epoch")
+        share = [f"rank {self._rank} of {batching['world_size']}"] if batching["world_size"] > 1 else []
+        try:
+            epoch, position = self._feed.stood()
+            stands = "closed" if self._closed else f"at position {position:,} of epoch {epoch}"
+        except FuelrailError:  # in a forked child
+            stands = "of another process"
+        parts = [self._source, f"batch_size={batching['batch_size']}", *many, *share, stands]
+        return f"<{name}: {', '.join(parts)}>"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(_NO_COPY)
+
+    def __deepcopy__(self, memo: object) -> NoReturn:
+        raise TypeError(_NO_COPY)
+
+    __copy__ = __reduce__
 
     def _usable(self) -> None:
         if self._closed:
@@ -449,11 +453,19 @@ class BaseLoader(ABC, Generic[Array]):
             log(level, text)
 
 
+#: What the errors of pickle and copy say.
+_NO_COPY = (
+    "a Loader is a connection to a daemon and cannot be pickled or copied. Make another one with the same arguments "
+    "where it is used (in a child process: there), and take the state along: state_dict() here, load_state_dict() there"
+)
+
+
 class _Iterator(Iterator[Batch[Array]]):
     """One epoch. A later `iter()`, `load_state_dict` or `set_epoch` ends it with an error."""
 
-    def __init__(self, loader: BaseLoader[Array], epoch: int) -> None:
+    def __init__(self, loader: BaseLoader[Array], iteration: int, epoch: int) -> None:
         self._loader = loader
+        self._iteration = iteration
         self._epoch = epoch
         self._ended = False
 
@@ -463,27 +475,42 @@ class _Iterator(Iterator[Batch[Array]]):
     def __next__(self) -> Batch[Array]:
         if self._ended:
             raise StopIteration
-        self._loader._usable()
-        current = self._loader._iterator
-        if current is None or current() is not self:
-            raise FuelrailError(
-                "this iterator was ended by a later iter(), set_epoch() or load_state_dict() on its Loader; "
-                "iterate over the Loader again"
-            )
-        batch = self._loader._next(self._epoch)
+        batch = self._loader._next(self._iteration)
         if batch is None:
             self._ended = True
             raise StopIteration
         return batch
 
     def __length_hint__(self) -> int:
-        left = 0 if self._ended else self._loader._feed.batches_left()
+        left = 0 if self._ended else self._loader._feed.batches_left(self._iteration)
         return NotImplemented if left is None else left
+
+    def __repr__(self) -> str:
+        return f"<iterator over epoch {self._epoch} of {self._loader!r}>"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(_NO_COPY)
+
+    def __deepcopy__(self, memo: object) -> NoReturn:
+        raise TypeError(_NO_COPY)
+
+
+#: The defaults, as the signature has them.
+_DEFAULTS: dict[str, Any] = {
+    name: parameter.default
+    for name, parameter in inspect.signature(BaseLoader.__init__).parameters.items()
+    if name in options.CHECKS
+}
+
+_EPOCH = options.whole(0, (1 << 63) - 1)
 
 
 def _token_text(state: Mapping[str, Any]) -> str:
+    def strange(value: object) -> NoReturn:
+        raise TypeError(f"it holds {options.shown(value)}")
+
     try:
-        return json.dumps(state)
+        return json.dumps(state if isinstance(state, Mapping) else None, default=strange)
     except (TypeError, ValueError, RecursionError) as error:
         raise TokenError(
             f"this is not a fuelrail loader state: {error}. Pass what `loader.state_dict()` returned, unchanged"
@@ -502,33 +529,12 @@ def binary() -> Path:
     return path
 
 
-def _refuse_unknown(unknown: Mapping[str, Any], loader: type) -> None:
-    import inspect
-
-    for name in unknown:
-        if name in _ELSEWHERE:
-            raise TypeError(f"Loader() has no {name}=: {_ELSEWHERE[name]}")
-        known = {
-            parameter.name
-            for base in loader.__mro__
-            if "__init__" in vars(base) and base is not object
-            for parameter in inspect.signature(vars(base)["__init__"]).parameters.values()
-            if parameter.kind is parameter.KEYWORD_ONLY
-        }
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean {near[0]}=?" if near else "it takes " + ", ".join(sorted(known))
-        raise TypeError(f"Loader() got an unknown argument {name}=; {hint}")
-
-
 def _refuse_decided(arguments: Mapping[str, Any]) -> None:
     """Refuses what the daemon's pipeline decides: ignored, it would train on something else than it says."""
-    import inspect
-
-    ours = ("self", "source", "rank", "world_size", "timeout", "pipeline", "unknown")
-    for name, parameter in inspect.signature(BaseLoader.__init__).parameters.items():
-        value = arguments[name]
+    ours = ("rank", "world_size", "timeout", "pipeline", "device")
+    for name, value in arguments.items():
+        default = _DEFAULTS.get(name)
         # Where the default is None anything else was given, arrays included, which do not compare to a bool.
-        default = parameter.default
         given = value is not None if default is None else value != default
         if name not in ours and given and not (name == "transforms" and not value):
             raise ConfigError(
@@ -537,15 +543,57 @@ def _refuse_decided(arguments: Mapping[str, Any]) -> None:
             )
 
 
-def _config(item: Transform | Mapping[str, Any], at: int) -> dict[str, Any]:
-    if isinstance(item, Transform):
-        return item.config()
-    if isinstance(item, Mapping):
-        return dict(item)
-    raise ConfigError(
-        f"transforms[{at}] is {type(item).__module__}.{type(item).__qualname__}, not one of "
-        "fuelrail.transforms; they have torchvision's names and arguments and run in the daemon"
-    )
+def _pipeline(
+    source: Any, steps: Sequence[Mapping[str, Any]], arguments: Mapping[str, Any], keys: Mapping[str, Any]
+) -> tuple[dict[str, Any], tempfile.TemporaryDirectory[str] | None]:
+    """The pipeline as the daemon takes it, and a folder that may go once it was read."""
+    described = {name: arguments[name] for name in DESCRIBING}
+    twice = [name for name in arguments["source_options"] or {} if keys.get(name) is not None]
+    if twice:
+        raise ConfigError(f"{twice[0]}= is given twice: as an argument and in source_options")
+    config: dict[str, Any] = {
+        "source": _source(source, {**described, **keys, **(arguments["source_options"] or {})}),
+        "transforms": steps,
+        "read": {"backend": arguments["read_backend"]},
+        "num_workers": arguments["num_workers"] or 0,
+    }
+    for name in _DECIDED:
+        if arguments[name] is not None or name == "dtype":
+            config[name] = arguments[name]
+    sampled, folder = _sampling(arguments["sampling"], arguments["weights"], arguments["samples_per_epoch"])
+    if sampled is not None:
+        config["sampling"] = sampled
+    return config, folder
+
+
+#: Arguments that are keys of a pipeline, under the same name.
+_DECIDED = (
+    "batch_size",
+    "drop_last",
+    "shuffle",
+    "seed",
+    "dtype",
+    "layout",
+    "prefetch_factor",
+    "on_error",
+    "truncated",
+    "error_budget",
+    "read_ahead_bytes",
+    "max_sample_bytes",
+    "quarantine",
+)
+
+
+def _shown(source: Any) -> str:
+    """A source in a repr: short, and without the query of a URL, which may be a signature."""
+    if isinstance(source, Source | Mix):
+        return repr(source)
+    if isinstance(source, Mapping):
+        return f"a source of type {source.get('type')!r}"
+    first, *more = [source] if isinstance(source, str | os.PathLike) else list(source)
+    text = os.fspath(first)
+    text = text if text.startswith("synthetic:") or "://" not in text else text.partition("?")[0]
+    return repr(text) + (f" and {len(more)} more" if more else "")
 
 
 def _source(source: Address | Source | Mix | Mapping[str, Any], described: dict[str, Any]) -> dict[str, Any]:
@@ -562,8 +610,11 @@ def _source(source: Address | Source | Mix | Mapping[str, Any], described: dict[
         return dict(source)
     if isinstance(source, Source | Mix):
         return source.config()
+    root = getattr(source, "root", None)
+    hint = f" (its files: Loader({os.fspath(root)!r}, ...))" if isinstance(root, str | os.PathLike) else ""
     raise ConfigError(
-        f"a source is a path, a URL, a list of them, fuelrail.Source or fuelrail.Mix, not {type(source).__qualname__}"
+        "a source is a path, a URL, a list of them, fuelrail.Source or fuelrail.Mix; "
+        f"{options.shown(source)} was given{hint}"
     )
 
 
@@ -578,12 +629,17 @@ def _sampling(
             raise ConfigError("sampling= and weights= exclude each other: draws by class, or by record")
         if isinstance(weights, str | os.PathLike):
             path = str(Path(weights).absolute())
+            if not Path(path).is_file():
+                raise ConfigError(
+                    f"weights={options.shown(weights)}: there is no such file; it takes an .npy file"
+                )
         else:
             try:
                 numbers = array("d", (float(weight) for weight in weights))
-            except (TypeError, ValueError) as error:
+            except (TypeError, ValueError):
                 raise ConfigError(
-                    f"weights= takes one number a record, or the path of an .npy file: {error}"
+                    "weights= takes one number per record, or the path of an .npy file; "
+                    f"{options.shown(weights)} was given"
                 ) from None
             folder = tempfile.TemporaryDirectory(prefix="fuelrail-")
             file = Path(folder.name, "weights.npy")
@@ -603,8 +659,8 @@ def _sampling(
         return None, None
     else:
         raise ConfigError(
-            f'sampling={sampling!r} is not understood: use "class_balanced" or a share for each class, like '
-            '{"cat": 2, "dog": 1}; weights= takes one number a record'
+            'sampling= takes "class_balanced", or a share for each class, like {"cat": 2, "dog": 1}; '
+            f"{options.shown(sampling)} was given (weights= takes one number per record)"
         )
     if samples_per_epoch is not None:
         config["samples_per_epoch"] = samples_per_epoch

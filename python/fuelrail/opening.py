@@ -27,7 +27,7 @@ class Opening:
     def __init__(self, stream: TextIO | None = None) -> None:
         # Without a console (pythonw, some notebooks' kernels) there is no stderr.
         self._stream: TextIO | None = stream if stream is not None else sys.stderr
-        self._on_terminal = self._stream is not None and self._stream.isatty()
+        self._on_terminal = _is_terminal(self._stream)
         self._begun = self._logged = time.monotonic()
         self._drawn = 0
 
@@ -57,9 +57,20 @@ class Opening:
         assert self._stream is not None
         text = text[: max(1, shutil.get_terminal_size().columns - 1)]
         blank = " " * max(0, self._drawn - len(text))
-        self._stream.write(f"\r{text}{blank}" if text else f"\r{blank}\r")
-        self._stream.flush()
         self._drawn = len(text)
+        try:
+            self._stream.write(f"\r{text}{blank}" if text else f"\r{blank}\r")
+            self._stream.flush()
+        except (OSError, ValueError):  # closed meanwhile: no reason to end the opening
+            self._on_terminal, self._drawn = False, 0
+
+
+def _is_terminal(stream: TextIO | None) -> bool:
+    """Whether it is one; what programs put in place of `sys.stderr` may not know, or be closed."""
+    try:
+        return stream is not None and stream.isatty()
+    except (AttributeError, ValueError):
+        return False
 
 
 def _text(what: str, done: int, total: int | None, counted: str) -> str:

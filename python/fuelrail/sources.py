@@ -17,9 +17,23 @@ from pathlib import Path
 from typing import Any
 
 from fuelrail.errors import ConfigError
+from fuelrail.options import CHECKS, accept
 
 #: One path or URL, or several that make one source.
 Address = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+
+
+#: Arguments of a source whatever its kind.
+DESCRIBING = ("image", "label", "fields", "tokens", "classes", "split", "cache_dir", "cache_limit")
+
+#: Keys of sources that a Loader takes as arguments of its own. `layout` is not one: a Loader's is that of its batches.
+KEYS = (
+    *("root", "format", "delimiter"),
+    *("start", "end", "window_records", "window_bytes", "window_seconds", "window_offsets"),
+    *("value", "max_record_bytes", "properties"),
+    *("count", "width", "height", "width_max", "height_max", "block_records", "delay_us"),
+    *("straggler_every", "straggler_ms", "corrupt_rate", "fail_rate", "flaky_rate"),
+)
 
 
 class Source:
@@ -56,11 +70,9 @@ class Source:
         cache_limit: int | str | None = None,
         **options: Any,
     ) -> None:
-        one = isinstance(address, str | os.PathLike)
+        one = isinstance(address, str | bytes | os.PathLike)
         addresses: Sequence[Any] = [address] if one else list(address)  # type: ignore[arg-type]
         self._addresses: list[str] = [_address(item) for item in addresses]
-        if isinstance(fields, str):
-            raise ConfigError(f"fields={fields!r} is text; give a list of names: fields=[{fields!r}]")
         given: dict[str, Any] = {
             "image": image,
             "label": label,
@@ -68,11 +80,15 @@ class Source:
             "tokens": tokens,
             "classes": classes,
             "split": split,
-            "cache_dir": None if cache_dir is None else os.fspath(cache_dir),
+            "cache_dir": cache_dir,
             "cache_limit": cache_limit,
             **options,
         }
-        self._options = {key: value for key, value in given.items() if value is not None}
+        self._options = {
+            key: accept(key, value, CHECKS[key]) if key in DESCRIBING else value
+            for key, value in given.items()
+            if value is not None
+        }
 
     def config(self) -> dict[str, Any]:
         """The source as the daemon takes it; relative paths start at the current folder."""
@@ -81,7 +97,7 @@ class Source:
             if key == "split":
                 config["split"] = _split(value)
             elif key == "cache_dir":
-                config.setdefault("cache", {})["dir"] = str(Path(value).absolute())
+                config.setdefault("cache", {})["dir"] = value
             elif key == "cache_limit":
                 config.setdefault("cache", {})["limit_bytes"] = value
             elif key in ("type", "address", "base"):
@@ -153,7 +169,10 @@ class Mix:
                     raise ConfigError(f"weights has no weight for part {name!r}; give every part one")
         self._weights = weights
         self._repeat = repeat
-        self._samples_per_epoch = samples_per_epoch
+        name = "samples_per_epoch"
+        self._samples_per_epoch = (
+            None if samples_per_epoch is None else accept(name, samples_per_epoch, CHECKS[name])
+        )
 
     def config(self) -> dict[str, Any]:
         """The mixture as the daemon takes it."""

@@ -10,6 +10,7 @@ decoded.
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Sequence
 from typing import Any
 
@@ -212,10 +213,39 @@ class Normalize(Transform):
         super().__init__(mean=mean, std=std)
 
 
+def Compose(transforms: Sequence[Any]) -> list[Any]:
+    """The transforms as a list; a list alone does as well."""
+    return list(transforms)
+
+
+_NOT_NEEDED = {
+    "ToTensor": "not needed: batches are tensors; they are float32 with Normalize or dtype=torch.float32, else uint8",
+    "PILToTensor": "not needed: batches are uint8 tensors unless a Normalize or dtype= says otherwise",
+    "ToImage": "not needed: batches are tensors",
+    "ToPureTensor": "not needed: batches are plain tensors",
+    "ToDtype": "not needed: use dtype= of the Loader, dtype=torch.float32 for values from 0 to 1",
+    "ConvertImageDtype": "not needed: use dtype= of the Loader, dtype=torch.float32 for values from 0 to 1",
+    "ToPILImage": "not needed: the steps work on decoded images",
+    "Lambda": "not possible: the daemon runs no Python; change the batch after taking it",
+    "InterpolationMode": 'not needed: write interpolation="bicubic"; torchvision\'s InterpolationMode is taken as well',
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name.startswith("_"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name in _NOT_NEEDED:
+        raise AttributeError(f"fuelrail.transforms has no {name}: {_NOT_NEEDED[name]}")
+    near = difflib.get_close_matches(name, __all__, n=1, cutoff=0.75)
+    hint = f"did you mean {near[0]}? " if near else "apply it to the batch after taking it. "
+    raise AttributeError(f"fuelrail.transforms has no {name}: {hint}It has {', '.join(__all__)}")
+
+
 __all__ = [
     "IMAGENET",
     "CenterCrop",
     "ColorJitter",
+    "Compose",
     "GaussianBlur",
     "GaussianNoise",
     "Grayscale",

@@ -1,14 +1,16 @@
 //! A feed and its batches.
 
-use std::cell::Cell;
+use std::cell::RefCell;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
-use fuelrail_loader::client::{Address, ClientError, Feed as Inner, News};
+use fuelrail_loader::client::{
+    self, Address, ClientError, Feed as Inner, INTERRUPT_PERIOD, News, Next, Question, Waiting,
+};
 use fuelrail_loader::plan::{Cursor, UNKNOWN_LEN};
-use fuelrail_loader::protocol::{Attach, Attached, PipelineRef};
+use fuelrail_loader::protocol::{Attach, Attached, PipelineRef, Reply};
 use fuelrail_loader::token::{Allow, Token};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
@@ -16,27 +18,6 @@ use pyo3::types::{PyByteArray, PyDict};
 
 use crate::dlpack::Tensor;
 use crate::error::exception;
-
-/// Runs `call` without the interpreter lock; a pending signal (ctrl-C) interrupts it with that signal's exception.
-fn detached<T: Send>(
-    py: Python<'_>,
-    call: impl FnOnce(&mut (dyn FnMut() -> bool + Send)) -> Result<T, ClientError> + Send,
-) -> PyResult<T> {
-    let mut signal = None;
-    let result = py.detach(|| {
-        call(&mut || match Python::attach(|py| py.check_signals()) {
-            Ok(()) => false,
-            Err(raised) => {
-                signal = Some(raised);
-                true
-            }
-        })
-    });
-    result.map_err(|error| match signal {
-        Some(raised) => raised,
-        None => exception(py, &error),
-    })
-}
 
 fn seconds(timeout: Option<f64>) -> PyResult<Option<Duration>> {
     match timeout {
@@ -47,32 +28,141 @@ fn seconds(timeout: Option<f64>) -> PyResult<Option<Duration>> {
     }
 }
 
-/// One loader's attachment to a daemon. Several threads may use it: one that waits for a batch lets the others in
-/// (a progress display that asks for `stats()`, a handler that calls `close()`) and then waits on.
+/// What the threads and signal handlers of a process share of a loader.
+struct State {
+    inner: Inner,
+    /// Where the next iteration begins.
+    start: Cursor,
+    /// Where the caller stands: behind the last batch that reached it. What a token says.
+    stood: Cursor,
+    /// Number of the iteration that may take batches; whatever moves the feed elsewhere ends it by counting on.
+    iteration: u64,
+}
+
+impl State {
+    fn end_iteration(&mut self) {
+        self.iteration += 1;
+    }
+
+    fn check(&self, iteration: u64) -> Result<(), ClientError> {
+        if self.iteration == iteration {
+            return Ok(());
+        }
+        Err(ClientError::Misuse(
+            "this iterator was ended by a later iter(), set_epoch() or load_state_dict() on its Loader; iterate over the \
+             Loader again"
+                .into(),
+        ))
+    }
+}
+
+/// One loader's attachment to a daemon, for any number of threads and for signal handlers, which interrupt any of them.
+///
+/// A call takes *steps*: with the lock, and without the interpreter. A step does not wait, and runs no Python. Between two
+/// steps nothing is held: there the call waits for the socket, and there signal handlers run. So foreign code never
+/// meets a lock of ours, whatever it calls.
 #[pyclass(module = "fuelrail._native", frozen)]
 pub struct Feed {
-    inner: Mutex<Inner>,
-    /// Threads that want `inner`.
-    wanted: AtomicUsize,
+    state: Mutex<State>,
+    waiting: Waiting,
+    /// Calls that are under way.
+    calls: AtomicUsize,
+    /// Two of them were under way at once: one may take in what the other waits for, which then does not hear of it.
+    shared: AtomicBool,
     attached: Attached,
     daemon_pid: u32,
+    /// The process that made it.
+    pid: u32,
+}
+
+/// Where calls share a socket, one that waits looks this often whether another took in what it waits for.
+const SHARED_PERIOD: Duration = Duration::from_millis(5);
+
+/// Counts a call that is under way.
+struct Call<'a>(&'a AtomicUsize);
+
+impl Drop for Call<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl Feed {
-    /// To be called without the interpreter lock: whoever has `inner` may be waiting for that.
-    fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.wanted.fetch_add(1, Ordering::Relaxed);
-        let guard = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
-        self.wanted.fetch_sub(1, Ordering::Relaxed);
-        guard
+    /// One step.
+    fn step<T: Send>(
+        &self,
+        py: Python<'_>,
+        step: impl FnOnce(&mut State) -> Result<T, ClientError> + Send,
+    ) -> PyResult<T> {
+        py.detach(|| step(&mut *self.lock()?)).map_err(|error| exception(py, &error))
     }
 
-    fn is_wanted(&self) -> bool {
-        self.wanted.load(Ordering::Relaxed) > 0
+    fn lock(&self) -> Result<MutexGuard<'_, State>, ClientError> {
+        if self.pid == std::process::id() {
+            return Ok(self.state.lock().unwrap_or_else(PoisonError::into_inner));
+        }
+        // In a forked child the lock may be that of a thread which exists in the parent only.
+        match self.state.try_lock() {
+            Ok(guard) => Ok(guard),
+            Err(TryLockError::Poisoned(poisoned)) => Ok(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) => Err(ClientError::forked()),
+        }
     }
 
-    fn with<T: Send>(&self, py: Python<'_>, call: impl FnOnce(&mut Inner) -> T + Send) -> T {
-        py.detach(|| call(&mut self.lock()))
+    /// Takes steps until one gives something. Each is told how long was waited before it; so is `give_up`, when a signal
+    /// handler raises or `timeout` is over. What handlers do takes none of that time.
+    fn until<T: Send>(
+        &self,
+        py: Python<'_>,
+        timeout: Option<Duration>,
+        what: &str,
+        mut step: impl FnMut(&mut State, Duration) -> Result<Option<T>, ClientError> + Send,
+        give_up: impl FnOnce(&mut State, Duration) + Send,
+    ) -> PyResult<T> {
+        if self.calls.fetch_add(1, Ordering::Relaxed) > 0 {
+            self.shared.store(true, Ordering::Relaxed);
+        }
+        let _call = Call(&self.calls);
+        let (mut waited, mut before) = (Duration::ZERO, Duration::ZERO);
+        loop {
+            if let Some(found) = self.step(py, |state| step(state, before))? {
+                return Ok(found);
+            }
+            if let Some(timeout) = timeout.filter(|&timeout| waited >= timeout) {
+                return self.step(py, |state| {
+                    give_up(state, Duration::ZERO);
+                    Err(state.inner.timed_out(timeout, what))
+                });
+            }
+            let period = if self.shared.load(Ordering::Relaxed) { SHARED_PERIOD } else { INTERRUPT_PERIOD };
+            let period = timeout.map_or(period, |timeout| period.min(timeout - waited));
+            let asked = Instant::now();
+            py.detach(|| self.waiting.wait(period));
+            before = asked.elapsed();
+            waited += before;
+            if let Err(raised) = py.check_signals() {
+                self.step(py, |state| {
+                    give_up(state, before);
+                    Ok(())
+                })?;
+                return Err(raised);
+            }
+        }
+    }
+
+    fn answer(&self, py: Python<'_>, question: Question, timeout: Option<Duration>) -> PyResult<Reply> {
+        self.until(
+            py,
+            timeout,
+            "an answer",
+            |state, _| state.inner.answer(question),
+            |state, _| state.inner.forget(question),
+        )
+    }
+
+    /// A stream without an end has one epoch: iterating again goes on where the last iteration was left.
+    fn endless(&self) -> bool {
+        self.attached.stream.as_ref().is_some_and(|stream| !stream.bounded)
     }
 }
 
@@ -110,11 +200,18 @@ impl Feed {
         };
         let attach = Attach { pipeline, rank, world_size, start: Cursor::default() };
         let timeout = seconds(timeout)?;
-        // What it raises ends the opening, like ctrl-C.
-        let mut raised = None;
-        let attached = detached(py, |interrupt| {
-            let failed = Cell::new(false);
-            Inner::attach(&address, attach, timeout, &mut || failed.get() || interrupt(), &mut |news| {
+        // What a callback or a signal handler raises ends the opening.
+        let mut raised: Option<PyErr> = None;
+        let attached = py.detach(|| {
+            let failed = RefCell::new(&mut raised);
+            let mut interrupt = || {
+                let mut failed = failed.borrow_mut();
+                if failed.is_none() {
+                    **failed = Python::attach(|py| py.check_signals()).err();
+                }
+                failed.is_some()
+            };
+            Inner::attach(&address, attach, timeout, &mut interrupt, &mut |news| {
                 let told = Python::attach(|py| match (news, &progress, &log) {
                     (News::Progress(now), Some(progress), _) => {
                         progress.call1(py, (&now.what, now.done, now.total, &now.counted)).map(drop)
@@ -123,17 +220,26 @@ impl Feed {
                     _ => Ok(()),
                 });
                 if let Err(error) = told {
-                    failed.set(true);
-                    raised.get_or_insert(error);
+                    failed.borrow_mut().get_or_insert(error);
                 }
             })
         });
         let inner = match raised {
             Some(error) => return Err(error),
-            None => attached?,
+            None => attached.map_err(|error| exception(py, &error))?,
         };
         let (attached, daemon_pid) = (inner.attached().clone(), inner.daemon_pid());
-        Ok(Self { inner: Mutex::new(inner), wanted: AtomicUsize::new(0), attached, daemon_pid })
+        let waiting = inner.waiting();
+        let begin = Cursor::default();
+        Ok(Self {
+            state: Mutex::new(State { inner, start: begin, stood: begin, iteration: 0 }),
+            waiting,
+            calls: AtomicUsize::new(0),
+            shared: AtomicBool::new(false),
+            attached,
+            daemon_pid,
+            pid: std::process::id(),
+        })
     }
 
     /// What the daemon told about the feed, as JSON.
@@ -147,30 +253,39 @@ impl Feed {
         self.daemon_pid
     }
 
-    /// The next batch of the current epoch, or None at its end.
-    fn next(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<Option<Batch>> {
-        let timeout = seconds(timeout)?;
-        let asked = Instant::now();
-        let batch = detached(py, |interrupt| {
-            loop {
-                let left = timeout.map(|timeout| timeout.saturating_sub(asked.elapsed()));
-                let mut signalled = false;
-                let result = self.lock().next(left, &mut || {
-                    signalled = interrupt();
-                    signalled || self.is_wanted()
-                });
-                match result {
-                    // Another thread wants in: it goes first.
-                    Err(ClientError::Interrupted) if !signalled => {
-                        while self.is_wanted() {
-                            std::thread::sleep(Duration::from_millis(1));
-                        }
+    /// Begins an iteration, which ends the one under way: (its number, its epoch).
+    fn begin(&self, py: Python<'_>) -> PyResult<(u64, u64)> {
+        self.step(py, |state| {
+            let at = if self.endless() { state.stood } else { state.start };
+            state.inner.seek(at)?;
+            state.end_iteration();
+            state.stood = at;
+            state.start = Cursor { epoch: at.epoch + 1, position: 0 };
+            Ok((state.iteration, at.epoch))
+        })
+    }
+
+    /// The next batch of an iteration, or None at its end. The caller has it once it says `took`.
+    fn next(&self, py: Python<'_>, iteration: u64, timeout: Option<f64>) -> PyResult<Option<Batch>> {
+        let batch = self.until(
+            py,
+            seconds(timeout)?,
+            "a batch",
+            |state, waited| {
+                state.inner.waited_for_data(waited);
+                state.check(iteration)?;
+                Ok(match state.inner.try_next()? {
+                    Next::Batch(batch) => Some(Some((batch, state.inner.cursor()))),
+                    Next::End => {
+                        state.stood = Cursor { epoch: state.inner.cursor().epoch + 1, position: 0 };
+                        Some(None)
                     }
-                    result => return result,
-                }
-            }
-        })?;
-        let Some(batch) = batch else { return Ok(None) };
+                    Next::Pending => None,
+                })
+            },
+            |state, waited| state.inner.waited_for_data(waited),
+        )?;
+        let Some((batch, after)) = batch else { return Ok(None) };
         let ready = batch.ready;
         let own = &self.attached.fields[..self.attached.payload as usize];
         let tensors =
@@ -183,32 +298,59 @@ impl Feed {
             dropped: ready.dropped,
             tensors,
             small: batch.small,
+            after,
+            iteration,
         }))
     }
 
-    /// Makes the next batch begin at (epoch, position).
-    fn seek(&self, py: Python<'_>, epoch: u64, position: u64) -> PyResult<()> {
-        detached(py, |_| self.lock().seek(Cursor { epoch, position }))
-    }
-
-    /// (epoch, position) of the next row to hand out.
-    fn cursor(&self, py: Python<'_>) -> (u64, u64) {
-        let Cursor { epoch, position } = self.with(py, |inner| inner.cursor());
-        (epoch, position)
-    }
-
-    /// Batches left in the current epoch; None when nobody knows (a stream that has not ended).
-    fn batches_left(&self, py: Python<'_>) -> Option<u64> {
-        self.with(py, |inner| {
-            let known = inner.batching(inner.cursor().epoch).len != UNKNOWN_LEN;
-            known.then(|| inner.batches_left())
+    /// A batch has reached the caller: the run stands behind it. Not earlier, or a handler that saves the state while a
+    /// batch is on its way would save that the caller has had it.
+    fn took(&self, py: Python<'_>, batch: &Batch) -> PyResult<()> {
+        self.step(py, |state| {
+            // What ended the iteration meanwhile ended it before this batch.
+            state.check(batch.iteration)?;
+            state.inner.usable()?;
+            // A signal handler may have taken the one after it.
+            if (state.stood.epoch, state.stood.position) < (batch.after.epoch, batch.after.position) {
+                state.stood = batch.after;
+            }
+            Ok(())
         })
     }
 
-    /// The token of a place in this run, as JSON.
-    fn token(&self, py: Python<'_>, epoch: u64, position: u64) -> PyResult<String> {
-        let token = self.with(py, |inner| inner.token(Cursor { epoch, position }));
-        token.map(|token| token.to_json()).map_err(|error| exception(py, &error))
+    /// Makes the next iteration begin with an epoch, and ends the one under way; where it would have begun.
+    fn set_epoch(&self, py: Python<'_>, epoch: u64) -> PyResult<(u64, u64)> {
+        self.step(py, |state| {
+            let Cursor { epoch: was, position } = state.start;
+            if was != epoch {
+                state.end_iteration();
+                state.start = Cursor { epoch, position: 0 };
+                state.stood = state.start;
+            }
+            Ok((was, position))
+        })
+    }
+
+    /// (epoch, position) behind the last batch that reached the caller.
+    fn stood(&self, py: Python<'_>) -> PyResult<(u64, u64)> {
+        self.step(py, |state| Ok((state.stood.epoch, state.stood.position)))
+    }
+
+    /// Batches left in an iteration; None when nobody knows (a stream that has not ended).
+    fn batches_left(&self, py: Python<'_>, iteration: u64) -> PyResult<Option<u64>> {
+        self.step(py, |state| {
+            if state.iteration != iteration {
+                return Ok(Some(0));
+            }
+            let inner = &state.inner;
+            let known = inner.batching(inner.cursor().epoch).len != UNKNOWN_LEN;
+            Ok(known.then(|| inner.batches_left()))
+        })
+    }
+
+    /// The token of where the run stands, as JSON.
+    fn token(&self, py: Python<'_>) -> PyResult<String> {
+        self.step(py, |state| Ok(state.inner.token(state.stood)?.to_json()))
     }
 
     /// Goes to where a token says, after checking that it continues this run; returns its (epoch, position).
@@ -225,32 +367,52 @@ impl Feed {
             }
         }
         let token = Token::from_json(token).map_err(|error| exception(py, &error.into()))?;
-        let cursor = detached(py, |_| self.lock().load(token, &allowed))?;
-        Ok((cursor.epoch, cursor.position))
+        self.step(py, |state| {
+            // The daemon begins at once, not at the next iteration.
+            let cursor = state.inner.load(token, &allowed)?;
+            state.end_iteration();
+            (state.start, state.stood) = (cursor, cursor);
+            Ok((cursor.epoch, cursor.position))
+        })
     }
 
     /// A checkpoint with this token is safe.
     fn saved(&self, py: Python<'_>, token: &str) -> PyResult<()> {
         let token = Token::from_json(token).map_err(|error| exception(py, &error.into()))?;
-        detached(py, |_| self.lock().saved(token))
+        self.step(py, |state| state.inner.saved(token))
     }
 
     /// Keys of records.
     fn keys(&self, py: Python<'_>, indices: Vec<i64>, timeout: Option<f64>) -> PyResult<Vec<String>> {
         let timeout = seconds(timeout)?;
-        detached(py, |interrupt| self.lock().keys(indices, timeout, interrupt))
+        let questions = self.step(py, |state| state.inner.ask_keys(&indices))?;
+        let mut keys = Vec::with_capacity(indices.len());
+        for (at, &question) in questions.iter().enumerate() {
+            let answer = self.answer(py, question, timeout).inspect_err(|_| {
+                let forget =
+                    |state: &mut State| questions[at..].iter().for_each(|&late| state.inner.forget(late));
+                let _ = self.step(py, |state| {
+                    forget(state);
+                    Ok(())
+                });
+            })?;
+            keys.extend(client::into_keys(answer).map_err(|error| exception(py, &error))?);
+        }
+        Ok(keys)
     }
 
     /// The daemon's counters and the verdict, as JSON.
     fn stats(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<String> {
         let timeout = seconds(timeout)?;
-        let stats = detached(py, |interrupt| self.lock().stats(timeout, interrupt))?;
+        let question = self.step(py, |state| state.inner.ask_stats())?;
+        let answer = self.answer(py, question, timeout)?;
+        let stats = client::into_stats(answer).map_err(|error| exception(py, &error))?;
         Ok(serde_json::to_string(&stats).expect("plain data"))
     }
 
     /// What was counted on this side.
     fn counters<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        let (counters, leased) = self.with(py, |inner| (inner.counters(), inner.leased()));
+        let (counters, leased) = self.step(py, |state| Ok((state.inner.counters(), state.inner.leased())))?;
         let dict = PyDict::new(py);
         dict.set_item("data_wait_s", counters.data_wait_ns as f64 / 1e9)?;
         dict.set_item("iteration_s", counters.iteration_ns as f64 / 1e9)?;
@@ -263,12 +425,13 @@ impl Feed {
 
     /// Log lines of the daemon since the last call: (level, text).
     fn take_logs(&self, py: Python<'_>) -> Vec<(String, String)> {
-        self.with(py, Inner::take_logs)
+        py.detach(|| self.lock().map(|mut state| state.inner.take_logs()).unwrap_or_default())
     }
 
     /// Ends the feed; views of batches stay readable.
     fn close(&self, py: Python<'_>) {
-        self.with(py, Inner::close);
+        // In a forked child there is nothing to end.
+        py.detach(|| self.lock().map(|mut state| state.inner.close()).unwrap_or_default());
     }
 }
 
@@ -287,6 +450,9 @@ pub struct Batch {
     dropped: u32,
     tensors: Vec<Tensor>,
     small: Vec<Vec<u8>>,
+    /// Where the run stands behind it.
+    after: Cursor,
+    iteration: u64,
 }
 
 #[pymethods]

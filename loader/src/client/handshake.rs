@@ -9,7 +9,7 @@ use rustix::net::RecvFlags;
 
 use super::lease::Link;
 use super::private::Private;
-use super::{ClientError, INTERRUPT_PERIOD, Interrupt, News, Watch, readable};
+use super::{ClientError, INTERRUPT_PERIOD, Interrupt, News, Watch};
 use crate::protocol::{Attached, Decoder, Field, Reply, Request};
 
 /// The first two messages of a connection, before there is a feed.
@@ -53,14 +53,13 @@ impl Handshake {
                     if interrupt() {
                         return Err(ClientError::Interrupted);
                     }
-                    if readable(&self.link.socket, INTERRUPT_PERIOD) {
-                        match self.decoder.receive(self.link.socket.as_fd(), RecvFlags::DONTWAIT) {
-                            Ok(0) => return Err(self.died("it closed the connection")),
-                            Err(error) if error.kind() != io::ErrorKind::WouldBlock => {
-                                return Err(self.died(&error.to_string()));
-                            }
-                            _ => {}
+                    self.link.wait(INTERRUPT_PERIOD);
+                    match self.decoder.receive(self.link.socket.as_fd(), RecvFlags::DONTWAIT) {
+                        Ok(0) => return Err(self.died("it closed the connection")),
+                        Err(error) if error.kind() != io::ErrorKind::WouldBlock => {
+                            return Err(self.died(&error.to_string()));
                         }
+                        _ => {}
                     }
                 }
             }

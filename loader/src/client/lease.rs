@@ -1,30 +1,79 @@
 //! What keeps a slot in the caller's hands, and what a view of it points to.
 
 use std::io;
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec};
 
 use crate::protocol::{self, Field, Request};
 use crate::ring::Mapping;
 
-/// The socket of a feed, shared with its leases, which send their releases over it.
+/// The socket of a feed, shared with its leases, which send their releases over it, and with whoever waits for it.
+///
+/// Its two locks are held for a few instructions, never while anything waits: the socket does not block, and what it
+/// does not take stays in the outbox until somebody waits for an answer. So a lease may be dropped anywhere, in the
+/// middle of a garbage collection inside any call of ours, too.
 #[derive(Debug)]
 pub(super) struct Link {
     pub socket: UnixStream,
     pub pid: u32,
-    sending: Mutex<()>,
+    outbox: Mutex<Vec<u8>>,
     pub leased: AtomicUsize,
 }
 
 impl Link {
-    pub fn new(socket: UnixStream) -> Self {
-        Self { socket, pid: std::process::id(), sending: Mutex::new(()), leased: AtomicUsize::new(0) }
+    pub fn new(socket: UnixStream) -> io::Result<Self> {
+        socket.set_nonblocking(true)?;
+        Ok(Self {
+            socket,
+            pid: std::process::id(),
+            outbox: Mutex::new(Vec::new()),
+            leased: AtomicUsize::new(0),
+        })
     }
 
+    /// Sends a message; what the socket does not take now follows in [`wait`](Self::wait).
     pub fn send(&self, request: &Request) -> io::Result<()> {
-        let _one_at_a_time = self.sending.lock().unwrap_or_else(PoisonError::into_inner);
-        protocol::send_all(&self.socket, request, None)
+        let mut outbox = self.outbox();
+        outbox.extend(protocol::encode(request));
+        self.flush(&mut outbox)
+    }
+
+    fn flush(&self, outbox: &mut Vec<u8>) -> io::Result<()> {
+        let mut sent = 0;
+        let result = loop {
+            if sent == outbox.len() {
+                break Ok(());
+            }
+            match protocol::send(self.socket.as_fd(), &outbox[sent..], None) {
+                Ok(count) => sent += count,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break Ok(()),
+                Err(error) => break Err(error),
+            }
+        };
+        outbox.drain(..sent);
+        result
+    }
+
+    fn outbox(&self) -> MutexGuard<'_, Vec<u8>> {
+        self.outbox.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until something has arrived or `patience` is over, and sends what is left to send. A signal ends it early.
+    pub fn wait(&self, patience: Duration) {
+        let unsent = !self.outbox().is_empty();
+        let events = if unsent { PollFlags::IN | PollFlags::OUT } else { PollFlags::IN };
+        let mut fds = [PollFd::new(&self.socket, events)];
+        let patience = Timespec { tv_sec: patience.as_secs() as _, tv_nsec: patience.subsec_nanos() as _ };
+        let woken = rustix::event::poll(&mut fds, Some(&patience));
+        if woken.is_ok() && fds[0].revents().contains(PollFlags::OUT) {
+            // An error is met again by whoever reads.
+            let _ = self.flush(&mut self.outbox());
+        }
     }
 }
 

@@ -9,6 +9,8 @@
 //! Promises
 //! - [`Feed::next`] returns a batch, the end of the epoch, or a typed error by its time-out: never a silent hang;
 //! - it can be interrupted (ctrl-C) within a tenth of a second;
+//! - nothing here waits but what says so: whoever shares a feed behind a lock takes its *steps* ([`Feed::try_next`],
+//!   [`Feed::answer`]) with the lock and [waits](Waiting) without;
 //! - a lease keeps the mapping alive by itself: views stay readable after close, after the daemon's death, and at
 //!   interpreter exit; dropped in a forked child it sends nothing;
 //! - all but one slot leased: batches are handed out as owned copies, so a caller who collects images never
@@ -17,10 +19,10 @@
 mod handshake;
 mod lease;
 mod private;
+mod questions;
 mod windows;
 
 use std::collections::VecDeque;
-use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
@@ -28,12 +30,11 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::net::RecvFlags;
 
 use crate::plan::{Batching, Cursor};
 use crate::protocol::{
-    Attach, Attached, Decoder, ErrorKind, PROTOCOL, Progress, Ready, Reply, Request, Stats,
+    Attach, Attached, Decoder, ErrorKind, MAX_KEYS, PROTOCOL, Progress, Ready, Reply, Request, Stats,
 };
 use crate::ring::Mapping;
 use crate::token::{Allow, Place, Token, TokenError};
@@ -42,10 +43,12 @@ use handshake::{Handshake, check};
 use lease::Link;
 pub use lease::{AlignedBytes, Lease, Memory};
 use private::Private;
+pub use questions::Question;
+use questions::{Kind, Questions};
 use windows::Windows;
 
 /// How often a waiting client looks whether it is to stop.
-const INTERRUPT_PERIOD: Duration = Duration::from_millis(100);
+pub const INTERRUPT_PERIOD: Duration = Duration::from_millis(100);
 
 /// Slots that stay with the daemon however many batches the caller holds: with one, work goes on.
 const SLOTS_KEPT: usize = 1;
@@ -79,6 +82,14 @@ pub enum ClientError {
 }
 
 impl ClientError {
+    /// The error of a feed that is used in another process than the one that made it.
+    pub fn forked() -> Self {
+        Self::Misuse(
+            "this Loader was made in the parent process; a forked child must make its own (or start with 'spawn')"
+                .into(),
+        )
+    }
+
     fn protocol(message: impl Into<String>) -> Self {
         Self::Daemon { kind: ErrorKind::Protocol, message: message.into() }
     }
@@ -124,6 +135,28 @@ pub struct Batch {
     pub ready: Ready,
 }
 
+/// What a step towards the next batch led to.
+#[derive(Debug)]
+pub enum Next {
+    /// Here it is.
+    Batch(Box<Batch>),
+    /// The epoch has no more.
+    End,
+    /// It has not come yet: [wait](Waiting::wait), then ask again.
+    Pending,
+}
+
+/// A way to wait for a feed's socket without the feed, which others may use meanwhile.
+#[derive(Clone, Debug)]
+pub struct Waiting(Arc<Link>);
+
+impl Waiting {
+    /// Waits until something has arrived or `patience` is over; a signal ends it early.
+    pub fn wait(&self, patience: Duration) {
+        self.0.wait(patience);
+    }
+}
+
 /// What a feed counted on this side.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Counters {
@@ -159,6 +192,9 @@ pub struct Feed {
     windows: Option<Windows>,
     /// A failure that is due once `ready` is handed out.
     pending_failure: Option<(ErrorKind, String)>,
+    questions: Questions,
+    /// How the connection ended, once it has.
+    ended: Option<String>,
     logs: Vec<(String, String)>,
     counters: Counters,
     iterating_since: Option<Instant>,
@@ -211,7 +247,8 @@ impl Feed {
             }
         };
         let start = attach.start;
-        let link = Link::new(socket);
+        let link =
+            Link::new(socket).map_err(|error| ClientError::Died(format!("the daemon is gone: {error}")))?;
         let mut handshake = Handshake { link, private, decoder: Decoder::default(), daemon_pid: 0 };
         handshake.send(&Request::Hello { protocol: PROTOCOL, pid: std::process::id() })?;
         match handshake.reply(timeout, interrupt, watch)? {
@@ -253,6 +290,8 @@ impl Feed {
             ready: VecDeque::new(),
             windows,
             pending_failure: None,
+            questions: Questions::default(),
+            ended: None,
             logs: Vec::new(),
             counters: Counters::default(),
             iterating_since: None,
@@ -393,35 +432,52 @@ impl Feed {
     /// The next batch of the cursor's epoch; `None` when it has ended.
     ///
     /// # Errors
-    /// [`ClientError::Died`] once everything that was finished before the daemon's death is handed out;
-    /// [`ClientError::Timeout`], [`ClientError::Interrupted`]; what the daemon stopped for.
+    /// As [`try_next`](Self::try_next); [`ClientError::Timeout`], [`ClientError::Interrupted`].
     pub fn next(
         &mut self,
         timeout: Option<Duration>,
         interrupt: Interrupt<'_>,
     ) -> Result<Option<Batch>, ClientError> {
+        let mut before = Duration::ZERO;
+        self.until(timeout, interrupt, "a batch", |feed, waited| {
+            feed.waited_for_data(waited - before);
+            before = waited;
+            Ok(match feed.try_next()? {
+                Next::Batch(batch) => Some(Some(*batch)),
+                Next::End => Some(None),
+                Next::Pending => None,
+            })
+        })
+    }
+
+    /// Takes in what has arrived and hands out the next batch, if it is there. Does not wait.
+    ///
+    /// # Errors
+    /// [`ClientError::Died`] once everything that was finished before the daemon's death is handed out; what the daemon
+    /// stopped for, after what was finished before.
+    pub fn try_next(&mut self) -> Result<Next, ClientError> {
         self.usable()?;
         if self.incoming.is_none() {
             self.seek(self.cursor)?;
         }
-        if self.batches_left() == 0 {
-            self.pause();
-            return Ok(None);
+        if self.batches_left() > 0 {
+            self.iterating_since.get_or_insert_with(Instant::now);
+            // Log lines and failures are not late, even when a batch is here already.
+            self.take_in()?;
         }
-        let asked = Instant::now();
-        self.iterating_since.get_or_insert(asked);
-        let arrived = self.await_ready(asked, timeout, interrupt);
-        // Counted however it ended: who is interrupted and asks again has waited all the same.
-        self.counters.data_wait_ns += asked.elapsed().as_nanos() as u64;
-        arrived?;
         // The end of a stream's epoch may have come in one piece with the first batch of the next, which stays where it is.
         if self.batches_left() == 0 {
             self.pause();
-            return Ok(None);
+            return Ok(Next::End);
         }
         let Some(ready) = self.ready.pop_front() else {
-            self.pause();
-            return Ok(None);
+            return match (&self.pending_failure, &self.ended) {
+                (Some((kind, message)), _) => {
+                    Err(ClientError::Daemon { kind: *kind, message: message.clone() })
+                }
+                (None, Some(how)) => Err(self.died(how)),
+                (None, None) => Ok(Next::Pending),
+            };
         };
         if ready.cursor != self.settle(self.cursor) {
             return Err(ClientError::protocol(format!(
@@ -441,27 +497,41 @@ impl Feed {
         }
         self.counters.batches += 1;
         self.counters.rows += u64::from(ready.rows);
-        Ok(Some(self.lease(ready)))
+        Ok(Next::Batch(Box::new(self.lease(ready))))
     }
 
-    /// Waits for a batch, or to hear that there is none left.
-    fn await_ready(
+    /// The caller has waited this long for a batch.
+    pub fn waited_for_data(&mut self, time: Duration) {
+        self.counters.data_wait_ns += time.as_nanos() as u64;
+    }
+
+    /// A way to wait without the feed.
+    pub fn waiting(&self) -> Waiting {
+        Waiting(self.link.clone())
+    }
+
+    /// Takes steps until one gives something, and waits between them. A step is told how long it has waited so far.
+    fn until<T>(
         &mut self,
-        asked: Instant,
         timeout: Option<Duration>,
         interrupt: Interrupt<'_>,
-    ) -> Result<(), ClientError> {
-        // What has arrived is taken in first, so that log lines and failures are not late. Some of it may have come in one
-        // piece with an earlier answer (attached, keys, stats): then the socket will not say that it is there.
-        self.drain()?;
-        while self.receive(Duration::ZERO)? {}
-        while self.ready.is_empty() && self.batches_left() > 0 {
-            if let Some((kind, message)) = self.pending_failure.clone() {
-                return Err(ClientError::Daemon { kind, message });
+        what: &str,
+        mut step: impl FnMut(&mut Self, Duration) -> Result<Option<T>, ClientError>,
+    ) -> Result<T, ClientError> {
+        let asked = Instant::now();
+        loop {
+            if let Some(found) = step(self, asked.elapsed())? {
+                return Ok(found);
             }
-            self.wait(asked, timeout, interrupt, "a batch")?;
+            if interrupt() {
+                return Err(ClientError::Interrupted);
+            }
+            match timeout {
+                Some(timeout) if asked.elapsed() >= timeout => return Err(self.timed_out(timeout, what)),
+                Some(timeout) => self.link.wait(INTERRUPT_PERIOD.min(timeout - asked.elapsed())),
+                None => self.link.wait(INTERRUPT_PERIOD),
+            }
         }
-        Ok(())
     }
 
     /// Stops the clock of the iteration: what the caller does between epochs is not the consumer's time.
@@ -507,10 +577,15 @@ impl Feed {
         timeout: Option<Duration>,
         interrupt: Interrupt<'_>,
     ) -> Result<Vec<String>, ClientError> {
-        match self.ask(&Request::Keys { indices }, timeout, interrupt)? {
-            Reply::Keys { keys } => Ok(keys),
-            other => Err(ClientError::protocol(format!("the daemon answered keys with {other:?}"))),
+        let questions = self.ask_keys(&indices)?;
+        let mut keys = Vec::with_capacity(indices.len());
+        for (at, &question) in questions.iter().enumerate() {
+            let answer = self.until(timeout, interrupt, "an answer", |feed, _| feed.answer(question));
+            let answer =
+                answer.inspect_err(|_| questions[at..].iter().for_each(|&late| self.forget(late)))?;
+            keys.extend(into_keys(answer)?);
         }
+        Ok(keys)
     }
 
     /// The daemon's counters and the verdict.
@@ -522,11 +597,53 @@ impl Feed {
         timeout: Option<Duration>,
         interrupt: Interrupt<'_>,
     ) -> Result<Stats, ClientError> {
+        let question = self.ask_stats()?;
+        let answer = self.until(timeout, interrupt, "an answer", |feed, _| feed.answer(question));
+        into_stats(answer.inspect_err(|_| self.forget(question))?)
+    }
+
+    /// Asks for keys; the answers are those of these questions, one after the other. Does not wait.
+    ///
+    /// # Errors
+    /// When the daemon is gone.
+    pub fn ask_keys(&mut self, indices: &[i64]) -> Result<Vec<Question>, ClientError> {
+        indices
+            .chunks(MAX_KEYS)
+            .map(|indices| self.ask(Kind::Keys, &Request::Keys { indices: indices.to_vec() }))
+            .collect()
+    }
+
+    /// Asks for the daemon's counters. Does not wait.
+    ///
+    /// # Errors
+    /// When the daemon is gone.
+    pub fn ask_stats(&mut self) -> Result<Question, ClientError> {
         let Counters { data_wait_ns, iteration_ns, .. } = self.counters();
-        match self.ask(&Request::Stats { data_wait_ns, iteration_ns }, timeout, interrupt)? {
-            Reply::Stats(stats) => Ok(*stats),
-            other => Err(ClientError::protocol(format!("the daemon answered stats with {other:?}"))),
+        self.ask(Kind::Stats, &Request::Stats { data_wait_ns, iteration_ns })
+    }
+
+    fn ask(&mut self, kind: Kind, request: &Request) -> Result<Question, ClientError> {
+        self.usable()?;
+        self.request(request)?;
+        Ok(self.questions.ask(kind))
+    }
+
+    /// Takes in what has arrived and hands out the answer to a question, if it is there. Does not wait.
+    ///
+    /// # Errors
+    /// When the daemon is gone or the feed closed.
+    pub fn answer(&mut self, question: Question) -> Result<Option<Reply>, ClientError> {
+        self.usable()?;
+        self.take_in()?;
+        match (self.questions.take(question), &self.ended) {
+            (None, Some(how)) => Err(self.died(how)),
+            (answer, _) => Ok(answer),
         }
+    }
+
+    /// Nobody waits for this answer any more.
+    pub fn forget(&mut self, question: Question) {
+        self.questions.forget(question);
     }
 
     /// Ends the feed: the daemon frees everything of it; a private daemon without feeds ends too. Views of batches
@@ -541,11 +658,13 @@ impl Feed {
         self.private = None;
     }
 
-    fn usable(&self) -> Result<(), ClientError> {
+    /// Whether it can be used.
+    ///
+    /// # Errors
+    /// [`ClientError::Misuse`] after close, and in a forked child.
+    pub fn usable(&self) -> Result<(), ClientError> {
         if self.link.pid != std::process::id() {
-            return Err(ClientError::Misuse(
-                "this Loader was made in the parent process; a forked child must make its own (or start with 'spawn')".into(),
-            ));
+            return Err(ClientError::forked());
         }
         if self.closed {
             return Err(ClientError::Misuse("this Loader is closed; make a new one".into()));
@@ -557,90 +676,30 @@ impl Feed {
         self.link.send(request).map_err(|error| self.died(&error.to_string()))
     }
 
-    /// Sends a request and waits for the reply that is neither a batch nor a log line.
-    fn ask(
-        &mut self,
-        request: &Request,
-        timeout: Option<Duration>,
-        interrupt: Interrupt<'_>,
-    ) -> Result<Reply, ClientError> {
-        self.usable()?;
-        self.request(request)?;
-        let asked = Instant::now();
+    /// Files every message that has arrived. Does not wait.
+    fn take_in(&mut self) -> Result<(), ClientError> {
         loop {
-            while let Some(reply) = self.take_in()? {
-                if let Some(answer) = self.sort(reply)? {
-                    return Ok(answer);
-                }
+            // What came in one piece with an earlier message is here already: the socket will not say so.
+            while let Some(reply) =
+                self.decoder.message().map_err(|error| ClientError::protocol(error.to_string()))?
+            {
+                self.sort(reply)?;
             }
-            self.poll(asked, timeout, interrupt, "an answer")?;
+            if self.ended.is_some() {
+                return Ok(());
+            }
+            match self.decoder.receive(self.link.socket.as_fd(), RecvFlags::DONTWAIT) {
+                Ok(0) => self.ended = Some("it closed the connection".into()),
+                Ok(_) => {}
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return Ok(()),
+                Err(error) => self.ended = Some(error.to_string()),
+            }
         }
     }
 
-    /// Waits until something has arrived, and takes it in.
-    fn wait(
-        &mut self,
-        asked: Instant,
-        timeout: Option<Duration>,
-        interrupt: Interrupt<'_>,
-        what: &str,
-    ) -> Result<(), ClientError> {
-        self.poll(asked, timeout, interrupt, what)?;
-        self.drain()
-    }
-
-    /// Files every whole message that is here.
-    fn drain(&mut self) -> Result<(), ClientError> {
-        while let Some(reply) = self.take_in()? {
-            if let Some(other) = self.sort(reply)? {
-                return Err(ClientError::protocol(format!("the daemon said {other:?} unasked")));
-            }
-        }
-        Ok(())
-    }
-
-    /// Takes in what arrives within `patience`; false when nothing does.
-    fn receive(&mut self, patience: Duration) -> Result<bool, ClientError> {
-        if !readable(&self.link.socket, patience) {
-            return Ok(false);
-        }
-        match self.decoder.receive(self.link.socket.as_fd(), RecvFlags::DONTWAIT) {
-            // Batches that were finished before the end are still handed out.
-            Ok(0) if !self.ready.is_empty() => return Ok(false),
-            Ok(0) => return Err(self.died("it closed the connection")),
-            Ok(_) => {}
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
-            Err(_) if !self.ready.is_empty() => return Ok(false),
-            Err(error) => return Err(self.died(&error.to_string())),
-        }
-        self.drain()?;
-        Ok(true)
-    }
-
-    fn poll(
-        &mut self,
-        asked: Instant,
-        timeout: Option<Duration>,
-        interrupt: Interrupt<'_>,
-        what: &str,
-    ) -> Result<(), ClientError> {
-        loop {
-            let left = timeout.map(|timeout| timeout.saturating_sub(asked.elapsed()));
-            if left == Some(Duration::ZERO) {
-                return Err(ClientError::Timeout(self.timeout_text(timeout.expect("left is of it"), what)));
-            }
-            if readable(&self.link.socket, INTERRUPT_PERIOD.min(left.unwrap_or(INTERRUPT_PERIOD))) {
-                return match self.decoder.receive(self.link.socket.as_fd(), RecvFlags::DONTWAIT) {
-                    Ok(0) => Err(self.died("it closed the connection")),
-                    Ok(_) => Ok(()),
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
-                    Err(error) => Err(self.died(&error.to_string())),
-                };
-            }
-            if interrupt() {
-                return Err(ClientError::Interrupted);
-            }
-        }
+    /// The error of a wait that took too long, with what is stuck.
+    pub fn timed_out(&self, timeout: Duration, what: &str) -> ClientError {
+        ClientError::Timeout(self.timeout_text(timeout, what))
     }
 
     fn timeout_text(&self, timeout: Duration, what: &str) -> String {
@@ -662,12 +721,7 @@ impl Feed {
         format!("{what} did not come within {:.0} s (timeout): {stuck}", timeout.as_secs_f64())
     }
 
-    fn take_in(&mut self) -> Result<Option<Reply>, ClientError> {
-        self.decoder.message().map_err(|error| ClientError::protocol(error.to_string()))
-    }
-
-    /// Files batches and log lines; passes everything else on.
-    fn sort(&mut self, reply: Reply) -> Result<Option<Reply>, ClientError> {
+    fn sort(&mut self, reply: Reply) -> Result<(), ClientError> {
         match reply {
             Reply::Ready(ready) if ready.generation != self.generation => self.give_back(&ready)?,
             Reply::Ready(ready) => {
@@ -703,9 +757,13 @@ impl Feed {
                 }
             }
             Reply::Refused { kind, message } => return Err(ClientError::Daemon { kind, message }),
-            other => return Ok(Some(other)),
+            other => {
+                if let Some(other) = self.questions.file(other) {
+                    return Err(ClientError::protocol(format!("the daemon said {other:?} unasked")));
+                }
+            }
         }
-        Ok(None)
+        Ok(())
     }
 
     fn give_back(&self, ready: &Ready) -> Result<(), ClientError> {
@@ -734,11 +792,26 @@ impl Drop for Feed {
     }
 }
 
-fn readable(socket: &UnixStream, patience: Duration) -> bool {
-    let mut fds = [PollFd::new(socket, PollFlags::IN)];
-    let patience = Timespec { tv_sec: patience.as_secs() as _, tv_nsec: patience.subsec_nanos() as _ };
-    // An interrupted poll (a signal) is looked at by the caller's `interrupt`, like a time-out.
-    matches!(rustix::event::poll(&mut fds, Some(&patience)), Ok(count) if count > 0)
+/// The keys in an answer to [`Feed::ask_keys`].
+///
+/// # Errors
+/// When it is another.
+pub fn into_keys(answer: Reply) -> Result<Vec<String>, ClientError> {
+    match answer {
+        Reply::Keys { keys } => Ok(keys),
+        other => Err(ClientError::protocol(format!("the daemon answered keys with {other:?}"))),
+    }
+}
+
+/// The counters in an answer to [`Feed::ask_stats`].
+///
+/// # Errors
+/// When it is another.
+pub fn into_stats(answer: Reply) -> Result<Stats, ClientError> {
+    match answer {
+        Reply::Stats(stats) => Ok(*stats),
+        other => Err(ClientError::protocol(format!("the daemon answered stats with {other:?}"))),
+    }
 }
 
 /// The state letter of a process, as in ps; `None` when it is gone or a zombie.

@@ -8,7 +8,7 @@ use std::os::unix::net::UnixStream;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use xxhash_rust::xxh3::Xxh3;
@@ -61,14 +61,35 @@ fn settings() -> u128 {
     hasher.digest128()
 }
 
-static PRIVATE: Mutex<Weak<Private>> = Mutex::new(Weak::new());
+/// The daemon of each process in a line of forks, this one's last. A process takes only its own lock: that of its parent
+/// may have been held, by another thread, when it was forked, and then nobody will ever open it.
+struct Generation {
+    pid: u32,
+    private: Mutex<Weak<Private>>,
+    child: OnceLock<Box<Generation>>,
+}
+
+impl Generation {
+    fn new() -> Self {
+        Self { pid: std::process::id(), private: Mutex::new(Weak::new()), child: OnceLock::new() }
+    }
+
+    fn own() -> &'static Mutex<Weak<Private>> {
+        static FIRST: OnceLock<Generation> = OnceLock::new();
+        let mut at = FIRST.get_or_init(Self::new);
+        while at.pid != std::process::id() {
+            at = at.child.get_or_init(|| Box::new(Self::new()));
+        }
+        &at.private
+    }
+}
 
 impl Private {
     /// The one that runs, or a new one: also when the environment has changed in a way that matters, as in a notebook where
     /// credentials are set after the first loader was made. The old one goes on for the feeds that it has.
     pub fn get(binary: &Path) -> Result<Arc<Self>, ClientError> {
         let settings = settings();
-        let mut slot = PRIVATE.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut slot = Generation::own().lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(private) = slot.upgrade()
             && private.pid == std::process::id()
             && private.settings == settings

@@ -1,0 +1,206 @@
+"""Transforms that users have in hand, as the daemon's: torchvision's objects (v1 and v2) are translated where every step
+has an equal here, everything else is refused by name with the reason.
+
+torchvision is not imported: what an object is, its type's name and module say. Conversions (`ToTensor`, `ToImage`,
+`ToDtype`, …) are no steps here; what they ask for is the batch's dtype.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from fuelrail import transforms as ours
+from fuelrail.errors import ConfigError
+from fuelrail.options import DTYPES, shown
+from fuelrail.transforms import Transform
+
+# torchvision's containers, and what they hold.
+_CONTAINERS = ("Compose", "Sequential")
+
+# Conversions, and the dtype of what comes out: None when the object says it, "" when it stays as it is.
+_CONVERSIONS = {
+    "ToTensor": "f32",
+    "PILToTensor": "",
+    "ToImage": "",
+    "ToImageTensor": "",
+    "ToPILImage": "",
+    "ToPureTensor": "",
+    "ToTVTensor": "",
+    "Identity": "",
+    "ConvertImageDtype": None,
+    "ConvertDtype": None,
+    "ToDtype": None,
+}
+
+
+def chain(given: Any) -> tuple[list[dict[str, Any]], str | None]:
+    """The steps as the daemon takes them, and the dtype that conversions among them ask for (or None)."""
+    translator = _Translator()
+    for place, item in _steps(given, "transforms"):
+        translator.add(place, item)
+    return translator.steps, translator.dtype
+
+
+def _steps(given: Any, place: str) -> Iterator[tuple[str, Any]]:
+    """All steps in order, those inside containers too, each with its place."""
+    if isinstance(given, Transform | Mapping):
+        yield place, given
+    elif _is_container(given):
+        inner = given.transforms if hasattr(given, "transforms") else list(given)
+        for at, item in enumerate(inner):
+            yield from _steps(item, f"{place}[{at}]")
+    elif isinstance(given, Sequence) and not isinstance(given, str | bytes):
+        for at, item in enumerate(given):
+            yield from _steps(item, f"{place}[{at}]")
+    elif given is not None:
+        yield place, given
+
+
+def _is_container(item: Any) -> bool:
+    return type(item).__name__ in _CONTAINERS and _library(item) in ("torchvision", "torch")
+
+
+def _library(item: Any) -> str:
+    kind = item if isinstance(item, type) else type(item)
+    return kind.__module__.partition(".")[0]
+
+
+class _Translator:
+    """Goes through a chain. Where in it a step stands decides what its arguments mean: after `ToTensor` torchvision's
+    colours are on the scale where white is 1, and `antialias` counts.
+    """
+
+    def __init__(self) -> None:
+        self.steps: list[dict[str, Any]] = []
+        self.dtype: str | None = None
+        self.on_tensors = self.normalized = False
+
+    def add(self, place: str, item: Any) -> None:
+        if isinstance(item, Transform):
+            self.steps.append(item.config())
+        elif isinstance(item, Mapping):
+            self.steps.append(dict(item))
+        elif isinstance(item, type) or _library(item) != "torchvision":
+            raise ConfigError(_refusal(place, item))
+        elif type(item).__name__ == "RGB" and not any(step["type"] == "Grayscale" for step in self.steps):
+            pass  # images are RGB from the start
+        elif type(item).__name__ in _CONVERSIONS:
+            self._convert(place, item)
+        elif type(item).__name__ == "ImageClassification":  # what weights.transforms() gives
+            self._translate(place, "Resize", item, {"size": item.resize_size})
+            self._translate(place, "CenterCrop", item, {"size": item.crop_size})
+            self.dtype, self.on_tensors = "f32", True
+            self._translate(place, "Normalize", item, {})
+        elif type(item).__name__ in _STEPS:
+            self._translate(place, type(item).__name__, item, {})
+        else:
+            raise ConfigError(_refusal(place, item))
+
+    def _convert(self, place: str, item: Any) -> None:
+        name = type(item).__name__
+        if name == "ToPILImage" or (name == "ToDtype" and item.dtype is None):
+            return
+        self.on_tensors = True
+        target = _CONVERSIONS[name]
+        if target == "":
+            return
+        if target is None:
+            target = DTYPES.get(str(item.dtype).removeprefix("torch."))
+            if target is None:
+                raise ConfigError(
+                    f"{place} ({name}): dtype={shown(item.dtype)} is not made by the daemon; it makes "
+                    "uint8, float32, float16 and bfloat16"
+                )
+            if name == "ToDtype" and target != "u8" and not item.scale:
+                raise ConfigError(
+                    f"{place} (ToDtype): scale=False, floats from 0 to 255, has no equal here; use scale=True, "
+                    "or dtype=torch.uint8 and .float() on the batch"
+                )
+        self.dtype = target
+
+    def _translate(self, place: str, name: str, item: Any, known: dict[str, Any]) -> None:
+        step: type[Transform] = getattr(ours, name)
+        arguments = dict(known)
+        for parameter in inspect.signature(step).parameters:
+            if parameter not in arguments and hasattr(item, parameter):
+                value = getattr(item, parameter)
+                arguments[parameter] = _one(value) if parameter in ("size", "padding", "fill") else value
+        for parameter, value in arguments.items():
+            if callable(value) or isinstance(value, Mapping):
+                raise ConfigError(
+                    f"{place} ({name}): {parameter}={shown(value)} has no equal here; give a number or a list of numbers"
+                )
+        if "antialias" in arguments and not self.on_tensors:
+            arguments["antialias"] = True  # on PIL images torchvision ignores it
+        if "fill" in arguments:
+            arguments["fill"] = self._levels(arguments["fill"])
+        if name == "RandomErasing":
+            value = arguments["value"]
+            # v2 keeps "random" as None.
+            arguments["value"] = "random" if value is None else self._levels(value)
+        if name == "Normalize":
+            self.normalized = True
+        self.steps.append(step(**arguments).config())
+
+    def _levels(self, colour: Any) -> Any:
+        """A colour in levels, as the daemon takes it before Normalize; after it they are its units in both."""
+        if colour is None:
+            return 0
+        if (
+            isinstance(colour, str)
+            or self.normalized
+            or not (self.on_tensors and self.dtype in ("f32", "f16", "bf16"))
+        ):
+            return colour
+        return [part * 255 for part in colour] if isinstance(colour, Sequence) else colour * 255
+
+
+def _one(value: Any) -> Any:
+    """`[224]`, as v2 keeps one number, as that number."""
+    return (
+        value[0] if isinstance(value, Sequence) and not isinstance(value, str) and len(value) == 1 else value
+    )
+
+
+#: Steps that both libraries have, by one name and with one set of arguments.
+_STEPS = [name for name in ours.__all__ if name not in ("IMAGENET", "Compose", "Transform")]
+
+
+def _refusal(place: str, item: Any) -> str:
+    """Why something is no transform here, and what to do."""
+    kind = item if isinstance(item, type) else type(item)
+    name = f"{kind.__module__}.{kind.__qualname__}"
+    known = "fuelrail.transforms has " + ", ".join(_STEPS)
+    afterwards = "apply it to the batch after taking it, on the device"
+    if isinstance(item, str):
+        near = difflib.get_close_matches(item, _STEPS, n=1)
+        return f"{place} is text, {item!r}: a transform is an object, as {near[0] if near else 'Resize'}(...); {known}"
+    if isinstance(item, type):
+        return (
+            f"{place} is the class {kind.__name__}: make an object of it with its arguments, as "
+            f"{kind.__name__}(...)"
+        )
+    if _library(item) == "torchvision":
+        return f"{place} is torchvision's {kind.__name__}, which has no equal here: {afterwards}; {known}"
+    if kind.__module__.startswith("albumentations"):
+        return (
+            f"{place} is {name}: albumentations run in Python, one image at a time, and the daemon runs no Python; use "
+            f"the steps here or {afterwards}. {known}"
+        )
+    if _is_module(kind):
+        return f"{place} is {name}, a torch module; the daemon runs no Python: {afterwards}"
+    if isinstance(item, Callable):  # type: ignore[arg-type]
+        label = getattr(item, "__qualname__", None) or name
+        return (
+            f"{place} is a Python {kind.__name__} ({label}); the daemon runs no Python: {afterwards}. {known}"
+        )
+    return f"{place} is {shown(item)}, not a transform; {known}"
+
+
+def _is_module(kind: type) -> bool:
+    return any(
+        f"{base.__module__}.{base.__qualname__}" == "torch.nn.modules.module.Module" for base in kind.__mro__
+    )
