@@ -343,6 +343,87 @@ def test_avif_has_pillows_pixels(tmp_path: Path) -> None:
         )
 
 
+def box(kind: bytes, *content: bytes, version: int | None = None) -> bytes:
+    body = (b"" if version is None else struct.pack(">I", version << 24)) + b"".join(content)
+    return struct.pack(">I", len(body) + 8) + kind + body
+
+
+def avif_grid(
+    tiles: list[bytes], columns: int, rows: int, size: tuple[int, int], tile: int, **changes: int
+) -> bytes:
+    """An AVIF picture of square tiles, each a stream of AV1 data, with properties of its own."""
+    count = len(tiles)
+    grid = struct.pack(">BBBBHH", 0, 0, rows - 1, columns - 1, *size)
+    ids = range(2, count + 2)
+    items = [box(b"infe", struct.pack(">HH", at, 0), b"av01", b"\0", version=2) for at in ids]
+    properties = [
+        box(b"ispe", struct.pack(">II", *size), version=0),
+        box(b"ispe", struct.pack(">II", tile, tile), version=0),
+        box(b"irot", bytes([changes.get("turns", 0)])),
+        box(b"pixi", b"\x03\x08\x08\x08", version=0),
+        box(b"av1C", b"\x81\0\0\0"),
+    ]
+    links = struct.pack(">HBBBB", 1, 3, 1, 4, 0x83) + b"".join(
+        struct.pack(">HBBBB", at, 3, 2, 4, 0x85) for at in ids
+    )
+
+    def meta(start: int) -> bytes:
+        places = struct.pack(">HHHHII", 1, 1, 0, 1, 0, len(grid))
+        for at, data in zip(ids, tiles, strict=True):
+            places += struct.pack(">HHHHII", at, 0, 0, 1, start, len(data))
+            start += len(data)
+        return box(
+            b"meta",
+            box(b"hdlr", bytes(4), b"pict", bytes(13), version=0),
+            box(b"pitm", struct.pack(">H", 1), version=0),
+            box(
+                b"iinf",
+                struct.pack(">H", count + 1),
+                box(b"infe", b"\0\x01\0\0grid\0", version=2),
+                *items,
+                version=0,
+            ),
+            box(b"iloc", struct.pack(">HH", 0x4400, count + 1), places, version=1),
+            box(b"iref", box(b"dimg", struct.pack(f">HH{count}H", 1, count, *ids)), version=0),
+            box(
+                b"iprp",
+                box(b"ipco", *properties),
+                box(b"ipma", struct.pack(">I", count + 1), links, version=0),
+            ),
+            box(b"idat", grid),
+            version=0,
+        )
+
+    head = box(b"ftyp", b"avif", bytes(4), b"avifmif1miaf")
+    return head + meta(len(head) + len(meta(0)) + 8) + box(b"mdat", *tiles)
+
+
+def av1_data(picture: Image.Image) -> bytes:
+    content = encoded(picture, "AVIF", quality=90, subsampling="4:4:4")
+    at = content.index(b"mdat")
+    return content[at + 4 : at - 4 + int.from_bytes(content[at - 4 : at], "big")]
+
+
+@pytest.mark.skipif(not features.check("avif"), reason="this Pillow writes no AVIF")
+def test_a_grid_of_avif_pictures_is_one_and_a_damaged_one_is_bad(tmp_path: Path) -> None:
+    whole = photographs.photograph(8, 128, 128)
+    parts = [av1_data(whole.crop((x, y, x + 64, y + 64))) for y in (0, 64) for x in (0, 64)]
+    files = {
+        "grid": avif_grid(parts, 2, 2, (119, 119), 64),
+        "turned": avif_grid(parts, 2, 2, (119, 119), 64, turns=1),
+        "of too few tiles": avif_grid(parts[:3], 2, 2, (119, 119), 64),
+        "larger than its tiles": avif_grid(parts, 2, 2, (129, 129), 64),
+        "of tiles of another size": avif_grid(parts, 2, 2, (119, 119), 60),
+        "huge": avif_grid(parts, 200, 200, (60_000, 60_000), 64),
+    }
+    grid, turned, *bad = load(tmp_path, files, transforms=[CenterCrop(119)])
+    assert grid is not None and turned is not None
+    assert np.abs(grid.astype(int) - expected(files["grid"])).max() <= 3
+    assert np.abs(turned.astype(int) - expected(files["turned"])).max() <= 3
+    assert np.array_equal(np.rot90(grid), turned)
+    assert bad == [None] * 4
+
+
 def exif(orientation: int, *, kind: int = 3) -> bytes:
     value = struct.pack(">I" if kind == 4 else ">HH", *((orientation,) if kind == 4 else (orientation, 0)))
     return b"MM\0*" + struct.pack(">IHHHI", 8, 1, 0x0112, kind, 1) + value + bytes(4)
