@@ -67,7 +67,7 @@ def table_of_replaced(root: Path, version: int) -> Any:
 
 
 def shard(path: Path, labels: list[int], *, keep_time: bool = False) -> None:
-    times = os.stat(path) if keep_time and path.exists() else None
+    times = path.stat() if keep_time and path.exists() else None
     with tarfile.open(path, "w") as out:
         for at, label in enumerate(labels):
             for ending, data in (("png", png(at)), ("cls", str(label).encode())):
@@ -157,9 +157,7 @@ def settle(root: Path) -> None:
 
 def contents(loader: Any) -> tuple[Any, ...]:
     rows = [
-        row
-        for batch in loader
-        for row in zip(batch["index"].tolist(), batch["label"].tolist(), strict=True)
+        row for batch in loader for row in zip(batch["index"].tolist(), batch["label"].tolist(), strict=True)
     ]
     return (loader.classes, rows)
 
@@ -168,7 +166,9 @@ def contents(loader: Any) -> tuple[Any, ...]:
 @pytest.mark.parametrize("age", ["new", "old"])
 def test_a_new_loader_sees_the_files_as_they_are(kind: Any, age: str, tmp_path: Path) -> None:
     def make() -> Any:
-        return Loader(source, transforms=TINY, batch_size=2, cache_dir=None if wrapped else tmp_path / "cache")
+        return Loader(
+            source, transforms=TINY, batch_size=2, cache_dir=None if wrapped else tmp_path / "cache"
+        )
 
     source = kind(tmp_path, 0)
     wrapped = isinstance(source, Source | Mix)

@@ -4,6 +4,7 @@ use std::fmt;
 use std::io;
 use std::path::Path;
 
+use crate::names::{missing, printable, shown};
 use crate::remote::Fault;
 
 /// A source cannot be opened or read at all: the configuration or the environment is wrong.
@@ -25,18 +26,23 @@ enum SourceErrorKind {
 }
 
 impl SourceError {
+    /// Names of files in it are shown so that no terminal or log obeys them.
+    fn new(kind: SourceErrorKind, message: &str) -> Self {
+        Self { kind, message: printable(message).into_owned() }
+    }
+
     /// A value in the configuration makes no sense.
     pub fn config(message: String) -> Self {
-        Self { kind: SourceErrorKind::Config, message }
+        Self::new(SourceErrorKind::Config, &message)
     }
 
     /// The data is missing, unreadable, or not what the configuration says.
     pub fn data(message: String) -> Self {
-        Self { kind: SourceErrorKind::Data, message }
+        Self::new(SourceErrorKind::Data, &message)
     }
 
     pub(crate) fn backend(message: String) -> Self {
-        Self { kind: SourceErrorKind::Backend, message }
+        Self::new(SourceErrorKind::Backend, &message)
     }
 
     /// Whoever asked for the source does not want it any more.
@@ -46,22 +52,18 @@ impl SourceError {
 
     /// The folder or a part of it cannot be read, for a reason the system gives.
     pub(crate) fn folder(path: &Path, error: &io::Error) -> Self {
-        let path = path.display();
+        let folder = shown(path);
         Self::data(match error.kind() {
-            io::ErrorKind::NotFound => {
-                format!(
-                    "image folder {path} does not exist; check the path (a relative one starts where the process was started)"
-                )
-            }
+            io::ErrorKind::NotFound => missing(path),
             io::ErrorKind::NotADirectory => {
-                format!("{path} is not a directory; give the folder that holds the class folders")
+                format!("{folder} is not a directory; give the folder that holds the class folders")
             }
             io::ErrorKind::PermissionDenied => {
                 format!(
-                    "folder {path} cannot be read ({error}); allow this user to read and enter it, or move it away"
+                    "folder {folder} cannot be read ({error}); allow this user to read and enter it, or move it away"
                 )
             }
-            _ => format!("folder {path} cannot be read: {error}"),
+            _ => format!("folder {folder} cannot be read: {error}"),
         })
     }
 
@@ -90,7 +92,7 @@ impl SourceError {
 ///
 /// The text names the record's key (and, through the root in the source's configuration, the file).
 #[derive(Clone, Debug, thiserror::Error)]
-#[error("{key}: {detail}")]
+#[error("{}: {}", printable(key), printable(detail))]
 pub struct ReadError {
     key: String,
     kind: ReadErrorKind,
@@ -128,7 +130,7 @@ impl ReadError {
         let detail = format!(
             "{} was listed when the source was opened and is gone now; keep the data set unchanged while it is in use, or \
              start again",
-            path.display()
+            shown(path)
         );
         Self { key, kind: ReadErrorKind::Gone, detail, transient: false }
     }
@@ -137,7 +139,7 @@ impl ReadError {
         let detail = format!(
             "{} has changed since the source was opened: {expected} bytes were expected, {found} found; keep the data set \
              unchanged while it is in use, or start again",
-            path.display()
+            shown(path)
         );
         Self { key, kind: ReadErrorKind::Changed, detail, transient: false }
     }

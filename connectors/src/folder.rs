@@ -8,11 +8,15 @@
 //!
 //! - Classes are the folders directly under the root, sorted by name; the order of records is torchvision's `ImageFolder`
 //!   order (class, then directory path, then file name, compared as bytes), so that indices can be compared.
-//! - A class folder without images keeps its class: labels do not shift because one folder is empty. (torchvision raises
-//!   there.) A source without a single image is refused.
+//! - A class folder without images keeps its class, with a warning: labels do not shift because one folder is empty.
+//!   (torchvision raises there.) A source without a single image is refused.
+//! - Folders that systems and programs leave beside data (`__MACOSX`, `@eaDir`, `lost+found`, … ) are no classes, unless
+//!   `classes` names them.
+//! - Folders that are all called like parts of a data set (`train`, `val2017`) are no classes either: that is refused, and
+//!   `classes` says otherwise.
 //! - With `classes` given, that list is the mapping: a class without a folder is fine, a folder not in the list is an error.
-//! - Images are recognised by their extension, in any case; other files, and hidden files and folders (leading dot), are
-//!   ignored and counted in the log. Of special files (pipes, devices, sockets) none is ever opened.
+//! - Images are recognised by their extension, in any case; other files are passed over and counted by their endings, hidden
+//!   files and folders (leading dot) without a word. Of special files (pipes, devices, sockets) none is ever opened.
 //! - Symbolic links are followed, to files and to folders. A folder that contains itself is entered once.
 //! - A folder with images directly under it and no folders at all is an *unlabelled* source: label 0, no classes. Next to
 //!   class folders such images have no class; they are ignored, with a warning.
@@ -23,6 +27,7 @@
 
 mod walk;
 
+use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -30,18 +35,28 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
-use xxhash_rust::xxh3::xxh3_64;
 
 use self::walk::{Listing, Pending, Root, Subfolder};
 use crate::disk::{self, Files, Span};
 use crate::manifest::{Manifest, ManifestBuilder, escape};
+use crate::names::{is_litter, shown};
 use crate::opening;
 use crate::recognised::{self, Recognised};
+use crate::split::{Split, SplitPart};
 use crate::{Blocks, CacheConfig, Extent, Fingerprint, IndexedSource, Reader, ReaderConfig, SourceError};
 
 /// Endings (without the dot, lower case) that make a file an image.
-const EXTENSIONS: [&str; 12] =
-    ["jpg", "jpeg", "png", "ppm", "pgm", "pnm", "bmp", "tif", "tiff", "webp", "gif", "avif"];
+const EXTENSIONS: [&str; 15] = [
+    "jpg", "jpeg", "png", "ppm", "pgm", "pnm", "bmp", "tif", "tiff", "webp", "gif", "jpe", "jfif", "pbm",
+    "avif",
+];
+
+/// Names of folders that are parts of a data set and no classes, also with numbers behind them.
+const PARTS: [&str; 10] =
+    ["train", "training", "val", "valid", "validation", "test", "testing", "dev", "eval", "holdout"];
+
+/// Names of folders that lie beside parts and hold none.
+const BESIDE_PARTS: [&str; 6] = ["annotations", "docs", "labels", "meta", "metadata", "splits"];
 
 /// Directories may be nested this deep below the root.
 const MAX_DEPTH: usize = 64;
@@ -69,51 +84,6 @@ pub struct FolderConfig {
     pub cache: CacheConfig,
 }
 
-/// A part of a source, chosen by a hash of each record's key.
-///
-/// The hash depends on the relative path alone: adding a file moves no other file from one part to the other, and every
-/// machine agrees. Both parts have the same classes.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Split {
-    /// The part wanted.
-    pub part: SplitPart,
-    /// Fraction of keys that belong to `val`, from 0 to 1; the others belong to `train`.
-    pub fraction: f64,
-}
-
-/// The parts of a split.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum SplitPart {
-    /// Keys whose hash, taken as a fraction, is not below [`Split::fraction`].
-    Train,
-    /// Keys whose hash, taken as a fraction, is below [`Split::fraction`].
-    Val,
-}
-
-impl Split {
-    pub(crate) fn check(&self) -> Result<(), SourceError> {
-        if (0.0..=1.0).contains(&self.fraction) {
-            return Ok(());
-        }
-        Err(SourceError::config(format!(
-            "split.fraction is {}; it must be from 0 to 1 (the fraction of records that belong to \"val\")",
-            self.fraction
-        )))
-    }
-
-    /// Whether the record with this relative path belongs to the part.
-    pub(crate) fn holds(&self, path: &[u8]) -> bool {
-        // 53 bits, so that the fraction is exact in f64 and always below 1: with fraction 1 nothing is left for train.
-        let fraction = (xxh3_64(path) >> 11) as f64 / (1u64 << 53) as f64;
-        match self.part {
-            SplitPart::Val => fraction < self.fraction,
-            SplitPart::Train => fraction >= self.fraction,
-        }
-    }
-}
-
 /// An open image folder.
 #[derive(Debug)]
 pub(crate) struct Folder {
@@ -126,20 +96,27 @@ impl Folder {
         if let Some(split) = &config.split {
             split.check()?;
         }
-        let manifest = list(config)?;
+        let Walked { manifest, warnings, passed_over } = list(config)?;
+        for warning in warnings {
+            tracing::warn!("{warning}");
+        }
         tracing::debug!(
             "{}: {} images of {} bytes in {} classes, the list takes {} bytes",
-            config.root.display(),
+            shown(&config.root),
             manifest.len(),
             manifest.total_bytes(),
             manifest.classes().len(),
             manifest.memory()
         );
-        recognised_as(&manifest).say(&config.root.to_string_lossy(), manifest.len());
+        let mut recognised = recognised_as(&manifest);
+        if let Some(passed_over) = passed_over {
+            recognised.note(passed_over);
+        }
+        recognised.say(&config.root.to_string_lossy(), manifest.len());
         let (config_then, then) = (config.clone(), manifest.fingerprint());
         // The list again: names, sizes and classes are all that is kept of a folder. An image's bytes are read when they are
         // wanted.
-        opening::depends_on(move || list(&config_then).is_ok_and(|now| now.fingerprint() == then));
+        opening::depends_on(move || list(&config_then).is_ok_and(|now| now.manifest.fingerprint() == then));
         Ok(Self { root: config.root.clone(), manifest })
     }
 }
@@ -154,7 +131,7 @@ pub(crate) fn recognised_as(manifest: &Manifest) -> Recognised {
 }
 
 /// Walks the folder on threads of its own.
-fn list(config: &FolderConfig) -> Result<Manifest, SourceError> {
+fn list(config: &FolderConfig) -> Result<Walked, SourceError> {
     // Asking for sizes waits for the disk or the network when the directory cache is cold: more threads than cores.
     let threads = std::thread::available_parallelism().map_or(2, usize::from).clamp(8, 32);
     let pool = rayon::ThreadPoolBuilder::new()
@@ -162,7 +139,7 @@ fn list(config: &FolderConfig) -> Result<Manifest, SourceError> {
         .thread_name(|number| format!("fuelrail-walk-{number}"))
         .build()
         .map_err(|error| {
-            SourceError::backend(format!("no threads to read {}: {error}", config.root.display()))
+            SourceError::backend(format!("no threads to read {}: {error}", shown(&config.root)))
         })?;
     let opening = opening::current().unwrap_or_default();
     pool.install(|| opening.run(|| build(config)))
@@ -231,27 +208,29 @@ impl Files for Folder {
     }
 }
 
+/// What a walk found, and what is to be said of it.
+struct Walked {
+    manifest: Manifest,
+    warnings: Vec<String>,
+    passed_over: Option<String>,
+}
+
 /// Walks the folder and makes the manifest.
-fn build(config: &FolderConfig) -> Result<Manifest, SourceError> {
+fn build(config: &FolderConfig) -> Result<Walked, SourceError> {
     let root = Root::open(&config.root)?;
-    let top = root.list(Path::new(""), &root.ancestors)?;
+    let mut top = root.list(Path::new(""), &root.ancestors)?;
+    let named = |folder: &Subfolder| {
+        let name = escape(folder.path.as_os_str().as_bytes());
+        config.classes.as_ref().is_some_and(|classes| classes.contains(&name))
+    };
+    top.folders.retain(|folder| !is_litter(folder.path.as_os_str().as_bytes()) || named(folder));
     if top.folders.is_empty() {
         return unlabelled(config, &root, top);
     }
     let folders = class_folders(config, &top)?;
-    let classes = match &config.classes {
-        Some(classes) => classes.clone(),
-        None => folders.iter().map(|(name, ..)| name.clone()).collect(),
-    };
-    let mut counts = top.counts;
-    counts.other += top.len() as u64;
-    if top.len() > 0 {
-        tracing::warn!(
-            "{} images directly in {} have no class and are ignored; move them into class folders",
-            top.len(),
-            config.root.display()
-        );
-    }
+    let names: Vec<String> = folders.iter().map(|(name, ..)| name.clone()).collect();
+    let labels: Vec<u32> = folders.iter().map(|(_, label, _)| *label).collect();
+    let mut counts = top.counts.clone();
 
     let level = folders.into_iter().map(|(_, class, folder)| Pending { class, folder }).collect();
     let mut listings = root.walk(level)?;
@@ -264,20 +243,38 @@ fn build(config: &FolderConfig) -> Result<Manifest, SourceError> {
     let records = listings.iter().map(|(_, listing)| listing.len()).sum();
     let name_bytes = listings.iter().map(|(_, listing)| listing.names.len()).sum();
     let mut manifest = ManifestBuilder::with_capacity(records, name_bytes);
+    let mut classes: Vec<Class> = names
+        .into_iter()
+        .zip(labels)
+        .map(|(name, label)| Class { name, label, images: 0, deeper: 0 })
+        .collect();
+    let places: HashMap<u32, usize> =
+        classes.iter().enumerate().map(|(at, class)| (class.label, at)).collect();
     let mut seen = 0;
-    for (class, listing) in listings {
+    for (label, listing) in listings {
         counts.add(&listing.counts);
-        seen += listing.add_to(&mut manifest, class, config.split.as_ref());
+        let images = listing.add_to(&mut manifest, label, config.split.as_ref());
+        let class = &mut classes[places[&label]];
+        let is_deeper = listing.path.components().count() > 1;
+        class.images += images;
+        class.deeper +=
+            usize::from(is_deeper && images > 0) + usize::from(!is_deeper && images > 0) * usize::MAX / 2;
+        seen += images;
     }
-    counts.log(&config.root);
-    let manifest = manifest.build(classes);
+    let manifest = manifest.build(match &config.classes {
+        Some(classes) => classes.clone(),
+        None => classes.iter().map(|class| class.name.clone()).collect(),
+    });
     if seen == 0 {
         let mut message = format!(
             "no images in the {} class folders of {} (images end in {})",
-            manifest.classes().len(),
-            config.root.display(),
+            classes.len(),
+            shown(&config.root),
             extensions()
         );
+        if let Some(passed_over) = counts.passed_over() {
+            message += &format!("; {passed_over}");
+        }
         if top.len() > 0 {
             message += &format!(
                 "; {} images lie directly in it: move them into class folders, or remove the empty folders to use them \
@@ -287,36 +284,135 @@ fn build(config: &FolderConfig) -> Result<Manifest, SourceError> {
         }
         return Err(SourceError::data(message));
     }
+    let with_images: Vec<&str> =
+        classes.iter().filter(|class| class.images > 0).map(|class| class.name.as_str()).collect();
+    check_level(config, &with_images)?;
     check_split(config, &manifest, seen)?;
-    hint_at_wrong_level(&config.root, manifest.classes());
-    Ok(manifest)
+    let mut warnings = counts.warnings(&config.root);
+    if top.len() > 0 {
+        warnings.push(format!(
+            "{} images directly in {} have no class and are ignored; move them into class folders",
+            top.len(),
+            shown(&config.root)
+        ));
+    }
+    warnings.extend(doubts(config, &classes));
+    Ok(Walked { manifest, warnings, passed_over: counts.passed_over() })
+}
+
+/// A class folder and what was found in it.
+struct Class {
+    name: String,
+    label: u32,
+    images: u64,
+    /// Folders below it that hold images; as good as without end when it holds some itself.
+    deeper: usize,
+}
+
+/// What may be wrong with class folders that are usable.
+fn doubts(config: &FolderConfig, classes: &[Class]) -> Vec<String> {
+    let root = shown(&config.root);
+    let mut doubts = Vec::new();
+    let empty: Vec<String> =
+        classes.iter().filter(|class| class.images == 0).map(|class| class.name.clone()).collect();
+    if !empty.is_empty() {
+        doubts.push(format!(
+            "{root}: {} of {} class folders hold no image and stay classes: {}",
+            empty.len(),
+            classes.len(),
+            some(&empty)
+        ));
+    }
+    let mut lower: Vec<(String, &str)> =
+        classes.iter().map(|class| (class.name.to_lowercase(), class.name.as_str())).collect();
+    lower.sort_unstable();
+    for pair in lower.windows(2).filter(|pair| pair[0].0 == pair[1].0) {
+        doubts.push(format!(
+            "{root}: \"{}\" and \"{}\" are two classes that differ in case only",
+            pair[0].1, pair[1].1
+        ));
+    }
+    if let [class] = classes
+        && (2..usize::MAX / 2).contains(&class.deeper)
+        && config.classes.is_none()
+    {
+        doubts.push(format!(
+            "{root}: its one class folder, {0}, holds {1} folders with images; if these are the classes, give {2}",
+            class.name,
+            class.deeper,
+            shown(&config.root.join(&class.name))
+        ));
+    }
+    doubts
 }
 
 /// A folder without folders: its images, without labels.
-fn unlabelled(config: &FolderConfig, root: &Root, top: Listing) -> Result<Manifest, SourceError> {
-    let shown = config.root.display();
+fn unlabelled(config: &FolderConfig, root: &Root, top: Listing) -> Result<Walked, SourceError> {
+    let place = shown(&config.root);
     if top.len() == 0 {
+        let passed_over = top.counts.passed_over().map(|text| format!(" ({text})")).unwrap_or_default();
         return Err(SourceError::data(format!(
-            "no images in {shown}: it has no class folders and no files that end in {}; give the folder that holds one \
-             folder per class",
+            "no images in {place}: it has no class folders and no files that end in {}{passed_over}; give the folder that holds \
+             one folder per class",
             extensions()
         )));
     }
     if config.classes.is_some() {
         return Err(SourceError::data(format!(
-            "{shown} has no class folders, only images, but classes are given; move the images into one folder per class, \
+            "{place} has no class folders, only images, but classes are given; move the images into one folder per class, \
              or leave out classes to use them without labels"
         )));
     }
     let mut listings = vec![(0, top)];
     root.measure(&mut listings)?;
     let (_, top) = listings.pop().expect("the one listing");
-    top.counts.log(&config.root);
     let mut manifest = ManifestBuilder::with_capacity(top.len(), top.names.len());
     let seen = top.add_to(&mut manifest, 0, config.split.as_ref());
     let manifest = manifest.build(Vec::new());
     check_split(config, &manifest, seen)?;
-    Ok(manifest)
+    let (warnings, passed_over) = (top.counts.warnings(&config.root), top.counts.passed_over());
+    Ok(Walked { manifest, warnings, passed_over })
+}
+
+/// Refuses class folders that are all called like parts of a data set.
+pub(crate) fn check_level(config: &FolderConfig, with_images: &[&str]) -> Result<(), SourceError> {
+    if config.classes.is_some() || with_images.is_empty() || !with_images.iter().all(|name| is_part(name)) {
+        return Ok(());
+    }
+    let quoted: Vec<String> = with_images.iter().map(|name| format!("{name:?}")).collect();
+    Err(SourceError::data(format!(
+        "the folders in {} are called like parts of a data set ({}), not like classes: give one of them as the folder, such as {}; \
+         if they are classes, say so with classes=[{}]",
+        shown(&config.root),
+        with_images.join(", "),
+        shown(&config.root.join(with_images[0])),
+        quoted.join(", ")
+    )))
+}
+
+/// Whether a folder is called like a part of a data set: `train`, `Val`, `test2017`, `train_images`.
+fn is_part(name: &str) -> bool {
+    let name = name.to_ascii_lowercase();
+    let name = name.strip_suffix("_images").or_else(|| name.strip_suffix("_set")).unwrap_or(&name);
+    PARTS.contains(&name.trim_end_matches(|c: char| c.is_ascii_digit() || c == '_' || c == '-'))
+}
+
+/// The folder of this name in one that holds nothing but parts of a data set.
+pub(crate) fn part(root: &Path, name: &str) -> Option<PathBuf> {
+    let mut found = None;
+    for entry in std::fs::read_dir(root).ok()?.flatten() {
+        let folder = entry.file_name();
+        if is_litter(folder.as_bytes()) || !entry.path().is_dir() {
+            continue;
+        }
+        let folder = folder.to_string_lossy();
+        if folder == name && is_part(name) {
+            found = Some(entry.path());
+        } else if !is_part(&folder) && !BESIDE_PARTS.contains(&&*folder.to_lowercase()) {
+            return None;
+        }
+    }
+    found
 }
 
 pub(crate) fn check_split(config: &FolderConfig, manifest: &Manifest, seen: u64) -> Result<(), SourceError> {
@@ -327,12 +423,12 @@ pub(crate) fn check_split(config: &FolderConfig, manifest: &Manifest, seen: u64)
                 SplitPart::Train => "train",
                 SplitPart::Val => "val",
             },
-            config.root.display(),
+            shown(&config.root),
             split.fraction
         ))),
         _ if manifest.is_empty() => Err(SourceError::data(format!(
             "all images of {} vanished while it was read; try again",
-            config.root.display()
+            shown(&config.root)
         ))),
         _ => Ok(()),
     }
@@ -363,7 +459,7 @@ pub(crate) fn class_labels(config: &FolderConfig, names: &[String]) -> Result<Ve
         Some(class) => Ok(class as u32),
         None => Err(SourceError::data(format!(
             "folder {} is not in the list of classes ({}); add {name:?} to classes or move the folder away",
-            config.root.join(name).display(),
+            shown(&config.root.join(name)),
             some(classes)
         ))),
     };
@@ -381,19 +477,6 @@ fn some(names: &[String]) -> String {
 
 pub(crate) fn extensions() -> String {
     EXTENSIONS.map(|extension| format!(".{extension}")).join(" ")
-}
-
-/// `train` and `val` as classes are almost always a path that is one level too high.
-pub(crate) fn hint_at_wrong_level(root: &Path, classes: &[String]) {
-    let parts = ["train", "training", "val", "valid", "validation", "test", "testing"];
-    if !classes.is_empty() && classes.iter().all(|class| parts.contains(&class.as_str())) {
-        tracing::warn!(
-            "the class folders of {} are named {}; if these are parts of the data set and not classes, give one of them as \
-             the folder",
-            root.display(),
-            classes.join(", ")
-        );
-    }
 }
 
 /// Whether a file name has the ending of an image.

@@ -67,6 +67,7 @@ mod remote;
 mod schema;
 pub mod settings;
 mod shards;
+mod split;
 mod stream;
 mod subset;
 mod synthetic;
@@ -87,7 +88,7 @@ pub use array::{ArrayConfig, TokensConfig as ArrayTokensConfig};
 pub use buffer::{Buffer, POOL_BYTES};
 pub use column::PixelLayout;
 pub use error::{ReadError, ReadErrorKind, SourceError};
-pub use folder::{FolderConfig, Split, SplitPart};
+pub use folder::FolderConfig;
 pub use hdf5::Hdf5Config;
 pub use kafka::{
     KafkaConfig, KafkaPoint, KafkaProperties, KafkaValue, Producer as KafkaProducer,
@@ -100,6 +101,7 @@ pub use opening::{Counted, Opening, Progress};
 pub use recognised::RECOGNISED;
 pub use schema::{ElementType, FieldSpec, MAX_FIELD_BYTES, RESERVED, Schema};
 pub use shards::CacheConfig;
+pub use split::{Split, SplitPart};
 pub use stream::{Follower, Place, Sink, StreamRecord, StreamSource, StreamStats, Window};
 pub use subset::SubsetConfig;
 pub use synthetic::{SyntheticConfig, SyntheticFormat};

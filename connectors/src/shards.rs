@@ -444,7 +444,7 @@ fn named(path: &Path, error: &io::Error) -> io::Error {
 
 fn unreadable(path: &Path, error: &io::Error) -> SourceError {
     SourceError::data(match error.kind() {
-        io::ErrorKind::NotFound => missing(path),
+        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => missing(path),
         _ => format!("{} cannot be read: {error}", shown(path)),
     })
 }

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::io::IsTerminal as _;
 use std::sync::{Mutex, PoisonError};
 
-use fuelrail_connectors::RECOGNISED;
+use fuelrail_connectors::{RECOGNISED, printable};
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
@@ -32,7 +32,13 @@ pub fn to_stderr() {
     let filter = EnvFilter::try_from_env("FUELRAIL_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
     let _ = tracing_subscriber::registry()
         .with(filter)
-        .with(fmt::layer().with_writer(std::io::stderr).with_ansi(is_coloured()).with_target(false))
+        .with(
+            fmt::layer()
+                .with_writer(std::io::stderr)
+                .with_ansi(is_coloured())
+                .with_target(false)
+                .fmt_fields(fmt::format::debug_fn(write_field)),
+        )
         .try_init();
 }
 
@@ -40,9 +46,26 @@ pub fn to_stderr() {
 pub fn warnings_to_stderr() {
     let filter = EnvFilter::try_from_env("FUELRAIL_LOG")
         .unwrap_or_else(|_| EnvFilter::new(format!("warn,{RECOGNISED}=info")));
-    let lines =
-        fmt::layer().with_writer(std::io::stderr).with_ansi(is_coloured()).with_target(false).without_time();
+    let lines = fmt::layer()
+        .with_writer(std::io::stderr)
+        .with_ansi(is_coloured())
+        .with_target(false)
+        .without_time()
+        .fmt_fields(fmt::format::debug_fn(write_field));
     let _ = tracing_subscriber::registry().with(filter).with(lines).try_init();
+}
+
+/// One field of a line. Names of files in it are shown so that no terminal or log obeys them.
+fn write_field(
+    writer: &mut fmt::format::Writer<'_>,
+    field: &Field,
+    value: &dyn std::fmt::Debug,
+) -> std::fmt::Result {
+    let value = format!("{value:?}");
+    match field.name() {
+        "message" => write!(writer, "{}", printable(&value)),
+        name => write!(writer, " {name}={}", printable(&value)),
+    }
 }
 
 /// Colours are for a person at a terminal who has not refused them (<https://no-color.org>).
@@ -86,7 +109,8 @@ impl<S: Subscriber> Layer<S> for ClientLayer {
         };
         let mut text = Text::default();
         event.record(&mut text);
-        let reply = Reply::Log { level: level.into(), text: text.message + &text.fields };
+        let reply =
+            Reply::Log { level: level.into(), text: printable(&(text.message + &text.fields)).into_owned() };
         let mut sinks = SINKS.lock().unwrap_or_else(PoisonError::into_inner);
         while let Some(first) = sinks.first() {
             if first(reply.clone()) {

@@ -5,6 +5,7 @@ use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::path::PathBuf;
 
+use fuelrail_connectors::printable;
 use serde::Serialize;
 
 /// Why a record was refused.
@@ -86,7 +87,7 @@ impl Quarantine {
         };
         let mut line = serde_json::to_vec(&line).expect("a line is plain data");
         line.push(b'\n');
-        let mut said = format!("{key}: {reason}");
+        let mut said = printable(&format!("{key}: {reason}")).into_owned();
         if let Err(error) = self.write(&line) {
             said.push_str(&format!(" (could not be written to the quarantine list: {error})"));
         }

@@ -1,6 +1,6 @@
 //! Why something is refused, in the words that the client will read.
 
-use fuelrail_connectors::SourceError;
+use fuelrail_connectors::{SourceError, printable};
 
 use crate::protocol::ErrorKind;
 
@@ -15,9 +15,9 @@ pub struct Refusal {
 }
 
 impl Refusal {
-    /// A refusal for the reason given.
+    /// A refusal for the reason given. Names of files in it are shown so that no terminal or log obeys them.
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
-        Self { kind, message: message.into() }
+        Self { kind, message: printable(&message.into()).into_owned() }
     }
 
     /// Why a source could not be opened.

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 import os
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -50,7 +49,8 @@ class Source:
         tokens: a column or array of token ids, padded or packed into rows:
             `{"column": "input_ids", "length": 1024, "mode": "pack"}`.
         classes: fixes the mapping from class names to labels.
-        split: "train[:90%]" or "train[90%:]": a part of it, by a hash of each key.
+        split: "train[:90%]" or "train[90%:]": a part of it, and what is held out of that, by a hash of each key. Of a
+            folder that holds parts ("train", "val"), the name of one of them.
         cache_dir: where copies of remote and unpacked files are kept. Default: ~/.cache/fuelrail.
         cache_limit: most bytes kept there: a number, or "100gb" (the default).
         options: further keys of this kind of source; an unknown one is refused by name.
@@ -92,7 +92,14 @@ class Source:
 
     def config(self) -> dict[str, Any]:
         """The source as the daemon takes it; relative paths start at the current folder."""
-        config: dict[str, Any] = {"type": "address", "address": self._addresses, "base": str(Path.cwd())}
+        config: dict[str, Any] = {"type": "address", "address": self._addresses}
+        absolute = all(address.startswith("/") or "://" in address for address in self._addresses)
+        try:
+            config["base"] = _folder()
+        except ConfigError:
+            # Without one, nothing that is relative can be meant.
+            if not absolute:
+                raise
         for key, value in self._options.items():
             if key == "split":
                 config["split"] = _split(value)
@@ -199,7 +206,30 @@ def _address(item: Any) -> str:
     address = os.fspath(item)
     if not isinstance(address, str):
         raise ConfigError(f"an address is text, not {address!r}; os.fsdecode() makes text of bytes")
-    return address
+    return _text(address, "an address")
+
+
+def _text(path: str, what: str) -> str:
+    """Refuses what cannot be said in UTF-8: bytes of a name that Python carries as surrogates."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        raise ConfigError(
+            f"{what} is {os.fsencode(path)!r}, which is not UTF-8; rename it, or give a symbolic link that leads there "
+            "(names of files inside may be anything)"
+        ) from None
+    return path
+
+
+def _folder() -> str:
+    """The current folder, where relative paths start."""
+    try:
+        return _text(str(Path.cwd()), "the current folder")
+    except FileNotFoundError:
+        raise ConfigError(
+            "the current folder is gone (deleted while this process is in it), so a relative path leads nowhere; "
+            "give an absolute one, or change the folder with os.chdir"
+        ) from None
 
 
 def finite(name: str, value: Any) -> float:
@@ -223,13 +253,12 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _split(text: str) -> dict[str, Any]:
-    """`"train[:90%]"` and `"train[90%:]"`: two parts that do not overlap, by a hash of each key."""
-    match = re.fullmatch(r"\w+\[(?::(\d+(?:\.\d+)?)%|(\d+(?:\.\d+)?)%:)\]", text)
-    percent = float(match[1] or match[2]) if match else -1.0
-    if match is None or not 0.0 <= percent <= 100.0:
-        raise ConfigError(
-            f'split={text!r} is not understood: write "train[:90%]" for one part and "train[90%:]" for the '
-            "other; a sample's part is decided by a hash of its key"
-        )
-    return {"part": "train" if match[1] else "val", "fraction": round(1.0 - percent / 100.0, 9)}
+def _split(value: Any) -> Any:
+    """What a text says is decided where the source is known; here only that it is one."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, Mapping):
+        return _plain(value)
+    raise ConfigError(
+        f'split={value!r} is not text: write "train[:90%]" for one part and "train[90%:]" for what is held out of it'
+    )

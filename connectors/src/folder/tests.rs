@@ -80,6 +80,7 @@ fn the_order_is_that_of_torchvision() {
 fn images_are_known_by_their_ending_and_hidden_ones_are_none() {
     let images = [
         "1.jpg", "2.JPEG", "3.Png", "4.ppm", "5.PGM", "6.pnm", "7.bmp", "8.tif", "9.TIFF", "a.webp", "b.gif",
+        "c.jfif", "d.jpe", "e.pbm", "f.AVIF",
     ];
     let others =
         [".x.jpg", "._1.jpg", "jpg", "x.txt", "x.jpg.bak", "Thumbs.db", ".hidden/1.jpg", "x.", "x.jpgg"];
@@ -97,6 +98,62 @@ fn an_empty_class_keeps_its_label() {
     let source = Folder::open(&config(&folder)).unwrap();
     assert_eq!(source.classes(), ["a", "b", "c", "d"]);
     assert_eq!(labels(&source), [0, 2]);
+}
+
+#[test]
+fn what_systems_leave_beside_data_is_no_class() {
+    let litter =
+        ["__MACOSX", "@eaDir", "lost+found", "$RECYCLE.BIN", "System Volume Information", "__pycache__"];
+    let mut files: Vec<String> = litter.iter().map(|name| format!("{name}/x/1.jpg")).collect();
+    files.extend(litter.iter().map(|name| format!("b/{name}/1.jpg")));
+    files.extend(["a/1.jpg", "b/1.jpg", "zebra/1.jpg", "Thumbs.db", ".DS_Store"].map(str::to_owned));
+    let folder = folder(&files.iter().map(String::as_str).collect::<Vec<_>>());
+    let source = Folder::open(&config(&folder)).unwrap();
+    assert_eq!(source.classes(), ["a", "b", "zebra"]);
+    assert_eq!(keys(&source), ["a/1.jpg", "b/1.jpg", "zebra/1.jpg"]);
+    // Whoever names one means it.
+    let classes = ["a", "b", "zebra", "@eaDir"].map(str::to_owned).to_vec();
+    let source = Folder::open(&FolderConfig { classes: Some(classes), ..config(&folder) }).unwrap();
+    assert_eq!(keys(&source).last().unwrap(), "@eaDir/x/1.jpg");
+}
+
+#[test]
+fn parts_of_a_data_set_are_no_classes() {
+    for names in [
+        &["train/cat/1.jpg", "val/cat/1.jpg"][..],
+        &["Train/1.jpg"],
+        &["train2017/1.jpg", "val2017/1.jpg", "annotations/x.json"],
+        &["test_images/1.jpg", "train_images/1.jpg"],
+    ] {
+        let root = folder(names);
+        let text = error(&config(&root));
+        assert!(text.contains("parts of a data set") && text.contains("classes=["), "{text}");
+    }
+    let cars = folder(&["train/1.jpg", "bus/1.jpg"]);
+    assert_eq!(Folder::open(&config(&cars)).unwrap().classes(), ["bus", "train"]);
+    let classes = Some(["val", "train"].map(str::to_owned).to_vec());
+    let named = folder(&["train/1.jpg", "val/1.jpg"]);
+    assert_eq!(labels(&Folder::open(&FolderConfig { classes, ..config(&named) }).unwrap()), [0, 1]);
+}
+
+#[test]
+fn what_is_doubtful_is_said() {
+    let doubts = |names: &[&str]| build(&config(&folder(names))).unwrap().warnings.join("\n");
+    assert_eq!(doubts(&["a/1.jpg", "b/1.jpg"]), "");
+    assert!(
+        doubts(&["a/1.jpg", "b/", "c/x.txt"])
+            .contains("2 of 3 class folders hold no image and stay classes: b, c")
+    );
+    assert!(doubts(&["Cat/1.jpg", "cat/1.jpg"]).contains("differ in case only"));
+    assert!(
+        doubts(&["set/a/1.jpg", "set/b/1.jpg"])
+            .contains("its one class folder, set, holds 2 folders with images")
+    );
+    assert_eq!(doubts(&["set/a/1.jpg", "set/b/1.jpg", "set/1.jpg"]), "");
+    assert!(doubts(&["a/1.jpg", "1.jpg"]).contains("1 images directly in"));
+    let passed_over =
+        build(&config(&folder(&["a/1.jpg", "a/1.txt", "a/2.TXT", "a/3.heic", "a/x"]))).unwrap().passed_over;
+    assert_eq!(passed_over.unwrap(), "4 files of other endings were passed over (.txt 2, .heic 1)");
 }
 
 #[test]
@@ -149,7 +206,11 @@ fn folders_that_cannot_be_used_are_named_with_what_to_do() {
     assert!(error(&at("file.jpg")).contains("is not a directory"));
     assert!(error(&at("file.jpg/deeper")).contains("is not a directory"));
     assert!(error(&at("empty")).contains("it has no class folders and no files that end in .jpg"));
-    assert!(error(&at("texts")).contains("no images in the 1 class folders"));
+    let text = error(&at("texts"));
+    assert!(
+        text.contains("no images in the 1 class folders") && text.contains("passed over (.txt 1)"),
+        "{text}"
+    );
     assert!(error(&at("classes")).contains("no images in the 1 class folders"));
     assert!(Folder::open(&at("missing")).unwrap_err().is_data());
 }
@@ -266,7 +327,7 @@ fn the_hash_of_a_key_never_changes() {
     let holds = |key: &str| Split { part: SplitPart::Val, fraction: 0.5 }.holds(key.as_bytes());
     let keys = ["cat/1.jpg", "cat/2.jpg", "cat/3.jpg", "dog/1.jpg", "dog/2.jpg", "dog/3.jpg"];
     assert_eq!(keys.map(holds), [false, false, true, true, false, false]);
-    assert_eq!(xxh3_64(b""), 0x2d06_8005_38d3_94c2, "the published value");
+    assert_eq!(xxhash_rust::xxh3::xxh3_64(b""), 0x2d06_8005_38d3_94c2, "the published value");
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! The walk over a folder: its directories level by level, and the sizes of the images in them.
 
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
 use std::ffi::{CStr, OsStr, OsString};
 use std::io;
 use std::mem::MaybeUninit;
@@ -13,10 +15,12 @@ use rayon::prelude::*;
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, RawDir, StatxFlags};
 use rustix::io::Errno;
 
-use super::{FILES_PER_TASK, MAX_DEPTH, MAX_DIRECTORIES, Split, is_image};
+use super::{FILES_PER_TASK, MAX_DEPTH, MAX_DIRECTORIES, is_image};
 use crate::SourceError;
 use crate::manifest::ManifestBuilder;
+use crate::names::{is_litter, shown};
 use crate::opening::{self, Counted, Step};
+use crate::split::Split;
 
 /// The folder being walked.
 pub(super) struct Root {
@@ -74,32 +78,78 @@ pub(super) struct Listing {
 }
 
 /// What was left out, for the log.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Counts {
-    pub other: u64,
-    pub hidden: u64,
+    /// Files that are no images by their ending, by that.
+    pub other: BTreeMap<String, u64>,
     pub special: u64,
     pub dangling: u64,
     pub loops: u64,
 }
 
+/// Endings that are counted one by one, and those that are named.
+const MOST_ENDINGS: usize = 64;
+const NAMED_ENDINGS: usize = 6;
+
 impl Counts {
     pub fn add(&mut self, more: &Self) {
-        self.other += more.other;
-        self.hidden += more.hidden;
+        for (ending, count) in &more.other {
+            self.note(ending.clone(), *count);
+        }
         self.special += more.special;
         self.dangling += more.dangling;
         self.loops += more.loops;
     }
 
-    pub fn log(&self, root: &Path) {
-        let Self { other, hidden, special, dangling, loops } = *self;
-        if other + hidden + special + dangling + loops > 0 {
-            tracing::info!(
-                "ignored in {}: {other} files that are no images by their name, {hidden} hidden, {special} special files, \
-                 {dangling} links to nothing, {loops} links to a folder above",
-                root.display()
-            );
+    fn other(&mut self, name: &[u8]) {
+        let name = String::from_utf8_lossy(name);
+        let ending = match name.rsplit_once('.') {
+            Some((before, ending)) if !before.is_empty() && !ending.is_empty() && ending.len() <= 12 => {
+                format!(".{}", ending.to_lowercase())
+            }
+            _ => String::new(),
+        };
+        self.note(ending, 1);
+    }
+
+    fn note(&mut self, ending: String, count: u64) {
+        let known = self.other.len() < MOST_ENDINGS || self.other.contains_key(&ending);
+        *self.other.entry(if known { ending } else { String::new() }).or_default() += count;
+    }
+
+    /// "15 files of other endings were passed over (.txt 12, .heic 3)", if there were any.
+    pub fn passed_over(&self) -> Option<String> {
+        let mut endings: Vec<_> = self.other.iter().filter(|(ending, _)| !ending.is_empty()).collect();
+        let all: u64 = self.other.values().sum();
+        endings.sort_by_key(|&(ending, &count)| (Reverse(count), ending));
+        let named: Vec<String> =
+            endings.iter().take(NAMED_ENDINGS).map(|(ending, count)| format!("{ending} {count}")).collect();
+        let more = if endings.len() > NAMED_ENDINGS { ", …" } else { "" };
+        let list = if named.is_empty() { String::new() } else { format!(" ({}{more})", named.join(", ")) };
+        match all {
+            0 => None,
+            1 => Some(format!("1 file of another ending was passed over{list}")),
+            all => Some(format!("{all} files of other endings were passed over{list}")),
+        }
+    }
+
+    /// What should not be there.
+    pub fn warnings(&self, root: &Path) -> Vec<String> {
+        let Self { special, dangling, loops, .. } = *self;
+        let kinds = [
+            (special, "special files (pipes, devices, sockets)"),
+            (dangling, "links to nothing"),
+            (loops, "links to a folder above"),
+        ];
+        let found: Vec<String> = kinds
+            .iter()
+            .filter(|(count, _)| *count > 0)
+            .map(|(count, what)| format!("{count} {what}"))
+            .collect();
+        if found.is_empty() {
+            Vec::new()
+        } else {
+            vec![format!("ignored in {}: {}", shown(root), found.join(", "))]
         }
     }
 }
@@ -186,7 +236,7 @@ impl Root {
             if done.len() + level.len() > MAX_DIRECTORIES {
                 return Err(SourceError::data(format!(
                     "{} has more than {MAX_DIRECTORIES} directories; look for symbolic links that lead into each other",
-                    self.path.display()
+                    shown(&self.path)
                 )));
             }
         }
@@ -204,7 +254,9 @@ impl Root {
             folders: Vec::new(),
             counts: Counts::default(),
         };
-        let here = if path.as_os_str().is_empty() {
+        // Those at the top may be named as classes.
+        let at_top = path.as_os_str().is_empty();
+        let here = if at_top {
             above.clone()
         } else {
             let stat = rustix::fs::statx(&fd, "", AtFlags::EMPTY_PATH, StatxFlags::INO)
@@ -217,7 +269,7 @@ impl Root {
             if above.depth >= MAX_DEPTH {
                 return Err(SourceError::data(format!(
                     "{} is nested deeper than {MAX_DEPTH} folders; give a folder further down",
-                    self.path.join(path).display()
+                    shown(&self.path.join(path))
                 )));
             }
             Arc::new(Ancestors { identity, depth: above.depth + 1, parent: Some(above.clone()) })
@@ -235,7 +287,6 @@ impl Root {
                 continue;
             }
             if bytes.starts_with(b".") {
-                listing.counts.hidden += 1;
                 continue;
             }
             let mut kind = entry.file_type();
@@ -250,6 +301,7 @@ impl Root {
                 };
             }
             match kind {
+                FileType::Directory if is_litter(bytes) && !at_top => {}
                 FileType::Directory => folders.push(OsStr::from_bytes(bytes).to_owned()),
                 FileType::RegularFile if is_image(bytes) => {
                     let begin = listing.names.len();
@@ -258,12 +310,12 @@ impl Root {
                         let shown = self.path.join(path);
                         SourceError::data(format!(
                             "{} has 4 GiB of file names; spread its files",
-                            shown.display()
+                            crate::names::shown(&shown)
                         ))
                     })?;
                     listing.images.push(begin as u32..end);
                 }
-                FileType::RegularFile => listing.counts.other += 1,
+                FileType::RegularFile => listing.counts.other(bytes),
                 _ => listing.counts.special += 1,
             }
         }

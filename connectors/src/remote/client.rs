@@ -81,7 +81,7 @@ impl Client {
         };
         // Chosen at compile time for the requests' signatures, at run time for TLS. An error says that one is there already.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let connector = Watching { patience };
+        let connector = Watching { patience, is_web: place.scheme.is_http() };
         let timeouts = [
             // A request as a whole may take as long as bytes come; `Watch` and the reader mind the silences.
             (ClientConfigKey::Timeout, "1 day".to_owned()),
@@ -249,12 +249,13 @@ fn unsigned(place: &Place, variables: &[&str], vendor: &str) -> bool {
 #[derive(Debug)]
 struct Watching {
     patience: Patience,
+    is_web: bool,
 }
 
 impl HttpConnector for Watching {
     fn connect(&self, options: &ClientOptions) -> object_store::Result<HttpClient> {
         let inner = ReqwestConnector::default().connect(options)?;
-        Ok(HttpClient::new(Watch { inner, patience: self.patience }))
+        Ok(HttpClient::new(Watch { inner, patience: self.patience, is_web: self.is_web }))
     }
 }
 
@@ -276,6 +277,8 @@ const REASON_BYTES: usize = 16 << 10;
 struct Watch {
     inner: HttpClient,
     patience: Patience,
+    /// A plain web server may answer in chunks, without saying how long the answer is.
+    is_web: bool,
 }
 
 impl HttpService for Watch {
@@ -294,6 +297,9 @@ impl HttpService for Watch {
             let answer = tokio::time::timeout(self.patience.silence, self.inner.execute(request)).await;
             let response = answer
                 .map_err(|_| HttpError::new(HttpErrorKind::Timeout, Silence(self.patience.silence)))??;
+            if response.status().is_success() && self.is_web && !has_length(&response) {
+                return measured(response, self.patience.silence).await;
+            }
             if response.status().is_success() || link_local {
                 return Ok(response);
             }
@@ -310,6 +316,49 @@ impl HttpService for Watch {
         })
     }
 }
+
+fn has_length(response: &HttpResponse) -> bool {
+    response.headers().contains_key("content-length")
+}
+
+/// An answer in chunks with its length written to it: that of its range, or that of a short body, which is taken in whole.
+/// Longer files are read by ranges.
+async fn measured(response: HttpResponse, silence: Duration) -> Result<HttpResponse, HttpError> {
+    use futures_util::StreamExt;
+    let (mut head, body) = response.into_parts();
+    let of_range = || {
+        let text = head.headers.get("content-range")?.to_str().ok()?;
+        let (first, last) = text.strip_prefix("bytes ")?.split('/').next()?.split_once('-')?;
+        last.trim().parse::<u64>().ok()?.checked_sub(first.trim().parse::<u64>().ok()?)?.checked_add(1)
+    };
+    if let Some(len) = of_range() {
+        head.headers.insert("content-length", len.into());
+        return Ok(HttpResponse::from_parts(head, body));
+    }
+    let mut bytes = Vec::new();
+    let mut stream = body.bytes_stream();
+    loop {
+        let next = tokio::time::timeout(silence, stream.next()).await;
+        match next.map_err(|_| HttpError::new(HttpErrorKind::Timeout, Silence(silence)))? {
+            None if bytes.is_empty() => return Err(HttpError::new(HttpErrorKind::Unknown, NoLength)),
+            None => break,
+            Some(piece) => bytes.extend_from_slice(&piece?),
+        }
+        if bytes.len() as u64 > super::BLOCK {
+            return Err(HttpError::new(HttpErrorKind::Unknown, NoLength));
+        }
+    }
+    head.headers.insert("content-length", (bytes.len() as u64).into());
+    Ok(HttpResponse::from_parts(head, bytes.into()))
+}
+
+/// An answer of unknown length that is more than a short file, or none.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "the server says neither how long the file is nor answers range requests; put the file behind a server that does (nginx, \
+     S3), or copy it here"
+)]
+struct NoLength;
 
 /// No byte for this long.
 #[derive(Debug, thiserror::Error)]
@@ -392,6 +441,9 @@ pub(super) fn verdict(error: &object_store::Error) -> Verdict {
             408 | 425 | 429 | 500..=599 => Verdict::Again(text, refusal.wait),
             _ => Verdict::Never(text),
         };
+    }
+    if find::<NoLength>(error).is_some() {
+        return Verdict::Never(NoLength.to_string());
     }
     match error {
         E::NotFound { .. } => Verdict::Gone("not found".into()),

@@ -282,7 +282,21 @@ impl<'remote> Attempts<'remote> {
             ));
         }
         let wait = patience.wait(self.failures, wait);
-        tracing::debug!("{}: {text}; again in {} ms", self.remote.display(path), wait.as_millis());
+        let (address, attempt) = (self.remote.display(path), self.failures + 1);
+        // One failure is an everyday matter; several in a row are what a person who waits wants to know.
+        if self.failures == 2 || self.failures.is_multiple_of(5) {
+            tracing::warn!(
+                "{address}: {text}; attempt {attempt} of {} in {} ms",
+                self.most,
+                wait.as_millis()
+            );
+        } else {
+            tracing::debug!(
+                "{address}: {text}; attempt {attempt} of {} in {} ms",
+                self.most,
+                wait.as_millis()
+            );
+        }
         sleep(wait).await;
         Ok(())
     }

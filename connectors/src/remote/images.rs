@@ -12,8 +12,9 @@ use xxhash_rust::xxh3::{xxh3_64, xxh3_128};
 
 use super::list::addresses;
 use super::{MEMORY, Object, Remote, Version};
-use crate::folder::{check_split, class_labels, extensions, hint_at_wrong_level, is_image, recognised_as};
+use crate::folder::{check_level, check_split, class_labels, extensions, is_image, recognised_as};
 use crate::manifest::{Manifest, ManifestBuilder, escape};
+use crate::names::is_litter;
 use crate::{Blocks, Extent, Fingerprint, FolderConfig, IndexedSource, Reader, ReaderConfig, SourceError};
 
 /// Parts of a path below the class's folder; more are a loop that somebody copied.
@@ -99,17 +100,19 @@ impl Images {
         let below = address.path.trim_end_matches('/');
         let prefix = if below.is_empty() { String::new() } else { format!("{below}/") };
 
+        let given = config.classes.as_deref().unwrap_or_default();
+        let litter = |name: &str| is_litter(name.as_bytes()) && !given.iter().any(|class| class == name);
         let (mut others, mut folders) = (0u64, BTreeSet::new());
         let mut images = remote.wait(remote.list(below, |meta| {
             let path = meta.location.as_ref().strip_prefix(&prefix)?;
             // A class keeps its label when all that is in it is hidden or no image.
             if let Some((class, _)) = path.split_once('/')
-                && !class.starts_with('.')
+                && !litter(class)
                 && !folders.contains(class)
             {
                 folders.insert(class.to_owned());
             }
-            if path.is_empty() || path.split('/').any(|part| part.starts_with('.')) {
+            if path.is_empty() || path.split('/').any(litter) {
                 return None;
             }
             let name = path.rsplit('/').next().unwrap_or_default();
@@ -181,7 +184,9 @@ impl Images {
             None => names,
         });
         check_split(config, &manifest, seen)?;
-        hint_at_wrong_level(&config.root, manifest.classes());
+        let with_images: BTreeSet<&str> =
+            images.iter().map(Image::class).filter(|class| !class.is_empty()).collect();
+        check_level(config, &with_images.into_iter().collect::<Vec<_>>())?;
         Ok(Self { remote, prefix, manifest, versions })
     }
 

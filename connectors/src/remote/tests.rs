@@ -309,6 +309,29 @@ fn a_server_without_ranges_serves_small_objects_and_is_named_for_large_ones() {
 }
 
 #[test]
+fn a_body_in_chunks_is_read_or_refused_at_once() {
+    let (server, dir) = (Server::start(), tempfile::tempdir().unwrap());
+    let remote = connect(&server, &dir);
+    server.chunk();
+    server.put("small", "\"1\"", noise(1, 100_000));
+    server.put("large", "\"1\"", noise(1, 2 * BLOCK as usize + 1));
+    for name in ["small", "large"] {
+        let object = object(&remote, &server, name);
+        assert!(read(&remote, &object).unwrap() == noise(1, object.size as usize), "{name}");
+    }
+    let other = tempfile::tempdir().unwrap();
+    let remote = connect(&server, &other);
+    server.forget(true, false);
+    let small = object(&remote, &server, "small");
+    assert!(read(&remote, &small).unwrap() == noise(1, 100_000));
+    let large = object(&remote, &server, "large");
+    let before = server.requests();
+    let fault = read(&remote, &large).unwrap_err();
+    assert!(fault.detail.contains("range requests") && !fault.transient, "{fault}");
+    assert!(server.requests() - before <= 3, "it is not tried again and again");
+}
+
+#[test]
 fn troubles_without_end_become_an_error_that_names_the_address_and_no_secret() {
     let (server, dir) = (Server::start(), tempfile::tempdir().unwrap());
     let remote = connect(&server, &dir);

@@ -22,6 +22,8 @@ pub(super) fn described(address: &str, options: &[String]) -> Result<Map<String,
     let base = std::env::current_dir().map_err(|error| {
         format!("the current directory cannot be used: {error}; change to one that exists")
     })?;
+    let base =
+        base.to_str().ok_or("the name of the current directory is not UTF-8; change to another one")?;
     let mut table = Map::new();
     for option in options {
         let (key, text) = option

@@ -32,22 +32,31 @@ impl Handshake {
         interrupt: Interrupt<'_>,
         watch: Watch<'_>,
     ) -> Result<Reply, ClientError> {
-        let mut asked = Instant::now();
+        let (mut asked, mut last) = (Instant::now(), None);
         loop {
             match self.decoder.message().map_err(|error| ClientError::protocol(error.to_string()))? {
                 Some(Reply::Log { level, text }) => watch(News::Log { level: &level, text: &text }),
                 Some(Reply::Progress(now)) => {
                     asked = Instant::now();
                     watch(News::Progress(&now));
+                    last = Some(now.to_string());
                 }
                 Some(Reply::Refused { kind, message }) => return Err(ClientError::Daemon { kind, message }),
                 Some(reply) => return Ok(reply),
                 None => {
                     if timeout.is_some_and(|timeout| asked.elapsed() >= timeout) {
                         return Err(ClientError::Timeout(
-                            "the daemon did not get on with opening the source within the timeout: a network file system \
-                             that does not answer, or a very large folder (raise timeout=)"
-                                .into(),
+                            match &last {
+                                None => "the daemon did not begin to open the source within the timeout: a disk, file system or \
+                                     server that does not answer, or a machine that is short of memory or processors (raise \
+                                     timeout= to wait longer)"
+                                    .into(),
+                                Some(last) => format!(
+                                    "opening the source did not get on within the timeout, it stands at \"{last}\": a disk, file \
+                                     system or server that does not answer (what is tried again is in the log), or a machine that \
+                                     is short of memory or processors (raise timeout= to wait longer)"
+                                ),
+                            },
                         ));
                     }
                     if interrupt() {

@@ -713,8 +713,9 @@ impl Feed {
                  timeout=None waits as long as it takes"
                 .to_string(),
             Some(state) => format!(
-                "the daemon is alive (state {state}); {leased} of {} slots are held by this process; a source that does \
-                 not answer (a network file system?) or one very slow record are the usual reasons",
+                "the daemon is alive (state {state}); {leased} of {} slots are held by this process; the usual reasons are a disk, \
+                 file system or server that does not answer (what is tried again is in the log), one very slow record, or a machine \
+                 that is short of memory or processors",
                 self.attached.slots
             ),
         };

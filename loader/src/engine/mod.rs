@@ -524,15 +524,14 @@ impl Coordinator {
                 }
                 Ok(None) => {}
                 Err(over) => {
-                    return Err(Refusal::new(
-                        ErrorKind::Data,
-                        format!(
-                            "{} distinct records were refused, {} are tolerated (error_budget). The first of them:\n  {}",
-                            over.refused,
-                            over.limit,
-                            over.first.join("\n  ")
-                        ),
-                    ));
+                    // The one message of several lines; each of them is printable.
+                    let message = format!(
+                        "{} distinct records were refused, {} are tolerated (error_budget). The first of them:\n  {}",
+                        over.refused,
+                        over.limit,
+                        over.first.join("\n  ")
+                    );
+                    return Err(Refusal { kind: ErrorKind::Data, message });
                 }
             }
         }

@@ -76,6 +76,8 @@ struct Shared {
     /// Whether `If-Match` and `Range` mean anything to it.
     conditional: AtomicBool,
     ranges: AtomicBool,
+    /// Whether bodies come in chunks, their length unsaid; `HEAD` says it.
+    chunked: AtomicBool,
     requests: AtomicU64,
     bytes: AtomicU64,
     troubles: Mutex<HashMap<Trouble, u64>>,
@@ -101,6 +103,7 @@ impl Server {
             plan: Mutex::new(Arc::new(|_, _| None)),
             conditional: AtomicBool::new(true),
             ranges: AtomicBool::new(true),
+            chunked: AtomicBool::new(false),
             requests: AtomicU64::new(0),
             bytes: AtomicU64::new(0),
             troubles: Mutex::default(),
@@ -144,6 +147,11 @@ impl Server {
     pub(super) fn forget(&self, conditional: bool, ranges: bool) {
         self.shared.conditional.store(conditional, Ordering::Relaxed);
         self.shared.ranges.store(ranges, Ordering::Relaxed);
+    }
+
+    /// From now on bodies come in chunks.
+    pub(super) fn chunk(&self) {
+        self.shared.chunked.store(true, Ordering::Relaxed);
     }
 
     /// Requests so far, the faulty ones included.
@@ -267,7 +275,11 @@ impl Shared {
         if let (Some(Trouble::ShortOnPurpose), Some(_)) = (trouble, &range) {
             body = &body[..body.len() / 2];
         }
-        head += &format!("Content-Length: {}\r\n", body.len());
+        let chunked = method != "HEAD" && self.chunked.load(Ordering::Relaxed);
+        head += &match chunked {
+            true => "Transfer-Encoding: chunked\r\n".to_owned(),
+            false => format!("Content-Length: {}\r\n", body.len()),
+        };
         if let Some(tag) = &stored.tag {
             head += &format!("ETag: {tag}\r\n");
         }
@@ -279,6 +291,15 @@ impl Shared {
             return Ok(true);
         }
         self.bytes.fetch_add(body.len() as u64, Ordering::Relaxed);
+        if chunked {
+            for piece in body.chunks(50_000) {
+                write!(stream, "{:x}\r\n", piece.len())?;
+                stream.write_all(piece)?;
+                stream.write_all(b"\r\n")?;
+            }
+            stream.write_all(b"0\r\n\r\n")?;
+            return Ok(true);
+        }
         let half = &body[..body.len() / 2];
         match trouble {
             Some(Trouble::Reset) => {
