@@ -489,7 +489,15 @@ fn source_hint(kind: &str, key: &str, known: &[&str]) -> String {
     match similar(key, options.iter().copied()) {
         Some(near) => format!("did you mean {near:?}? {takes}"),
         None if others.is_empty() => takes,
-        None => format!("it belongs to {}; {takes}", others.join(" and ")),
+        None => {
+            let (last, before) = others.split_last().expect("not empty");
+            let all = if before.is_empty() {
+                (*last).to_owned()
+            } else {
+                format!("{} and {last}", before.join(", "))
+            };
+            format!("it belongs to {all}; {takes}")
+        }
     }
 }
 
@@ -525,13 +533,14 @@ fn keys<T: DeserializeOwned>() -> &'static [&'static str] {
     }
 }
 
-/// Why a text is not JSON, without the place, which means little in one line.
+/// Why a text is not the JSON that was wanted, with the column, and the line where it has several.
 pub fn json_fault(error: &serde_json::Error) -> String {
     let text = error.to_string();
     let (text, _) = text.split_once(" at line ").unwrap_or((&text, ""));
     match error.classify() {
         serde_json::error::Category::Eof => "it ends too early".into(),
         serde_json::error::Category::Io => text.into(),
+        serde_json::error::Category::Data => "it holds another kind of value".into(),
         _ if error.line() > 1 => format!("{text} (line {}, column {})", error.line(), error.column()),
         _ => format!("{text} (column {})", error.column()),
     }

@@ -135,7 +135,7 @@ impl Token {
     /// [`TokenError::Malformed`], [`TokenError::Version`], [`TokenError::Changed`].
     pub fn from_json(text: &str) -> Result<Self, TokenError> {
         let value: serde_json::Value =
-            serde_json::from_str(text).map_err(|error| TokenError::Malformed(error.to_string()))?;
+            serde_json::from_str(text).map_err(|error| TokenError::Malformed(fault(&error)))?;
         let version = value
             .as_object()
             .ok_or_else(|| TokenError::Malformed("it is not a dictionary".into()))?
@@ -148,7 +148,7 @@ impl Token {
             return Err(TokenError::Version(version));
         }
         let token: Self =
-            serde_json::from_value(value).map_err(|error| TokenError::Malformed(error.to_string()))?;
+            serde_json::from_value(value).map_err(|error| TokenError::Malformed(fault(&error)))?;
         let expected = checksum(&token.identity, token.cursor(), token.stream.as_ref());
         if token.check != expected {
             return Err(TokenError::Changed { found: token.check, expected });
@@ -213,6 +213,19 @@ fn checksum(identity: &Identity, cursor: Cursor, stream: Option<&Place>) -> Stri
     format!("{:016x}", xxh3_64(text.as_bytes()))
 }
 
+/// What is wrong with a token, without the words of the JSON reader.
+fn fault(error: &serde_json::Error) -> String {
+    if error.is_syntax() || error.is_eof() {
+        return "it is not JSON, or was cut off".into();
+    }
+    // The reader names keys in back quotes.
+    let text = error.to_string();
+    match text.split('`').nth(1) {
+        Some(key) => format!("its key {key:?} is missing or has another type"),
+        None => "one of its values has another type".into(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -275,6 +288,15 @@ mod tests {
         assert_eq!(Token::from_json(r#"{"fuelrail": 2}"#), Err(TokenError::Version(2)));
         assert!(matches!(Token::from_json(r#"{"epoch": 2}"#), Err(TokenError::Malformed(_))));
         assert!(matches!(Token::from_json("[1]"), Err(TokenError::Malformed(_))));
+        let mut cut: serde_json::Value = serde_json::from_str(&token().to_json()).unwrap();
+        cut.as_object_mut().unwrap().remove("epoch");
+        for (text, said) in [
+            (cut.to_string(), "its key \"epoch\" is missing or has another type"),
+            (token().to_json()[..40].to_owned(), "it is not JSON, or was cut off"),
+        ] {
+            let error = Token::from_json(&text).unwrap_err().to_string();
+            assert!(error.contains(said), "{error}");
+        }
         assert!(matches!(Token::from_json(""), Err(TokenError::Malformed(_))));
     }
 

@@ -10,6 +10,7 @@ use half::f16;
 use serde_json::{Map, Value};
 
 use super::columns::{Columns, Found, IMAGES, ImageColumn};
+use crate::settings::json_fault;
 use crate::{ElementType, FieldSpec};
 
 /// Base64 as it is found: with padding or without.
@@ -25,8 +26,8 @@ pub(super) fn read(
     body: &mut Vec<u8>,
     label: impl FnOnce(Found<'_>) -> Result<(), String>,
 ) -> Result<(), String> {
-    let object: Map<String, Value> =
-        serde_json::from_slice(bytes).map_err(|error| format!("its value is no JSON object: {error}"))?;
+    let object: Map<String, Value> = serde_json::from_slice(bytes)
+        .map_err(|error| format!("its value is no JSON object: {}", json_fault(&error)))?;
     let image = match &columns.image {
         ImageColumn::None => None,
         ImageColumn::Named(name) => Some((name.as_str(), object.get(name))),

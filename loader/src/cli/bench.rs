@@ -16,13 +16,13 @@ pub(super) struct Bench {
     #[command(flatten)]
     spec: spec::Spec,
     /// Measure for this many seconds
-    #[arg(long, default_value = "10", value_name = "S", value_parser = positive)]
+    #[arg(long, default_value = "10", value_name = "S", allow_negative_numbers = true, value_parser = positive)]
     seconds: f64,
     /// Measure this many epochs instead
-    #[arg(long, conflicts_with = "seconds", value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, conflicts_with = "seconds", value_name = "N", allow_negative_numbers = true, value_parser = super::at_least::<u64, 1>)]
     epochs: Option<u64>,
     /// Hold each batch for this many milliseconds, as a training step would
-    #[arg(long, default_value_t = 0, value_name = "MS")]
+    #[arg(long, default_value_t = 0, value_name = "MS", allow_negative_numbers = true, value_parser = super::at_least::<u64, 0>)]
     step_ms: u64,
     /// Print one JSON object instead of the report
     #[arg(long)]
@@ -47,6 +47,9 @@ impl Bench {
         signals::watch()?;
         let asked = Instant::now();
         let mut feed = spec::private_feed(self.spec.pipeline()?)?;
+        if feed.attached().stream.is_none() {
+            self.spec.warn_of_batch(feed.attached().batching.len);
+        }
         let mut run = Run { step: Duration::from_millis(self.step_ms), ..Run::default() };
         let tell = |level: &str, text: &str| {
             if crate::log::is_for_people(text) {
@@ -91,7 +94,10 @@ impl Bench {
         let wall = since.elapsed();
         let stats = feed.stats(Some(Duration::from_secs(10)), &mut || false)?;
         drop(bar);
-        let report = Report { feed: &feed, stats: &stats, wall, rows: run.rows - before.rows, first_batch };
+        // Where the first batch is all there is, that is what was measured, start included.
+        let (rows, wall) =
+            if run.rows > before.rows { (run.rows - before.rows, wall) } else { (run.rows, asked.elapsed()) };
+        let report = Report { feed: &feed, stats: &stats, wall, rows, first_batch };
         if self.json {
             report.print_json()
         } else {

@@ -37,7 +37,7 @@ pub(super) struct Inspect {
     #[arg(long = "source-option", alias = "option", short_alias = 'o', value_name = "KEY=VALUE", help = source::OPTION)]
     options: Vec<String>,
     /// Read at most N records, spread evenly over the source
-    #[arg(long, default_value_t = 20_000, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, default_value_t = 20_000, value_name = "N", allow_negative_numbers = true, value_parser = super::at_least::<u64, 1>)]
     sample: u64,
     /// Decode every image that is read, instead of its header only
     #[arg(long)]

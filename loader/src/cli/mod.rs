@@ -25,9 +25,9 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-/// Keeps accelerators fed: a streaming input pipeline and data-loader daemon.
+/// Keeps accelerators fed: an input pipeline and data-loader daemon for training.
 #[derive(Debug, Parser)]
-#[command(name = "fuelrail", version, about, after_help = EXIT_CODES)]
+#[command(name = "fuelrail", version, after_help = EXIT_CODES)]
 struct Arguments {
     #[command(subcommand)]
     command: Command,
@@ -74,6 +74,30 @@ fn print_line(text: std::fmt::Arguments<'_>) {
     }
 }
 
+/// A whole number of at least `LEAST`, as an argument.
+fn at_least<T: TryFrom<u64>, const LEAST: u64>(text: &str) -> Result<T, String> {
+    let number =
+        text.parse().ok().filter(|number| *number >= LEAST).and_then(|number| T::try_from(number).ok());
+    number.ok_or_else(|| match LEAST {
+        0 => "not a whole number, 0 or more".into(),
+        _ => format!("not a whole number of at least {LEAST}"),
+    })
+}
+
+/// The system's errors without their numbers: "No such file or directory (os error 2)" says the same twice.
+fn without_numbers(text: &str) -> String {
+    let mut parts = text.split(" (os error ");
+    let first = parts.next().unwrap_or_default().to_owned();
+    parts.fold(first, |text, part| {
+        let (number, rest) = part.split_once(')').unwrap_or((part, ""));
+        if number.bytes().all(|b| b.is_ascii_digit()) {
+            text + rest
+        } else {
+            format!("{text} (os error {part}")
+        }
+    })
+}
+
 /// Why a command failed, for people.
 pub(crate) type Failure = Box<dyn std::error::Error>;
 
@@ -96,7 +120,7 @@ pub fn main() -> ExitCode {
             eprintln!(
                 "fuelrail: `fuelrail train` is part of the Python package: run it from an environment with that package, \
                  or as `python -m fuelrail train {}`",
-                arguments.join(" ")
+                arguments.join(" ").trim()
             );
             return ExitCode::from(2);
         }
@@ -118,8 +142,35 @@ pub fn main() -> ExitCode {
             {
                 return ExitCode::from(BROKEN_PIPE);
             }
-            eprintln!("fuelrail: {error}");
+            eprintln!("fuelrail: {}", without_numbers(&error.to_string()));
             ExitCode::FAILURE
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_arguments_are_consistent() {
+        use clap::CommandFactory;
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn the_systems_numbers_are_left_out() {
+        let text = "a: Is a directory (os error 21); b: No such file or directory (os error 2)";
+        assert_eq!(without_numbers(text), "a: Is a directory; b: No such file or directory");
+        assert_eq!(without_numbers("(os error x) (os error y)"), "(os error x) (os error y)");
+    }
+
+    #[test]
+    fn numbers_are_whole() {
+        assert_eq!(at_least::<u64, 0>("18446744073709551615"), Ok(u64::MAX));
+        assert_eq!(at_least::<u32, 1>("1"), Ok(1));
+        for text in ["-1", "0", "1.5", "", "x", "4294967296"] {
+            assert_eq!(at_least::<u32, 1>(text), Err("not a whole number of at least 1".into()));
         }
     }
 }

@@ -53,20 +53,20 @@ pub(super) struct Produce {
     #[arg(long)]
     label_names: bool,
     /// Create the topic with N partitions if it does not exist
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = super::at_least::<u32, 1>)]
     partitions: Option<u32>,
     /// Replicas of each partition, if the topic is created
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..),
+    #[arg(long, value_name = "N", default_value_t = 1, allow_negative_numbers = true, value_parser = super::at_least::<u32, 1>,
           requires = "partitions")]
     replication: u32,
     /// Write at most this many records per second, minute or hour: 500/s, 30000/min, 0.5/s
     #[arg(long, value_name = "N/s", value_parser = rate)]
     rate: Option<f64>,
     /// Stop after N records
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = super::at_least::<u64, 1>)]
     limit: Option<u64>,
     /// Write the source N times
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "N", default_value_t = 1, allow_negative_numbers = true, value_parser = super::at_least::<u64, 1>)]
     repeat: u64,
     /// Write the source again and again, until ctrl-C or --limit
     #[arg(long, conflicts_with = "repeat")]
@@ -75,7 +75,7 @@ pub(super) struct Produce {
     #[arg(long)]
     shuffle: bool,
     /// Seed of the random order
-    #[arg(long, default_value_t = 0, value_name = "N")]
+    #[arg(long, default_value_t = 0, value_name = "N", allow_negative_numbers = true, value_parser = super::at_least::<u64, 0>)]
     seed: u64,
     /// Compression of messages. Encoded images hardly shrink
     #[arg(long, value_enum, default_value_t = Compression::None)]

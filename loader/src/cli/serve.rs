@@ -34,6 +34,10 @@ impl Serve {
             Some(path) => DaemonConfig::from_file(path)?,
         };
         config.roots.extend(self.root);
+        for root in config.roots.iter().filter(|root| !root.is_dir()) {
+            // It may be mounted later.
+            eprintln!("note: the root {} is not a folder now; clients cannot read below it", root.display());
+        }
         if config.pipelines.is_empty() && config.roots.is_empty() {
             return Err("nothing to serve: give a configuration file with [pipelines.NAME] tables, or use --root DIR to \
                         allow clients to bring their own pipelines"

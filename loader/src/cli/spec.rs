@@ -36,22 +36,22 @@ pub(super) struct Spec {
     #[arg(long, default_value_t = 224, value_name = "PIXELS", value_parser = clap::value_parser!(u32).range(1..=16_384))]
     size: u32,
     /// Rows per batch [default: 64, or that of the configuration file]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = super::at_least::<u64, 1>)]
     batch_size: Option<u64>,
     /// Take the records in the source's order. Without it they are shuffled, as in training
     #[arg(long, conflicts_with = "config")]
     no_shuffle: bool,
     /// Worker threads [default: 0, one per core]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = super::at_least::<u32, 0>)]
     num_workers: Option<u32>,
     /// Seed of order and augmentation [default: 0]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = super::at_least::<u64, 0>)]
     seed: Option<u64>,
     /// How files are read: auto, io_uring or threads [default: auto]
     #[arg(long, value_name = "BACKEND")]
     read_backend: Option<String>,
     /// Concurrent reads [default: 32]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = super::at_least::<u32, 1>)]
     read_depth: Option<u32>,
 }
 
@@ -113,6 +113,13 @@ impl Spec {
             pipeline["read"]["depth"] = json!(depth);
         }
         Ok(pipeline)
+    }
+
+    /// Says so when a batch that was asked for is larger than the source.
+    pub fn warn_of_batch(&self, samples: u64) {
+        if let Some(batch) = self.batch_size.filter(|batch| *batch > samples) {
+            eprintln!("note: --batch-size {batch} is more than the {samples} samples of the source");
+        }
     }
 
     /// Whether it comes from flags and not from a file.

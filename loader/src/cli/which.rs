@@ -26,16 +26,16 @@ pub(super) struct Which {
     #[arg(long, requires = "state")]
     before: bool,
     /// Epoch [default: that of the state, or 0]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = super::at_least::<u64, 0>)]
     epoch: Option<u64>,
     /// First position in the epoch, counted over all ranks [default: that of the state, or 0]
-    #[arg(long, conflicts_with = "before", value_name = "N")]
+    #[arg(long, conflicts_with = "before", value_name = "N", allow_negative_numbers = true, value_parser = super::at_least::<u64, 0>)]
     position: Option<u64>,
     /// Number of samples [default: one batch times --world-size]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = super::at_least::<u64, 0>)]
     count: Option<u64>,
     /// Number of ranks of the run
-    #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, default_value_t = 1, value_name = "N", allow_negative_numbers = true, value_parser = super::at_least::<u64, 1>)]
     world_size: u64,
     /// The on_error setting of the run, which is part of its order
     #[arg(long, value_name = "RULE", default_value = "substitute", value_parser = ["substitute", "drop", "fail"])]

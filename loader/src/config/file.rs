@@ -20,6 +20,7 @@ impl DaemonConfig {
         let text = std::fs::read_to_string(path).map_err(|error| match error.kind() {
             std::io::ErrorKind::NotFound => format!("{file}: there is no such file"),
             std::io::ErrorKind::InvalidData => format!("{file}: it is not a text in UTF-8"),
+            _ if path.is_dir() => format!("{file}: it is a folder, not a file"),
             _ => format!("{file}: cannot be read: {error}"),
         })?;
         Self::from_toml(&text).map_err(|error| {

@@ -44,7 +44,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _main(arguments: argparse.Namespace) -> int:
     try:
         first.check(arguments)
-        print("fuelrail train: loading torch", file=sys.stderr, flush=True)
+        if "torch" not in sys.modules:
+            # It takes seconds, up to many on a cold disk.
+            print("fuelrail train: loading torch", file=sys.stderr, flush=True)
         import torch  # noqa: F401  (first here, so that a broken one is one line)
     except (ImportError, ValueError) as error:
         return _fail(error, 2)

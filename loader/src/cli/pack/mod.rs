@@ -59,7 +59,7 @@ pub(super) struct Pack {
     #[arg(long)]
     shuffle: bool,
     /// Seed of the random order
-    #[arg(long, default_value_t = 0, value_name = "N")]
+    #[arg(long, default_value_t = 0, value_name = "N", allow_negative_numbers = true, value_parser = super::at_least::<u64, 0>)]
     seed: u64,
     /// Shrink images whose longer side is above N pixels to N pixels, and re-encode them as JPEG: this is lossy and drops
     /// their metadata (the EXIF orientation is applied). All other images are kept as they are
@@ -161,6 +161,9 @@ impl Pack {
         let plain = |b: u8| b.is_ascii_alphanumeric() || b"-_".contains(&b);
         if self.name.is_empty() || !self.name.bytes().all(plain) {
             return Err(format!("--name {}: letters, digits, - and _ only", self.name).into());
+        }
+        if folder.exists() && !folder.is_dir() {
+            return Err(format!("{} is a file; name a folder for the shards", folder.display()).into());
         }
         apart(address, folder)?;
         let source = read::open(address, &self.options)?;
