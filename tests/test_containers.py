@@ -311,6 +311,10 @@ def test_tables_are_read_as_arrow_writes_them(tmp_path: Path) -> None:
     (folder / "0.parquet").rename(deep / "0.parquet")
     with pytest.raises(ConfigError, match="year=2024"):
         red({"address": str(folder), "label": "year"})
+    month = folder / "year=2025" / "month=1"
+    month.mkdir(parents=True)
+    (folder / "1.parquet").rename(month / "1.parquet")
+    assert red(folder) == [0, 1, 0, 2]
     parquet.write_table(pa.table({"image": ["iVBORw0KGgo" + "A" * 100_000]}), tmp_path / "a.parquet")
     with pytest.raises(SourceError, match="base64") as error:
         red({"address": str(tmp_path / "a.parquet"), "image": "image"})

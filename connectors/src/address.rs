@@ -512,6 +512,32 @@ impl Content {
     }
 }
 
+/// Whether a folder named `key=value` holds Parquet or Arrow files, or the next folder of that kind does.
+fn holds_a_partition(folder: &Path) -> bool {
+    let mut folder = folder.to_path_buf();
+    // Each key is one folder deeper.
+    for _ in 0..8 {
+        let name = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        if name.split_once('=').is_none_or(|(key, _)| key.is_empty()) {
+            return false;
+        }
+        let Ok(entries) = std::fs::read_dir(&folder) else { return false };
+        let mut next = None;
+        for entry in entries.flatten() {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if ends_with(&name, &[".parquet", ".parq", ".pq", ".arrow", ".feather", ".ipc"]) {
+                return true;
+            }
+            if next.is_none() && name.contains('=') && entry.path().is_dir() {
+                next = Some(entry.path());
+            }
+        }
+        let Some(deeper) = next else { return false };
+        folder = deeper;
+    }
+    false
+}
+
 /// Whether there is an image somewhere below; looks at a bounded number of names.
 fn holds_an_image(folder: &Path, depth: usize, left: &mut usize) -> bool {
     let Ok(entries) = std::fs::read_dir(folder) else { return false };
@@ -542,6 +568,10 @@ fn by_content(folder: &Path) -> Result<&'static str, SourceError> {
     let content = Content::of(folder);
     let files: usize = content.shards.iter().map(Vec::len).sum();
     if files == 0 {
+        // The files of one table, in folders named key=value as Hive and Spark name them.
+        if content.folders.iter().any(|folder| holds_a_partition(folder)) {
+            return Ok("table");
+        }
         // Anything else is an image folder, which says what is missing.
         return Ok("folder");
     }
