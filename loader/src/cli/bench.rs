@@ -293,7 +293,7 @@ fn stream_text(stream: &StreamCounters, wall: Duration) -> String {
     let rate = *records as f64 / wall.as_secs_f64();
     format!(
         "window {window} of {}, {} received ({}/s), {behind}",
-        counted((*partitions).into(), "partition"),
+        counted(*partitions, "partition"),
         counted(*records, "record"),
         rounded(rate)
     )

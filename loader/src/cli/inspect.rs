@@ -6,7 +6,7 @@
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::io::{BufWriter, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use clap::Args;
@@ -135,7 +135,7 @@ impl Inspect {
         Ok(())
     }
 
-    fn draw(&self, source: &Arc<dyn IndexedSource>, schema: &Schema, path: &PathBuf) -> Result<(), Failure> {
+    fn draw(&self, source: &Arc<dyn IndexedSource>, schema: &Schema, path: &Path) -> Result<(), Failure> {
         if !schema.image {
             return Err("--sheet: the source holds no images".into());
         }
