@@ -245,7 +245,6 @@ def test_what_is_held_out_is_in_no_other_part(tmp_path: Path) -> None:
     train, held = labels(root, split="train[:80%]"), labels(root, split="train[80%:]")
     assert not train.keys() & held.keys() and len(train) + len(held) == 60
     assert labels(root, split="train[-20%:]") == held and labels(root, split=" train[ :80% ]") == train
-    assert labels(root, split={"part": "val", "fraction": 0.2}) == held
 
 
 def test_what_is_passed_over_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
