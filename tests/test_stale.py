@@ -155,10 +155,12 @@ def settle(root: Path) -> None:
             os.utime(path, (1e9, 1e9))
 
 
+def labels_of(batch: Any) -> list[int | None]:
+    return batch["label"].tolist() if "label" in batch.keys() else [None] * batch.rows  # noqa: SIM118
+
+
 def contents(loader: Any) -> tuple[Any, ...]:
-    rows = [
-        row for batch in loader for row in zip(batch["index"].tolist(), batch["label"].tolist(), strict=True)
-    ]
+    rows = [row for batch in loader for row in zip(batch["index"].tolist(), labels_of(batch), strict=True)]
     return (loader.classes, rows)
 
 

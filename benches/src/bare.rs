@@ -50,6 +50,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let config = FolderConfig {
         root: settings.data.clone(),
         classes: None,
+        label: None,
         split: None,
         cache: CacheConfig::default(),
     };

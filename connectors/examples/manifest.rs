@@ -29,6 +29,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let source = open(&SourceConfig::Folder(FolderConfig {
         root: root.into(),
         classes: None,
+        label: None,
         split: None,
         cache: CacheConfig::default(),
     }))?;

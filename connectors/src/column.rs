@@ -8,9 +8,11 @@
 //!
 //! What arrays promise no decoder: the header is made here, from a shape that was checked when the source was opened.
 
+use half::f16;
 use serde::{Deserialize, Serialize};
 
-use crate::{ElementType, FieldSpec, SourceError};
+use crate::labels::Raw;
+use crate::{ElementType, FieldSpec};
 
 /// A record's pixels may not take more than this; a larger array is not an array of images.
 const MAX_IMAGE_BYTES: u64 = 1 << 30;
@@ -261,6 +263,34 @@ impl Stored {
         matches!(self.element, U8 | I8 | U16 | I16 | U32 | I32 | U64 | I64)
     }
 
+    /// Whether its elements may be labels: whole numbers are, wherever they are stored as such or as floats.
+    pub(crate) fn is_label(self) -> bool {
+        self.is_integer() || self.is_float() || self.element == ElementType::Bool
+    }
+
+    /// Whether its elements are floats.
+    pub(crate) fn is_float(self) -> bool {
+        matches!(self.element, ElementType::F16 | ElementType::F32 | ElementType::F64)
+    }
+
+    /// What one element is as a label. `bytes` has its size.
+    pub(crate) fn raw(self, bytes: &[u8]) -> Raw<'static> {
+        let mut wide = [0; 8];
+        let place = &mut wide[..bytes.len()];
+        place.copy_from_slice(bytes);
+        if self.big {
+            place.reverse();
+        }
+        let bits = u64::from_le_bytes(wide);
+        match self.element {
+            ElementType::Bool => Raw::Number(i64::from(bits != 0)),
+            ElementType::F16 => Raw::float(f16::from_bits(bits as u16).into()),
+            ElementType::F32 => Raw::float(f32::from_bits(bits as u32).into()),
+            ElementType::F64 => Raw::float(f64::from_bits(bits)),
+            _ => Raw::whole(self.integer(bytes)),
+        }
+    }
+
     /// The value of one integer element. `bytes` has its size.
     pub(crate) fn integer(self, bytes: &[u8]) -> i128 {
         use ElementType::*;
@@ -291,39 +321,6 @@ fn fits(value: i128, element: ElementType) -> bool {
 /// The number of elements, if a u64 can say it.
 pub(crate) fn product(shape: &[u64]) -> Option<u64> {
     shape.iter().try_fold(1u64, |product, &n| product.checked_mul(n))
-}
-
-/// Stored integers as labels: with `classes` each must name one.
-///
-/// # Errors
-/// [`SourceError`] that names the record.
-pub(crate) fn labels(
-    stored: Stored,
-    bytes: &[u8],
-    classes: &[String],
-    what: &str,
-) -> Result<Vec<i64>, SourceError> {
-    let mut labels = Vec::with_capacity(bytes.len() / stored.element.size());
-    for (row, element) in bytes.chunks_exact(stored.element.size()).enumerate() {
-        let value = stored.integer(element);
-        match i64::try_from(value) {
-            Ok(label) if classes.is_empty() || (0..classes.len() as i64).contains(&label) => {
-                labels.push(label)
-            }
-            Ok(label) => {
-                return Err(SourceError::data(format!(
-                    "{what}: the label of row {row} is {label}, but there are {} classes; name all classes, in label order",
-                    classes.len()
-                )));
-            }
-            Err(_) => {
-                return Err(SourceError::data(format!(
-                    "{what}: the label of row {row} is {value}, which no i64 can hold"
-                )));
-            }
-        }
-    }
-    Ok(labels)
 }
 
 #[cfg(test)]
@@ -394,6 +391,17 @@ mod tests {
         );
         let (part, _) = Part::tokens(1, from, ElementType::I16).unwrap();
         assert_eq!(part.write(&[0x80, 0], &mut [0; 2]), Err("element 0 is 32768, which is no i16".into()));
+    }
+
+    #[test]
+    fn elements_of_every_type_are_labels_if_they_are_whole() {
+        let raw = |element, big, bytes: &[u8]| Stored { element, big }.raw(bytes);
+        assert_eq!(raw(ElementType::F32, true, &3f32.to_be_bytes()), Raw::Number(3));
+        assert_eq!(raw(ElementType::F64, false, &f64::NAN.to_le_bytes()), Raw::Missing);
+        assert_eq!(raw(ElementType::F16, false, &f16::from_f32(0.5).to_le_bytes()), Raw::Fraction(0.5));
+        assert_eq!(raw(ElementType::Bool, false, &[7]), Raw::Number(1));
+        assert_eq!(raw(ElementType::I16, true, &(-2i16).to_be_bytes()), Raw::Number(-2));
+        assert!(matches!(raw(ElementType::U64, false, &[255; 8]), Raw::Wrong(_)));
     }
 
     proptest! {

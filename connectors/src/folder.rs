@@ -18,7 +18,7 @@
 //! - Images are recognised by their extension, in any case; other files are passed over and counted by their endings, hidden
 //!   files and folders (leading dot) without a word. Of special files (pipes, devices, sockets) none is ever opened.
 //! - Symbolic links are followed, to files and to folders. A folder that contains itself is entered once.
-//! - A folder with images directly under it and no folders at all is an *unlabelled* source: label 0, no classes. Next to
+//! - A folder with images directly under it and no folders at all is an *unlabelled* source: no label, no classes. Next to
 //!   class folders such images have no class; they are ignored, with a warning.
 //!
 //! The walk goes level by level and in parallel: first all directories of a level are listed, then the sizes of their files
@@ -38,6 +38,7 @@ use serde::{Deserialize, Serialize};
 
 use self::walk::{Listing, Pending, Root, Subfolder};
 use crate::disk::{self, Files, Span};
+use crate::labels;
 use crate::manifest::{Manifest, ManifestBuilder, escape};
 use crate::names::{is_litter, shown};
 use crate::opening;
@@ -76,6 +77,9 @@ pub struct FolderConfig {
     /// Class names in label order. Default: the names of the class folders, sorted.
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "crate::texts::optional")]
     pub classes: Option<Vec<String>>,
+    /// `""` or null: the images without labels. Default: the class folders are the labels, if there are any.
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "labels::name_or_none")]
+    pub label: Option<String>,
     /// Use only a part of the records.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub split: Option<Split>,
@@ -84,11 +88,21 @@ pub struct FolderConfig {
     pub cache: CacheConfig,
 }
 
+impl FolderConfig {
+    /// Whether the images have labels.
+    pub(crate) fn is_labelled(&self, manifest: &Manifest) -> Result<bool, SourceError> {
+        let is_unwanted =
+            labels::only_none(self.label.as_deref(), "the labels of an image folder are its class folders")?;
+        Ok(!is_unwanted && !manifest.classes().is_empty())
+    }
+}
+
 /// An open image folder.
 #[derive(Debug)]
 pub(crate) struct Folder {
     root: PathBuf,
     manifest: Manifest,
+    is_labelled: bool,
 }
 
 impl Folder {
@@ -108,7 +122,8 @@ impl Folder {
             manifest.classes().len(),
             manifest.memory()
         );
-        let mut recognised = recognised_as(&manifest);
+        let is_labelled = config.is_labelled(&manifest)?;
+        let mut recognised = recognised_as(&manifest, is_labelled);
         if let Some(passed_over) = passed_over {
             recognised.note(passed_over);
         }
@@ -117,15 +132,15 @@ impl Folder {
         // The list again: names, sizes and classes are all that is kept of a folder. An image's bytes are read when they are
         // wanted.
         opening::depends_on(move || list(&config_then).is_ok_and(|now| now.manifest.fingerprint() == then));
-        Ok(Self { root: config.root.clone(), manifest })
+        Ok(Self { root: config.root.clone(), manifest, is_labelled })
     }
 }
 
 /// What a walk made of an image folder.
-pub(crate) fn recognised_as(manifest: &Manifest) -> Recognised {
+pub(crate) fn recognised_as(manifest: &Manifest, is_labelled: bool) -> Recognised {
     let mut recognised = Recognised::default();
     recognised.note("image = files");
-    let place = (!manifest.classes().is_empty()).then_some("class folders");
+    let place = is_labelled.then_some("class folders");
     recognised.note(recognised::label(place, manifest.classes()));
     recognised
 }
@@ -158,8 +173,12 @@ impl IndexedSource for Folder {
         i64::from(self.manifest.label(index))
     }
 
+    fn is_labelled(&self) -> bool {
+        self.is_labelled
+    }
+
     fn classes(&self) -> &[String] {
-        self.manifest.classes()
+        if self.is_labelled { self.manifest.classes() } else { &[] }
     }
 
     fn size(&self, index: u64) -> u64 {

@@ -4,11 +4,12 @@ use std::borrow::Cow;
 
 use serde_json::Value;
 
-/// Reads a value; `NaN`, `Infinity` and `-Infinity` outside of texts are nulls.
+/// Reads a value; `NaN`, `Infinity` and `-Infinity` outside of texts are nulls. A byte order mark before it is no part of it.
 ///
 /// # Errors
 /// What is wrong, with the column of the text.
 pub(crate) fn parse(text: &[u8]) -> Result<Value, String> {
+    let text = text.strip_prefix("\u{feff}".as_bytes()).unwrap_or(text);
     match serde_json::from_slice(text) {
         Ok(value) => Ok(value),
         Err(error) => match without_nan(text) {

@@ -56,6 +56,7 @@ mod gather;
 mod hdf5;
 mod json;
 mod kafka;
+mod labels;
 mod manifest;
 mod mistaken;
 mod mix;
@@ -247,10 +248,26 @@ pub trait IndexedSource: Send + Sync + 'static {
     /// A backslash is written `\\` and a byte that is not UTF-8 `\xNN`.
     fn key(&self, index: u64) -> String;
 
-    /// The record's class, an index into [`classes`](Self::classes); 0 where the source has no classes.
+    /// Whether records have labels. Where they have none, a batch has no `label`.
+    fn is_labelled(&self) -> bool;
+
+    /// The record's label: an index into [`classes`](Self::classes), or a whole number of its own where there are none. Without
+    /// a meaning where the source has no labels, and in records that [`verdict`](Self::verdict) judges.
     fn label(&self, index: u64) -> i64;
 
-    /// Class names in label order; empty for an unlabelled source.
+    /// Why a record is a bad one, as far as the index knows: it has no label that is of use, say. Such a record keeps its index
+    /// and is not worth reading. Default: never.
+    fn verdict(&self, index: u64) -> Option<String> {
+        let _ = index;
+        None
+    }
+
+    /// The [`verdict`](Self::verdict) in the form of a read that ended.
+    fn refused(&self, index: u64) -> Option<ReadError> {
+        self.verdict(index).map(|why| ReadError::bad(self.key(index), why))
+    }
+
+    /// Class names in label order; empty for an unlabelled source, or where labels are numbers.
     fn classes(&self) -> &[String];
 
     /// What every record holds. Default: an encoded image and nothing else.

@@ -98,6 +98,14 @@ impl Mix {
                     describe(&schema)
                 )));
             }
+            if source.is_labelled() != sources[0].is_labelled() {
+                let (with, without) =
+                    if source.is_labelled() { (name, &names[0]) } else { (&names[0], name) };
+                return Err(SourceError::config(format!(
+                    "part {with:?} of the mixture has labels and part {without:?} has none: say where its labels are (label), or \
+                     use part {with:?} without labels (label=None)"
+                )));
+            }
             if source.classes().is_empty() != sources[0].classes().is_empty() {
                 return Err(SourceError::config(format!(
                     "of parts {:?} and {name:?} of the mixture one has named classes and the other only numbers as labels; \
@@ -248,7 +256,16 @@ impl IndexedSource for Mix {
     fn label(&self, index: u64) -> i64 {
         let (part, index) = self.locate(index);
         let label = self.sources[part].label(index);
-        if self.classes.is_empty() { label } else { self.labels[part][label as usize] }
+        if self.classes.is_empty() || !self.is_labelled() { label } else { self.labels[part][label as usize] }
+    }
+
+    fn is_labelled(&self) -> bool {
+        self.sources[0].is_labelled()
+    }
+
+    fn verdict(&self, index: u64) -> Option<String> {
+        let (part, index) = self.locate(index);
+        self.sources[part].verdict(index)
     }
 
     fn classes(&self) -> &[String] {

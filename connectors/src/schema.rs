@@ -72,13 +72,21 @@ impl Schema {
         bytes.split_at_checked(bytes.len().checked_sub(self.fields_bytes())?)
     }
 
-    /// Refuses names that clash or shapes without end.
+    /// Refuses names that clash or shapes without end. Where records have no labels, a field may be called `label`.
     ///
     /// # Errors
     /// A sentence that names the field.
-    pub fn check(&self) -> Result<(), String> {
+    pub fn check(&self, is_labelled: bool) -> Result<(), String> {
         for (at, field) in self.fields.iter().enumerate() {
-            if RESERVED.contains(&field.name.as_str()) {
+            if field.name == "label" {
+                if is_labelled {
+                    return Err(
+                        "the field \"label\" has the name of the label, which is delivered already; leave it out of fields, \
+                         or use the records without labels (label=None)"
+                            .into(),
+                    );
+                }
+            } else if RESERVED.contains(&field.name.as_str()) {
                 return Err(format!(
                     "the field {:?} has the name of a field that every batch has; choose other fields or rename it",
                     field.name
@@ -159,7 +167,7 @@ mod tests {
     #[test]
     fn a_record_is_its_image_and_then_its_fields() {
         let schema = Schema { image: true, fields: vec![field("box", &[4]), field("age", &[])] };
-        schema.check().unwrap();
+        schema.check(true).unwrap();
         assert_eq!(schema.fields_bytes(), 20);
         let bytes: Vec<u8> = (0..23).collect();
         let (image, fields) = schema.split(&bytes).unwrap();
@@ -169,10 +177,12 @@ mod tests {
 
     #[test]
     fn names_that_clash_and_shapes_without_end_are_refused() {
-        let check = |fields| Schema { image: true, fields }.check().unwrap_err();
+        let check = |fields| Schema { image: true, fields }.check(true).unwrap_err();
         assert!(check(vec![field("label", &[])]).contains("\"label\""));
+        Schema { image: true, fields: vec![field("label", &[])] }.check(false).unwrap();
+        assert!(check(vec![field("index", &[])]).contains("\"index\""));
         assert!(check(vec![field("a", &[]), field("a", &[2])]).contains("twice"));
         assert!(check(vec![field("a", &[1 << 40, 1 << 40])]).contains("larger than 64 MiB"));
-        assert!(Schema::default().check().unwrap_err().contains("nothing"));
+        assert!(Schema::default().check(false).unwrap_err().contains("nothing"));
     }
 }

@@ -33,6 +33,9 @@ pub trait StreamSource: Send + Sync + 'static {
     /// What every record holds.
     fn schema(&self) -> Schema;
 
+    /// Whether records have labels.
+    fn is_labelled(&self) -> bool;
+
     /// Class names in label order; empty where labels are numbers.
     fn classes(&self) -> &[String];
 

@@ -96,6 +96,14 @@ impl IndexedSource for Subset {
         self.whole.label(self.whole(index))
     }
 
+    fn is_labelled(&self) -> bool {
+        self.whole.is_labelled()
+    }
+
+    fn verdict(&self, index: u64) -> Option<String> {
+        self.whole.verdict(self.whole(index))
+    }
+
     fn classes(&self) -> &[String] {
         self.whole.classes()
     }

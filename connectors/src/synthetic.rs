@@ -25,7 +25,7 @@ use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::{Xxh3, xxh3_64_with_seed};
 
 use crate::buffer::{Buffer, POOL_BYTES, Pool};
-use crate::recognised::{self, Recognised};
+use crate::labels;
 use crate::workers::{Stop, Workers};
 use crate::{Blocks, Extent, Fingerprint, IndexedSource, ReadError, Reader, ReaderConfig, SourceError};
 
@@ -54,6 +54,9 @@ pub struct SyntheticConfig {
     pub height_max: Option<u32>,
     /// Number of classes; a record's label is random, the same in every epoch.
     pub classes: u32,
+    /// `""` or null: images without labels.
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "labels::name_or_none")]
+    pub label: Option<String>,
     /// File format of the records.
     pub format: SyntheticFormat,
     /// Another seed gives other images, labels and faults.
@@ -83,6 +86,7 @@ impl Default for SyntheticConfig {
             width_max: None,
             height_max: None,
             classes: 10,
+            label: None,
             format: SyntheticFormat::Bmp,
             seed: 0,
             block_records: None,
@@ -139,6 +143,7 @@ enum Choice {
 pub(crate) struct Synthetic {
     config: SyntheticConfig,
     classes: Vec<String>,
+    is_labelled: bool,
     fingerprint: Fingerprint,
 }
 
@@ -148,10 +153,8 @@ impl Synthetic {
         let digits = (config.classes.saturating_sub(1)).to_string().len();
         let classes: Vec<String> =
             (0..config.classes).map(|class| format!("class-{class:0digits$}")).collect();
-        let mut recognised = Recognised::default();
-        recognised.note(recognised::label(Some("made up"), &classes));
-        recognised.say("synthetic", config.count);
-        Ok(Self { classes, fingerprint: fingerprint(config), config: config.clone() })
+        let is_labelled = !labels::only_none(config.label.as_deref(), "synthetic labels are made up")?;
+        Ok(Self { is_labelled, classes, fingerprint: fingerprint(config), config: config.clone() })
     }
 
     /// A random number for one choice about one record.
@@ -263,8 +266,12 @@ impl IndexedSource for Synthetic {
         i64::from(self.class(index))
     }
 
+    fn is_labelled(&self) -> bool {
+        self.is_labelled
+    }
+
     fn classes(&self) -> &[String] {
-        &self.classes
+        if self.is_labelled { &self.classes } else { &[] }
     }
 
     fn size(&self, index: u64) -> u64 {

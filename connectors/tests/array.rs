@@ -164,8 +164,12 @@ fn an_npz_gives_images_labels_and_fields_stored_or_deflated() {
         let (source, _) = conforms(&SourceConfig::Array(config.clone()));
         assert_eq!((source.schema().fields.len(), source.classes().len()), (1, 3));
         config.classes = Some(vec!["a".into(), "b".into()]);
+        let source = open(&SourceConfig::Array(config.clone())).unwrap();
+        assert!((0..30).all(|index| source.verdict(index).is_some() == (index % 3 == 2)));
+        assert!(source.verdict(2).unwrap().contains("its label is 2, but there are 2 classes"));
+        config.classes = Some(vec!["a".into()]);
         let error = fails(config.clone()).to_string();
-        assert!(error.contains("row 2 is 2") && error.contains("data.npz/y"), "{error}");
+        assert!(error.contains("20 of 30 records") && error.contains("data.npz/x/1"), "{error}");
 
         config.classes = None;
         for (name, expected) in [
@@ -209,7 +213,7 @@ fn shards_are_strung_together_with_those_of_their_labels() {
     let mut named = config(root.path(), "images-{00,02}.npy");
     named.label = Some("labels-00.npy".into());
     let error = fails(named).to_string();
-    assert!(error.contains("one integer for each of 13 records") && error.contains("[5]"), "{error}");
+    assert!(error.contains("5 rows, not one for each of 13 records"), "{error}");
     fs::write(root.path().join("images-03.npy"), npy("|u1", &[1, 2, 3], &[0; 6])).unwrap();
     let error = fails(config(root.path(), "images-*.npy")).to_string();
     assert!(error.contains("images-03.npy") && error.contains("[1, 2, 3]"), "{error}");
@@ -230,7 +234,7 @@ fn labels_beside_one_file_are_found_and_fields_can_be_files() {
     assert!(records.iter().all(|record| record.ends_with(&[7, 7])));
     config.label = Some("weight.npy".into());
     let error = fails(config).to_string();
-    assert!(error.contains("f16") && error.contains("holds no labels"), "{error}");
+    assert!(error.contains("\"weight\" holds floats such as") && error.contains("label=None"), "{error}");
 }
 
 #[test]

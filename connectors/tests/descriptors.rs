@@ -21,6 +21,7 @@ fn readers_leave_no_descriptor_open() {
     let config = SourceConfig::Folder(FolderConfig {
         root: root.path().to_owned(),
         classes: None,
+        label: None,
         split: None,
         cache: CacheConfig::default(),
     });

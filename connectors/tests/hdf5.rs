@@ -115,10 +115,10 @@ fn what_cannot_be_chosen_is_said_with_a_list_of_what_there_is() {
     for (text, expected) in [
         (with(&|config| config.image = path("train/none")), "train/none"),
         (with(&|config| config.image = path("train/boxes")), "f32 [9, 2, 2]"),
-        (with(&|config| config.label = path("train/boxes")), "no labels"),
+        (with(&|config| config.label = path("train/boxes")), "a label is a whole number"),
         (with(&|config| config.fields = Some(vec!["train/names".into()])), "text [9]"),
         (with(&|config| config.fields = Some(vec!["train/other".into()])), "different numbers of rows"),
-        (with(&|config| config.classes = Some(vec!["a".into()])), "the label of row"),
+        (with(&|config| config.classes = Some(vec!["a".into()])), "but there is 1 class"),
         (with(&|config| config.fields = Some(vec!["train/flags".into(); 2])), "twice"),
     ] {
         assert!(text.contains("0.h5") && text.contains(expected), "{text}");

@@ -31,6 +31,7 @@ fn a_lack_of_descriptors_is_waited_for_then_reported_and_does_not_touch_io_uring
     let config = SourceConfig::Folder(FolderConfig {
         root: root.path().to_owned(),
         classes: None,
+        label: None,
         split: None,
         cache: CacheConfig::default(),
     });

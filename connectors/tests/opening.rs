@@ -250,6 +250,7 @@ fn folders_and_tables_count_what_they_read_and_stop() {
     let folder = FolderConfig {
         root: root.path().join("images"),
         classes: None,
+        label: None,
         split: None,
         cache: CacheConfig::default(),
     };

@@ -28,6 +28,7 @@ fn an_image_folder_conforms() {
     conforms(&SourceConfig::Folder(FolderConfig {
         root: root.path().to_owned(),
         classes: None,
+        label: None,
         split: None,
         cache: CacheConfig::default(),
     }));
@@ -42,6 +43,7 @@ fn a_flat_folder_conforms() {
     conforms(&SourceConfig::Folder(FolderConfig {
         root: root.path().to_owned(),
         classes: None,
+        label: None,
         split: None,
         cache: CacheConfig::default(),
     }));

@@ -299,12 +299,19 @@ fn labels_are_numbers_or_classes_and_classes_can_be_fixed() {
         ..by_name.clone()
     };
     assert_eq!([0, 1, 2].map(|row| opened(&fixed(&["emu", "dog", "cat", "owl"])).label(row)), [2, 0, 1]);
-    let error = refused(&fixed(&["emu", "cat"]));
+    let source = opened(&fixed(&["emu", "cat"]));
     assert!(
-        error.is_data() && error.to_string().contains("\"dog\"") && error.to_string().contains("row 2"),
-        "{error}"
+        (0..50).all(|row| source.verdict(row).is_some() == (row % 3 == 1)),
+        "those without a class are bad"
     );
-    assert_eq!(opened(&TableConfig { label: Some(String::new()), ..table(&path) }).label(3), 0);
+    assert!(
+        source.verdict(1).unwrap().contains("\"dog\"") && source.refused(1).unwrap().key().ends_with(":1")
+    );
+    assert_eq!([0, 2].map(|row| source.label(row)), [1, 0]);
+    let error = refused(&fixed(&["dog"]));
+    assert!(error.is_data() && error.to_string().contains("34 of 50 records"), "{error}");
+    let source = opened(&TableConfig { label: Some(String::new()), ..table(&path) });
+    assert!(!source.is_labelled() && source.classes().is_empty());
     assert!(refused(&fixed(&["a", "a"])).is_config());
 
     let names: Vec<String> = (0..7).map(|n| format!("class {n}")).collect();
@@ -376,13 +383,16 @@ fn what_cannot_be_chosen_is_said_with_the_columns_there_are() {
             "it has image (Binary), label (Int64)",
         ),
         (TableConfig { image: Some("age".into()), ..table(&path) }, "Int32"),
-        (TableConfig { label: Some("box".into()), ..table(&path) }, "labels are integers or texts"),
+        (
+            TableConfig { label: Some("box".into()), ..table(&path) },
+            "holds lists; a label is a whole number or a class name. Deliver it with fields=[\"box\"] and label=None",
+        ),
         (fields(&["list"]), "\"list[N]\""),
         (fields(&["box[5]"]), "does not fit"),
         (fields(&["unused"]), "fields are numbers"),
         (fields(&["box[x]"]), "\"box[4]\""),
         (fields(&["age", "age"]), "twice"),
-        (fields(&["label"]), "\"label\""),
+        (TableConfig { label: Some("name".into()), ..fields(&["label"]) }, "\"label\""),
         (TableConfig { image: Some(String::new()), ..table(&path) }, "a record would hold nothing"),
     ] {
         let error = refused(&config);
@@ -437,11 +447,9 @@ fn nulls_and_lists_of_another_length_make_their_records_bad_and_no_others() {
         }
         assert_eq!(records[0].as_ref().unwrap()[..5], [b'a', 1, 0, 0, 0]);
         assert_eq!(records[4].as_ref().unwrap()[0], b'e');
-        let error = refused(&TableConfig { label: Some("age".into()), ..table(&path) });
-        assert!(
-            error.is_data() && error.to_string().contains("row 2") && error.to_string().contains("null"),
-            "{error}"
-        );
+        let source = opened(&TableConfig { label: Some("age".into()), ..table(&path) });
+        let bad: Vec<u64> = (0..5).filter(|&row| source.verdict(row).is_some()).collect();
+        assert_eq!((bad, source.label(4)), (vec![2], 5));
     }
 }
 
@@ -790,7 +798,7 @@ fn paths_that_leave_the_root_and_lines_that_are_wrong_are_named() {
             "1 of 1 rows name no image: \"none.jpg\" (row 0) does not exist".to_owned(),
         ),
         ("path\na.jpg,1,2\n".to_owned(), "list.csv:2: 3 cells where the first line has 1".to_owned()),
-        ("path,label\na.jpg,1\na.jpg,\n".to_owned(), "row 1".to_owned()),
+        ("path,label\na.jpg,1\na.jpg,\na.jpg,\n".to_owned(), "row 1".to_owned()),
         ("name\nx\n".to_owned(), "no column that is clearly an image".to_owned()),
         ("path\n".to_owned(), "no rows".to_owned()),
         (String::new(), "no rows".to_owned()),

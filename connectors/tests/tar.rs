@@ -261,10 +261,29 @@ fn labels_are_found_where_they_are() {
             })
             .map_err(|error| error.to_string())
     };
+    let verdicts = |members: &[Vec<u8>], label: Option<&str>| {
+        let shards = Shards::new();
+        shards.write("a.tar", &archive(members));
+        let mut config = shards.config();
+        config.label = label.map(str::to_owned);
+        // Twice: from the shard, and from the index that was kept of it.
+        let again = |config: &TarConfig| {
+            let source = open(&SourceConfig::Tar(config.clone())).expect("a source");
+            let verdicts: Vec<_> = (0..source.len()).map(|index| source.verdict(index)).collect();
+            (
+                source.is_labelled(),
+                (0..source.len()).map(|index| source.label(index)).collect::<Vec<_>>(),
+                verdicts,
+            )
+        };
+        let found = again(&config);
+        assert_eq!(found, again(&config));
+        found
+    };
     let names = |names: &[&str]| names.iter().map(|&name| name.to_owned()).collect::<Vec<_>>();
     let numbers = [image("a"), text("a", "cls", "7\n"), text("b", "cls", "-2"), image("b")];
     assert_eq!(labels(&numbers, None, None), Ok((vec![7, -2], vec![])));
-    assert!(labels(&numbers, None, Some(&["x", "y"])).unwrap_err().contains("a.jpg has the label 7"));
+    assert!(labels(&numbers, None, Some(&["x", "y"])).unwrap_err().contains("a.jpg: its label is 7"));
     assert_eq!(labels(&numbers, Some("none"), None), Ok((vec![0, 0], vec![])));
     let words = [
         image("a"),
@@ -276,13 +295,13 @@ fn labels_are_found_where_they_are() {
     ];
     assert_eq!(labels(&words, None, None), Ok((vec![2, 0, 1], names(&["12", "cat", "emu"]))));
     assert_eq!(labels(&words, None, Some(&["emu", "cat", "12"])).unwrap().0, [0, 2, 1]);
-    let error = labels(&words, None, Some(&["emu", "cat"])).unwrap_err();
-    assert!(error.contains("a.tar/b.jpg") && error.contains("\"12\""), "{error}");
+    let error = labels(&words, None, Some(&["emu"])).unwrap_err();
+    assert!(error.contains("2 of 3 records") && error.contains("a.tar/b.jpg: its label is 12"), "{error}");
     assert!(labels(&words, None, Some(&["a", "a"])).unwrap_err().contains("twice"));
     let json = [image("a"), text("a", "json", r#"{"cls": 3, "x": {"y": ["no", "yes"]}}"#)];
     assert_eq!(labels(&json, None, None).unwrap().0, [3]);
     assert_eq!(labels(&json, Some("json:x.y.1"), None).unwrap().1, ["yes"]);
-    assert!(labels(&json, Some("json:x"), None).unwrap_err().contains("an object"));
+    assert!(labels(&json, Some("json:x"), None).unwrap_err().contains("is an object"));
     assert!(labels(&json, Some("json:z"), None).unwrap_err().contains("has no \"z\""));
     let folders = [image("./dog/1"), image("cat/small/2"), image("dog/3")];
     assert_eq!(labels(&folders, None, None), Ok((vec![0, 0, 0], vec![])));
@@ -291,7 +310,49 @@ fn labels_are_found_where_they_are() {
     let txt = [image("a"), text("a", "txt", "a caption"), text("a", "cls", "1")];
     assert_eq!(labels(&txt, Some("txt"), None).unwrap().1, ["a caption"]);
     let lack = [image("a"), text("a", "cls", "1"), image("b")];
-    assert!(labels(&lack, None, None).unwrap_err().contains("record \"b.jpg\": it has no member"));
+    let (_, found, verdicts_) = verdicts(&lack, None);
+    assert_eq!((found, &verdicts_[0]), (vec![1, 0], &None));
+    assert!(
+        verdicts_[1].as_ref().unwrap().contains("it has no member with the ending \"cls\""),
+        "{verdicts_:?}"
+    );
+    // The first record may be the one that lacks it.
+    let first =
+        [image("a"), image("b"), text("b", "cls", "4"), image("c"), text("c", "cls", "\u{feff}5\r\n")];
+    let (is_labelled, found, verdicts_) = verdicts(&first, None);
+    assert_eq!((is_labelled, found), (true, vec![0, 4, 5]));
+    assert_eq!(verdicts_.iter().map(Option::is_some).collect::<Vec<_>>(), [true, false, false]);
+    let odd = [
+        image("a"),
+        text("a", "cls", "1"),
+        image("b"),
+        text("b", "cls", " \n"),
+        image("c"),
+        member("c.cls", b"\xff"),
+        image("d"),
+        text("d", "cls", "10"),
+        image("e"),
+        text("e", "cls", "2"),
+    ];
+    let (_, found, verdicts_) = verdicts(&odd, None);
+    assert_eq!(found, [1, 0, 0, 10, 2]);
+    assert!(verdicts_[1].as_ref().unwrap().contains("no label"), "{verdicts_:?}");
+    assert!(verdicts_[2].as_ref().unwrap().contains("not UTF-8"), "{verdicts_:?}");
+    // What is not needed is not read, and what Python writes for NaN is a gap.
+    let beside = [image("a"), text("a", "cls", "1"), text("a", "json", "{\"x\": NaN")];
+    assert_eq!(labels(&beside, None, None).unwrap().0, [1]);
+    let gap = [image("a"), text("a", "json", r#"{"label": 3, "x": NaN}"#)];
+    assert_eq!(labels(&gap, None, None).unwrap().0, [3]);
+    let without = [image("a"), text("a", "json", r#"{"width": 3}"#)];
+    assert_eq!(verdicts(&without, None), (false, vec![0], vec![None]));
+    let list = [image("a"), text("a", "json", r#"{"labels": [3, 4]}"#)];
+    let error = labels(&list, None, None).unwrap_err();
+    assert!(error.contains("\"labels\"") && error.contains("holds a list; a label is"), "{error}");
+    let floats = [image("a"), text("a", "cls", "0.5"), image("b"), text("b", "cls", "2.5")];
+    assert!(labels(&floats, None, None).unwrap_err().contains("holds floats"));
+    let mixed: Vec<_> = ["1", "2", "x"].iter().flat_map(|cls| [image(cls), text(cls, "cls", cls)]).collect();
+    let error = labels(&mixed, None, None).unwrap_err();
+    assert!(error.contains("numbers and texts") && error.contains("x.jpg"), "{error}");
     // All images first, then all labels: what belongs together does not stand together.
     let apart = [image("a"), image("b"), text("a", "cls", "1"), text("b", "cls", "2")];
     let error = labels(&apart, None, None).unwrap_err();
@@ -424,7 +485,11 @@ fn a_configuration_that_makes_no_sense_is_named() {
     assert!(fields("box").contains("neither"));
     assert!(fields("emb.npy").contains("no member ending in \"emb.npy\""));
     assert!(fields("json:boxes").contains("record \"a.jpg\": it has no \"boxes\""));
-    assert!(fields("label=json:box").contains("\"label\""));
+    let labelled = error(&|config| {
+        config.label = Some("json:big".into());
+        config.fields = Some(vec!["label=json:box".into()]);
+    });
+    assert!(labelled.contains("\"label\""), "{labelled}");
     let parsed = serde_json::from_str::<TarConfig>(r#"{"shards": [], "lable": "cls"}"#);
     assert!(parsed.unwrap_err().to_string().contains("lable"));
 }

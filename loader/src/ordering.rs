@@ -118,15 +118,12 @@ fn sampled(sampling: &Sampling, source: &dyn IndexedSource, seed: u64) -> Result
             let each = draws.div_ceil(present);
             let per_class: Vec<u64> =
                 classes.counts.iter().map(|&count| if count > 0 { each } else { 0 }).collect();
-            Ok((
-                Order::by_class(source.len(), |index| source.label(index) as usize, &per_class, seed),
-                String::new(),
-            ))
+            Ok((classes.order(per_class, seed), String::new()))
         }
         Sampling::ClassShares { shares, .. } => {
-            let per_class = Counted::new(source)?.draws(shares, draws)?;
-            let order = Order::by_class(source.len(), |index| source.label(index) as usize, &per_class, seed);
-            Ok((order, fingerprint(shares)))
+            let classes = Counted::new(source)?;
+            let per_class = classes.draws(shares, draws)?;
+            Ok((classes.order(per_class, seed), fingerprint(shares)))
         }
         Sampling::Weights { file, .. } => {
             let weights = fuelrail_connectors::read_numbers(file, source.len())
@@ -159,8 +156,13 @@ struct Counted<'a> {
 
 impl<'a> Counted<'a> {
     fn new(source: &'a dyn IndexedSource) -> Result<Self, Refusal> {
+        if !source.is_labelled() {
+            return refuse(
+                "sampling by class needs labels, and this source has none: say where they are (label), or leave out sampling",
+            );
+        }
         let mut counts = vec![0u64; source.classes().len()];
-        for index in 0..source.len() {
+        for index in (0..source.len()).filter(|&index| source.verdict(index).is_none()) {
             let label = source.label(index);
             if !(0..MAX_LABEL).contains(&label) {
                 return refuse(format!(
@@ -175,6 +177,19 @@ impl<'a> Counted<'a> {
             counts[label as usize] += 1;
         }
         Ok(Self { source, counts })
+    }
+
+    /// The order that draws each class so often. Records that are known to be bad ones are in none.
+    fn order(&self, mut per_class: Vec<u64>, seed: u64) -> Order {
+        let nowhere = per_class.len();
+        if (0..self.source.len()).any(|index| self.source.verdict(index).is_some()) {
+            per_class.push(0);
+        }
+        let class = |index| match self.source.verdict(index) {
+            Some(_) => nowhere,
+            None => self.source.label(index) as usize,
+        };
+        Order::by_class(self.source.len(), class, &per_class, seed)
     }
 
     fn name(&self, class: usize) -> String {

@@ -93,6 +93,14 @@ impl Supply {
         self.len() == Some(0)
     }
 
+    /// Whether records have labels.
+    pub fn is_labelled(&self) -> bool {
+        match self {
+            Self::Indexed { source, .. } => source.is_labelled(),
+            Self::Stream(flows) => flows.source().is_labelled(),
+        }
+    }
+
     /// Class names in label order.
     pub fn classes(&self) -> &[String] {
         match self {
@@ -161,11 +169,11 @@ impl Pipeline {
             Some(source) => source,
             None => Opened::open(&config.source, opening)?,
         };
-        let (schema, size) = match &source {
-            Opened::Indexed(source) => (source.schema(), source.image_size()),
-            Opened::Stream(flows) => (flows.source().schema(), None),
+        let (schema, is_labelled, size) = match &source {
+            Opened::Indexed(source) => (source.schema(), source.is_labelled(), source.image_size()),
+            Opened::Stream(flows) => (flows.source().schema(), flows.source().is_labelled(), None),
         };
-        schema.check().map_err(|message| Refusal::new(ErrorKind::Source, message))?;
+        schema.check(is_labelled).map_err(|message| Refusal::new(ErrorKind::Source, message))?;
         if config.on_error == OnError::Fail
             && let Opened::Indexed(source) = &source
             && let Some(missing) = source.missing()
@@ -268,12 +276,11 @@ impl Pipeline {
                 (1..=field.shape.len()).map(|axis| field.shape[axis..].iter().product()).collect();
             (field.name.clone(), field.dtype.to_string(), field.shape.clone(), strides, field.bytes() as u64)
         });
-        let mut small = vec![
-            scalar("label", "i64", 8),
-            scalar("index", "i64", 8),
-            scalar("position", "i64", 8),
-            scalar("substituted", "bool", 1),
-        ];
+        let mut small =
+            vec![scalar("index", "i64", 8), scalar("position", "i64", 8), scalar("substituted", "bool", 1)];
+        if self.supply.is_labelled() {
+            small.insert(0, scalar("label", "i64", 8));
+        }
         if matches!(&self.supply, Supply::Indexed { source, .. } if !source.parts().is_empty()) {
             small.push(scalar("part", "i64", 8));
         }

@@ -261,7 +261,8 @@ pub enum ErrorKind {
 #[serde(deny_unknown_fields)]
 pub struct Attached {
     /// The fields of a batch: first what its records hold ([`payload`](Self::payload) of them: "image", if there is one,
-    /// and the source's own fields), then "label", "index", "position", "substituted".
+    /// and the source's own fields), then "label" if they have labels, "index", "position", "substituted", and of a
+    /// mixture "part".
     pub fields: Vec<Field>,
     /// How many of the fields are the records' own. They are handed out as views of the slot, the others as copies.
     pub payload: u32,

@@ -18,9 +18,10 @@ from fuelrail.errors import (
     SourceError,
     TokenError,
 )
-from fuelrail.sources import Mix, Source
+from fuelrail.sources import AUTO, Mix, Source
 
 __all__ = [
+    "AUTO",
     "ConfigError",
     "DaemonDied",
     "DataError",

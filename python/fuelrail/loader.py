@@ -18,7 +18,7 @@ from typing import Any, Generic, NoReturn, Self, TypeVar, overload
 from fuelrail import _native, interop, options
 from fuelrail.errors import ConfigError, EnvironmentFailure, FuelrailError, TokenError
 from fuelrail.opening import Opening, log
-from fuelrail.sources import DESCRIBING, KEYS, Address, Mix, Source, finite
+from fuelrail.sources import AUTO, DESCRIBING, KEYS, Address, Auto, Mix, Source, finite
 
 logger = logging.getLogger("fuelrail")
 
@@ -29,10 +29,10 @@ Default = TypeVar("Default")
 class Batch(Generic[Array]):
     """One batch. Unpacks into images and labels, as torchvision's data sets do; all fields are there by name.
 
-    Fields: "image" (N, C, H, W), then the source's own fields (N, ...), "label" (N,) int64, "index" (N,) int64
-    record numbers, "position" (N,) int64 places in the epoch, "substituted" (N,) bool: rows that hold another
-    record because theirs was bad; of a mixture also "part" (N,) int64. Without images, it unpacks into the
-    source's first field and the labels.
+    Fields: "image" (N, C, H, W), then the source's own fields (N, ...), "label" (N,) int64 if the source has
+    labels, "index" (N,) int64 record numbers, "position" (N,) int64 places in the epoch, "substituted" (N,) bool:
+    rows that hold another record because theirs was bad; of a mixture also "part" (N,) int64. Without images, it
+    unpacks into the source's first field and the labels.
 
     By name it is used like a dict: `batch["image"]`, `"image" in batch`, `batch.get("mask")`, `.keys()`,
     `.values()`, `.items()`, `dict(batch)`, `model(**batch)`. Iterating gives the two that it unpacks into, not
@@ -55,6 +55,10 @@ class Batch(Generic[Array]):
 
     def __iter__(self) -> Iterator[Array]:
         first = next(iter(self._fields))
+        if "label" not in self._fields:
+            raise ConfigError(
+                f"this source has no labels: say where they are (label=...), or use batch[{first!r}]"
+            )
         return iter((self._fields[first], self._fields["label"]))
 
     def __getitem__(self, name: str | int) -> Array:
@@ -144,7 +148,7 @@ class BaseLoader(ABC, Generic[Array]):
         error_budget: float | str | None = None,
         quarantine: str | os.PathLike[str] | None = None,
         image: str | Sequence[str] | None = None,
-        label: str | None = None,
+        label: str | Auto | None = AUTO,
         fields: Sequence[str] | None = None,
         tokens: Mapping[str, Any] | None = None,
         classes: Sequence[str] | None = None,
@@ -332,6 +336,11 @@ class BaseLoader(ABC, Generic[Array]):
     def classes(self) -> list[str]:
         """Class names; label i is `classes[i]`."""
         return list(self._attached["classes"])
+
+    @property
+    def labelled(self) -> bool:
+        """Whether batches have labels."""
+        return any(field["name"] == "label" for field in self._attached["fields"])
 
     @property
     def class_to_idx(self) -> dict[str, int]:
@@ -602,7 +611,7 @@ def _source(source: Address | Source | Mix | Mapping[str, Any], described: dict[
     ):
         return Source(source, **described).config()
     for name, value in described.items():
-        if value is not None:
+        if value is not (AUTO if name == "label" else None):
             raise ConfigError(
                 f"{name}= is decided where the source is described: give it to Source(...) instead"
             )

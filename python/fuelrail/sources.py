@@ -9,17 +9,31 @@ Mix(photos=Source('photos/'), web=Source('web/*.parquet', image='jpg'))
 
 from __future__ import annotations
 
+import enum
 import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from fuelrail.errors import ConfigError
 from fuelrail.options import CHECKS, accept
 
 #: One path or URL, or several that make one source.
 Address = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+
+
+class Auto(enum.Enum):
+    """The default of an argument for which None has a meaning of its own."""
+
+    AUTO = "auto"
+
+    def __repr__(self) -> str:
+        return "AUTO"
+
+
+#: `label=AUTO`, the default: labels are found by name and type. `label=None`: there are none.
+AUTO: Final = Auto.AUTO
 
 
 #: Arguments of a source whatever its kind.
@@ -44,7 +58,8 @@ class Source:
             behind `s3://`, `gs://`, `az://` or `https://`; `"synthetic://?count=1000"`. Several addresses of
             one kind make one source.
         image: the column, array, dataset or tar endings that hold images. Default: found by name and type.
-        label: the column, array, dataset or tar member that holds labels.
+        label: the column, array, dataset or tar member that holds labels: whole numbers or class names. Default
+            (`fuelrail.AUTO`): found by name and type. None: no labels, and a batch has none.
         fields: further numeric fields of fixed shape, delivered as tensors of the same batch.
         tokens: a column or array of token ids, padded or packed into rows:
             `{"column": "input_ids", "length": 1024, "mode": "pack"}`.
@@ -61,7 +76,7 @@ class Source:
         address: Address,
         *,
         image: str | Sequence[str] | None = None,
-        label: str | None = None,
+        label: str | Auto | None = AUTO,
         fields: Sequence[str] | None = None,
         tokens: Mapping[str, Any] | None = None,
         classes: Sequence[str] | None = None,
@@ -75,7 +90,7 @@ class Source:
         self._addresses: list[str] = [_address(item) for item in addresses]
         given: dict[str, Any] = {
             "image": image,
-            "label": label,
+            "label": None if label is AUTO else "" if label is None else label,
             "fields": fields,
             "tokens": tokens,
             "classes": classes,
@@ -116,10 +131,12 @@ class Source:
     def __repr__(self) -> str:
         addresses = self._addresses[0] if len(self._addresses) == 1 else self._addresses
         # Among Kafka's properties are passwords.
-        shown = {
+        shown: dict[str, Any] = {
             key: dict.fromkeys(value, "…") if key == "properties" and isinstance(value, Mapping) else value
             for key, value in self._options.items()
         }
+        if shown.get("label") == "":
+            shown["label"] = None
         options = "".join(f", {key}={value!r}" for key, value in shown.items())
         return f"Source({addresses!r}{options})"
 

@@ -71,6 +71,7 @@ class Loader(BaseLoader[torch.Tensor]):
             whole number of records. 1 is one record, "100%" all; 1.0 is refused, for it may mean either.
         quarantine: file to which bad records are appended, one JSON line each.
         image, label, fields, tokens: which columns, arrays, datasets or tar members to take, as `fuelrail.Source` says.
+            label=None: no labels, and a batch has none.
         classes: fixes the mapping from class names to labels (pass the training loader's to the validation
             loader).
         split: "train[:90%]" or "train[90%:]": a part of the source, by a hash of each key.
@@ -136,6 +137,6 @@ class Loader(BaseLoader[torch.Tensor]):
                 torch.frombuffer(batch.small(at), dtype=dtype) if batch.rows else torch.empty(0, dtype=dtype)
             )
         if self._device is not None and self._device.type != "cpu":
-            for name in (*own, "label"):
+            for name in (*own, *({"label"} & fields.keys())):
                 fields[name] = fields[name].to(self._device)
         return fields

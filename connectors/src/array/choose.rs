@@ -6,13 +6,17 @@ use xxhash_rust::xxh3::Xxh3;
 
 use super::find::{Arrays, Piece};
 use super::source::{Array, Column, Rowed, Run};
-use super::{ArrayConfig, BLOCK_BYTES, IMAGE_NAMES, LABEL_NAMES, LABEL_PIECE, TokensConfig, is_path, unpack};
+use super::{ArrayConfig, BLOCK_BYTES, IMAGE_NAMES, LABEL_PIECE, TokensConfig, is_path, unpack};
 use crate::column::{self, Part, Stored, product};
+use crate::labels::{self, Collector, Context, Labels, OF_ARRAYS, refusal};
 use crate::opening::{Counted, Step};
-use crate::recognised::{self, Recognised};
+use crate::recognised::Recognised;
 use crate::schema::{ElementType, Schema};
 use crate::shards::{Shards, ends_with};
 use crate::{Blocks, CacheConfig, Fingerprint, SourceError};
+
+/// What else can be done about an array that holds no labels.
+const OTHER: &str = "name another array (label=\"…\")";
 
 /// Opened files on their way to a source.
 pub(super) struct Opened<'config> {
@@ -36,7 +40,8 @@ impl Opened<'_> {
             return self.tokens(tokens);
         }
         let config = self.config;
-        let label = config.label.as_deref().map(|name| self.named(name)).transpose()?;
+        let named = config.label.as_deref().filter(|name| !name.is_empty());
+        let label = named.map(|name| self.named(name)).transpose()?;
         let fields: Option<Vec<Chosen<'_>>> = config
             .fields
             .as_ref()
@@ -62,23 +67,24 @@ impl Opened<'_> {
             })?;
             columns.push((rows, part));
         }
-        let guessed_label = || {
-            LABEL_NAMES.iter().find_map(|name| {
-                all.clone().find(|array| array.name == *name && !image.iter().any(|image| image.same(array)))
-            })
+        let label = match label {
+            None if config.label.is_none() => {
+                let fields = fields.as_deref().unwrap_or_default();
+                let free: Vec<Chosen<'_>> = all
+                    .clone()
+                    .filter(|array| !image.iter().chain(fields).any(|taken| taken.same(array)))
+                    .collect();
+                self.guess_label(free, image.as_ref(), columns.first().map(|(rows, _)| rows.count))?
+            }
+            label => label,
         };
-        let candidate = if label.is_none() { guessed_label() } else { None };
-        let fits = |array: &Chosen<'_>, len: Option<u64>| {
-            self.rows(array).is_ok_and(|rows| {
-                rows.shape.is_empty() && rows.stored.is_integer() && len.is_none_or(|len| len == rows.count)
-            })
-        };
-        let candidate = candidate.filter(|array| {
-            let asked = fields.iter().flatten().any(|field| field.same(array));
-            !asked && fits(array, columns.first().map(|(rows, _)| rows.count))
+        // What would have been the label is not wanted as a field either, unless it is asked for.
+        let unwanted = config.label.as_deref().filter(|label| label.is_empty()).and_then(|_| {
+            let named = labels::candidates(all.clone().map(|array| array.name), &OF_ARRAYS);
+            named.first().and_then(|name| all.clone().find(|array| array.name == *name))
         });
-        let label = label.or(candidate);
-        let taken = |array: &Chosen<'_>| image.iter().chain(&label).any(|taken| taken.same(array));
+        let taken =
+            |array: &Chosen<'_>| image.iter().chain(&label).chain(&unwanted).any(|taken| taken.same(array));
         let chosen: Vec<Chosen<'_>> = match fields {
             Some(fields) => fields,
             None => {
@@ -130,17 +136,24 @@ impl Opened<'_> {
                 self.arrays.list()
             )));
         }
-        schema.check().map_err(|why| self.refuse(why))?;
+        schema.check(label.is_some()).map_err(|why| self.refuse(why))?;
         let labels = match &label {
-            Some(label) => Some(self.labels(label, len)?),
-            None => None,
+            Some(label) => self.labels(label, len, &columns[0].0)?,
+            None if config.classes.is_some() => {
+                return Err(SourceError::config(
+                    "classes are given, but no array holds labels; name it (label), or leave out classes"
+                        .into(),
+                ));
+            }
+            None => Labels::default(),
         };
         let label = label.map(|label| format!("array {:?}", label.name));
         self.build(columns, schema, labels, label.as_deref())
     }
 
     fn tokens(&self, config: &TokensConfig) -> Result<Array, SourceError> {
-        let other = [("image", self.config.image.is_some()), ("label", self.config.label.is_some())];
+        let is_set = |name: &Option<String>| name.as_ref().is_some_and(|name| !name.is_empty());
+        let other = [("image", is_set(&self.config.image)), ("label", is_set(&self.config.label))];
         if let Some((key, _)) = other.iter().find(|(_, set)| *set) {
             return Err(SourceError::config(format!(
                 "{key} and tokens cannot both be set: a line of tokens has none"
@@ -187,7 +200,7 @@ impl Opened<'_> {
         if rows.count == 0 {
             return Err(self.refuse(format!("it holds fewer than tokens.length = {} tokens", config.length)));
         }
-        self.build(vec![(rows, part)], Schema { image: false, fields: vec![spec] }, None, None)
+        self.build(vec![(rows, part)], Schema { image: false, fields: vec![spec] }, Labels::default(), None)
     }
 
     /// The array of a name in the configuration: of an array, of one file of several, or a path.
@@ -261,6 +274,62 @@ impl Opened<'_> {
         why.map(|why| format!("{:?}: {why}", array.name))
     }
 
+    /// The label by name: one whose type leaves no doubt, else one of floats, which may be whole numbers; beside images called
+    /// arr_0 the whole numbers called arr_1.
+    fn guess_label<'arrays>(
+        &self,
+        free: Vec<Chosen<'arrays>>,
+        image: Option<&Chosen<'_>>,
+        len: Option<u64>,
+    ) -> Result<Option<Chosen<'arrays>>, SourceError> {
+        let names = free.iter().map(|array| array.name);
+        let named: Vec<&Chosen<'_>> = labels::candidates(names, &OF_ARRAYS)
+            .into_iter()
+            .filter_map(|name| free.iter().find(|array| array.name == name))
+            .collect();
+        let stored = |array: &Chosen<'_>| {
+            let rows = self.rows(array).ok()?;
+            let fits = rows.shape.iter().product::<u64>() == 1
+                && rows.stored.is_label()
+                && len.is_none_or(|len| len == rows.count);
+            fits.then_some(rows.stored)
+        };
+        let is_sure = |array: &Chosen<'_>| stored(array).is_some_and(|stored| !stored.is_float());
+        let found = named
+            .iter()
+            .find(|array| is_sure(array))
+            .or_else(|| named.iter().find(|array| stored(array).is_some()));
+        if let Some(array) = found {
+            return Ok(Some((**array).clone()));
+        }
+        match named.first() {
+            Some(array) => Err(self.unlabelled(array, len)),
+            None if image.is_some_and(|image| image.name == "arr_0") => {
+                Ok(free.iter().find(|array| array.name == "arr_1" && is_sure(array)).cloned())
+            }
+            None => Ok(None),
+        }
+    }
+
+    /// Why an array holds no labels.
+    fn unlabelled(&self, array: &Chosen<'_>, len: Option<u64>) -> SourceError {
+        let first = &array.pieces[0].npy;
+        let shape = first.shape.get(1..).unwrap_or_default();
+        let what = format!("the array {:?}", array.name);
+        let (holds, field) = match (&first.dtype, self.rows(array)) {
+            (Err(unread), _) => (unread.to_string(), None),
+            (_, Err(error)) => return error,
+            (Ok(_), Ok(rows)) if len.is_some_and(|len| len != rows.count) => {
+                let len = len.unwrap_or_default();
+                (format!("{} rows, not one for each of {len} records", rows.count), None)
+            }
+            (Ok(stored), _) => {
+                (format!("{} of shape {shape:?} for each record", stored.element), Some(array.name))
+            }
+        };
+        self.refuse(refusal(&what, &holds, field, OTHER))
+    }
+
     /// An array's rows, checked: numbers in C order, the same in all its files.
     fn rows<'arrays>(&self, array: &Chosen<'arrays>) -> Result<Rows<'arrays>, SourceError> {
         self.checked(array).map_err(|why| self.refuse(format!("the array {:?} {why}", array.name)))
@@ -302,26 +371,21 @@ impl Opened<'_> {
         Ok(Rows { name: array.name, pieces, counts, stored, shape, count, step: row })
     }
 
-    fn labels(&self, array: &Chosen<'_>, len: u64) -> Result<Vec<i64>, SourceError> {
-        let rows = self.rows(array)?;
-        let column_of_one = rows.shape.iter().all(|&n| n == 1);
-        if !rows.stored.is_integer() || !column_of_one || rows.count != len {
-            return Err(self.refuse(format!(
-                "the array {:?} holds no labels: {} of shape {:?}, where one integer for each of {len} records is expected; \
-                 name numbers of another kind with fields",
-                array.name,
-                rows.stored.element,
-                rows.whole_shape()
-            )));
+    /// Reads the labels: one for each of `len` records, whose names `records` knows.
+    fn labels(&self, array: &Chosen<'_>, len: u64, records: &Rows<'_>) -> Result<Labels, SourceError> {
+        if array.pieces.iter().any(|piece| piece.npy.dtype.is_err()) {
+            return Err(self.unlabelled(array, None));
         }
-        let classes = self.config.classes.as_deref().unwrap_or_default();
-        let mut labels: Vec<i64> = Vec::new();
-        labels
-            .try_reserve_exact(usize::try_from(len).unwrap_or(usize::MAX))
-            .map_err(|_| self.refuse(format!("{len} labels do not fit in memory")))?;
+        let rows = self.rows(array)?;
+        let one_each = rows.shape.iter().all(|&n| n == 1);
+        if !rows.stored.is_label() || !one_each || rows.count != len {
+            return Err(self.unlabelled(array, Some(len)));
+        }
+        let mut collector = Collector::default();
         let element = rows.stored.element.size();
         let mut buffer = Vec::new();
         let step = Step::begin("reading labels", Counted::Rows, Some(len));
+        let what = format!("the array {:?}", array.name);
         for (piece, &count) in rows.pieces.iter().zip(&rows.counts) {
             let copy = match self.unpacked(piece)? {
                 Some(path) => Some(open_copies(&[path])?),
@@ -337,11 +401,25 @@ impl Opened<'_> {
                     .map_err(|error| SourceError::data(error.to_string()))?;
                 at += buffer.len() as u64;
                 step.add((buffer.len() / element) as u64);
-                let what = format!("the labels in {}, from row {} on", piece.name, labels.len());
-                labels.extend(column::labels(rows.stored, &buffer, classes, &what)?);
+                for one in buffer.chunks_exact(element) {
+                    let row = collector.len();
+                    collector.push(rows.stored.raw(one)).map_err(|holds| {
+                        let holds = format!("{holds} (row {row})");
+                        self.refuse(refusal(&what, &holds, Some(array.name), OTHER))
+                    })?;
+                }
             }
         }
-        Ok(labels)
+        let context = Context {
+            what: format!("the array {:?} of {}", array.name, self.shards.describe()),
+            field: Some(array.name),
+            other: OTHER,
+            classes: self.config.classes.as_deref(),
+            names: None,
+            names_of_numbers: true,
+            key: &|row| records.key(row),
+        };
+        Labels::join(vec![collector.finish()], &context)
     }
 
     /// The unpacked copy of a deflated piece, as a path; `None` when it is read where it is.
@@ -364,7 +442,7 @@ impl Opened<'_> {
         &self,
         columns: Vec<(Rows<'_>, Part)>,
         schema: Schema,
-        labels: Option<Vec<i64>>,
+        labels: Labels,
         label: Option<&str>,
     ) -> Result<Array, SourceError> {
         let mut hash = Xxh3::new();
@@ -410,11 +488,8 @@ impl Opened<'_> {
                 built.iter().flat_map(|column| &column.runs).filter(|run| run.store as usize == store);
             shards_used.all(|run| shards.extent(run.shard as usize, 0, 0).is_some())
         });
-        let classes = self.config.classes.clone().unwrap_or_default();
-        classes.iter().for_each(|name| text(name));
-        for label in labels.iter().flatten() {
-            hash.update(&label.to_le_bytes());
-        }
+        labels.classes.iter().for_each(|name| text(name));
+        labels.hash(&mut hash);
         let size = built.iter().map(|column| column.part.written() as u64).sum();
         let blocks = if local { Blocks::None } else { blocks(&built[0], len, size) };
         let fingerprint = Fingerprint(hash.digest128());
@@ -429,14 +504,13 @@ impl Opened<'_> {
             let why = all.find_map(|array| self.why_not(&array));
             recognised.note(why.map_or("no image".into(), |why| format!("no image ({why})")));
         }
-        recognised.note(recognised::label(label, &classes));
+        recognised.note(labels.recognised(label));
         Ok(Array {
             stores,
             rows: Rowed { columns: built, names, size }.into(),
             len,
             schema,
             labels,
-            classes,
             blocks,
             fingerprint,
             recognised,
@@ -488,6 +562,17 @@ struct Rows<'arrays> {
 }
 
 impl Rows<'_> {
+    /// The name of a record, as [`super::source`] has it.
+    fn key(&self, mut row: u64) -> String {
+        for (piece, &count) in self.pieces.iter().zip(&self.counts) {
+            if row < count {
+                return format!("{}/{row}", piece.name);
+            }
+            row -= count;
+        }
+        format!("row {row}")
+    }
+
     fn whole_shape(&self) -> Vec<u64> {
         [&[self.count], self.shape].concat()
     }

@@ -11,7 +11,7 @@
 //! What is taken for what, unless the configuration says:
 //! - the **image**: the only array of u8 whose rows have the shape of pixels; of several, the one called `images`,
 //!   `image` or `x`. Without one, records are fields alone;
-//! - the **label**: an array called `y`, `labels` or `label` of one integer a record, which may be an npy file beside the
+//! - the **label**: an array with a usual name ([`crate::labels`]) and one whole number a record, which may be an npy file beside the
 //!   only one named. Labels are held in memory, all else is read when asked for;
 //! - the **fields**: all other arrays with a row for each record.
 //!
@@ -39,6 +39,7 @@ use serde::{Deserialize, Serialize};
 use self::choose::Opened;
 use self::find::Arrays;
 use crate::column::PixelLayout;
+use crate::labels;
 use crate::schema::ElementType;
 use crate::shards::{Shards, ends_with};
 use crate::{CacheConfig, IndexedSource, SourceError};
@@ -54,9 +55,9 @@ pub struct ArrayConfig {
     /// Name of the array of images.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub image: Option<String>,
-    /// Name of the array of labels, one integer a record. An npy file may be named by its path, which starts where the
-    /// first file is.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    /// Name of the array of labels, one whole number a record; `""` or null for none. An npy file may be named by its path,
+    /// which starts where the first file is.
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "labels::name_or_none")]
     pub label: Option<String>,
     /// Names of the arrays that become fields, in this order; npy files as with `label`. Default: all that have a row for
     /// each record.
@@ -114,9 +115,6 @@ const BLOCK_BYTES: u64 = 64 << 20;
 /// Labels read at once.
 const LABEL_PIECE: usize = 8 << 20;
 
-/// Names that mean the label where nothing else was said.
-const LABEL_NAMES: [&str; 3] = ["y", "labels", "label"];
-
 /// Names that mean the image where several arrays could be it.
 const IMAGE_NAMES: [&str; 3] = ["images", "image", "x"];
 
@@ -140,7 +138,7 @@ pub(crate) fn open(config: &ArrayConfig) -> Result<Arc<dyn IndexedSource>, Sourc
     }
     let alone = shards.files().len() == 1 && config.tokens.is_none() && ends_with(&first, &[".npy"]);
     if alone && config.label.is_none() && shards.extent(0, 0, 0).is_some() {
-        let names = LABEL_NAMES.iter().map(|name| format!("{folder}/{name}.npy"));
+        let names = labels::OF_ARRAYS.iter().map(|name| format!("{folder}/{name}.npy"));
         let names: Vec<String> = names.filter(|path| *path != first).collect();
         let beside = move || names.iter().find(|path| Path::new(path).is_file()).cloned();
         let found = beside();

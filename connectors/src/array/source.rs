@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use crate::column::Part;
 use crate::gather::{self, Parts, Place};
+use crate::labels::Labels;
 use crate::recognised::Recognised;
 use crate::schema::Schema;
 use crate::shards::{Ranges, Shards};
@@ -17,8 +18,7 @@ pub(super) struct Array {
     pub rows: Arc<Rowed>,
     pub len: u64,
     pub schema: Schema,
-    pub labels: Option<Vec<i64>>,
-    pub classes: Vec<String>,
+    pub labels: Labels,
     pub blocks: Blocks,
     pub fingerprint: Fingerprint,
     pub recognised: Recognised,
@@ -127,11 +127,19 @@ impl IndexedSource for Array {
 
     fn label(&self, index: u64) -> i64 {
         self.check(index);
-        self.labels.as_ref().map_or(0, |labels| labels[index as usize])
+        self.labels.get(index)
+    }
+
+    fn is_labelled(&self) -> bool {
+        self.labels.is_some()
+    }
+
+    fn verdict(&self, index: u64) -> Option<String> {
+        self.labels.verdict(index)
     }
 
     fn classes(&self) -> &[String] {
-        &self.classes
+        &self.labels.classes
     }
 
     fn schema(&self) -> Schema {
@@ -165,16 +173,15 @@ impl IndexedSource for Array {
     fn memory(&self) -> u64 {
         let runs: usize =
             self.rows.columns.iter().map(|column| column.runs.capacity() * size_of::<Run>()).sum();
-        let texts = self.rows.names.iter().chain(&self.classes);
+        let texts = self.rows.names.iter();
         let texts: usize = texts.map(|text| text.capacity() + size_of::<String>()).sum();
-        let labels = self.labels.as_ref().map_or(0, |labels| labels.capacity() * size_of::<i64>());
         let blocks = match &self.blocks {
             Blocks::Lengths { lengths, .. } => lengths.len() * size_of::<u64>(),
             Blocks::None => 0,
         };
         let fields = self.schema.fields.len() * size_of::<FieldSpec>();
         let stores: u64 = self.stores.iter().map(|store| store.memory()).sum();
-        (size_of::<Self>() + runs + texts + labels + blocks + fields) as u64 + stores
+        (size_of::<Self>() + runs + texts + blocks + fields) as u64 + self.labels.memory() + stores
     }
 
     fn reader_memory(&self) -> u64 {

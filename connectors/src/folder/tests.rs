@@ -21,7 +21,13 @@ fn folder(files: &[&str]) -> TempDir {
 }
 
 fn config(folder: &TempDir) -> FolderConfig {
-    FolderConfig { root: folder.path().to_owned(), classes: None, split: None, cache: CacheConfig::default() }
+    FolderConfig {
+        root: folder.path().to_owned(),
+        classes: None,
+        label: None,
+        split: None,
+        cache: CacheConfig::default(),
+    }
 }
 
 fn keys(folder: &Folder) -> Vec<String> {
@@ -161,6 +167,7 @@ fn given_classes_are_the_mapping() {
     let folder = folder(&["cat/1.jpg", "dog/1.jpg"]);
     let with = |classes: &[&str]| FolderConfig {
         classes: Some(classes.iter().map(|&class| class.to_owned()).collect()),
+        label: None,
         ..config(&folder)
     };
     let source = Folder::open(&with(&["dog", "bird", "cat"])).unwrap();
@@ -181,7 +188,7 @@ fn a_folder_of_images_alone_is_unlabelled() {
     assert_eq!(keys(&source), ["1.png", "2.jpg"]);
     assert_eq!(labels(&source), [0, 0]);
     assert!(source.classes().is_empty());
-    let text = error(&FolderConfig { classes: Some(vec!["a".to_owned()]), ..config(&folder) });
+    let text = error(&FolderConfig { classes: Some(vec!["a".to_owned()]), label: None, ..config(&folder) });
     assert!(text.contains("no class folders"), "{text}");
 }
 
@@ -199,6 +206,7 @@ fn folders_that_cannot_be_used_are_named_with_what_to_do() {
     let at = |name: &str| FolderConfig {
         root: root.path().join(name),
         classes: None,
+        label: None,
         split: None,
         cache: CacheConfig::default(),
     };
@@ -247,9 +255,14 @@ fn links_are_followed_once_round_and_special_files_are_not_opened() {
     rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, rustix::fs::Mode::RUSR, 0)
         .unwrap();
     symlink(&fifo, path.join("a/to-pipe.jpg")).unwrap();
-    let source =
-        Folder::open(&FolderConfig { root: path, classes: None, split: None, cache: CacheConfig::default() })
-            .unwrap();
+    let source = Folder::open(&FolderConfig {
+        root: path,
+        classes: None,
+        label: None,
+        split: None,
+        cache: CacheConfig::default(),
+    })
+    .unwrap();
     assert_eq!(keys(&source), ["a/1.jpg", "a/link.jpg", "a/sub/2.jpg", "b/4.jpg", "b/x/3.jpg"]);
     assert_eq!(source.size(1), 3, "the size of what the link leads to");
 }

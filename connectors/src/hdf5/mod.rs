@@ -6,10 +6,10 @@
 //! | opaque bytes of a fixed length, one a record | encoded images |
 //! | u8 of (records, height, width) or with 1, 3 or 4 channels | images, as PNM |
 //! | integers, booleans, floats | fields |
-//! | integers or texts, one a record | labels |
+//! | whole numbers (also as floats) or texts, one a record | labels |
 //!
-//! What is taken for what, unless the configuration says: the image is the only dataset that could be one; the label is
-//! called `y`, `labels` or `label` and lies in the same group; the fields are the other numbers of that group with a row
+//! What is taken for what, unless the configuration says: the image is the only dataset that could be one; the label has
+//! a usual name ([`crate::labels`]) and lies in the same group; the fields are the other numbers of that group with a row
 //! for each record. Several files hold the same datasets, strung together along the first axis.
 //!
 //! # How a crafted file is kept from doing harm
@@ -38,15 +38,15 @@ mod heap;
 mod meta;
 mod read;
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::Xxh3;
 
 use crate::column::{self, Part, PixelLayout};
+use crate::labels::{self, Collector, Context, Labels, MAX_CLASS, OF_ARRAYS, Raw, Run, refusal};
 use crate::opening::{self, Counted, Step};
-use crate::recognised::{self, Recognised};
+use crate::recognised::Recognised;
 use crate::schema::Schema;
 use crate::shards::Shards;
 use crate::{Blocks, CacheConfig, Extent, Fingerprint, IndexedSource, Reader, ReaderConfig, SourceError};
@@ -64,8 +64,8 @@ pub struct Hdf5Config {
     /// Path of the dataset of images within the file, such as `train/images`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub image: Option<String>,
-    /// Path of the dataset of labels: integers or texts.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    /// Path of the dataset of labels: whole numbers or texts; `""` or null for none.
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "labels::name_or_none")]
     pub label: Option<String>,
     /// Paths of the datasets that become fields, in this order; a field's name is the last part of the path.
     #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "crate::texts::optional")]
@@ -81,8 +81,8 @@ pub struct Hdf5Config {
     pub cache: CacheConfig,
 }
 
-/// Names that mean the label where nothing else was said.
-const LABEL_NAMES: [&str; 3] = ["y", "labels", "label"];
+/// What else can be done about a dataset that holds no labels.
+const OTHER: &str = "name another dataset (label=\"…\")";
 
 /// How a file begins.
 const MAGIC: &[u8] = b"\x89HDF";
@@ -94,19 +94,13 @@ const MAX_LABELS: u64 = 16 << 20;
 /// As above for references to the heap, where each object takes at least 16 bytes of the file.
 const MAX_REFS: u64 = 1 << 20;
 
-/// A label's text may not be longer than this.
-const MAX_LABEL_TEXT: usize = 4096;
-
-/// More classes than this are texts that are no labels.
-const MAX_CLASSES: usize = 1 << 20;
-
 pub(crate) fn open(config: &Hdf5Config) -> Result<Arc<dyn IndexedSource>, SourceError> {
     let shards = Shards::open(&config.files, &[".h5", ".hdf5"], &config.cache)?;
     let choice = Choice::make(config, &shards)?;
     let mut recognised = choice.recognised();
     let place = choice.label.as_ref().map(|path| format!("dataset {path}"));
     let source = choice.build(config, shards.clone())?;
-    recognised.note(recognised::label(place.as_deref(), &source.classes));
+    recognised.note(source.labels.recognised(place.as_deref()));
     recognised.say(&shards.describe(), source.records.len);
     Ok(Arc::new(source))
 }
@@ -195,21 +189,33 @@ impl Choice {
                 && rows.is_some()
                 && Some(&dataset.path) != image.as_ref()
         };
-        let label = label.or_else(|| {
-            LABEL_NAMES.iter().find_map(|name| {
-                let found = datasets.iter().filter(beside).find(|dataset| {
-                    dataset.path.rsplit('/').next() == Some(*name)
-                        && is_label(dataset)
-                        && !fields.iter().flatten().any(|field| *field == dataset.path)
-                });
-                found.map(|dataset| dataset.path.clone())
-            })
-        });
+        let is_unwanted = label.as_deref() == Some("");
+        let label = match label {
+            Some(label) => Some(label).filter(|label| !label.is_empty()),
+            None => {
+                let is_asked = |path: &str| fields.iter().flatten().any(|field| field == path);
+                let found: Vec<&Dataset> = datasets
+                    .iter()
+                    .filter(|dataset| {
+                        group(&dataset.path) == group(&base) && Some(&dataset.path) != image.as_ref()
+                    })
+                    .filter(|dataset| !is_asked(&dataset.path))
+                    .collect();
+                guess_label(&found, rows, &refuse)?
+            }
+        };
+        // What would have been the label is not wanted as a field either, unless it is asked for.
+        let name = |dataset: &Dataset| dataset.path.rsplit('/').next().unwrap_or_default().to_owned();
+        let names: Vec<String> = datasets.iter().filter(beside).map(name).collect();
+        let unwanted = labels::candidates(names.iter().map(String::as_str), &OF_ARRAYS);
+        let unwanted = unwanted.first().filter(|_| is_unwanted).copied();
         let fields = fields.unwrap_or_else(|| {
             let numbers = |dataset: &&Dataset| {
                 let small =
                     dataset.row_bytes().is_some_and(|bytes| (1..=crate::MAX_FIELD_BYTES).contains(&bytes));
-                matches!(dataset.kind, Kind::Numbers(_)) && small && Some(&dataset.path) != label.as_ref()
+                let is_free =
+                    Some(&dataset.path) != label.as_ref() && unwanted != Some(name(dataset).as_str());
+                matches!(dataset.kind, Kind::Numbers(_)) && small && is_free
             };
             datasets.iter().filter(beside).filter(numbers).map(|dataset| dataset.path.clone()).collect()
         });
@@ -230,8 +236,7 @@ impl Choice {
         let mut columns: Vec<Column> = Vec::new();
         let mut files: Vec<File> = Vec::new();
         let mut first: Option<Vec<Dataset>> = None;
-        let mut names = Names::new(config.classes.as_deref());
-        let mut labels: Option<Vec<i64>> = self.label.as_ref().map(|_| Vec::new());
+        let mut runs: Vec<Run> = Vec::new();
         let (mut len, mut chunks) = (0u64, 0u64);
         let step =
             Step::begin("reading the structures of files", Counted::Files, Some(shards.files().len() as u64));
@@ -274,7 +279,7 @@ impl Choice {
                         };
                         columns.push(Column { part, places: Vec::new() });
                     }
-                    schema.check().map_err(refuse)?;
+                    schema.check(self.label.is_some()).map_err(refuse)?;
                 }
                 Some(first) => {
                     for (one, other) in first.iter().zip(&datasets) {
@@ -318,9 +323,11 @@ impl Choice {
                     "all files together have too many chunks; store them anew with larger ones".into(),
                 ));
             }
-            if let (Some(mut dataset), Some(labels)) = (label, &mut labels) {
-                read_labels(&shards, &file, &mut dataset, &mut names, labels)
+            if let Some(mut dataset) = label {
+                let mut collector = Collector::default();
+                read_labels(&shards, &file, &mut dataset, &mut collector)
                     .map_err(|why| refuse(format!("dataset {}: {why}", dataset.path)))?;
+                runs.push(collector.finish());
                 datasets.push(dataset);
             }
             first.get_or_insert(datasets);
@@ -330,18 +337,73 @@ impl Choice {
         if len == 0 {
             return Err(SourceError::data(format!("{}: there are no records", shards.display(0))));
         }
-        let classes = match &mut labels {
-            Some(labels) => names.finish(labels),
-            None => config.classes.clone().unwrap_or_default(),
-        };
         let path = paths[0].clone();
         let records = Records { shards, files, columns, path, len };
+        let labels = match &self.label {
+            Some(label) => {
+                let field =
+                    first.iter().flatten().last().filter(|label| matches!(label.kind, Kind::Numbers(_)));
+                let context = Context {
+                    what: format!("the dataset {label} of {}", records.shards.describe()),
+                    field: field.map(|label| label.path.as_str()),
+                    other: OTHER,
+                    classes: config.classes.as_deref(),
+                    names: None,
+                    names_of_numbers: true,
+                    key: &|row| records.key(row),
+                };
+                Labels::join(runs, &context)?
+            }
+            None if config.classes.is_some() => {
+                return Err(SourceError::config(
+                    "classes are given, but no dataset holds labels; name it (label), or leave out classes"
+                        .into(),
+                ));
+            }
+            None => Labels::default(),
+        };
         let blocks = records.blocks();
         let described = first.unwrap_or_default();
         let mut source =
-            Hdf5 { records: Arc::new(records), schema, labels, classes, blocks, fingerprint: Fingerprint(0) };
+            Hdf5 { records: Arc::new(records), schema, labels, blocks, fingerprint: Fingerprint(0) };
         source.fingerprint = source.identity(&described);
         Ok(source)
+    }
+}
+
+/// The label by name: one whose type leaves no doubt, else one of floats, which may be whole numbers.
+fn guess_label(
+    datasets: &[&Dataset],
+    rows: Option<&u64>,
+    refuse: &dyn Fn(String) -> SourceError,
+) -> Result<Option<String>, SourceError> {
+    // What the records are is not there: that is said instead.
+    if rows.is_none() {
+        return Ok(None);
+    }
+    let name = |dataset: &Dataset| dataset.path.rsplit('/').next().unwrap_or_default().to_owned();
+    let names: Vec<String> = datasets.iter().map(|dataset| name(dataset)).collect();
+    let named = labels::candidates(names.iter().map(String::as_str), &OF_ARRAYS);
+    let named = named.iter().filter_map(|name| datasets.iter().zip(&names).find(|(_, other)| other == name));
+    let named: Vec<&Dataset> = named.map(|(dataset, _)| *dataset).collect();
+    let is_float = |dataset: &Dataset| matches!(dataset.kind, Kind::Numbers(stored) if stored.is_float());
+    let fits = |dataset: &&&Dataset| rows.is_some() && dataset.shape.first() == rows && is_label(dataset);
+    let sure = named.iter().find(|dataset| fits(dataset) && !is_float(dataset));
+    if let Some(found) = sure.or_else(|| named.iter().find(fits)) {
+        return Ok(Some(found.path.clone()));
+    }
+    match named.first() {
+        None => Ok(None),
+        Some(dataset) => {
+            let holds = match rows {
+                Some(rows) if dataset.shape.first() != Some(rows) => {
+                    format!("no label for each of {rows} records ({})", dataset.describe())
+                }
+                _ => format!("something else ({})", dataset.describe()),
+            };
+            let field = matches!(dataset.kind, Kind::Numbers(_)).then_some(dataset.path.as_str());
+            Err(refuse(refusal(&format!("the dataset {}", dataset.path), &holds, field, OTHER)))
+        }
     }
 }
 
@@ -360,7 +422,7 @@ fn is_label(dataset: &Dataset) -> bool {
     let single = dataset.shape.get(1..).is_some_and(|shape| shape.iter().all(|&n| n == 1));
     single
         && match dataset.kind {
-            Kind::Numbers(stored) => stored.is_integer() || stored.element == crate::ElementType::Bool,
+            Kind::Numbers(stored) => stored.is_label(),
             Kind::Fixed { text } | Kind::Heap { text } => text,
             Kind::Unread(_) => false,
         }
@@ -403,115 +465,60 @@ fn read_labels(
     shards: &Shards,
     file: &File,
     dataset: &mut Dataset,
-    names: &mut Names,
-    labels: &mut Vec<i64>,
+    labels: &mut Collector,
 ) -> Result<(), String> {
     let rows = dataset.shape[0];
+    let path = dataset.path.clone();
+    let name = path.as_str();
     if rows > MAX_LABELS + file.size {
         return Err(format!("it has {rows} rows, more than a file of this size can hold"));
     }
     if !is_label(dataset) {
-        return Err(format!(
-            "it holds no labels, an integer or a text for each record ({})",
-            dataset.describe()
-        ));
+        let holds = format!("something else ({})", dataset.describe());
+        let field = matches!(dataset.kind, Kind::Numbers(_)).then_some(name);
+        return Err(refusal("it", &holds, field, OTHER));
     }
-    labels.try_reserve_exact(rows as usize).map_err(|_| format!("{rows} labels do not fit in memory"))?;
     let place = place(shards, file, dataset)?;
     let element = dataset.element;
-    let mut row = 0u64;
-    let mut push = |label: Result<i64, String>| {
-        labels.push(label.map_err(|why| format!("the label of row {row} is {why}"))?);
-        row += 1;
-        Ok::<_, String>(())
-    };
     if let Place::Heap(refs) = &place {
         let (mut heap, mut text) = (Heap::all(), Vec::new());
-        for (row, object) in refs.iter().enumerate() {
-            if object.len as usize > MAX_LABEL_TEXT {
-                return Err(format!("the label of row {row} is longer than {MAX_LABEL_TEXT} bytes"));
+        for object in refs {
+            if object.len as usize > MAX_CLASS {
+                labels.bad(&format!("its label is longer than {MAX_CLASS} bytes"));
+                continue;
             }
             text.clear();
             text.resize(object.len as usize, 0);
             let mut read = |offset: u64, buffer: &mut [u8]| shards.read_at(file.shard, offset, buffer);
-            heap.read(*object, file.addresses.length_size, file.size, &mut text, &mut read).map_err(
-                |error| match error {
-                    HeapError::Bad(why) => format!("the label of row {row}: {why}"),
-                    HeapError::Io(error) => error.to_string(),
-                },
-            )?;
-            push(names.text(&text))?;
+            match heap.read(*object, file.addresses.length_size, file.size, &mut text, &mut read) {
+                Ok(()) => labels.push(Raw::bytes(&text))?,
+                Err(HeapError::Bad(why)) => labels.bad(&format!("its label cannot be read: {why}")),
+                Err(HeapError::Io(error)) => return Err(error.to_string()),
+            }
         }
         return Ok(());
     }
-    read::scan(shards, file.shard, &place, rows * element as u64, element as u64, &mut |bytes| match dataset
-        .kind
-    {
-        Kind::Numbers(stored) => {
-            let (classes, what) = (names.fixed.unwrap_or_default(), &dataset.path);
-            let read = column::labels(stored, bytes, classes, what);
-            read.map_err(|error| error.to_string())?.into_iter().try_for_each(|label| push(Ok(label)))
-        }
-        _ => bytes.chunks_exact(element).try_for_each(|text| push(names.text(text))),
+    let (shard, bytes, row) = (file.shard, rows * element as u64, element as u64);
+    read::scan(shards, shard, &place, bytes, row, &mut |bytes| {
+        bytes.chunks_exact(element).try_for_each(|one| {
+            let row = labels.len();
+            let raw = match dataset.kind {
+                Kind::Numbers(stored) => stored.raw(one),
+                // Padded with zeros, or with blanks.
+                _ => Raw::bytes(one.split(|&byte| byte == 0).next().unwrap_or_default()),
+            };
+            labels
+                .push(raw)
+                .map_err(|holds| refusal("it", &format!("{holds} (row {row})"), Some(name), OTHER))
+        })
     })
-}
-
-/// Texts that become classes.
-struct Names<'config> {
-    fixed: Option<&'config [String]>,
-    numbers: HashMap<String, i64>,
-}
-
-impl<'config> Names<'config> {
-    fn new(fixed: Option<&'config [String]>) -> Self {
-        let numbers = fixed.unwrap_or_default().iter().cloned().zip(0..).collect();
-        Self { fixed, numbers }
-    }
-
-    /// A number for a text, padded with zeros or blanks; the number of its first appearance where classes are not fixed.
-    fn text(&mut self, bytes: &[u8]) -> Result<i64, String> {
-        let end = bytes.iter().position(|&b| b == 0).unwrap_or(bytes.len());
-        let text =
-            std::str::from_utf8(&bytes[..end]).map_err(|_| "not UTF-8".to_owned())?.trim_end_matches(' ');
-        if let Some(&number) = self.numbers.get(text) {
-            return Ok(number);
-        }
-        if self.fixed.is_some() {
-            return Err(format!("{text:?}, which is not one of the classes"));
-        }
-        let number = self.numbers.len();
-        if number >= MAX_CLASSES || text.len() > MAX_LABEL_TEXT {
-            return Err(format!("one of more than {MAX_CLASSES} texts, or too long; these are no labels"));
-        }
-        self.numbers.insert(text.to_owned(), number as i64);
-        Ok(number as i64)
-    }
-
-    /// The classes in label order: as configured, or sorted, with the labels made to match.
-    fn finish(self, labels: &mut [i64]) -> Vec<String> {
-        if let Some(fixed) = self.fixed {
-            return fixed.to_vec();
-        }
-        let mut sorted: Vec<(String, i64)> = self.numbers.into_iter().collect();
-        if sorted.is_empty() {
-            return Vec::new();
-        }
-        sorted.sort_unstable();
-        let mut place = vec![0; sorted.len()];
-        for (at, (_, number)) in sorted.iter().enumerate() {
-            place[*number as usize] = at as i64;
-        }
-        labels.iter_mut().for_each(|label| *label = place[*label as usize]);
-        sorted.into_iter().map(|(name, _)| name).collect()
-    }
 }
 
 /// HDF5 files, opened.
 struct Hdf5 {
     records: Arc<Records>,
     schema: Schema,
-    labels: Option<Vec<i64>>,
-    classes: Vec<String>,
+    labels: Labels,
     blocks: Blocks,
     fingerprint: Fingerprint,
 }
@@ -532,14 +539,14 @@ impl Hdf5 {
             text(&self.records.shards.files()[file.shard].name);
             text(&file.first.to_string());
         }
-        self.classes.iter().for_each(|name| text(name));
+        self.labels.classes.iter().for_each(|name| text(name));
         hash.update(&self.records.len.to_le_bytes());
         for place in self.records.columns.iter().flat_map(|column| &column.places) {
             if let Place::Heap(refs) = place {
                 refs.iter().for_each(|object| hash.update(&object.len.to_le_bytes()));
             }
         }
-        self.labels.iter().flatten().for_each(|label| hash.update(&label.to_le_bytes()));
+        self.labels.hash(&mut hash);
         Fingerprint(hash.digest128())
     }
 }
@@ -555,11 +562,19 @@ impl IndexedSource for Hdf5 {
 
     fn label(&self, index: u64) -> i64 {
         assert!(index < self.records.len, "record {index} of {}", self.records.len);
-        self.labels.as_ref().map_or(0, |labels| labels[index as usize])
+        self.labels.get(index)
+    }
+
+    fn is_labelled(&self) -> bool {
+        self.labels.is_some()
+    }
+
+    fn verdict(&self, index: u64) -> Option<String> {
+        self.labels.verdict(index)
     }
 
     fn classes(&self) -> &[String] {
-        &self.classes
+        &self.labels.classes
     }
 
     fn schema(&self) -> Schema {
@@ -590,13 +605,11 @@ impl IndexedSource for Hdf5 {
     }
 
     fn memory(&self) -> u64 {
-        let labels = self.labels.as_ref().map_or(0, |labels| labels.capacity() * size_of::<i64>());
-        let classes: usize = self.classes.iter().map(|name| name.capacity() + size_of::<String>()).sum();
         let blocks = match &self.blocks {
             Blocks::Lengths { lengths, .. } => lengths.len() * size_of::<u64>(),
             Blocks::None => 0,
         };
-        (size_of::<Self>() + labels + classes + blocks) as u64 + self.records.memory()
+        (size_of::<Self>() + blocks) as u64 + self.labels.memory() + self.records.memory()
     }
 
     fn reader_memory(&self) -> u64 {
@@ -605,23 +618,5 @@ impl IndexedSource for Hdf5 {
 
     fn reader(self: Arc<Self>, config: &ReaderConfig) -> Result<Box<dyn Reader>, SourceError> {
         Ok(Box::new(self.records.clone().reader(config)?))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn texts_become_classes_in_order_of_their_names() {
-        let mut names = Names::new(None);
-        let mut labels: Vec<i64> =
-            [&b"dog"[..], b"cat\0\0", b"dog ", b"emu"].iter().map(|text| names.text(text).unwrap()).collect();
-        assert_eq!(names.finish(&mut labels), ["cat", "dog", "emu"]);
-        assert_eq!(labels, [1, 0, 1, 2]);
-        let fixed = ["dog".to_owned(), "cat".to_owned()];
-        let mut names = Names::new(Some(&fixed));
-        assert_eq!((names.text(b"cat"), names.text(b"dog")), (Ok(1), Ok(0)));
-        assert!(names.text(b"emu").unwrap_err().contains("\"emu\""));
     }
 }

@@ -6,11 +6,13 @@
 use std::io::Cursor;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use super::columns::{Columns, Found, IMAGES, ImageColumn};
+use super::columns::{Columns, IMAGES, ImageColumn};
 use crate::arrow::array::{Array, ArrayRef, AsArray, RecordBatch};
 use crate::arrow::ipc::reader::StreamReader;
 use crate::arrow::ipc::{self, root_as_message};
-use crate::table::columns::{append, bytes_at, integer_at, numeric};
+use crate::labels::Raw;
+use crate::table::columns::{append, bytes_at, numeric};
+use crate::table::label::raw_at;
 use crate::workers::panic_text;
 
 /// How a file begins; zeros follow up to a multiple of at most 64 bytes.
@@ -22,7 +24,7 @@ pub(super) fn read(
     columns: &Columns,
     limit: u64,
     body: &mut Vec<u8>,
-    label: impl FnOnce(Found<'_>) -> Result<(), String>,
+    label: impl FnOnce(Raw<'_>) -> Result<(), String>,
 ) -> Result<(), String> {
     let stream = match bytes.strip_prefix(FILE) {
         Some(padded) => {
@@ -85,19 +87,15 @@ pub(super) fn read(
             ));
         }
     }
-    label(match columns.label.as_ref().and_then(|(name, _)| row.column_by_name(name)) {
-        None => columns.no_label()?,
-        Some(column) if column.is_null(0) => columns.no_label()?,
-        Some(column) => match integer_at(column.as_ref(), 0) {
-            Some(number) => Found::Number(number),
-            None => {
-                let text = bytes_at(column.as_ref(), 0).and_then(|bytes| std::str::from_utf8(bytes).ok());
-                Found::Text(text.ok_or_else(|| {
-                    format!("its label is {}; an integer or a text is expected", kind(column))
-                })?)
-            }
-        },
-    })
+    let schema = row.schema();
+    match columns.label.find(schema.fields().iter().map(|field| field.name().as_str()))? {
+        Some(name) => {
+            let column =
+                row.column_by_name(name).ok_or_else(|| format!("it has no {name:?}, which is its label"))?;
+            label(raw_at(column.as_ref(), 0))
+        }
+        None => Ok(()),
+    }
 }
 
 /// Hugging Face's images are structs of bytes and path.
@@ -282,10 +280,11 @@ mod tests {
         let bytes: ArrayRef = Arc::new(BinaryArray::from_iter_values([b"png"]));
         let fields = Schema::new(vec![Field::new("bytes", DataType::Binary, false)]).fields;
         let image: ArrayRef = Arc::new(StructArray::new(fields, vec![bytes], None));
-        let batch = RecordBatch::try_from_iter([("image", image)]).unwrap();
-        let (_, body) =
+        let label: ArrayRef = Arc::new(Float32Array::from_iter_values([1.0]));
+        let batch = RecordBatch::try_from_iter([("image", image), ("label", label)]).unwrap();
+        let (label, body) =
             record(&values(serde_json::json!({})), &stream(&batch, IpcWriteOptions::default())).unwrap();
-        assert_eq!(&*body, b"png");
+        assert_eq!((label, &*body), (1, &b"png"[..]), "a whole number stored as a float is one");
     }
 
     proptest! {

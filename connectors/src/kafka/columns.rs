@@ -1,5 +1,6 @@
 //! The columns of a JSON object or an Arrow row, and what is looked for in them.
 
+use crate::labels::candidates;
 use crate::{ElementType, FieldSpec, SourceError};
 
 /// Names that an image column may have without being named, as in tables.
@@ -9,8 +10,7 @@ pub(super) const IMAGES: [&str; 7] = ["image", "img", "jpg", "jpeg", "png", "byt
 #[derive(Debug)]
 pub(super) struct Columns {
     pub image: ImageColumn,
-    /// The label's, and whether every record has to have it.
-    pub label: Option<(String, bool)>,
+    pub label: LabelColumn,
     pub fields: Vec<FieldSpec>,
 }
 
@@ -23,20 +23,36 @@ pub(super) enum ImageColumn {
     Usual,
 }
 
-/// A label as it was found.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum Found<'message> {
-    Nothing,
-    Number(i64),
-    Text(&'message str),
+/// Which column is the label.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum LabelColumn {
+    None,
+    Named(String),
+    /// Any with a usual name.
+    Usual,
 }
 
-impl Columns {
-    /// What is wrong when the label is not there.
-    pub(super) fn no_label(&self) -> Result<Found<'static>, String> {
-        match &self.label {
-            Some((name, true)) => Err(format!("it has no {name:?}, which is its label")),
-            _ => Ok(Found::Nothing),
+impl LabelColumn {
+    /// The column of a record that has these; `None` where no label is wanted.
+    ///
+    /// # Errors
+    /// When the record has no such column.
+    pub(super) fn find<'name>(
+        &'name self,
+        columns: impl Iterator<Item = &'name str> + Clone,
+    ) -> Result<Option<&'name str>, String> {
+        match self {
+            Self::None => Ok(None),
+            Self::Named(name) => match columns.into_iter().any(|column| column == name) {
+                true => Ok(Some(name)),
+                false => Err(format!("it has no {name:?}, which is its label")),
+            },
+            Self::Usual => match candidates(columns, &[]).first() {
+                Some(name) => Ok(Some(name)),
+                None => {
+                    Err("it has nothing called label, cls or the like; where messages have none, say so (label=None)".into())
+                }
+            },
         }
     }
 }

@@ -54,9 +54,9 @@ pub struct KafkaConfig {
     /// `jpeg`, `png`, `bytes` or `content`, whichever a record has, and none where `fields` are given.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub image: Option<String>,
-    /// Where the label is: `"key"`, `"header:NAME"`, or with JSON and Arrow a column; `""` for nowhere. Default:
-    /// `"header:label"`, or the column `label`, and 0 where a record has none.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    /// Where the label is: `"key"`, `"header:NAME"`, or with JSON and Arrow a column; `""` or null for nowhere. Default:
+    /// `"header:label"`, or the column with a usual name (`label`, `cls`, …). A record without its label is a bad one.
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "crate::labels::name_or_none")]
     pub label: Option<String>,
     /// Class names in label order, where labels are texts.
     #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "crate::texts::optional")]

@@ -22,7 +22,7 @@ use crate::arrow::ipc::writer::StreamWriter;
 use crate::{ElementType, FieldSpec, Schema};
 
 /// A record's bytes (image, then fields, as the schema says) as a message's value. `class` stands for the label, where
-/// classes have names.
+/// classes have names; records without labels have neither.
 ///
 /// # Errors
 /// A sentence that says why this record cannot be written so.
@@ -30,7 +30,7 @@ pub fn encode_value(
     format: KafkaValue,
     schema: &Schema,
     bytes: &[u8],
-    label: i64,
+    label: Option<i64>,
     class: Option<&str>,
 ) -> Result<Vec<u8>, String> {
     let (image, values) = schema.split(bytes).ok_or("it is shorter than its fields")?;
@@ -50,7 +50,7 @@ pub fn encode_value(
 
 fn json<'record>(
     image: Option<&[u8]>,
-    label: i64,
+    label: Option<i64>,
     class: Option<&str>,
     fields: impl Iterator<Item = (&'record FieldSpec, &'record [u8])>,
 ) -> Result<Vec<u8>, String> {
@@ -58,7 +58,9 @@ fn json<'record>(
     if let Some(image) = image {
         object.insert("image".into(), STANDARD.encode(image).into());
     }
-    object.insert("label".into(), class.map_or_else(|| label.into(), Into::into));
+    if let Some(label) = label {
+        object.insert("label".into(), class.map_or_else(|| label.into(), Into::into));
+    }
     for (field, bytes) in fields {
         let mut elements = bytes.chunks_exact(field.dtype.size()).map(|element| number(field, element));
         object.insert(field.name.clone(), nested(&field.shape, &mut elements)?);
@@ -102,7 +104,7 @@ fn number(field: &FieldSpec, bytes: &[u8]) -> Result<Value, String> {
 
 fn arrow<'record>(
     image: Option<&[u8]>,
-    label: i64,
+    label: Option<i64>,
     class: Option<&str>,
     fields: impl Iterator<Item = (&'record FieldSpec, &'record [u8])>,
 ) -> Result<Vec<u8>, arrow_schema::ArrowError> {
@@ -110,11 +112,13 @@ fn arrow<'record>(
     if let Some(image) = image {
         columns.push(("image".into(), Arc::new(BinaryArray::from(vec![image]))));
     }
-    let label: ArrayRef = match class {
-        Some(class) => Arc::new(StringArray::from(vec![class])),
-        None => Arc::new(Int64Array::from(vec![label])),
-    };
-    columns.push(("label".into(), label));
+    if let Some(label) = label {
+        let label: ArrayRef = match class {
+            Some(class) => Arc::new(StringArray::from(vec![class])),
+            None => Arc::new(Int64Array::from(vec![label])),
+        };
+        columns.push(("label".into(), label));
+    }
     for (field, bytes) in fields {
         columns.push((field.name.clone(), make_array(array(field, bytes)?)));
     }
@@ -181,13 +185,13 @@ mod tests {
 
     #[test]
     fn an_image_is_written_as_it_is() {
-        let value = encode_value(KafkaValue::Image, &schema(), &record(1.0), 3, None);
+        let value = encode_value(KafkaValue::Image, &schema(), &record(1.0), Some(3), None);
         assert_eq!(value.unwrap(), b"picture");
     }
 
     #[test]
     fn json_holds_everything_in_the_shape_it_has() {
-        let value = encode_value(KafkaValue::Json, &schema(), &record(1.5), 3, Some("cat")).unwrap();
+        let value = encode_value(KafkaValue::Json, &schema(), &record(1.5), Some(3), Some("cat")).unwrap();
         let value: Value = serde_json::from_slice(&value).unwrap();
         let expected = serde_json::json!({
             "image": STANDARD.encode("picture"), "label": "cat", "box": [[1.5, 0.5], [-2.0, 3.0]], "depth": -7,
@@ -198,16 +202,16 @@ mod tests {
 
     #[test]
     fn what_json_cannot_express_names_the_field() {
-        let error = encode_value(KafkaValue::Json, &schema(), &record(f32::NAN), 3, None).unwrap_err();
+        let error = encode_value(KafkaValue::Json, &schema(), &record(f32::NAN), Some(3), None).unwrap_err();
         assert!(error.contains("\"box\" holds NaN"), "{error}");
-        assert!(encode_value(KafkaValue::Arrow, &schema(), &record(f32::NAN), 3, None).is_ok());
+        assert!(encode_value(KafkaValue::Arrow, &schema(), &record(f32::NAN), Some(3), None).is_ok());
     }
 
     #[test]
     fn arrow_holds_one_row_with_the_same_types() {
         use crate::arrow::array::AsArray;
         use crate::arrow::ipc::reader::StreamReader;
-        let value = encode_value(KafkaValue::Arrow, &schema(), &record(1.5), 3, None).unwrap();
+        let value = encode_value(KafkaValue::Arrow, &schema(), &record(1.5), Some(3), None).unwrap();
         let batches =
             StreamReader::try_new(value.as_slice(), None).unwrap().collect::<Result<Vec<_>, _>>().unwrap();
         let [batch] = batches.as_slice() else { panic!("one batch") };
@@ -225,7 +229,7 @@ mod tests {
     #[test]
     fn a_record_shorter_than_its_fields_is_refused() {
         for format in [KafkaValue::Image, KafkaValue::Json, KafkaValue::Arrow] {
-            assert!(encode_value(format, &schema(), b"short", 0, None).is_err());
+            assert!(encode_value(format, &schema(), b"short", Some(0), None).is_err());
         }
     }
 }

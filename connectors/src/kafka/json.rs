@@ -9,7 +9,8 @@ use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig};
 use half::f16;
 use serde_json::{Map, Value};
 
-use super::columns::{Columns, Found, IMAGES, ImageColumn};
+use super::columns::{Columns, IMAGES, ImageColumn};
+use crate::labels::Raw;
 use crate::settings::json_fault;
 use crate::{ElementType, FieldSpec};
 
@@ -24,7 +25,7 @@ pub(super) fn read(
     bytes: &[u8],
     columns: &Columns,
     body: &mut Vec<u8>,
-    label: impl FnOnce(Found<'_>) -> Result<(), String>,
+    label: impl FnOnce(Raw<'_>) -> Result<(), String>,
 ) -> Result<(), String> {
     let object: Map<String, Value> = serde_json::from_slice(bytes)
         .map_err(|error| format!("its value is no JSON object: {}", json_fault(&error)))?;
@@ -60,14 +61,10 @@ pub(super) fn read(
         write(value.unwrap_or(&Value::Null), &field.shape, field, &mut left, body)?;
         debug_assert!(left == 0 && body.len() == end, "the shape was checked at every depth");
     }
-    label(match columns.label.as_ref().and_then(|(name, _)| object.get(name)) {
-        None | Some(Value::Null) => columns.no_label()?,
-        Some(Value::String(text)) => Found::Text(text),
-        Some(Value::Bool(truth)) => Found::Number(i64::from(*truth)),
-        Some(value) => Found::Number(value.as_i64().ok_or_else(|| {
-            format!("its label is {}; an integer or a text is expected", kind(Some(value)))
-        })?),
-    })
+    match columns.label.find(object.keys().map(String::as_str))? {
+        Some(name) => label(Raw::json(&object[name])),
+        None => Ok(()),
+    }
 }
 
 /// Writes a value of this shape, which is what is left of the field's.
@@ -197,8 +194,8 @@ mod tests {
         let (label, body) = record(json!({}), r#"{"image": "aGVsbG8=", "label": 3, "other": {}}"#).unwrap();
         assert_eq!((label, &*body), (3, &b"hello"[..]));
         for text in ["aGVsbG8", "data:image/png;base64,aGVsbG8="] {
-            let (label, body) = record(json!({}), &json!({ "jpg": text }).to_string()).unwrap();
-            assert_eq!((label, &*body), (0, &b"hello"[..]));
+            let (label, body) = record(json!({}), &json!({"jpg": text, "Class": 4.0}).to_string()).unwrap();
+            assert_eq!((label, &*body), (4, &b"hello"[..]));
         }
         for text in [
             "+/+/+/+/",
@@ -207,7 +204,7 @@ mod tests {
             " -_+/-_+/ ",
             "data:image/png;charset=x;base64,-_-_\n-_-_",
         ] {
-            let (_, body) = record(json!({}), &json!({ "jpg": text }).to_string()).unwrap();
+            let (_, body) = record(json!({"label": ""}), &json!({ "jpg": text }).to_string()).unwrap();
             assert_eq!(&*body, [0xfb, 0xff, 0xbf, 0xfb, 0xff, 0xbf], "{text:?}");
         }
         let fields = json!({"fields": ["box[2,2]", "n:i16", "ok:bool", "h:f16", "id:u64"], "label": "kind", "classes": ["a", "b"]});
@@ -232,6 +229,9 @@ mod tests {
             (image.clone(), r#"{"image": "!!"}"#, "base64"),
             (image.clone(), r#"{"image": "", "label": 1.5}"#, "label is 1.5"),
             (image.clone(), r#"{"image": "", "label": "dog"}"#, "classes"),
+            (image.clone(), r#"{"image": "", "label": [1]}"#, "label is a list"),
+            (image.clone(), r#"{"image": "", "label": null}"#, "no label"),
+            (image.clone(), r#"{"image": ""}"#, "nothing called label, cls or the like"),
             (json!({"label": "kind"}), r#"{"image": ""}"#, "\"kind\""),
             (json!({"image": "photo"}), r#"{"image": ""}"#, "\"photo\" is missing"),
             (field(), r#"{"box": [1, 2, 3]}"#, "a list of 3 where 2"),

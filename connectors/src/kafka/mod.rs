@@ -146,6 +146,10 @@ impl StreamSource for Kafka {
         self.core.values.classes()
     }
 
+    fn is_labelled(&self) -> bool {
+        self.core.values.is_labelled()
+    }
+
     fn fingerprint(&self) -> Fingerprint {
         let config = &self.core.config;
         // Everything but the servers, which are only a way to the cluster, and the properties, which may hold secrets.

@@ -8,12 +8,12 @@
 //!
 //! Nothing here depends on anything but the message, so a record that is bad is bad at every attempt.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::columns::{Columns, Found, ImageColumn, read_field};
+use super::columns::{Columns, ImageColumn, LabelColumn, read_field};
 use super::config::{KafkaConfig, KafkaValue};
 use super::{arrow, json};
+use crate::labels::{Known, MISSING, Raw};
 use crate::recognised::{self, Recognised};
 use crate::{Schema, SourceError};
 
@@ -34,7 +34,7 @@ pub(super) struct Parts<'message> {
 pub(super) struct Values {
     kind: KafkaValue,
     label: Label,
-    classes: Classes,
+    classes: Known,
     columns: Columns,
     limit: u64,
 }
@@ -44,8 +44,8 @@ pub(super) struct Values {
 enum Label {
     None,
     Key,
-    Header { name: String, required: bool },
-    Column { name: String, required: bool },
+    Header(String),
+    Column(LabelColumn),
 }
 
 /// What a record is made of.
@@ -63,17 +63,17 @@ impl Values {
                         "label is \"header:\" without a name; \"header:label\" is the default".into(),
                     );
                 }
-                Some(name) => Label::Header { name: name.to_owned(), required: true },
+                Some(name) => Label::Header(name.to_owned()),
                 None if kind == KafkaValue::Image && text == "key" => Label::Key,
                 None if kind == KafkaValue::Image => {
                     return refuse(format!(
                         "label is {text:?}; of a message whose value is an image it is \"key\", \"header:NAME\", or \"\" for none"
                     ));
                 }
-                None => Label::Column { name: text.to_owned(), required: true },
+                None => Label::Column(LabelColumn::Named(text.to_owned())),
             },
-            None if kind == KafkaValue::Image => Label::Header { name: LABEL.into(), required: false },
-            None => Label::Column { name: LABEL.into(), required: false },
+            None if kind == KafkaValue::Image => Label::Header(LABEL.into()),
+            None => Label::Column(LabelColumn::Usual),
         };
         if kind == KafkaValue::Image {
             for (name, given) in [("image", config.image.is_some()), ("fields", config.fields.is_some())] {
@@ -94,15 +94,15 @@ impl Values {
             (_, None) if config.fields.is_some() => ImageColumn::None,
             (_, None) => ImageColumn::Usual,
         };
-        let classes = Classes::new(config.classes.clone().unwrap_or_default())?;
+        let classes = Known::new(config.classes.as_deref().unwrap_or_default())?;
         if label == Label::None && config.classes.is_some() {
             return refuse(
                 "classes are given, but label is \"\"; name where the label is, or leave out classes".into(),
             );
         }
         let column = match &label {
-            Label::Column { name, required } => Some((name.clone(), *required)),
-            _ => None,
+            Label::Column(column) => column.clone(),
+            _ => LabelColumn::None,
         };
         let values = Self {
             kind,
@@ -111,7 +111,7 @@ impl Values {
             columns: Columns { image, label: column, fields },
             limit: config.max_record_bytes(),
         };
-        values.schema().check().map_err(SourceError::config)?;
+        values.schema().check(values.is_labelled()).map_err(SourceError::config)?;
         Ok(values)
     }
 
@@ -127,8 +127,9 @@ impl Values {
         let place = match &self.label {
             Label::None => None,
             Label::Key => Some("key".to_owned()),
-            Label::Header { name, .. } => Some(format!("header {name:?}")),
-            Label::Column { name, .. } => Some(format!("{name:?} in the value")),
+            Label::Header(name) => Some(format!("header {name:?}")),
+            Label::Column(LabelColumn::Named(name)) => Some(format!("{name:?} in the value")),
+            Label::Column(_) => Some("found by name in each value".into()),
         };
         recognised.note(recognised::label(place.as_deref(), &self.classes.names));
         recognised
@@ -143,10 +144,14 @@ impl Values {
         &self.classes.names
     }
 
+    pub(super) fn is_labelled(&self) -> bool {
+        self.label != Label::None
+    }
+
     /// The header that holds the label.
     pub(super) fn header(&self) -> Option<&str> {
         match &self.label {
-            Label::Header { name, .. } => Some(name),
+            Label::Header(name) => Some(name),
             _ => None,
         }
     }
@@ -169,23 +174,26 @@ impl Values {
         let outside = match &self.label {
             Label::None => Some(0),
             Label::Key => match parts.key {
-                Some(key) => Some(self.classes.label(text(key, "key")?)?),
+                Some(key) => Some(label_of(Raw::bytes(key), &self.classes)?),
                 None => return Err("it has no key, which is its label".into()),
             },
-            Label::Header { name, required } => match parts.header.flatten() {
-                Some(header) => Some(self.classes.label(text(header, "header of the label")?)?),
-                None if *required => return Err(format!("it has no header {name:?}, which is its label")),
-                None => Some(0),
+            Label::Header(name) => match parts.header.flatten() {
+                Some(header) => Some(label_of(Raw::bytes(header), &self.classes)?),
+                None => {
+                    return Err(format!(
+                        "it has no header {name:?}, which is its label; where messages have none, say so (label=None)"
+                    ));
+                }
             },
-            Label::Column { .. } => None,
+            Label::Column(_) => None,
         };
         if self.kind == KafkaValue::Image {
             return Ok((outside.unwrap_or(0), value.into()));
         }
         let mut body = Vec::new();
         let mut inside = None;
-        let label = |found: Found<'_>| {
-            inside = Some(self.classes.find(found)?);
+        let label = |raw: Raw<'_>| {
+            inside = Some(label_of(raw, &self.classes)?);
             Ok(())
         };
         match self.kind {
@@ -196,61 +204,26 @@ impl Values {
     }
 }
 
-fn text<'bytes>(bytes: &'bytes [u8], what: &str) -> Result<&'bytes str, String> {
-    std::str::from_utf8(bytes).map_err(|_| format!("its {what} is not UTF-8"))
-}
-
-/// Names of classes.
-#[derive(Debug)]
-struct Classes {
-    names: Vec<String>,
-    by_name: HashMap<String, i64>,
-}
-
-impl Classes {
-    fn new(names: Vec<String>) -> Result<Self, SourceError> {
-        let mut by_name = HashMap::new();
-        for (label, name) in names.iter().enumerate() {
-            if by_name.insert(name.clone(), label as i64).is_some() {
-                return Err(SourceError::config(format!("the class {name:?} is listed twice")));
-            }
-        }
-        Ok(Self { names, by_name })
-    }
-
-    fn find(&self, found: Found<'_>) -> Result<i64, String> {
-        match found {
-            Found::Nothing => Ok(0),
-            Found::Number(number) => self.number(number),
-            Found::Text(text) => self.label(text),
-        }
-    }
-
-    /// The label that a text means: a class, or a number in decimal digits.
-    fn label(&self, text: &str) -> Result<i64, String> {
-        if let Some(&label) = self.by_name.get(text) {
-            return Ok(label);
-        }
-        match text.parse() {
-            Ok(number) => self.number(number),
-            Err(_) => {
+/// The label that a value means.
+fn label_of(raw: Raw<'_>, classes: &Known) -> Result<i64, String> {
+    match raw {
+        Raw::Number(number) if classes.names.is_empty() => Ok(number),
+        Raw::Number(number) => classes.number(number),
+        Raw::Text(text) if !classes.names.is_empty() => classes.label(text),
+        Raw::Text(text) => match text.parse::<f64>().map(Raw::float) {
+            Ok(Raw::Number(number)) => Ok(number),
+            _ => {
                 let shown: String = text.chars().take(40).collect();
-                Err(if self.names.is_empty() {
-                    format!(
-                        "its label {shown:?} is a text; list the classes (classes=[…]) to have numbers for texts"
-                    )
-                } else {
-                    format!("its label {shown:?} is none of the {} classes", self.names.len())
-                })
+                Err(format!(
+                    "its label {shown:?} is a text; list the classes (classes=[…]) to have numbers for texts"
+                ))
             }
+        },
+        Raw::Missing => Err(MISSING.into()),
+        Raw::Fraction(number) => {
+            Err(format!("its label is {number}; a whole number or a class name is expected"))
         }
-    }
-
-    fn number(&self, number: i64) -> Result<i64, String> {
-        if self.names.is_empty() || (0..self.names.len() as i64).contains(&number) {
-            return Ok(number);
-        }
-        Err(format!("its label {number} is none of the {} classes", self.names.len()))
+        Raw::Wrong(why) => Err(format!("{why}; a whole number or a class name is expected")),
     }
 }
 
@@ -273,7 +246,7 @@ mod tests {
         assert_eq!(read(serde_json::json!({"label": "key"}), parts), Ok((7, b"jpeg".to_vec())));
         assert_eq!(read(serde_json::json!({"label": ""}), parts), Ok((0, b"jpeg".to_vec())));
         let bare = Parts { value: Some(b""), ..Parts::default() };
-        assert_eq!(read(serde_json::json!({}), bare), Ok((0, Vec::new())));
+        assert_eq!(read(serde_json::json!({"label": null}), bare), Ok((0, Vec::new())));
         let named = serde_json::json!({"label": "header:class", "classes": ["cat", "3"]});
         assert_eq!(values(named.clone()).unwrap().header(), Some("class"));
         assert_eq!(read(named.clone(), parts), Ok((1, b"jpeg".to_vec())));
@@ -286,7 +259,12 @@ mod tests {
             (named.clone(), bare, "no header \"class\""),
             (named.clone(), Parts { header: Some(None), ..parts }, "no header \"class\""),
             (named.clone(), Parts { header: Some(Some(b"dog")), ..parts }, "none of the 2"),
-            (named, Parts { header: Some(Some(b"2")), ..parts }, "none of the 2"),
+            (named, Parts { header: Some(Some(b"2")), ..parts }, "its label is 2, but there are 2 classes"),
+            (
+                serde_json::json!({}),
+                bare,
+                "it has no header \"label\", which is its label; where messages have none",
+            ),
             (serde_json::json!({"label": "key"}), Parts { key: None, ..parts }, "no key"),
             (serde_json::json!({"label": "key"}), Parts { key: Some(b"dog"), ..parts }, "list the classes"),
             (serde_json::json!({"label": "key"}), Parts { key: Some(&[0xff]), ..parts }, "UTF-8"),

@@ -28,6 +28,7 @@ pub(crate) struct Images {
     prefix: String,
     manifest: Manifest,
     versions: Vec<u64>,
+    is_labelled: bool,
 }
 
 /// An image while the list is put in order.
@@ -55,7 +56,8 @@ impl Images {
     /// [`SourceError`] as for a folder on disk, and for a bucket that cannot be listed.
     pub(crate) fn open(config: &FolderConfig) -> Result<Self, SourceError> {
         let images = Self::list(config)?;
-        recognised_as(&images.manifest).say(&config.root.to_string_lossy(), images.manifest.len());
+        recognised_as(&images.manifest, images.is_labelled)
+            .say(&config.root.to_string_lossy(), images.manifest.len());
         let (config_then, then) = (config.clone(), images.state());
         // A server that tells no version tells no change.
         let is_told = images.versions.iter().all(|&version| version != xxh3_64(b""));
@@ -187,7 +189,8 @@ impl Images {
         let with_images: BTreeSet<&str> =
             images.iter().map(Image::class).filter(|class| !class.is_empty()).collect();
         check_level(config, &with_images.into_iter().collect::<Vec<_>>())?;
-        Ok(Self { remote, prefix, manifest, versions })
+        let is_labelled = config.is_labelled(&manifest)?;
+        Ok(Self { remote, prefix, manifest, versions, is_labelled })
     }
 
     fn object(&self, index: u64) -> Object {
@@ -216,8 +219,12 @@ impl IndexedSource for Images {
         i64::from(self.manifest.label(index))
     }
 
+    fn is_labelled(&self) -> bool {
+        self.is_labelled
+    }
+
     fn classes(&self) -> &[String] {
-        self.manifest.classes()
+        if self.is_labelled { self.manifest.classes() } else { &[] }
     }
 
     fn size(&self, index: u64) -> u64 {

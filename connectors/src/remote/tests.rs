@@ -484,7 +484,7 @@ fn a_web_server_is_not_asked_for_lists_and_places_are_not_mixed() {
 }
 
 fn folder(root: &str) -> FolderConfig {
-    FolderConfig { root: root.into(), classes: None, split: None, cache: CacheConfig::default() }
+    FolderConfig { root: root.into(), classes: None, label: None, split: None, cache: CacheConfig::default() }
 }
 
 /// A bucket in memory, in the place of a real one.
@@ -656,7 +656,7 @@ fn an_image_replaced_after_the_list_was_made_is_named() {
             (index, result) => panic!("{index}: {result:?}"),
         }
     }
-    let classes = FolderConfig { classes: Some(vec!["b".into()]), ..folder("s3://bucket") };
+    let classes = FolderConfig { classes: Some(vec!["b".into()]), label: None, ..folder("s3://bucket") };
     let error = Images::open_with(&classes, |_| Ok(remote.clone())).unwrap_err().to_string();
     assert!(error.contains("bucket/a is not in the list of classes (b)"), "{error}");
     let error =

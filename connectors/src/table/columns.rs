@@ -3,7 +3,7 @@
 //! | wanted | default | may be |
 //! |---|---|---|
 //! | image | the column that Hugging Face's metadata calls an image, else `image`, `img`, `jpg`, `jpeg`, `png`, `bytes` or `content` if it holds bytes | binary; struct of `bytes` and `path`; text (paths of files) when named |
-//! | label | the column that this metadata calls a class label, else `label`, `labels`, `cls`, `class`, `target`, `fine_label`, `class_id` or `class_name` | integers, bool, text |
+//! | label | the column that this metadata calls a class label, else one with a usual name ([`crate::labels`]) | whole numbers (also as floats), bool, text |
 //! | fields | none | numbers, and lists of them with a fixed shape |
 
 use crate::arrow::array::{Array, ArrayRef, AsArray};
@@ -11,6 +11,7 @@ use crate::arrow::datatypes::{self as types, DataType, Schema, TimeUnit};
 
 use super::TableConfig;
 use super::text::OF_IMAGES;
+use crate::labels::{self, candidates, refusal};
 use crate::recognised::Recognised;
 use crate::{ElementType, FieldSpec, RESERVED, SourceError};
 
@@ -45,10 +46,6 @@ const PATHS: [&str; 23] = [
     "image_paths",
 ];
 
-/// Names that a label column may have without being named.
-const LABELS: [&str; 8] =
-    ["label", "labels", "cls", "class", "target", "fine_label", "class_id", "class_name"];
-
 /// Names that a column of tokens may have without being named.
 const TOKENS: [&str; 3] = ["tokens", "input_ids", "token_ids"];
 
@@ -57,6 +54,10 @@ const TOKENS: [&str; 3] = ["tokens", "input_ids", "token_ids"];
 pub(super) struct Choice {
     pub image: Option<Image>,
     pub label: Option<String>,
+    /// Whether it could be a field as well.
+    pub label_is_number: bool,
+    /// Whether it holds categories that have an order of their own.
+    pub label_is_ordered: bool,
     /// Names of integer labels, where the table knows them.
     pub label_names: Option<Vec<String>>,
     /// The fields and their columns, which have their names.
@@ -177,23 +178,23 @@ impl Choice {
             Some("") => None,
             Some(column) => {
                 let kind = field(column, "label")?.data_type();
-                if !is_label(kind) {
-                    return Err(SourceError::config(format!(
-                        "label is {column:?}, a column of type {kind} in {name}; labels are integers or texts (numbers of other \
-                         types can be fields)"
-                    )));
+                if !is_label(kind) && !is_float(kind) {
+                    return Err(SourceError::config(unlabelled(column, kind, name)));
                 }
                 Some(column.to_owned())
             }
             None if config.tokens.is_some() => None,
             None => {
-                let fits = |column: &String| {
-                    schema.field_with_name(column).is_ok_and(|field| is_label(field.data_type()))
-                };
-                let by_name = || LABELS.iter().map(|label| (*label).to_owned()).find(|column| fits(column));
-                of_type("ClassLabel").filter(fits).or_else(by_name)
+                let used = image.as_ref().map(|image| &image.column);
+                guess_label(schema, config, name, used, of_type("ClassLabel"))?
             }
         };
+        let label_is_ordered = label.as_ref().is_some_and(|label| {
+            schema.field_with_name(label).is_ok_and(|field| field.dict_is_ordered() == Some(true))
+        });
+        let label_is_number = label.as_ref().is_some_and(|label| {
+            schema.field_with_name(label).is_ok_and(|field| numeric(field.data_type()).is_some())
+        });
         let label_names = label.as_ref().and_then(|label| {
             let names = features.as_ref()?.get(label)?["names"].as_array()?;
             names.iter().map(|name| name.as_str().map(str::to_owned)).collect()
@@ -228,7 +229,8 @@ impl Choice {
                 Some(column)
             }
         };
-        let mut choice = Self { image, label, label_names, fields: Vec::new(), tokens };
+        let mut choice =
+            Self { image, label, label_is_number, label_is_ordered, label_names, fields: Vec::new(), tokens };
         choice.fields = choice.fields(schema, config, name, &field)?;
         Ok(choice)
     }
@@ -359,6 +361,77 @@ impl Choice {
     }
 }
 
+/// The label's column by metadata and name: one whose type leaves no doubt, else one of floats, which may be whole numbers.
+///
+/// # Errors
+/// When there are columns with the name of a label, and none of them can be it.
+fn guess_label(
+    schema: &Schema,
+    config: &TableConfig,
+    name: &str,
+    image: Option<&String>,
+    of_type: Option<String>,
+) -> Result<Option<String>, SourceError> {
+    let kind = |column: &str| schema.field_with_name(column).ok().map(types::Field::data_type);
+    let is_asked = |column: &str| {
+        let asked = config.fields.iter().flatten();
+        asked
+            .map(|field| field.split('[').next().unwrap_or(field))
+            .any(|field| field == column || (field == "*" && !RESERVED.contains(&column)))
+    };
+    // Beside an x that is a number, y is a coordinate.
+    let is_place = kind("x").is_some_and(|kind| numeric(kind).is_some_and(|(_, shape)| shape.is_empty()));
+    let names = schema.fields().iter().map(|field| field.name().as_str());
+    let names =
+        names.filter(|column| !(is_place && *column == "y") && image.is_none_or(|image| image != column));
+    let mut all = candidates(names, &[]);
+    if let Some(column) = of_type.as_deref() {
+        all.retain(|other| *other != column);
+        all.insert(0, column);
+    }
+    // A column that is wanted as a field is one; of a class's number both may be meant.
+    let is_sure =
+        |column: &&&str| kind(column).is_some_and(is_label) && !(**column == "label" && is_asked(column));
+    let is_likely = |column: &&&str| kind(column).is_some_and(is_float) && !is_asked(column);
+    if let Some(found) = all.iter().find(is_sure).or_else(|| all.iter().find(is_likely)) {
+        return Ok(Some((*found).to_owned()));
+    }
+    match all.iter().find(|column| !is_asked(column)) {
+        None => Ok(None),
+        Some(column) => {
+            let kind = kind(column).unwrap_or(&DataType::Null);
+            Err(SourceError::config(unlabelled(column, kind, name)))
+        }
+    }
+}
+
+/// Why a column holds no labels.
+fn unlabelled(column: &str, kind: &DataType, name: &str) -> String {
+    let what = format!("the column {column:?} of {name}");
+    refusal(&what, &holds(kind), numeric(kind).map(|_| column), "name another column (label=\"…\")")
+}
+
+/// A column's values in words.
+pub(super) fn holds(kind: &DataType) -> String {
+    match kind {
+        DataType::Null => "nothing but empty cells".into(),
+        kind if is_float(kind) => "floats".into(),
+        DataType::Date32 | DataType::Date64 => "dates".into(),
+        DataType::Timestamp(..) | DataType::Time32(_) | DataType::Time64(_) | DataType::Duration(_) => {
+            "times".into()
+        }
+        kind if kind.is_decimal() => "decimal numbers".into(),
+        DataType::List(_) | DataType::LargeList(_) | DataType::FixedSizeList(..) => "lists".into(),
+        DataType::Binary | DataType::LargeBinary | DataType::BinaryView | DataType::FixedSizeBinary(_) => {
+            "bytes".into()
+        }
+        DataType::Struct(fields) if fields.is_empty() => "values of different kinds".into(),
+        DataType::Struct(_) | DataType::Map(..) => "objects".into(),
+        DataType::Dictionary(_, values) => holds(values),
+        other => format!("values of type {other}"),
+    }
+}
+
 /// Whether two types are the same but for names and nullability inside them.
 fn same(a: &DataType, b: &DataType) -> bool {
     a.equals_datatype(b)
@@ -366,7 +439,7 @@ fn same(a: &DataType, b: &DataType) -> bool {
 
 /// Whether a column of this name means something without being named.
 pub(super) fn is_usual(name: &str) -> bool {
-    let known = IMAGES.iter().chain(&PATHS).chain(&LABELS).chain(&TOKENS);
+    let known = IMAGES.iter().chain(&PATHS).chain(&labels::NAMES).chain(&TOKENS);
     known.into_iter().any(|known| name.eq_ignore_ascii_case(known))
 }
 
@@ -411,6 +484,14 @@ fn is_label(kind: &DataType) -> bool {
         DataType::Dictionary(_, values) => is_label(values),
         DataType::Boolean | DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View => true,
         other => other.is_integer(),
+    }
+}
+
+/// Whether a column holds floats, which are labels if they are whole numbers.
+fn is_float(kind: &DataType) -> bool {
+    match kind {
+        DataType::Dictionary(_, values) => is_float(values),
+        other => other.is_floating(),
     }
 }
 
@@ -485,6 +566,12 @@ pub(crate) fn bytes_at(array: &dyn Array, row: usize) -> Option<&[u8]> {
         }
         _ => None,
     }
+}
+
+/// The values of a dictionary array, and the place of a row's in them.
+pub(super) fn dictionary_at(array: &dyn Array, row: usize) -> Option<(&dyn Array, usize)> {
+    let array = array.as_any_dictionary_opt()?;
+    Some((array.values().as_ref(), array.normalized_keys_at(row)?))
 }
 
 /// A key of a dictionary array as a place in its values.

@@ -13,7 +13,7 @@
 //! Promises
 //! - Only the columns needed are read, in large reads.
 //! - A damaged page, a null or a list of the wrong length makes its records bad ([`crate::ReadErrorKind::Bad`]), and only
-//!   those; a damaged footer or label column makes the source an error. A file that changed is noticed.
+//!   those, and so does a missing label; a damaged footer or label column makes the source an error. A file that changed is noticed.
 //! - Nothing is allocated because a file says so: sizes are checked against the file and against limits first.
 //! - Labels are read at open and cost 4 or 8 bytes a record; everything else of a record is read when it is wanted.
 //!
@@ -25,7 +25,7 @@ pub(crate) mod columns;
 mod dialect;
 mod fetch;
 mod ipc;
-mod labels;
+pub(crate) mod label;
 mod pages;
 mod parquet;
 mod paths;
@@ -47,12 +47,11 @@ use serde::{Deserialize, Serialize};
 
 use self::columns::{Choice, Image, ImageKind};
 use self::fetch::Trouble;
-use self::labels::Labels;
 use self::source::Table;
 pub use self::tokens::{TokenMode, TokenTail, TokensConfig};
 use crate::buffer::Pool;
+use crate::labels;
 use crate::opening::{Counted, Step};
-use crate::recognised;
 use crate::shards::{Shards, ends_with};
 use crate::{CacheConfig, IndexedSource, SourceError};
 
@@ -70,8 +69,8 @@ pub struct TableConfig {
     /// type and name; `""` for none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub image: Option<String>,
-    /// The column of labels: integers, bool or texts. Default: found by metadata and name; `""` for none.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    /// The column of labels: whole numbers, bool or texts. Default: found by metadata and name; `""` or null for none.
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "labels::name_or_none")]
     pub label: Option<String>,
     /// Columns delivered as numeric fields: `"age"`, `"embedding[768]"` for lists, `"*"` for all that have a fixed shape.
     #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "crate::texts::optional")]
@@ -350,7 +349,7 @@ pub(crate) fn open(config: &TableConfig) -> Result<Arc<dyn IndexedSource>, Sourc
     if rows == 0 {
         return Err(SourceError::data(format!("{} has no rows", shards.describe())));
     }
-    let labels = Labels::read(&shards, &files, &choice, config)?;
+    let labels = label::read(&shards, &files, &choice, config)?;
     let mut recognised = choice.recognised();
     if let File::Text(file) = &files[0] {
         file.recognised(first_format).into_iter().for_each(|fact| recognised.note(fact));
@@ -359,7 +358,10 @@ pub(crate) fn open(config: &TableConfig) -> Result<Arc<dyn IndexedSource>, Sourc
         recognised.note(format!("folders like {folder:?} give no column"));
     }
     let place = choice.label.as_ref().map(|column| format!("column {column:?}"));
-    recognised.note(recognised::label(place.as_deref(), &labels.classes));
+    recognised.note(labels.recognised(place.as_deref()));
+    if choice.label_is_ordered && config.classes.is_none() {
+        recognised.note("categories in sorted order, not in their own, which classes=[…] would keep");
+    }
     if let Some(Image { kind: ImageKind::Path, .. }) = &choice.image {
         let list = paths::open(config, shards.clone(), &files, &choice, labels)?;
         recognised.say(&shards.describe(), list.len());

@@ -15,11 +15,12 @@ use crate::arrow::array::Array;
 use xxhash_rust::xxh3::Xxh3;
 
 use super::columns::{Choice, append, bytes_at};
-use super::labels::Labels;
+use super::label;
 use super::root::{Miss, Root, joined, shared, shown};
 use super::{File, RECORD, TableConfig, UNIT_ROWS, in_parallel};
 use crate::buffer::Pool;
 use crate::disk::{self, Files, Span};
+use crate::labels::Labels;
 use crate::opening::{self, Counted, Step};
 use crate::shards::Shards;
 use crate::{
@@ -95,7 +96,9 @@ pub(super) fn open(
     labels: Labels,
 ) -> Result<Arc<dyn IndexedSource>, SourceError> {
     let schema = Schema { image: true, fields: choice.fields.clone() };
-    schema.check().map_err(|why| SourceError::config(format!("{}: {why}", shards.describe())))?;
+    schema
+        .check(labels.is_some())
+        .map_err(|why| SourceError::config(format!("{}: {why}", shards.describe())))?;
     let columns = choice.record_columns();
     let place = |name: &str| columns.iter().position(|column| column == name).expect("it is one of them");
     let image = place(&choice.image.as_ref().expect("this is a table of images").column);
@@ -159,7 +162,7 @@ pub(super) fn open(
         };
         for piece in pieces {
             let begin = first + (piece.rows.start - rows.start);
-            let at = |row: usize| super::labels::key(&shards, files, begin + row as u64);
+            let at = |row: usize| label::key(&shards, files, begin + row as u64);
             let columns = piece.columns.map_err(|why| SourceError::data(format!("{}: {why}", at(0))))?;
             for row in 0..columns[image].len() {
                 opening::check()?;
@@ -358,7 +361,7 @@ impl PathTable {
             let is_absent = matches!(self.bad.get(&index), Some(Bad::Path(_)));
             number(&mut hash, if is_absent { u64::MAX } else { self.sizes[index as usize] });
         }
-        self.labels.hash(&mut hash);
+        label::hash(&self.labels, &mut hash);
         hash.update(&serde_json::to_vec(&self.schema).expect("a schema is plain data"));
         hash.update(&self.fields);
         Fingerprint(hash.digest128())
@@ -379,6 +382,14 @@ impl IndexedSource for PathTable {
     fn label(&self, index: u64) -> i64 {
         assert!(index < self.len(), "record {index} of a source of {}", self.len());
         self.labels.get(index)
+    }
+
+    fn is_labelled(&self) -> bool {
+        self.labels.is_some()
+    }
+
+    fn verdict(&self, index: u64) -> Option<String> {
+        self.labels.verdict(index)
     }
 
     fn classes(&self) -> &[String] {

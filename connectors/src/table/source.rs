@@ -8,12 +8,13 @@ use xxhash_rust::xxh3::Xxh3;
 
 use super::columns::{self, Choice, ImageKind};
 use super::fetch::Trouble;
-use super::labels::Labels;
+use super::label;
 use super::{
     CACHE_BYTES, File, LARGE_PART, MAX_LANES, Piece, RECORD, RUN_BYTES, Rows, TableConfig, UNIT_ROWS,
     parquet, paths, reader, root, tokens,
 };
 use crate::buffer::{Buffer, Pool};
+use crate::labels::Labels;
 use crate::shards::Shards;
 use crate::{
     Blocks, Extent, FieldSpec, Fingerprint, IndexedSource, ReadError, Reader, ReaderConfig, Schema,
@@ -89,12 +90,19 @@ impl Table {
         if let (Some(wanted), Some(column)) = (&config.tokens, &choice.tokens) {
             let tokens = tokens::Tokens::open(wanted, place(column), &table, &config.cache)?;
             specs.extend(tokens.specs());
+            if tokens.is_packed() && table.labels.is_some() {
+                return Err(SourceError::config(
+                    "label and tokens with mode \"pack\" exclude each other: a packed row is made of several records; leave \
+                     out label, or use mode \"pad\""
+                        .into(),
+                ));
+            }
             table.tokens = Some(tokens);
         }
         table.schema = Schema { image: choice.image.is_some(), fields: specs };
         table
             .schema
-            .check()
+            .check(table.labels.is_some())
             .map_err(|why| SourceError::config(format!("{}: {why}", table.shards.describe())))?;
         table.plan();
         table.fingerprint = table.hash();
@@ -253,7 +261,7 @@ impl Table {
                 number(&mut hash, file.part(RECORD, part).rows);
             }
         }
-        self.labels.hash(&mut hash);
+        label::hash(&self.labels, &mut hash);
         let schema = serde_json::to_vec(&self.schema).expect("a schema is plain data");
         hash.update(&schema);
         if let Some(tokens) = &self.tokens {
@@ -332,10 +340,15 @@ impl IndexedSource for Table {
 
     fn label(&self, index: u64) -> i64 {
         assert!(index < self.len(), "record {index} of a source of {}", self.len());
-        match &self.tokens {
-            Some(tokens) if tokens.is_packed() => 0,
-            _ => self.labels.get(index),
-        }
+        self.labels.get(index)
+    }
+
+    fn is_labelled(&self) -> bool {
+        self.labels.is_some()
+    }
+
+    fn verdict(&self, index: u64) -> Option<String> {
+        self.labels.verdict(index)
     }
 
     fn classes(&self) -> &[String] {

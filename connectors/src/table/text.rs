@@ -3,7 +3,8 @@
 //! - How a CSV file is written is recognised ([`super::dialect`]). Its first record names the columns, unless it has at most
 //!   two cells and one ends like an image file: then the columns are `path` and `label`.
 //! - A column holds integers if all its cells do, else numbers, else texts. An empty cell of a column of numbers is a null,
-//!   and so is one that is missing at the end of a line, or a text that is not UTF-8. A line with too many cells is all nulls.
+//!   and so is one that says so (NA, null, None and their like), one that is missing at the end of a line, or a text that is
+//!   not UTF-8. A line with too many cells is all nulls.
 //! - JSON is an object on each line, or an array of objects; keys are columns. Numbers, bools, texts and lists of numbers of
 //!   the same depth can be used; a key that is missing is a null. Empty lines are skipped, a line that is no object is all
 //!   nulls.
@@ -27,6 +28,7 @@ use super::dialect::{BEGINNING, Dialect, text_begins};
 use super::fetch::{Trouble, fetch};
 use super::{Piece, Rows, TableFormat, columns};
 use crate::buffer::Pool;
+use crate::labels::is_gap;
 use crate::opening::Step;
 use crate::shards::{Shards, ends_with};
 use crate::{SourceError, json};
@@ -99,6 +101,8 @@ struct Column {
 enum Kind {
     /// Nothing but nulls.
     Nothing,
+    /// Texts that stand for nulls among numbers, and are texts among texts.
+    Gap,
     Bool,
     Int,
     Float,
@@ -112,6 +116,8 @@ impl Kind {
     fn join(self, other: Self) -> Self {
         match (self, other) {
             (Self::Nothing, kind) | (kind, Self::Nothing) => kind,
+            (Self::Gap, kind @ (Self::Int | Self::Float | Self::Text))
+            | (kind @ (Self::Int | Self::Float | Self::Text), Self::Gap) => kind,
             (Self::Int, Self::Float) | (Self::Float, Self::Int) => Self::Float,
             (Self::List(a), Self::List(b)) => Self::List(Box::new(a.join(*b))),
             (a, b) if a == b => a,
@@ -144,6 +150,8 @@ impl Kind {
             Self::Int
         } else if text.parse::<f64>().is_ok() {
             Self::Float
+        } else if is_gap(text) {
+            Self::Gap
         } else {
             Self::Text
         }
@@ -156,7 +164,7 @@ impl Kind {
             Self::Bool => DataType::Boolean,
             Self::Int => DataType::Int64,
             Self::Float => DataType::Float64,
-            Self::Text => DataType::Utf8,
+            Self::Text | Self::Gap => DataType::Utf8,
             Self::List(inner) => DataType::List(Arc::new(Field::new_list_field(
                 match **inner {
                     // Lists that are all empty.
@@ -868,11 +876,11 @@ fn csv_rows(bytes: &[u8], columns: &[Column], delimiter: u8, width: usize) -> Re
             let number = || format!("a cell of {:?} is no number", column.key);
             match &column.kind {
                 DataType::Int64 => {
-                    let value = text.map(|text| text.trim().parse().map_err(|_| number())).transpose()?;
+                    let value = text.map(number_or_gap).transpose().map_err(|()| number())?.flatten();
                     builder_of::<Int64Builder>(builder)?.append_option(value);
                 }
                 DataType::Float64 => {
-                    let value = text.map(|text| text.trim().parse().map_err(|_| number())).transpose()?;
+                    let value = text.map(number_or_gap).transpose().map_err(|()| number())?.flatten();
                     builder_of::<Float64Builder>(builder)?.append_option(value);
                 }
                 DataType::Utf8 => builder_of::<StringBuilder>(builder)?.append_option(text),
@@ -881,6 +889,15 @@ fn csv_rows(bytes: &[u8], columns: &[Column], delimiter: u8, width: usize) -> Re
         }
     }
     finish(builders, columns, rows)
+}
+
+/// A cell of a column of numbers; `None` for a gap.
+fn number_or_gap<T: std::str::FromStr>(cell: &str) -> Result<Option<T>, ()> {
+    match cell.trim().parse() {
+        Ok(number) => Ok(Some(number)),
+        Err(_) if is_gap(cell) => Ok(None),
+        Err(_) => Err(()),
+    }
 }
 
 /// Rows of values, each an object or else a row of nulls.

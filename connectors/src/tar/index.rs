@@ -9,14 +9,16 @@
 //!  ╰───── key ──────╯╰ ending
 //! ```
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 
 use serde_json::Value;
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::archive::{Archive, Bytes, Fault, Member, Notes};
 use super::options::{From, Label, Options};
-use super::values::{MAX_NPY_HEADER, NpyHeader, Numbers, RawLabel, find};
+use super::values::{MAX_NPY_HEADER, NpyHeader, Numbers, find};
+use crate::json::parse as json;
+use crate::labels::{self, Collector, Raw, Run};
 use crate::manifest::escape;
 use crate::{ElementType, FieldSpec};
 
@@ -28,6 +30,9 @@ const MAX_JSON: u64 = 1 << 20;
 
 /// The numbers that records have in JSON are kept in memory, so there may not be many.
 pub(super) const MAX_JSON_FIELDS: u64 = 4 << 10;
+
+/// What else can be done about something that is no label.
+pub(super) const OTHER: &str = "name another place (label=\"cls\", \"json:key\", \"folder\")";
 
 /// Marks a size that does not fit in its column.
 const LARGE: u32 = u32::MAX;
@@ -45,21 +50,11 @@ pub(super) struct ShardIndex {
     pub large: Vec<(u32, u64)>,
     /// A hash of the header before each image.
     pub checks: Vec<u32>,
-    pub labels: RawLabels,
+    /// Absent where none are wanted.
+    pub labels: Option<Run>,
     pub fields: Vec<Field>,
     /// What is worth saying of the shard whenever it is opened.
     pub notes: Notes,
-}
-
-/// Labels of one shard.
-#[derive(Debug, Default, PartialEq)]
-pub(super) enum RawLabels {
-    /// All 0.
-    #[default]
-    Zero,
-    Numbers(Vec<i64>),
-    /// Class names of this shard, and which one each record has.
-    Names(Vec<String>, Vec<u32>),
 }
 
 /// One field of one shard.
@@ -110,14 +105,7 @@ impl ShardIndex {
     }
 
     pub fn memory(&self) -> u64 {
-        let labels = match &self.labels {
-            RawLabels::Zero => 0,
-            RawLabels::Numbers(numbers) => numbers.capacity() * 8,
-            RawLabels::Names(names, of) => {
-                names.iter().map(|name| name.capacity() + size_of::<String>()).sum::<usize>()
-                    + of.capacity() * 4
-            }
-        };
+        let labels = self.labels.as_ref().map_or(0, Run::memory) as usize;
         let fields = self.fields.iter().map(|field| match &field.place {
             Place::Here(bytes) => bytes.capacity(),
             Place::Shard(offsets) => offsets.capacity() * 8,
@@ -146,23 +134,16 @@ impl ShardIndex {
 /// Finds out where labels are when nothing was said: as the first record has them. `None` when there is no record.
 ///
 /// # Errors
-/// What is wrong with the archive up to there.
+/// What is wrong with the archive up to there, or with what is called as labels are.
 pub(super) fn detect(bytes: &dyn Bytes, options: &Options) -> Result<Option<Label>, Fault> {
     let mut groups = Groups::new(bytes, options)?;
     while let Some(group) = groups.next()? {
-        if group.image(options).is_none() {
-            continue;
+        if let Some(image) = group.image(options) {
+            let found = group.label_place().map_err(|why| {
+                Fault::new(image.offset, format!("record \"{}\": {why}", escape(&image.name)))
+            })?;
+            return Ok(Some(found.unwrap_or(Label::Absent)));
         }
-        let json = |key: &str| group.json.as_ref().and_then(|json| json.get(key)).is_some();
-        return Ok(Some(if group.members.iter().any(|(ending, _)| ending == b"cls") {
-            Label::Text("cls".into())
-        } else if json("label") {
-            Label::Json(vec!["label".into()])
-        } else if json("cls") {
-            Label::Json(vec!["cls".into()])
-        } else {
-            Label::Absent
-        }));
     }
     Ok(None)
 }
@@ -173,6 +154,8 @@ pub(super) struct Built {
     /// Keys without an image, and an example of their members.
     pub imageless: u64,
     pub example: Option<String>,
+    /// Where a later record has its label, when the first one had none.
+    pub late: Option<Label>,
 }
 
 /// Walks over a shard.
@@ -180,11 +163,13 @@ pub(super) struct Built {
 /// # Errors
 /// The first thing that is wrong, with its place.
 pub(super) fn build(bytes: &dyn Bytes, options: &Options) -> Result<Built, Fault> {
-    let mut builder = Builder { options, index: ShardIndex::default(), names: HashMap::new() };
-    builder.index.labels = match options.label {
-        Some(Label::None | Label::Absent) => RawLabels::Zero,
-        _ => RawLabels::Numbers(Vec::new()),
+    let labels = if matches!(options.label, Some(Label::None | Label::Absent)) {
+        None
+    } else {
+        Some(Collector::default())
     };
+    let mut builder = Builder { options, index: ShardIndex::default(), labels };
+    let mut late = None;
     let mut without: HashSet<u64> = HashSet::new();
     let mut keys: Vec<u64> = Vec::new();
     let (mut imageless, mut example) = (0, None);
@@ -193,6 +178,10 @@ pub(super) fn build(bytes: &dyn Bytes, options: &Options) -> Result<Built, Fault
         match group.image(options) {
             Some(image) => {
                 keys.push(xxh3_64(&group.key));
+                if options.label == Some(Label::Absent) && late.is_none() {
+                    // What a later record has there and cannot be a label, the first one is asked about.
+                    late = group.label_place().unwrap_or_default();
+                }
                 builder.record(&group, image).map_err(|why| {
                     Fault::new(image.offset, format!("record \"{}\": {why}", escape(&image.name)))
                 })?;
@@ -214,6 +203,7 @@ pub(super) fn build(bytes: &dyn Bytes, options: &Options) -> Result<Built, Fault
     }
     let mut index = builder.index;
     index.notes = groups.archive.notes;
+    index.labels = builder.labels.map(Collector::finish);
     // An image here and its label somewhere else: WebDataset's readers would silently make two records of them.
     let is_needed = options.label != Some(Label::None) || !options.fields.is_empty();
     let apart = keys.iter().position(|key| without.contains(key));
@@ -229,7 +219,7 @@ pub(super) fn build(bytes: &dyn Bytes, options: &Options) -> Result<Built, Fault
     }
     rename_repeated(&mut index);
     index.shrink();
-    Ok(Built { index, imageless, example })
+    Ok(Built { index, imageless, example, late })
 }
 
 /// Members of one key.
@@ -237,8 +227,10 @@ struct Group {
     key: Vec<u8>,
     /// Ending and member.
     members: Vec<(Vec<u8>, Member)>,
-    label: Option<Vec<u8>>,
-    json: Option<Value>,
+    /// The label's member, or what is wrong with it.
+    label: Option<Result<Vec<u8>, String>>,
+    /// The json member, unparsed: what nobody asks for need not be right.
+    json: Option<Vec<u8>>,
     arrays: Vec<Option<(NpyHeader, u64)>>,
     /// An image that is a link or the like.
     unread: Option<String>,
@@ -250,6 +242,43 @@ impl Group {
             self.members.iter().find(|(ending, _)| ending == wanted.as_bytes()).map(|(_, member)| member)
         })
     }
+
+    /// Where this record has its label, if it has one.
+    ///
+    /// # Errors
+    /// When something in its json member is called as labels are and is none.
+    fn label_place(&self) -> Result<Option<Label>, String> {
+        if self.members.iter().any(|(ending, _)| ending == b"cls") {
+            return Ok(Some(Label::Text("cls".into())));
+        }
+        let Some(Value::Object(object)) = self.json.as_deref().and_then(|bytes| json(bytes).ok()) else {
+            return Ok(None);
+        };
+        // Beside an x that is a number, y is a coordinate.
+        let is_place = object.get("x").is_some_and(Value::is_number);
+        let names = object.keys().map(String::as_str).filter(|key| !(is_place && *key == "y"));
+        let names = labels::candidates(names, &[]);
+        let fits = |key: &&&str| matches!(Raw::json(&object[**key]), Raw::Number(_) | Raw::Text(_));
+        match (names.iter().find(fits), names.first()) {
+            (Some(key), _) => Ok(Some(Label::Json(vec![(*key).to_owned()]))),
+            (None, None) => Ok(None),
+            // A gap: what the others have there shows.
+            (None, Some(key)) if Raw::json(&object[*key]) == Raw::Missing => {
+                Ok(Some(Label::Json(vec![(*key).to_owned()])))
+            }
+            (None, Some(key)) => {
+                let holds = match &object[*key] {
+                    Value::Array(_) => "a list",
+                    Value::Object(_) => "an object",
+                    _ => "a float",
+                };
+                let field = format!("json:{key}");
+                let what = format!("the key {key:?} of its json member");
+                let other = "name another place (label=\"json:…\")";
+                Err(labels::refusal(&what, holds, Some(&field), other))
+            }
+        }
+    }
 }
 
 /// Cuts the members of an archive into groups.
@@ -257,12 +286,14 @@ struct Groups<'a> {
     archive: Archive<'a>,
     ahead: Option<(usize, Member)>,
     options: &'a Options,
-    reads_json: bool,
+    /// Whether a json member may show where labels are.
+    looks_at_json: bool,
 }
 
 impl<'a> Groups<'a> {
     fn new(bytes: &'a dyn Bytes, options: &'a Options) -> Result<Self, Fault> {
-        Ok(Self { archive: Archive::open(bytes)?, ahead: None, options, reads_json: options.reads_json() })
+        let looks_at_json = matches!(options.label, None | Some(Label::Absent));
+        Ok(Self { archive: Archive::open(bytes)?, ahead: None, options, looks_at_json })
     }
 
     fn next(&mut self) -> Result<Option<Group>, Fault> {
@@ -328,13 +359,20 @@ impl<'a> Groups<'a> {
         if let Some(Label::Text(wanted)) = &self.options.label
             && ending == wanted.as_bytes()
         {
-            bounded(MAX_TEXT)?;
-            group.label = Some(self.archive.data(&member)?.to_vec());
+            group.label = Some(if member.size > MAX_TEXT {
+                Err(format!("its label has {} bytes, where {MAX_TEXT} are the most", member.size))
+            } else {
+                Ok(self.archive.data(&member)?.to_vec())
+            });
         }
-        if self.reads_json && ending == b"json" {
-            bounded(MAX_JSON)?;
-            let json = serde_json::from_slice(self.archive.data(&member)?);
-            group.json = Some(json.map_err(|error| fault(format!("it is no JSON: {error}")))?);
+        let is_asked = self.options.reads_json();
+        if ending == b"json" && (is_asked || (self.looks_at_json && member.size <= MAX_JSON)) {
+            if is_asked {
+                bounded(MAX_JSON)?;
+            }
+            group.json = Some(self.archive.data(&member)?.to_vec());
+            // Of records without a place for labels, the first that has a json member may show one.
+            self.looks_at_json = self.options.label.is_none();
         }
         for (place, wanted) in self.options.arrays().enumerate() {
             if ending == wanted.as_bytes() {
@@ -364,8 +402,7 @@ fn dot(name: &[u8]) -> Option<usize> {
 struct Builder<'a> {
     options: &'a Options,
     index: ShardIndex,
-    /// Number of each class name of this shard.
-    names: HashMap<String, u32>,
+    labels: Option<Collector>,
 }
 
 impl Builder<'_> {
@@ -388,62 +425,66 @@ impl Builder<'_> {
     }
 
     fn label(&mut self, group: &Group, image: &Member) -> Result<(), String> {
-        let label = match self.options.label.as_ref().expect("found out before") {
+        let Some(labels) = &mut self.labels else { return Ok(()) };
+        let parsed;
+        let raw = match self.options.label.as_ref().expect("found out before") {
             Label::None | Label::Absent => return Ok(()),
             Label::Folder => {
                 let name = image.name.strip_prefix(b"./").unwrap_or(&image.name);
-                let folder = name.iter().position(|&b| b == b'/').map(|slash| &name[..slash]);
-                RawLabel::name(&escape(
-                    folder.ok_or("it lies in no folder, so label = \"folder\" finds no class for it")?,
-                ))?
+                match name.iter().position(|&b| b == b'/') {
+                    Some(slash) => {
+                        parsed = Value::String(escape(&name[..slash]));
+                        Raw::json(&parsed)
+                    }
+                    None => {
+                        Raw::Wrong("it lies in no folder, so label = \"folder\" finds no class for it".into())
+                    }
+                }
             }
-            Label::Text(ending) => {
-                let text = group.label.as_deref().ok_or_else(|| {
-                    format!(
-                        "it has no member with the ending \"{ending}\", where its label should be; set label to where \
-                         labels are (\"cls\", \"json:key\", \"folder\", \"none\")"
-                    )
-                })?;
-                RawLabel::from_text(text)?
-            }
+            Label::Text(ending) => match &group.label {
+                Some(Ok(text)) => Raw::bytes(text).plain(),
+                Some(Err(why)) => Raw::Wrong(why.clone()),
+                None => Raw::Wrong(format!(
+                    "it has no member with the ending \"{ending}\", where its label should be"
+                )),
+            },
             Label::Json(path) => {
-                let value = group.json.as_ref().and_then(|json| find(json, path));
-                let value = value.ok_or_else(|| {
-                    format!(
-                        "its json member is missing or has no \"{}\", where its label should be",
-                        path.join(".")
-                    )
-                })?;
-                RawLabel::from_json(value)?
+                let place = path.join(".");
+                match group.json.as_deref().map(json) {
+                    None => Raw::Wrong(format!(
+                        "it has no json member with \"{place}\", where its label should be"
+                    )),
+                    Some(Err(why)) => Raw::Wrong(format!("its json member is no JSON: {why}")),
+                    Some(Ok(value)) => {
+                        parsed = value;
+                        match find(&parsed, path) {
+                            Some(value) => Raw::json(value),
+                            None => Raw::Wrong(format!(
+                                "its json member has no \"{place}\", where its label should be"
+                            )),
+                        }
+                    }
+                }
             }
         };
-        if let (RawLabels::Numbers(numbers), RawLabel::Name(_)) = (&self.index.labels, &label) {
-            // One name makes names of all of them.
-            let numbers = numbers.clone();
-            self.index.labels = RawLabels::Names(Vec::new(), Vec::new());
-            numbers.into_iter().for_each(|number| self.name(number.to_string()));
-        }
-        match (&mut self.index.labels, label) {
-            (RawLabels::Numbers(numbers), RawLabel::Number(number)) => numbers.push(number),
-            (_, RawLabel::Number(number)) => self.name(number.to_string()),
-            (_, RawLabel::Name(name)) => self.name(name),
-        }
-        Ok(())
-    }
-
-    fn name(&mut self, name: String) {
-        let RawLabels::Names(names, of) = &mut self.index.labels else {
-            unreachable!("names are added to names")
-        };
-        let next = names.len() as u32;
-        let number = *self.names.entry(name).or_insert_with_key(|name| {
-            names.push(name.clone());
-            next
-        });
-        of.push(number);
+        labels.push(raw).map_err(|holds| {
+            let (what, field) = match &self.options.label {
+                Some(Label::Json(path)) => {
+                    let field = format!("json:{}", path.join("."));
+                    (format!("the key \"{}\" of its json member", path.join(".")), Some(field))
+                }
+                _ => ("its label".into(), None),
+            };
+            labels::refusal(&what, &holds, field.as_deref(), OTHER)
+        })
     }
 
     fn fields(&mut self, group: &Group) -> Result<(), String> {
+        let asks_json = self.options.fields.iter().any(|field| matches!(field.from, From::Json(_)));
+        let value = match group.json.as_deref().filter(|_| asks_json).map(json) {
+            Some(Err(why)) => return Err(format!("its json member is no JSON: {why}")),
+            value => value.and_then(Result::ok),
+        };
         let first = self.index.fields.len() < self.options.fields.len();
         let (mut array, mut here) = (0, 0);
         for (at, wanted) in self.options.fields.iter().enumerate() {
@@ -468,9 +509,9 @@ impl Builder<'_> {
                     }
                 }
                 From::Json(path) => {
-                    let value = group.json.as_ref().and_then(|json| find(json, path));
+                    let found = value.as_ref().and_then(|json| find(json, path));
                     let value =
-                        value.ok_or_else(|| missing(format!("\"{}\" in a json member", path.join("."))))?;
+                        found.ok_or_else(|| missing(format!("\"{}\" in a json member", path.join("."))))?;
                     let numbers = Numbers::from_json(value)
                         .map_err(|why| format!("field \"{}\": {why}", wanted.name))?;
                     here += numbers.whole.len() as u64 * 8;

@@ -10,7 +10,7 @@ use xxhash_rust::xxh3::Xxh3;
 
 use super::archive::{self, BLOCK, Bytes, Fault};
 use super::index::{self, ShardIndex};
-use super::options::Options;
+use super::options::{Label, Options};
 use super::packed;
 use super::stored;
 use super::unpack::Unpacked;
@@ -32,6 +32,12 @@ pub(super) struct Location {
     pub lane: usize,
     /// Its number in the lane.
     pub file: usize,
+}
+
+/// The indices, and where labels turned out to be.
+pub(super) struct Found {
+    pub indices: Vec<(Location, ShardIndex)>,
+    pub label: Option<Label>,
 }
 
 /// Gets the index of each shard from wherever it is cheapest.
@@ -69,11 +75,7 @@ impl Indexer<'_> {
         SourceError::data(format!("{name}, byte {}: {}", fault.offset, fault.why))
     }
 
-    pub fn all(
-        &self,
-        places: &[Location],
-        options: &Options,
-    ) -> Result<Vec<(Location, ShardIndex)>, SourceError> {
+    pub fn all(&self, places: &[Location], options: &Options) -> Result<Found, SourceError> {
         let folder = match cache::dir(self.cache) {
             Ok(folder) => Some(folder),
             Err(error) if self.cache.dir.is_some() => return Err(error),
@@ -85,6 +87,7 @@ impl Indexer<'_> {
         let total = places.iter().map(|&place| self.lane(place).files()[place.file].size).sum();
         let step = Step::begin("indexing shards", Counted::Bytes, Some(total));
         let passed_over = Mutex::new((0, None));
+        let late = Mutex::new(None);
         let found: Result<Vec<_>, SourceError> = places
             .par_iter()
             .map(|&place| {
@@ -105,7 +108,10 @@ impl Indexer<'_> {
                         all.1 = all.1.take().or(built.example);
                     }
                     // One that is still being written may change without its name in the cache changing.
-                    if let Some(folder) = folder.as_ref().filter(|_| self.given.is_settled()) {
+                    let folder = folder.as_ref().filter(|_| self.given.is_settled());
+                    if let Some(found) = built.late {
+                        lock(&late).get_or_insert(found);
+                    } else if let Some(folder) = folder {
                         cache::put(folder, &kept.0, &stored::encode(&built.index, options, size));
                     }
                     Ok((place, built.index))
@@ -113,6 +119,10 @@ impl Indexer<'_> {
             })
             .collect();
         let found = found?;
+        if let Some(label) = late.into_inner().unwrap_or_default() {
+            // The first record has no label, and others have: it is the one that lacks something.
+            return self.all(places, &Options { label: Some(label), ..options.clone() });
+        }
         let (count, example) = passed_over.into_inner().unwrap_or_default();
         let example = example.unwrap_or_default();
         if found.iter().all(|(_, index)| index.len() == 0) {
@@ -141,7 +151,7 @@ impl Indexer<'_> {
                  their ending if they should be records"
             );
         }
-        Ok(found)
+        Ok(Found { indices: found, label: options.label.clone() })
     }
 
     /// The index that lies beside a shard, if there is one that fits.
@@ -192,6 +202,8 @@ impl Kept {
             hash.update(b"\0");
         }
         hash.update(&options.hash().to_le_bytes());
+        // Builds before had other rules for labels.
+        hash.update(b"labels 2");
         Self(format!("tar-{:032x}.index", hash.digest128()))
     }
 

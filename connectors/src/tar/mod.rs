@@ -29,7 +29,6 @@ mod stored;
 mod unpack;
 mod values;
 
-use std::collections::HashMap;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
@@ -38,14 +37,15 @@ use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::Xxh3;
 
 use self::archive::Bytes;
-use self::index::{RawLabels, ShardIndex};
+use self::index::{OTHER, ShardIndex};
 use self::indexer::{Indexer, LEAST_LOCAL, Location};
 use self::losses::Losses;
 use self::options::{Label, Options};
 use self::packed::Packed;
 use self::unpack::Unpacked;
+use crate::labels::{self, Context, Labels};
 use crate::manifest::escape;
-use crate::recognised::{self, Recognised};
+use crate::recognised::Recognised;
 use crate::shards::{Shards, ends_with};
 use crate::{
     Blocks, CacheConfig, Extent, Fingerprint, IndexedSource, Reader, ReaderConfig, Schema, SourceError,
@@ -66,15 +66,15 @@ pub struct TarConfig {
     #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "crate::texts::optional")]
     pub image: Option<Vec<String>>,
     /// Where labels are: `"cls"` or `"txt"` (the member's text: a whole number or a class name), `"json:path.to.key"`,
-    /// `"folder"` (the first folder in the member's name), or `"none"`. Default: `cls` if the first record has it, else
-    /// `label` or `cls` in its `json`, else none.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    /// `"folder"` (the first folder in the member's name); `""`, null or `"none"` for none. Default: `cls` if there is such a
+    /// member, else a usual name (`label`, `cls`, …) in the `json`, else none.
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "labels::name_or_none")]
     pub label: Option<String>,
     /// Numeric fields: `"json:box"` (numbers, or lists of them), `"emb.npy"` (an array); `"name=json:box"` renames.
     /// Default: none, or those that `fuelrail pack` wrote.
     #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "crate::texts::optional")]
     pub fields: Option<Vec<String>>,
-    /// Class names in label order; a name that is not in it is an error. Default: the names found, sorted.
+    /// Class names in label order; a record whose label is not in it is a bad one. Default: the names found, sorted.
     #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "crate::texts::optional")]
     pub classes: Option<Vec<String>>,
     /// Where indices and unpacked shards are kept.
@@ -125,13 +125,15 @@ pub(crate) fn open(config: &TarConfig) -> Result<Arc<dyn IndexedSource>, SourceE
         // No record anywhere; the walk finds out what there is instead.
         options.label = Some(Label::Absent);
     }
-    let indices = indexer.all(&places, &options)?;
+    let found = indexer.all(&places, &options)?;
+    options.label = found.label;
+    let indices = found.indices;
     let notes = indices.iter().map(|(place, index)| (given.display(place.shard), index.notes.clone()));
     let losses = Losses::of(notes);
     if let Some(missing) = &losses.missing {
         tracing::warn!("{missing}");
     }
-    let mut tar = Tar::merge(given.clone(), unpacked, indices, &options, settled.classes)?;
+    let mut tar = Tar::merge(given.clone(), unpacked, indices, &options, settled.classes.as_deref())?;
     tar.losses = losses;
     tar.recognised(&options).say(&given.describe(), tar.len);
     Ok(Arc::new(tar))
@@ -183,7 +185,6 @@ struct Tar {
     parts: Vec<Part>,
     len: u64,
     labels: Labels,
-    classes: Vec<String>,
     schema: Schema,
     /// Bytes of the fields that are kept here, and of all.
     fields_bytes: u64,
@@ -200,20 +201,13 @@ struct Part {
     index: ShardIndex,
 }
 
-/// Labels of all records.
-enum Labels {
-    Zero,
-    Small(Vec<i32>),
-    Wide(Vec<i64>),
-}
-
 impl Tar {
     fn merge(
         given: Arc<Shards>,
         unpacked: Option<Unpacked>,
         indices: Vec<(Location, ShardIndex)>,
         options: &Options,
-        classes: Option<Vec<String>>,
+        classes: Option<&[String]>,
     ) -> Result<Self, SourceError> {
         let mut parts = Vec::new();
         let mut len = 0;
@@ -229,16 +223,15 @@ impl Tar {
             unpacked,
             parts,
             len,
-            labels: Labels::Zero,
-            classes: Vec::new(),
+            labels: Labels::default(),
             schema: Schema::images(),
             fields_bytes: 0,
             fingerprint: Fingerprint(0),
             largest: 0,
             losses: Losses::default(),
         };
+        tar.merge_labels(options, classes)?;
         tar.merge_fields(options)?;
-        tar.merge_labels(classes)?;
         tar.fingerprint = tar.hash();
         tar.largest = (0..tar.len).map(|index| tar.size(index)).max().unwrap_or_default();
         Ok(tar)
@@ -269,83 +262,39 @@ impl Tar {
             }
             self.schema.fields.push(first);
         }
-        self.schema.check().map_err(|why| SourceError::config(format!("fields: {why}")))?;
+        self.schema
+            .check(self.labels.is_some())
+            .map_err(|why| SourceError::config(format!("fields: {why}")))?;
         self.fields_bytes = self.schema.fields_bytes() as u64;
         Ok(())
     }
 
     /// Makes one column of the labels and settles the classes.
-    fn merge_labels(&mut self, classes: Option<Vec<String>>) -> Result<(), SourceError> {
-        let is_named = self.parts.iter().any(|part| matches!(part.index.labels, RawLabels::Names(..)));
-        let is_numbered = self.parts.iter().any(|part| matches!(part.index.labels, RawLabels::Numbers(_)));
-        let is_given = classes.is_some();
-        let mut classes = classes.unwrap_or_default();
-        if let Some(twice) = first_repeated(&classes) {
-            return Err(SourceError::config(format!("classes: \"{twice}\" is named twice")));
-        }
-        if !is_named && !is_numbered {
-            self.classes = classes;
-            return Ok(());
-        }
-        let mut labels: Vec<i64> = Vec::with_capacity(self.len as usize);
-        if is_named {
-            for part in &mut self.parts {
-                if let RawLabels::Numbers(numbers) = &part.index.labels {
-                    part.index.labels = RawLabels::Names(
-                        numbers.iter().map(i64::to_string).collect(),
-                        (0..numbers.len() as u32).collect(),
-                    );
-                }
-            }
-            let names = self.parts.iter().flat_map(|part| match &part.index.labels {
-                RawLabels::Names(names, _) => names.as_slice(),
-                _ => &[],
-            });
-            if !is_given {
-                classes = names.cloned().collect();
-                classes.sort_unstable();
-                classes.dedup();
-            }
-            let numbers: HashMap<&str, i64> =
-                classes.iter().enumerate().map(|(number, name)| (name.as_str(), number as i64)).collect();
-            for part in &self.parts {
-                let RawLabels::Names(names, of) = &part.index.labels else { continue };
-                let known: Vec<Option<i64>> =
-                    names.iter().map(|name| numbers.get(name.as_str()).copied()).collect();
-                for &name in of {
-                    let number = known[name as usize].ok_or_else(|| {
-                        SourceError::data(format!(
-                            "record {} is of class \"{}\", which is not among the {} classes given",
-                            self.key(labels.len() as u64),
-                            names[name as usize],
-                            classes.len()
-                        ))
-                    })?;
-                    labels.push(number);
-                }
-            }
-        } else {
-            for part in &self.parts {
-                if let RawLabels::Numbers(numbers) = &part.index.labels {
-                    labels.extend_from_slice(numbers);
-                }
-            }
-            let outside = |label: &i64| *label < 0 || *label >= classes.len() as i64;
-            if let Some(at) = labels.iter().position(outside).filter(|_| is_given) {
-                return Err(SourceError::data(format!(
-                    "record {} has the label {}; there are {} classes",
-                    self.key(at as u64),
-                    labels[at],
-                    classes.len()
-                )));
-            }
-        }
-        for part in &mut self.parts {
-            part.index.labels = RawLabels::Zero;
-        }
-        self.classes = classes;
-        let small: Result<Vec<i32>, _> = labels.iter().map(|&label| i32::try_from(label)).collect();
-        self.labels = small.map_or(Labels::Wide(labels), Labels::Small);
+    fn merge_labels(&mut self, options: &Options, classes: Option<&[String]>) -> Result<(), SourceError> {
+        let Some(place) = options.label.as_ref().and_then(Label::place) else {
+            return match classes {
+                Some(_) => Err(SourceError::config(format!(
+                    "classes are given, but the records of {} have no labels; say where they are (label), or leave out classes",
+                    self.given.describe()
+                ))),
+                None => Ok(()),
+            };
+        };
+        let runs = self.parts.iter_mut().filter_map(|part| part.index.labels.take()).collect();
+        let field = match &options.label {
+            Some(Label::Json(path)) => Some(format!("json:{}", path.join("."))),
+            _ => None,
+        };
+        let context = Context {
+            what: format!("the {place} of {}", self.given.describe()),
+            field: field.as_deref(),
+            other: OTHER,
+            classes,
+            names: None,
+            names_of_numbers: false,
+            key: &|row| self.key(row),
+        };
+        self.labels = Labels::join(runs, &context)?;
         Ok(())
     }
 
@@ -355,7 +304,7 @@ impl Tar {
         let first = &self.parts[0].index;
         recognised.note(format!("image = members like \"{}\"", escape(first.name(0))));
         let place = options.label.as_ref().and_then(Label::place);
-        recognised.note(recognised::label(place.as_deref(), &self.classes));
+        recognised.note(self.labels.recognised(place.as_deref()));
         for field in &options.fields {
             recognised.note(format!("field \"{}\" = {}", field.name, field.from));
         }
@@ -372,8 +321,8 @@ impl Tar {
             hash.update(text);
         };
         hash.update(b"fuelrail tar 1\0");
-        hash.update(&(self.classes.len() as u64).to_le_bytes());
-        self.classes.iter().for_each(|class| text(&mut hash, class.as_bytes()));
+        hash.update(&(self.labels.classes.len() as u64).to_le_bytes());
+        self.labels.classes.iter().for_each(|class| text(&mut hash, class.as_bytes()));
         hash.update(&(self.schema.fields.len() as u64).to_le_bytes());
         for field in &self.schema.fields {
             text(&mut hash, format!("{} {} {:?}", field.name, field.dtype, field.shape).as_bytes());
@@ -387,6 +336,7 @@ impl Tar {
                 hash.update(&self.label(part.first + record as u64).to_le_bytes());
             }
         }
+        self.labels.hash_bad(&mut hash);
         Fingerprint(hash.digest128())
     }
 
@@ -405,11 +355,6 @@ impl Tar {
     }
 }
 
-fn first_repeated(names: &[String]) -> Option<&String> {
-    let mut seen = std::collections::HashSet::new();
-    names.iter().find(|name| !seen.insert(*name))
-}
-
 impl IndexedSource for Tar {
     fn len(&self) -> u64 {
         self.len
@@ -423,15 +368,19 @@ impl IndexedSource for Tar {
 
     fn label(&self, index: u64) -> i64 {
         assert!(index < self.len, "record {index} of a source of {}", self.len);
-        match &self.labels {
-            Labels::Zero => 0,
-            Labels::Small(labels) => i64::from(labels[index as usize]),
-            Labels::Wide(labels) => labels[index as usize],
-        }
+        self.labels.get(index)
+    }
+
+    fn is_labelled(&self) -> bool {
+        self.labels.is_some()
+    }
+
+    fn verdict(&self, index: u64) -> Option<String> {
+        self.labels.verdict(index)
     }
 
     fn classes(&self) -> &[String] {
-        &self.classes
+        &self.labels.classes
     }
 
     fn schema(&self) -> Schema {
@@ -466,15 +415,9 @@ impl IndexedSource for Tar {
 
     fn memory(&self) -> u64 {
         let parts: u64 = self.parts.iter().map(|part| size_of::<Part>() as u64 + part.index.memory()).sum();
-        let labels = match &self.labels {
-            Labels::Zero => 0,
-            Labels::Small(labels) => labels.capacity() * 4,
-            Labels::Wide(labels) => labels.capacity() * 8,
-        };
-        let classes: usize = self.classes.iter().map(|class| class.capacity() + size_of::<String>()).sum();
         let shards: u64 =
             [0, 1].into_iter().filter_map(|lane| self.lane(lane)).map(|lane| lane.memory()).sum();
-        parts + (size_of::<Self>() + labels + classes) as u64 + shards
+        parts + size_of::<Self>() as u64 + self.labels.memory() + shards
     }
 
     fn reader_memory(&self) -> u64 {

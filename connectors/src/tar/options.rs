@@ -76,7 +76,7 @@ impl Options {
         }
         let label = match config.label.as_deref() {
             None => None,
-            Some("none") => Some(Label::None),
+            Some("" | "none") => Some(Label::None),
             Some("folder") => Some(Label::Folder),
             Some(text) => Some(match text.strip_prefix("json:") {
                 Some(path) => Label::Json(place("label", path)?),
@@ -113,8 +113,8 @@ impl Options {
 
     /// Whether the `json` member has to be read.
     pub fn reads_json(&self) -> bool {
-        let label = matches!(self.label, None | Some(Label::Json(_)));
-        label || self.fields.iter().any(|field| matches!(field.from, From::Json(_)))
+        matches!(self.label, Some(Label::Json(_)))
+            || self.fields.iter().any(|field| matches!(field.from, From::Json(_)))
     }
 
     /// The endings of the arrays, in the order of the fields.

@@ -11,12 +11,15 @@
 use xxhash_rust::xxh3::xxh3_128;
 
 use super::archive::{BLOCK, Notes};
-use super::index::{Field, MAX_JSON_FIELDS, Place, RawLabels, ShardIndex};
+use super::index::{Field, MAX_JSON_FIELDS, Place, ShardIndex};
 use super::options::{From, Options};
+use crate::labels::{Column, Run};
 use crate::{ElementType, MAX_FIELD_BYTES};
 
 const MAGIC: &[u8; 8] = b"frtaridx";
-const VERSION: u32 = 1;
+/// Version 2 says which records have no label that is of use. An index without such records is written as version 1, which
+/// older builds read.
+const VERSIONS: [u32; 2] = [1, 2];
 
 /// An index file of a shard of `size` bytes is never longer: a record has two blocks at least, and the numbers of a json
 /// member take up to eight bytes for two of text.
@@ -28,7 +31,8 @@ pub(super) fn most_bytes(size: u64) -> u64 {
 pub(super) fn encode(index: &ShardIndex, options: &Options, size: u64) -> Vec<u8> {
     let mut out = Vec::with_capacity(index.memory() as usize + 1024);
     out.extend_from_slice(MAGIC);
-    out.extend(VERSION.to_le_bytes());
+    let bad = index.labels.as_ref().filter(|run| !run.bad.is_empty());
+    out.extend(VERSIONS[usize::from(bad.is_some())].to_le_bytes());
     out.extend(size.to_le_bytes());
     out.extend(options.hash().to_le_bytes());
     out.extend((index.len() as u64).to_le_bytes());
@@ -39,20 +43,22 @@ pub(super) fn encode(index: &ShardIndex, options: &Options, size: u64) -> Vec<u8
     column(&mut out, index.large.iter().map(|n| u64::from(n.0).to_le_bytes()));
     column(&mut out, index.large.iter().map(|n| n.1.to_le_bytes()));
     column(&mut out, index.checks.iter().map(|n| n.to_le_bytes()));
-    match &index.labels {
-        RawLabels::Zero => out.push(0),
-        RawLabels::Numbers(numbers) => {
+    match index.labels.as_ref().map(|run| &run.column) {
+        None => out.push(0),
+        Some(Column::Numbers(numbers)) => {
             out.push(1);
             column(&mut out, numbers.iter().map(|n| n.to_le_bytes()));
         }
-        RawLabels::Names(names, of) => {
+        Some(Column::Texts(names, of)) => {
             out.push(2);
-            out.extend((names.len() as u64).to_le_bytes());
-            for name in names {
-                column(&mut out, name.bytes().map(|b| [b]));
-            }
+            texts(&mut out, names);
             column(&mut out, of.iter().map(|n| n.to_le_bytes()));
         }
+    }
+    if let Some(Run { bad, reasons, .. }) = bad {
+        texts(&mut out, reasons);
+        column(&mut out, bad.iter().map(|(row, _)| row.to_le_bytes()));
+        column(&mut out, bad.iter().map(|(_, why)| why.to_le_bytes()));
     }
     for field in &index.fields {
         out.push(dtype_number(field.dtype));
@@ -81,6 +87,13 @@ pub(super) fn encode(index: &ShardIndex, options: &Options, size: u64) -> Vec<u8
     out
 }
 
+fn texts(out: &mut Vec<u8>, texts: &[String]) {
+    out.extend((texts.len() as u64).to_le_bytes());
+    for text in texts {
+        column(out, text.bytes().map(|b| [b]));
+    }
+}
+
 fn column<const N: usize>(out: &mut Vec<u8>, values: impl ExactSizeIterator<Item = [u8; N]>) {
     out.extend(((values.len() * N) as u64).to_le_bytes());
     values.for_each(|value| out.extend(value));
@@ -97,9 +110,8 @@ pub(super) fn decode(bytes: &[u8], options: &Options, size: u64) -> Result<Shard
     if from.take(8) != Some(MAGIC) {
         return Err("it is no index of fuelrail's");
     }
-    if from.u32() != Some(VERSION) {
-        return Err("it is of another version of fuelrail");
-    }
+    let version = from.u32().filter(|version| VERSIONS.contains(version));
+    let version = version.ok_or("it is of another version of fuelrail")?;
     if xxh3_128(bytes).to_le_bytes() != *sum {
         return Err(DAMAGED);
     }
@@ -109,7 +121,7 @@ pub(super) fn decode(bytes: &[u8], options: &Options, size: u64) -> Result<Shard
     if from.take(16) != Some(&options.hash().to_le_bytes()[..]) {
         return Err("it was made for other settings of image, label and fields");
     }
-    let mut index = from.index(options).ok_or(DAMAGED)?;
+    let mut index = from.index(options, version).ok_or(DAMAGED)?;
     if !from.0.is_empty() {
         index.notes = from.notes().ok_or(DAMAGED)?;
     }
@@ -157,7 +169,17 @@ impl<'a> Rest<'a> {
         })
     }
 
-    fn index(&mut self, options: &Options) -> Option<ShardIndex> {
+    /// Texts; their memory is no more than a few times the bytes that are there.
+    fn texts(&mut self) -> Option<Vec<String>> {
+        let count = self.u64()?;
+        // Each takes eight bytes at least.
+        let texts = (0..count.min(self.0.len() as u64 / 8 + 1))
+            .map(|_| String::from_utf8(self.column(u8::from_le_bytes)?).ok())
+            .collect::<Option<Vec<_>>>()?;
+        (texts.len() as u64 == count).then_some(texts)
+    }
+
+    fn index(&mut self, options: &Options, version: u32) -> Option<ShardIndex> {
         let records = self.u64()?;
         let whole = |len: usize| (len as u64 == records).then_some(());
         let names = self.column(u8::from_le_bytes)?;
@@ -174,25 +196,22 @@ impl<'a> Rest<'a> {
             whole(len)?;
         }
         let labels = match self.byte()? {
-            0 => RawLabels::Zero,
-            1 => RawLabels::Numbers(self.column(i64::from_le_bytes)?),
-            2 => {
-                let count = self.u64()?;
-                // Each takes eight bytes at least.
-                let names = (0..count.min(self.0.len() as u64 / 8 + 1))
-                    .map(|_| String::from_utf8(self.column(u8::from_le_bytes)?).ok())
-                    .collect::<Option<Vec<_>>>()?;
-                (names.len() as u64 == count).then_some(())?;
-                let of = self.column(u32::from_le_bytes)?;
-                of.iter().all(|&name| u64::from(name) < count).then_some(())?;
-                RawLabels::Names(names, of)
-            }
+            0 => None,
+            1 => Some(Column::Numbers(self.column(i64::from_le_bytes)?)),
+            2 => Some(Column::Texts(self.texts()?, self.column(u32::from_le_bytes)?)),
             _ => return None,
         };
-        match &labels {
-            RawLabels::Zero => {}
-            RawLabels::Numbers(numbers) => whole(numbers.len())?,
-            RawLabels::Names(_, of) => whole(of.len())?,
+        let mut labels = labels.map(|column| Run { column, ..Run::default() });
+        if version == VERSIONS[1] {
+            let run = labels.as_mut()?;
+            run.reasons = self.texts()?;
+            let (rows, why) = (self.column(u64::from_le_bytes)?, self.column(u32::from_le_bytes)?);
+            (rows.len() == why.len()).then_some(())?;
+            run.bad = rows.into_iter().zip(why).collect();
+        }
+        if let Some(run) = &labels {
+            whole(run.len())?;
+            run.is_sound().then_some(())?;
         }
         let mut fields = Vec::new();
         if records > 0 {
@@ -282,7 +301,11 @@ mod tests {
             sizes: vec![100, u32::MAX, 0],
             large: vec![(1, 5 << 30)],
             checks: vec![1, 2, 3],
-            labels: RawLabels::Names(vec!["cat".into(), "".into()], vec![0, 1, 0]),
+            labels: Some(Run {
+                column: Column::Texts(vec!["cat".into(), "".into()], vec![0, u32::MAX, 1]),
+                bad: vec![(1, 0)],
+                reasons: vec!["it has no label".into()],
+            }),
             fields: vec![
                 Field { dtype: ElementType::F32, shape: vec![2], place: Place::Here(vec![7; 24]) },
                 Field { dtype: ElementType::U16, shape: vec![], place: Place::Shard(vec![600, 700, 800]) },
@@ -301,8 +324,11 @@ mod tests {
         other.fields.pop();
         assert!(decode(&bytes, &other, SIZE).unwrap_err().contains("other settings"));
         assert!(decode(&bytes, &options(), SIZE + 1).unwrap_err().contains("another size"));
-        for labels in [RawLabels::Zero, RawLabels::Numbers(vec![-1, i64::MAX, 0])] {
+        assert_eq!(bytes[8], 2);
+        let numbers = Run { column: Column::Numbers(vec![-1, i64::MAX, 0]), ..Run::default() };
+        for labels in [None, Some(numbers)] {
             let index = ShardIndex { labels, ..index() };
+            assert_eq!(encode(&index, &options(), SIZE)[8], 1, "what an older build reads");
             assert_eq!(decode(&encode(&index, &options(), SIZE), &options(), SIZE), Ok(index));
         }
         for unended in [None, Some(0), Some(17)] {

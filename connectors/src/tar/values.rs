@@ -1,54 +1,8 @@
-//! Labels and numbers as they stand in small members.
+//! JSON and numbers as they stand in small members.
 
 use serde_json::Value;
 
 use crate::{ElementType, MAX_FIELD_BYTES};
-
-/// A label before the classes are known.
-#[derive(Clone, Debug, PartialEq)]
-pub(super) enum RawLabel {
-    Number(i64),
-    Name(String),
-}
-
-/// Longest class name.
-const MAX_CLASS: usize = 1 << 10;
-
-impl RawLabel {
-    /// A `cls` or `txt` member.
-    pub fn from_text(text: &[u8]) -> Result<Self, String> {
-        let text = std::str::from_utf8(text).map_err(|_| "the label is not UTF-8 text".to_owned())?.trim();
-        if let Ok(number) = text.parse() {
-            return Ok(Self::Number(number));
-        }
-        Self::name(text)
-    }
-
-    /// A value of a JSON object.
-    pub fn from_json(value: &Value) -> Result<Self, String> {
-        match value {
-            Value::Bool(value) => Ok(Self::Number(i64::from(*value))),
-            Value::Number(number) => match (number.as_i64(), number.as_f64()) {
-                (Some(whole), _) => Ok(Self::Number(whole)),
-                (_, Some(number)) if number.fract() == 0.0 && number.abs() < 1e15 => {
-                    Ok(Self::Number(number as i64))
-                }
-                _ => Err(format!("the label {number} is no whole number")),
-            },
-            Value::String(text) => Self::name(text.trim()),
-            other => Err(format!("the label is {}; a whole number or a class name is expected", kind(other))),
-        }
-    }
-
-    /// A class name.
-    pub fn name(text: &str) -> Result<Self, String> {
-        match text.len() {
-            0 => Err("the label is empty".into()),
-            1..=MAX_CLASS => Ok(Self::Name(text.to_owned())),
-            len => Err(format!("the label has {len} bytes; a class name has at most {MAX_CLASS}")),
-        }
-    }
-}
 
 /// Follows a path of keys; a number is a place in a list.
 pub(super) fn find<'value>(value: &'value Value, path: &[String]) -> Option<&'value Value> {
@@ -267,20 +221,5 @@ mod tests {
         ] {
             assert!(read(text).unwrap_err().contains(expected), "{text}");
         }
-    }
-
-    #[test]
-    fn a_label_is_a_number_or_a_name() {
-        let number = |text: &str| RawLabel::from_text(text.as_bytes());
-        assert_eq!(number(" 7\n"), Ok(RawLabel::Number(7)));
-        assert_eq!(number("-1"), Ok(RawLabel::Number(-1)));
-        assert_eq!(number("tabby cat\n"), Ok(RawLabel::Name("tabby cat".into())));
-        assert!(number(" \n").unwrap_err().contains("empty"));
-        assert!(number(&"x".repeat(2000)).unwrap_err().contains("2000 bytes"));
-        assert!(RawLabel::from_text(b"\xff").unwrap_err().contains("UTF-8"));
-        let json = |text: &str| RawLabel::from_json(&serde_json::from_str(text).unwrap());
-        assert_eq!(json("3.0"), Ok(RawLabel::Number(3)));
-        assert!(json("3.5").unwrap_err().contains("3.5"));
-        assert!(json("[1]").unwrap_err().contains("a list"));
     }
 }

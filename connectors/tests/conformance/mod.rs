@@ -68,7 +68,7 @@ pub fn conforms(config: &SourceConfig, sizes: Sizes) -> (Arc<dyn IndexedSource>,
     assert!(len > 0 && !source.is_empty());
     assert_eq!((len, source.fingerprint()), (again.len(), again.fingerprint()));
     assert!(source.memory() > 0);
-    source.schema().check().expect("a schema");
+    source.schema().check(source.is_labelled()).expect("a schema");
 
     let mut keys = HashSet::new();
     for index in 0..len {

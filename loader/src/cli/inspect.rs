@@ -264,6 +264,11 @@ fn chroma(jpeg: &[u8]) -> Option<&'static str> {
     }
 }
 
+/// A record's label, if it has one.
+fn label(source: &Arc<dyn IndexedSource>, index: u64) -> Option<i64> {
+    (source.is_labelled() && source.verdict(index).is_none()).then(|| source.label(index))
+}
+
 /// One line per record.
 fn list(source: &Arc<dyn IndexedSource>) -> Result<(), Failure> {
     let mut out = BufWriter::new(std::io::stdout().lock());
@@ -275,10 +280,10 @@ fn list(source: &Arc<dyn IndexedSource>) -> Result<(), Failure> {
         |at, found| {
             let line = match found {
                 Ok((bytes, crc32)) => {
-                    json!({"key": source.key(at), "label": source.label(at), "bytes": bytes, "crc32": crc32})
+                    json!({"key": source.key(at), "label": label(source, at), "bytes": bytes, "crc32": crc32})
                 }
                 Err(error) if error.kind() == ReadErrorKind::Bad => {
-                    json!({"key": source.key(at), "label": source.label(at), "error": error.detail()})
+                    json!({"key": source.key(at), "label": label(source, at), "error": error.detail()})
                 }
                 Err(error) => return Err(error.to_string().into()),
             };
@@ -337,7 +342,9 @@ impl Report {
             report.total_bytes += size;
             report.largest = report.largest.max((size, index));
             report.smallest = report.smallest.min((size, index));
-            *report.labels.entry(source.label(index)).or_default() += 1;
+            if let Some(label) = label(source, index) {
+                *report.labels.entry(label).or_default() += 1;
+            }
         }
         report
     }
@@ -402,6 +409,7 @@ impl Report {
             "index_memory_bytes": source.memory(),
             "blocks": match source.blocks() { Blocks::None => 0, Blocks::Lengths { lengths, .. } => lengths.len() },
             "schema": source.schema(),
+            "labelled": source.is_labelled(),
             "classes": source.classes(),
             "labels": labels,
             "record_bytes": {"min": self.smallest.0, "mean": self.total_bytes / source.len(), "max": self.largest.0},
@@ -489,6 +497,10 @@ impl Report {
     }
 
     fn print_labels(&self, source: &Arc<dyn IndexedSource>) {
+        if !source.is_labelled() {
+            say!("labels          none: name where they are with -o label=…, if there are any");
+            return;
+        }
         let named = if source.classes().is_empty() { "labels" } else { "classes" };
         say!("{named:<15} {}", HumanCount(source.classes().len().max(self.labels.len()) as u64));
         let mut counts: Vec<_> = self.labels.iter().collect();

@@ -75,8 +75,9 @@ impl Preview {
                     ImageBuffer::from_raw(width, height, bytes).ok_or("the batch has an odd size")?;
                 tiles.push(tile);
             }
-            let index = &batch.small[1];
-            let indices = index
+            let small = &feed.attached().fields[feed.attached().payload as usize..];
+            let at = small.iter().position(|field| field.name == "index").ok_or("the batch has no index")?;
+            let indices = batch.small[at]
                 .chunks_exact(8)
                 .map(|bytes| i64::from_le_bytes(bytes.try_into().expect("8 bytes")))
                 .collect();

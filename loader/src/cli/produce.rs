@@ -314,13 +314,13 @@ impl Run<'_> {
         };
         self.wait()?;
         let key = source.key(index);
-        let label = source.label(index);
-        let class = class(source, label);
+        let label = source.is_labelled().then(|| source.label(index));
+        let class = label.and_then(|label| class(source, label));
         let label = match class {
-            Some(class) if self.produce.label_names => class.to_owned(),
-            _ => label.to_string(),
+            Some(class) if self.produce.label_names => Some(class.to_owned()),
+            _ => label.map(|label| label.to_string()),
         };
-        let mut headers = vec![("label", label.as_bytes())];
+        let mut headers: Vec<_> = label.iter().map(|label| ("label", label.as_bytes())).collect();
         headers.extend(class.map(|class| ("class", class.as_bytes())));
         let value = message.bytes();
         self.producer
@@ -436,8 +436,8 @@ impl Encode {
                 None => Prepared::Unreadable("it is shorter than its fields".into()),
             };
         }
-        let label = self.source.label(index);
-        let class = class(&self.source, label).filter(|_| self.names);
+        let label = self.source.is_labelled().then(|| self.source.label(index));
+        let class = label.and_then(|label| class(&self.source, label)).filter(|_| self.names);
         match encode_kafka_value(self.format, &self.schema, &record.bytes, label, class) {
             Ok(value) => Prepared::Message(Message::Encoded(value)),
             Err(why) => Prepared::Unreadable(why),

@@ -47,6 +47,7 @@ pub(super) fn in_order<T: Send + 'static>(
         {
             let record = index(asked);
             ahead += source.size(record);
+            let refused = source.refused(record);
             let (place, tell, work) = (asked, tell.clone(), work.clone());
             let done = move |result| {
                 rayon::spawn(move || {
@@ -55,7 +56,10 @@ pub(super) fn in_order<T: Send + 'static>(
                     let _ = tell.send((place, prepared));
                 });
             };
-            requests.push(ReadRequest { index: record, done: Box::new(done) });
+            match refused {
+                Some(refused) => done(Err(refused)),
+                None => requests.push(ReadRequest { index: record, done: Box::new(done) }),
+            }
             asked += 1;
         }
         if !requests.is_empty() {

@@ -107,18 +107,23 @@ impl Which {
     fn print(&self, pipeline: &Pipeline, samples: &[Named]) -> Result<(), Failure> {
         let mut out = std::io::BufWriter::new(std::io::stdout().lock());
         let width = samples.iter().map(|sample| sample.key.chars().count()).max().unwrap_or(0).max(3);
+        let is_labelled = pipeline.supply.is_labelled();
         if !self.json {
-            writeln!(out, "{:>12}  {:<width$}  label", "position", "key")?;
+            let label = if is_labelled { "  label" } else { "" };
+            writeln!(out, "{:>12}  {:<width$}{label}", "position", "key")?;
         }
         for Named { position, index, key, label } in samples {
-            let class = usize::try_from(*label).ok().and_then(|label| pipeline.supply.classes().get(label));
+            // A bad record has none either; another takes its place when it is its turn.
+            let label = label.filter(|_| is_labelled);
+            let class = label.and_then(|label| pipeline.supply.classes().get(usize::try_from(label).ok()?));
             if self.json {
                 let line =
                     json!({"position": position, "index": index, "key": key, "label": label, "class": class});
                 writeln!(out, "{line}")?;
             } else {
                 let class = class.map(|class| format!(" ({class})")).unwrap_or_default();
-                writeln!(out, "{position:>12}  {key:<width$}  {label}{class}")?;
+                let label = label.map_or_else(String::new, |label| format!("  {label}"));
+                writeln!(out, "{position:>12}  {key:<width$}{label}{class}")?;
             }
         }
         Ok(out.flush()?)

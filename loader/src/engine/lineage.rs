@@ -21,7 +21,7 @@ pub struct Named {
     /// Its name.
     pub key: String,
     /// Its label.
-    pub label: i64,
+    pub label: Option<i64>,
 }
 
 /// The records planned at `cursor` and the `count - 1` positions behind it, fewer at the end of the epoch. Of a stream, `place`
@@ -73,6 +73,6 @@ fn named(row: &PlannedRow) -> Named {
         position: *position,
         index: stretch.id(*index),
         key: stretch.key(*index),
-        label: stretch.label(*index),
+        label: stretch.verdict(*index).is_none().then(|| stretch.label(*index)),
     }
 }

@@ -388,9 +388,8 @@ impl Coordinator {
                 }
                 let row = batch.take();
                 self.rows_in_flight += 1;
-                if size > self.shared.pipeline.config.max_sample_bytes {
-                    // Not even read: no buffer of such a size is ever asked for.
-                    let refused = oversized(&row, size, self.shared.pipeline.config.max_sample_bytes);
+                // Not even read: what the index knows of it is enough.
+                if let Some(refused) = judged(&row, size, self.shared.pipeline.config.max_sample_bytes) {
                     let outcome = Outcome::Bad(refused);
                     let _ = self.events.send(Event::Row(RowDone { batch: batch.id, row, size: 0, outcome }));
                     continue;
@@ -601,9 +600,15 @@ impl Coordinator {
     }
 }
 
-fn oversized(row: &Row, bytes: u64, limit: u64) -> Refused {
-    let reason = format!("{bytes} encoded bytes are more than the limit of {limit} (max_sample_bytes)");
-    row.refused(reason, bytes, String::new())
+/// The refusal of a row's record that need not be read: the source says that it is a bad one, or no buffer of its size is ever
+/// asked for.
+fn judged(row: &Row, bytes: u64, limit: u64) -> Option<Refused> {
+    let oversized = || {
+        (bytes > limit)
+            .then(|| format!("{bytes} encoded bytes are more than the limit of {limit} (max_sample_bytes)"))
+    };
+    let reason = row.stretch.verdict(row.index).or_else(oversized)?;
+    Some(row.refused(reason, bytes, String::new()))
 }
 
 /// The client knows places by the token's type, sources by their own; they are the same data.

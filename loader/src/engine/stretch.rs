@@ -81,6 +81,15 @@ impl Stretch {
         }
     }
 
+    /// Why a record is bad, as far as it is known before it is read.
+    pub fn verdict(&self, index: u64) -> Option<String> {
+        match &self.records {
+            Records::Indexed(source) => source.verdict(index),
+            // Of a window, each record says so itself.
+            Records::Window { .. } => None,
+        }
+    }
+
     /// A record's encoded bytes, before it is read.
     pub fn size(&self, index: u64) -> u64 {
         match &self.records {

@@ -129,6 +129,10 @@ def _open(arguments: argparse.Namespace, opened: contextlib.ExitStack) -> Traine
     opened.enter_context(train)
     if val is not None:
         opened.enter_context(val)
+    if not train.labelled:
+        raise ValueError(
+            f"--data {arguments.data}: it has no labels to train on; say where they are (--source-option label=...)"
+        )
     _check_batch(train, arguments)
     classes = arguments.num_classes or len(train.classes)
     if classes == 0:

@@ -206,7 +206,7 @@ impl Pack {
             identity: self.identity(source),
             records: 0,
             bytes: 0,
-            label: "cls".into(),
+            label: if source.is_labelled() { "cls" } else { "none" }.into(),
             classes: source.classes().to_vec(),
             fields: schema
                 .fields
@@ -471,8 +471,9 @@ impl Writer<'_> {
                 .into());
             }
         };
-        let label = self.source.label(record).to_string();
-        let sizes = fields.iter().map(Vec::len).chain([label.len(), image.bytes().len()]);
+        let label = self.source.is_labelled().then(|| self.source.label(record).to_string());
+        let sizes =
+            fields.iter().map(Vec::len).chain([image.bytes().len()]).chain(label.as_ref().map(String::len));
         let size: u64 = sizes.map(shard::member_bytes).sum();
         if self.open.as_ref().is_some_and(|open| open.bytes() + size > self.pack.shard_size) {
             self.close(position)?;
@@ -485,7 +486,9 @@ impl Writer<'_> {
             }
         };
         let stem = stem(record, &self.source.key(record));
-        open.member(&format!("{stem}.cls"), label.as_bytes())?;
+        if let Some(label) = label {
+            open.member(&format!("{stem}.cls"), label.as_bytes())?;
+        }
         for (name, bytes) in self.endings.iter().zip(&fields) {
             open.member(&format!("{stem}.{name}"), bytes)?;
         }
@@ -499,7 +502,7 @@ impl Writer<'_> {
     fn close(&mut self, end: u64) -> Result<(), Failure> {
         let Some(open) = self.open.take() else { return self.take_skipped() };
         let wanted = TarConfig {
-            label: Some("cls".into()),
+            label: Some(self.index.label.clone()),
             fields: Some(self.index.fields.clone()),
             ..TarConfig::default()
         };

@@ -107,6 +107,10 @@ impl Fake {
 }
 
 impl StreamSource for Fake {
+    fn is_labelled(&self) -> bool {
+        true
+    }
+
     fn schema(&self) -> Schema {
         Schema::images()
     }
