@@ -59,7 +59,7 @@ def test_mistakes_are_named(images: Path, tmp_path: Path) -> None:
         ([str(images), "--state", str(state), "--before"], "nothing came before"),
         ([str(images), "--state", str(broken)], "not a fuelrail loader state"),
         ([str(images), "--state", str(tmp_path / "none.json")], "none.json"),
-        ([str(images), "--position", "1000000"], "lies behind the last"),
+        ([str(images), "--position", "1000000"], "is after the last"),
         ([str(images), "--count", "0"], "--count 0"),
     ]:
         done = which(*arguments)

@@ -155,7 +155,8 @@ impl Mount {
         let mut kind = kind.split(' ');
         let (system, _, options) = (kind.next()?, kind.next()?, kind.next()?);
         let unified = system == "cgroup2";
-        if !unified && !(system == "cgroup" && options.split(',').any(|option| option == "memory")) {
+        let is_memory = system == "cgroup" && options.split(',').any(|option| option == "memory");
+        if !unified && !is_memory {
             return None;
         }
         let mut fields = mount.split(' ').skip(3);

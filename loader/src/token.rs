@@ -194,7 +194,7 @@ impl Token {
         }
         if differences.is_empty() && self.position > ours.samples {
             differences.push(format!(
-                "its position {} lies behind the last of {} samples",
+                "its position {} is after the last of {} samples",
                 self.position, ours.samples
             ));
         }

@@ -99,8 +99,10 @@ class Source:
             "cache_limit": cache_limit,
             **options,
         }
+        # Of procedural images there are no names of classes, only how many.
+        counted = {"classes"} if self._addresses[:1] and self._addresses[0].startswith("synthetic:") else set()
         self._options = {
-            key: accept(key, value, CHECKS[key]) if key in DESCRIBING else value
+            key: accept(key, value, CHECKS[key]) if key in DESCRIBING and key not in counted else value
             for key, value in given.items()
             if value is not None
         }

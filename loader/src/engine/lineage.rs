@@ -52,7 +52,7 @@ pub fn which(
     if cursor.position > len {
         return Err(Refusal::new(
             ErrorKind::Config,
-            format!("position {} lies behind the last of {len} samples", cursor.position),
+            format!("position {} is after the last of {len} samples", cursor.position),
         ));
     }
     let batching = Batching { len, batch_size: count, world_size: 1, drop_last: false };
