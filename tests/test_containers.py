@@ -258,6 +258,23 @@ def test_arrays_that_are_no_images_say_why_and_what_helps(tmp_path: Path) -> Non
         red(tmp_path / "f.npy")
 
 
+def test_a_chain_on_arrays_that_are_no_images_is_refused_with_what_makes_images_of_them(
+    tmp_path: Path,
+) -> None:
+    shape = (6, 8, 8, 3)
+    for images, why in (
+        (np.zeros(shape, np.float32), "images * 255"),
+        (np.zeros(shape, np.uint16), "images >> 8"),
+        (np.zeros(shape, bool), "astype(np.uint8) * 255"),
+        (np.zeros((6, 784), np.uint8), "reshape(-1, 28, 28)"),
+        (np.zeros((6, 8, 8, 13), np.uint8), "13"),
+    ):
+        np.savez(tmp_path / "a.npz", images=images, labels=np.arange(6))
+        with pytest.raises(ConfigError) as error:
+            Loader(tmp_path / "a.npz", transforms=[T.Resize((4, 4))])
+        assert why in str(error.value)
+
+
 def test_the_rows_of_a_list_keep_their_places_bad_ones_too(images: Path) -> None:
     path = images / "list.csv"
     rows = [f"{number % 5}.png" if number % 3 else f"none-{number}.png" for number in range(30)]

@@ -4,6 +4,8 @@ use std::borrow::Cow;
 
 use serde_json::Value;
 
+use crate::settings::json_fault;
+
 /// Reads a value; `NaN`, `Infinity` and `-Infinity` outside of texts are nulls. A byte order mark before it is no part of it.
 ///
 /// # Errors
@@ -13,17 +15,10 @@ pub(crate) fn parse(text: &[u8]) -> Result<Value, String> {
     match serde_json::from_slice(text) {
         Ok(value) => Ok(value),
         Err(error) => match without_nan(text) {
-            Cow::Owned(text) => serde_json::from_slice(&text).map_err(|error| why(&error)),
-            Cow::Borrowed(_) => Err(why(&error)),
+            Cow::Owned(text) => serde_json::from_slice(&text).map_err(|error| json_fault(&error)),
+            Cow::Borrowed(_) => Err(json_fault(&error)),
         },
     }
-}
-
-/// The library's words without its line, which counts within the value.
-fn why(error: &serde_json::Error) -> String {
-    let text = error.to_string();
-    let text = text.split(" at line ").next().unwrap_or_default();
-    format!("{text} at column {}", error.column())
 }
 
 fn without_nan(text: &[u8]) -> Cow<'_, [u8]> {

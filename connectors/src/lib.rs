@@ -280,6 +280,11 @@ pub trait IndexedSource: Send + Sync + 'static {
         None
     }
 
+    /// Why there is no image in its records, where something in it may have been meant for one.
+    fn no_image(&self) -> Option<String> {
+        None
+    }
+
     /// Width and height of every image, where the source itself fixes them: pixels of arrays, not files. `None` otherwise.
     fn image_size(&self) -> Option<(u32, u32)> {
         None

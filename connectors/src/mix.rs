@@ -280,6 +280,10 @@ impl IndexedSource for Mix {
         self.sources.iter().find_map(|source| source.missing())
     }
 
+    fn no_image(&self) -> Option<String> {
+        self.sources.iter().find_map(|source| source.no_image())
+    }
+
     fn image_size(&self) -> Option<(u32, u32)> {
         let first = self.sources.first()?.image_size()?;
         self.sources.iter().all(|source| source.image_size() == Some(first)).then_some(first)

@@ -667,7 +667,7 @@ mod tests {
             ),
             (
                 json!({"type": "subset", "source": {"type": "tar", "shards": []}, "split": 3}),
-                "split: it takes a table of keys with values, not 3",
+                "split: it takes text like \"train[:90%]\" or \"train[90%:]\", not 3",
             ),
             (
                 json!({"type": "table", "files": [], "cache": {"limit_bytes": "much"}}),

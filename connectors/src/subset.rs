@@ -116,6 +116,10 @@ impl IndexedSource for Subset {
         self.whole.missing()
     }
 
+    fn no_image(&self) -> Option<String> {
+        self.whole.no_image()
+    }
+
     fn image_size(&self) -> Option<(u32, u32)> {
         self.whole.image_size()
     }

@@ -49,6 +49,13 @@ impl Opened {
         });
         opened.map_err(Refusal::of_source)
     }
+
+    fn no_image(&self) -> Option<String> {
+        match self {
+            Self::Indexed(source) => source.no_image(),
+            Self::Stream(_) => None,
+        }
+    }
 }
 
 /// Where a pipeline's records come from, and in which order.
@@ -192,9 +199,10 @@ impl Pipeline {
             return Err(Refusal::new(
                 ErrorKind::Config,
                 format!(
-                    "transforms and dtype are for images, and this source has none (its fields: {}): leave them out, or name \
+                    "transforms and dtype are for images, and this source has none (its fields: {}){}: leave them out, or name \
                      the column or array that holds images with image=",
-                    fields.join(", ")
+                    fields.join(", "),
+                    source.no_image().map_or(String::new(), |why| format!("; {why}")),
                 ),
             ));
         };

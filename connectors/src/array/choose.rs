@@ -498,11 +498,18 @@ impl Opened<'_> {
             let part = if at == 0 && schema.image { "image" } else { "field" };
             recognised.note(format!("{part} = array {:?}", rows.name));
         }
+        let mut no_image = None;
         if !schema.image && self.config.tokens.is_none() {
-            let all = self.arrays.0.iter().filter(|(_, pieces)| pieces[0].npy.shape.len() > 2);
-            let mut all = all.map(|(name, pieces)| Chosen { name, pieces: pieces.iter().collect() });
-            let why = all.find_map(|array| self.why_not(&array));
-            recognised.note(why.map_or("no image".into(), |why| format!("no image ({why})")));
+            let all = || {
+                let all = self.arrays.0.iter().filter(|(_, pieces)| pieces[0].npy.shape.len() > 1);
+                all.map(|(name, pieces)| Chosen { name, pieces: pieces.iter().collect() })
+            };
+            // What has the name of images, or else the shape of some.
+            let meant = all()
+                .find(|array| IMAGE_NAMES.contains(&array.name))
+                .or_else(|| all().find(|array| array.pieces[0].npy.shape.len() > 2));
+            no_image = meant.and_then(|array| self.why_not(&array));
+            recognised.note(no_image.as_ref().map_or("no image".into(), |why| format!("no image ({why})")));
         }
         recognised.note(labels.recognised(label));
         Ok(Array {
@@ -514,6 +521,7 @@ impl Opened<'_> {
             blocks,
             fingerprint,
             recognised,
+            no_image,
         })
     }
 }

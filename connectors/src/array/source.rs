@@ -22,6 +22,8 @@ pub(super) struct Array {
     pub blocks: Blocks,
     pub fingerprint: Fingerprint,
     pub recognised: Recognised,
+    /// Why an array that may have been meant for images is not taken for them.
+    pub no_image: Option<String>,
 }
 
 /// Where every record's rows lie.
@@ -144,6 +146,10 @@ impl IndexedSource for Array {
 
     fn schema(&self) -> Schema {
         self.schema.clone()
+    }
+
+    fn no_image(&self) -> Option<String> {
+        self.no_image.clone()
     }
 
     fn image_size(&self) -> Option<(u32, u32)> {
