@@ -31,6 +31,8 @@ def pytest_configure(config: pytest.Config) -> None:
     (room / "tmp").mkdir()
     # This process, whatever it starts, and the tempfile module, which may have looked already.
     os.environ["TMPDIR"] = tempfile.tempdir = str(room / "tmp")
+    # What torch compiles is a cache of its own, and no test's.
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(room / "torch")
     if config.option.basetemp is None:
         config.option.basetemp = str(room / "pytest")
 

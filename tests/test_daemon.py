@@ -319,7 +319,7 @@ def test_nothing_is_left_when_it_stops(config: Path, footprint: Footprint, tmp_p
         ),
         ("[pipelines.a]\nsource = { type = 'synthetic' }\nread = { backend = 'aio' }", ["aio", "io_uring"]),
         ("[pipeline.a]\nsource = { type = 'synthetic' }", ["pipeline", "pipelines"]),
-        ("[pipelines.a\n", ["line 1"]),
+        ("[pipelines.a\n", ["toml:1:13", "unclosed"]),
         ("", ["pipelines"]),
     ],
 )

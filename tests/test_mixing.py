@@ -184,7 +184,7 @@ def test_mistakes_are_named() -> None:
         (lambda: Source([b"x"]), "not bytes"),
         (
             lambda: Loader("synthetic://?count=3", transforms=TINY, weights=["a", "b", "c"]),
-            "one number a record",
+            "one number per record",
         ),
         (lambda: Loader("synthetic://?count=3", transforms=TINY, sampling={"a": math.inf}), "finite"),
         (lambda: Loader("", transforms=TINY), "empty"),

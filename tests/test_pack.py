@@ -81,7 +81,7 @@ def test_what_is_packed_is_what_is_read_back(photos: Path, tmp_path: Path) -> No
     again = tmp_path / "again"
     pack(photos, again, "--shard-size", "200kb")
     assert files(again) == files(shards)
-    assert "packed already" in pack(photos, shards, "--shard-size", "200kb").stdout
+    assert "is already packed" in pack(photos, shards, "--shard-size", "200kb").stdout
 
 
 def test_the_members_are_plain_to_others(photos: Path, tmp_path: Path) -> None:
@@ -181,7 +181,7 @@ def test_an_unreadable_record_stops_or_is_listed(photos: Path, tmp_path: Path) -
     assert "class/07.jpg" in failed.stderr and "--on-error skip" in failed.stderr
     assert not list((tmp_path / "shards").glob("*.t*"))
     result = pack(source, tmp_path / "shards", "--on-error", "skip")
-    assert "2 records could not be read" in result.stdout
+    assert "2 records left out because they could not be read" in result.stdout
     index = json.loads((tmp_path / "shards" / "index.json").read_text())
     assert [skipped["key"] for skipped in index["skipped"]] == ["class/07.jpg", "class/13.jpg"]
     assert index["records"] == 18 == len(listing(tmp_path / "shards"))

@@ -56,7 +56,7 @@ def test_mistakes_are_named(images: Path, tmp_path: Path) -> None:
     for arguments, reason in [
         ([str(images), "--state", str(state), "--seed", "4"], "the seed differs"),
         ([str(images), "--state", str(state), "--no-shuffle"], "the order differs"),
-        ([str(images), "--state", str(state), "--before"], "nothing came before"),
+        ([str(images), "--state", str(state), "--before"], "before the first batch of its epoch"),
         ([str(images), "--state", str(broken)], "not a fuelrail loader state"),
         ([str(images), "--state", str(tmp_path / "none.json")], "none.json"),
         ([str(images), "--position", "1000000"], "is after the last"),

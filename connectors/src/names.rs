@@ -152,27 +152,11 @@ fn alike(folder: &Path, wanted: &str) -> (Vec<String>, Vec<String>) {
     (names, like)
 }
 
-/// How many letters have to be changed, added, left out or swapped with their neighbour.
+/// How many letters have to be changed, added, left out or swapped with their neighbour; names that cannot be alike are not
+/// compared.
 fn distance(a: &[char], b: &[char]) -> usize {
-    if a.len().abs_diff(b.len()) > 3 || a.len().max(b.len()) > 256 {
-        return usize::MAX;
-    }
-    let mut rows = vec![vec![0; b.len() + 1]; a.len() + 1];
-    for (i, row) in rows.iter_mut().enumerate() {
-        row[0] = i;
-    }
-    rows[0] = (0..=b.len()).collect();
-    for i in 1..=a.len() {
-        for j in 1..=b.len() {
-            let changed = rows[i - 1][j - 1] + usize::from(a[i - 1] != b[j - 1]);
-            let mut least = changed.min(rows[i - 1][j] + 1).min(rows[i][j - 1] + 1);
-            if i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1] {
-                least = least.min(rows[i - 2][j - 2] + 1);
-            }
-            rows[i][j] = least;
-        }
-    }
-    rows[a.len()][b.len()]
+    let is_far = a.len().abs_diff(b.len()) > 3 || a.len().max(b.len()) > 256;
+    if is_far { usize::MAX } else { strsim::generic_damerau_levenshtein(a, b) }
 }
 
 #[cfg(test)]

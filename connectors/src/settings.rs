@@ -486,7 +486,7 @@ fn source_hint(kind: &str, key: &str, known: &[&str]) -> String {
         .map(|other| other.name)
         .collect();
     let takes = format!("{name} take {}", options.join(", "));
-    match similar(key, options.iter().copied()) {
+    match similar(key, known.iter().copied()) {
         Some(near) => format!("did you mean {near:?}? {takes}"),
         None if others.is_empty() => takes,
         None => {
