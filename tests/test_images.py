@@ -301,6 +301,8 @@ ALIKE: dict[str, Callable[[], bytes]] = {
     "alpha WebP": lambda: encoded(ALPHA, "WEBP", quality=95),
     "JPEG in TIFF": lambda: encoded(RGB, "TIFF", compression="jpeg", quality=95),
     "gray JPEG in TIFF": lambda: encoded(GRAY, "TIFF", compression="jpeg", quality=95),
+    "alpha JPEG in TIFF": lambda: encoded(ALPHA, "TIFF", compression="jpeg", quality=95),
+    "CMYK JPEG in TIFF": lambda: encoded(RGB.convert("CMYK"), "TIFF", compression="jpeg", quality=95),
     "YCbCr JPEG in TIFF": lambda: encoded(RGB.convert("YCbCr"), "TIFF", compression="jpeg", quality=95),
 }
 

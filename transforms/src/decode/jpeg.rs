@@ -107,7 +107,9 @@ pub(crate) struct Session<'a> {
     /// The last bytes do not say that the picture is whole: its data must be read to the end.
     undecided: bool,
     multi_scan: bool,
-    cmyk: bool,
+    /// Whether a pixel has four components, and what becomes of them.
+    four: bool,
+    convert: fn([u8; 4]) -> [u8; 4],
     truncated: Truncated,
 }
 
@@ -122,7 +124,8 @@ pub(crate) fn open<'a>(bytes: &'a [u8], limits: &Limits) -> Result<Session<'a>, 
         symmetry: Symmetry::IDENTITY,
         undecided: false,
         multi_scan: false,
-        cmyk: false,
+        four: false,
+        convert: rgb_from_inverted_cmyk,
         truncated: limits.truncated,
     };
     // SAFETY: the handle is live (the session owns it) and fresh, and `bytes` outlive the session, whose end frees the
@@ -161,7 +164,7 @@ pub(crate) fn open<'a>(bytes: &'a [u8], limits: &Limits) -> Result<Session<'a>, 
         ));
     }
     session.size = (raw.width as usize, raw.height as usize);
-    session.cmyk = raw.cmyk != 0;
+    session.four = raw.cmyk != 0;
     session.multi_scan = raw.multi_scan != 0;
     // A file of several scans is read whole in any case.
     session.undecided = !tail::is_whole(header, &bytes[scan..]);
@@ -182,6 +185,17 @@ impl Session<'_> {
 
     pub(crate) fn symmetry(&self) -> Symmetry {
         self.symmetry
+    }
+
+    /// Whether a pixel has four components, taken for inverted CMYK where nothing else is said.
+    pub(crate) fn has_four(&self) -> bool {
+        self.four
+    }
+
+    /// Says what four components are: a file around the stream knows.
+    pub(crate) fn converting(mut self, convert: fn([u8; 4]) -> [u8; 4]) -> Self {
+        self.convert = convert;
+        self
     }
 
     /// Decodes at least `wanted` into `out` and says where in `out` it lies.
@@ -234,9 +248,9 @@ impl Session<'_> {
                 return Err(super::truncated("JPEG"));
             }
         }
-        if self.cmyk {
+        if self.four {
             for pixel in out.pixels_mut() {
-                *pixel = rgb_from_inverted_cmyk(*pixel);
+                *pixel = (self.convert)(*pixel);
             }
         }
         Ok(Rect { x: wanted.x - x, y: 0, ..wanted })

@@ -355,8 +355,8 @@ impl Tiff<'_> {
             Colors::Gray { inverted: false } => super::fill(pixels, raw, |&[v]| [v; 3]),
             Colors::Gray { inverted: true } => super::fill(pixels, raw, |&[v]| [255 - v; 3]),
             Colors::Rgb => super::fill(pixels, raw, |&rgb: &[u8; 3]| rgb),
-            Colors::Cmyk => super::fill(pixels, raw, |&[c, m, y, k]| {
-                let [r, g, b, _] = jpeg::rgb_from_inverted_cmyk([255 - c, 255 - m, 255 - y, 255 - k]);
+            Colors::Cmyk => super::fill(pixels, raw, |&inks| {
+                let [r, g, b, _] = rgb_from_cmyk(inks);
                 [r, g, b]
             }),
             Colors::YCbCr => super::fill(pixels, raw, ycbcr),
@@ -375,9 +375,13 @@ impl Tiff<'_> {
 
     /// A JPEG stream in each strip or tile.
     fn jpeg(&self, across: usize, down: usize, out: &mut Image) -> Result<(), SampleError> {
-        if !matches!(self.colors, Colors::Gray { inverted: false } | Colors::Rgb | Colors::YCbCr) {
-            return Err(unsupported("JPEG streams of these colours", CONVERT));
-        }
+        // What four components are: the stream itself says only whether they are converted.
+        let four: fn([u8; 4]) -> [u8; 4] = match (self.colors, self.samples) {
+            (Colors::Gray { inverted: false }, 1) | (Colors::Rgb | Colors::YCbCr, 3) => |pixel| pixel,
+            (Colors::Rgb, 4) => |[r, g, b, _]| [r, g, b, 255],
+            (Colors::Cmyk, 4) => rgb_from_cmyk,
+            _ => return Err(unsupported("JPEG streams of these colours", CONVERT)),
+        };
         let tables = self.file.bytes(&self.directory, Tag::JPEG_TABLES).unwrap_or_default();
         let tables = tables.strip_prefix(&[0xFF, 0xD8]).unwrap_or(&tables);
         let tables = tables.strip_suffix(&[0xFF, 0xD9]).unwrap_or(tables);
@@ -392,7 +396,10 @@ impl Tiff<'_> {
                 .strip_prefix(&[0xFF, 0xD8])
                 .ok_or_else(|| malformed("a strip that is no JPEG stream"))?;
             let bytes = [&[0xFF, 0xD8], &adobe[..], tables, stream].concat();
-            let session = jpeg::open(&bytes, &self.limits)?;
+            let session = jpeg::open(&bytes, &self.limits)?.converting(four);
+            if session.has_four() != (self.samples == 4) {
+                return Err(malformed("a JPEG stream with other components than its file says"));
+            }
             let (x, y) = (index % across * self.chunk.0, index / across * self.chunk.1);
             let (columns, rows) = (self.chunk.0.min(w - x), self.chunk.1.min(h - y));
             let (part_w, part_h) = session.size();
@@ -409,6 +416,11 @@ impl Tiff<'_> {
         }
         Ok(())
     }
+}
+
+/// Inks as they are, where a JPEG file has them inverted.
+fn rgb_from_cmyk(inks: [u8; 4]) -> [u8; 4] {
+    jpeg::rgb_from_inverted_cmyk(inks.map(|ink| 255 - ink))
 }
 
 /// libtiff's conversion with its default coefficients, as JPEG has them.
