@@ -513,7 +513,11 @@ def test_daemons_that_must_agree_leave_new_partitions_out_aloud(broker: Broker) 
         """
         from support import TINY, Loader
         options = {"transforms": TINY, "dtype": "u8", "batch_size": 8, "source_options": json.loads(sys.argv[2])}
+        import threading
         with Loader(sys.argv[1], **options) as loader:
+            # As a progress display does: with its figures comes what the daemon has logged, also while next() waits.
+            looks = lambda: [loader.stats() for _ in iter(lambda: threading.Event().wait(0.2), True)]
+            threading.Thread(target=looks, daemon=True).start()
             for batch in loader:
                 say(loader.keys(batch))
         """,
