@@ -100,7 +100,9 @@ class Source:
             **options,
         }
         # Of procedural images there are no names of classes, only how many.
-        counted = {"classes"} if self._addresses[:1] and self._addresses[0].startswith("synthetic:") else set()
+        counted = (
+            {"classes"} if self._addresses[:1] and self._addresses[0].startswith("synthetic:") else set()
+        )
         self._options = {
             key: accept(key, value, CHECKS[key]) if key in DESCRIBING and key not in counted else value
             for key, value in given.items()
