@@ -712,8 +712,11 @@ fn as_texts(run: Run) -> Run {
 /// What texts mean as labels.
 struct Meaning<'classes> {
     classes: Vec<String>,
-    label: Box<dyn Fn(&str) -> Result<i64, String> + 'classes>,
+    label: Box<Numbering<'classes>>,
 }
+
+/// The label of a text, or why it is none.
+type Numbering<'classes> = dyn Fn(&str) -> Result<i64, String> + 'classes;
 
 /// A text that does not go with the others, and what all of them are then.
 struct Odd {
