@@ -7,7 +7,7 @@
 //! ```
 //!
 //! The types say what they take by their own `Deserialize`, so that there is no second list of keys. What serde reports is
-//! caught as data ([`Why`]), for its words are for programmers. It does not report where; that is found by leaving parts of
+//! caught as data (`Why`), for its words are for programmers. It does not report where; that is found by leaving parts of
 //! the value out until the fault changes, which works through tagged enums and flattened tables alike.
 
 use std::fmt;
