@@ -101,7 +101,7 @@ fn without_numbers(text: &str) -> String {
 /// Why a command failed, for people.
 pub(crate) type Failure = Box<dyn std::error::Error>;
 
-/// Parses the arguments and runs the command; its exit codes are those of [`EXIT_CODES`].
+/// Parses the arguments and runs the command; its exit codes are those of `EXIT_CODES`.
 pub fn main() -> ExitCode {
     let command = Arguments::parse().command;
     if matches!(command, Command::Pack(_) | Command::Inspect(_) | Command::Which(_) | Command::Produce(_)) {
