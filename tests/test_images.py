@@ -5,6 +5,7 @@ are cut, and formats that are named instead of decoded. What each conversion doe
 from __future__ import annotations
 
 import io
+import itertools
 import struct
 import zlib
 from collections.abc import Callable
@@ -153,13 +154,31 @@ def core_bmp() -> bytes:
     return b"BM" + struct.pack("<IIIIHHHH", 26 + len(body), 0, 26, 12, W, H, 1, 24) + body
 
 
-def gif_at(width: int, height: int, left: int = 0, top: int = 0) -> bytes:
+def gif_at(
+    width: int, height: int, left: int = 0, top: int = 0, size: tuple[int, int] = (W, H), **options: int
+) -> bytes:
     """A GIF whose screen and whose frame's place are these."""
-    content = bytearray(encoded(RGB.quantize(64), "GIF"))
+    content = bytearray(encoded(RGB.resize(size).quantize(64), "GIF", **options))
     content[6:10] = struct.pack("<HH", width, height)
     frame = content.index(b"\x2c", 13 + 3 * 64)
     content[frame + 1 : frame + 5] = struct.pack("<HH", left, top)
     return bytes(content)
+
+
+def stray_gif(picture: Image.Image) -> bytes:
+    """A GIF with what no standard has between its blocks, and cut off after its last code."""
+    content = encoded(picture, "GIF", comment=b"x" * 300)
+    frame = content.index(b"\x2c", 13 + 3 * 128)
+    odd = b"\0\0\xff" + b"!\x77\3abc\0" + b"\0\1\2" + b"!\xff\x0bNETSCAPE2.0\3\1\0\0\0\0"
+    return content[:frame] + odd + content[frame:-2]
+
+
+def gif_of_odd_palette(colours: int = 19) -> bytes:
+    """A palette of a length that GIF has not, which Pillow writes as it is, with zeros after it."""
+    picture = RGB.quantize(32)
+    palette = np.random.default_rng(3).integers(0, 256, 4 * colours).astype(np.uint8)
+    picture.putpalette(palette.tobytes(), "RGBA")
+    return encoded(picture, "GIF", optimize=False)
 
 
 def pam() -> bytes:
@@ -218,6 +237,13 @@ EXACT: dict[str, Callable[[], bytes]] = {
     "interlaced GIF": lambda: encoded(RGB.quantize(100), "GIF", interlace=True),
     "transparent GIF": lambda: encoded(RGB.quantize(100), "GIF", transparency=5),
     "animated GIF": lambda: encoded(RGB.quantize(99), "GIF", save_all=True, append_images=[GRAY.quantize(9)]),
+    "GIF with stray bytes between its blocks": lambda: stray_gif(RGB.quantize(99)),
+    "GIF with a palette of the wrong length": lambda: gif_of_odd_palette(),
+    "GIF of indices past its palette": lambda: gif_of_odd_palette(20),
+    "GIF whose frame is smaller than the screen": lambda: gif_at(W, H, 3, 5, size=(30, 20)),
+    "transparent GIF whose frame is smaller than the screen": lambda: gif_at(
+        W, H, 3, 5, size=(30, 20), transparency=7
+    ),
     "GIF without a screen": lambda: gif_at(0, 0),
     "GIF whose frame is larger than the screen": lambda: gif_at(20, 20),
     "BMP": lambda: encoded(RGB, "BMP"),
@@ -318,6 +344,36 @@ def test_files_of_every_kind_have_pillows_pixels(tmp_path: Path) -> None:
         if difference.max() > (0 if name in EXACT else 3):
             wrong.append(f"{name}: mean {difference.mean():.2f}, at most {difference.max()}")
     assert not wrong, "\n".join(wrong)
+
+
+def test_whatever_gif_pillow_writes_has_pillows_pixels(tmp_path: Path) -> None:
+    pictures = {
+        "1": BLACK_AND_WHITE,
+        "L": GRAY,
+        "LA": ALPHA.convert("LA"),
+        "P of 2": RGB.quantize(2),
+        "P of 100": RGB.quantize(100),
+        "P of 256": RGB.quantize(256),
+        "P with alpha": ALPHA.quantize(50),
+        "RGB": RGB,
+        "RGBA": ALPHA,
+    }
+    files = {}
+    for (name, picture), transparency, interlace, optimize, frames in itertools.product(
+        pictures.items(), (None, 0, 255), (False, True), (False, True), (1, 3)
+    ):
+        options: dict[str, Any] = {"interlace": interlace, "optimize": optimize}
+        if transparency is not None:
+            options["transparency"] = transparency
+        if frames > 1:
+            others = [picture.rotate(90), picture.rotate(180)]
+            options |= {"save_all": True, "append_images": others, "duration": 40, "loop": 0}
+            options |= {"disposal": len(files) % 4, "comment": b"of several blocks" * 20}
+        files[f"{name}, {transparency=}, {interlace=}, {optimize=}, {frames=}"] = encoded(
+            picture, "GIF", **options
+        )
+    for (name, content), image in zip(files.items(), load(tmp_path, files), strict=True):
+        assert image is not None and np.array_equal(image, expected(content)), name
 
 
 @pytest.mark.skipif(not features.check("avif"), reason="this Pillow writes no AVIF")

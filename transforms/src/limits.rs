@@ -11,7 +11,8 @@ pub enum Truncated {
     /// It is a bad record.
     #[default]
     Bad,
-    /// What is there is delivered, the rest as the decoder leaves it: gray in a JPEG, black in a PNG or GIF.
+    /// What is there is delivered, the rest as the decoder leaves it: gray in a JPEG, black in a PNG,
+    /// the background in a GIF.
     Fill,
 }
 

@@ -9,7 +9,7 @@
 mod avif;
 pub(crate) mod exif;
 mod formats;
-mod gif;
+pub(crate) mod gif;
 pub(crate) mod jpeg;
 mod markers;
 mod other;

@@ -8,6 +8,7 @@ use std::sync::OnceLock;
 use turbojpeg_sys as tj;
 
 use super::*;
+use crate::decode::gif::tests::Picture as GifPicture;
 use crate::decode::jpeg::tests::{HUFFMAN, QUANTIZATION, encode_as, without};
 
 /// A TIFF file of RGB pixels in one strip.
@@ -37,20 +38,8 @@ pub(super) fn tiff(pixels: &[u8], w: usize, h: usize) -> Vec<u8> {
 
 /// A GIF whose frame of 20 x 20 lies at (4, 3), on a screen of `w` x `h`, with a palette shorter than its indices reach.
 fn gif(w: u16, h: u16) -> Vec<u8> {
-    let mut out = Vec::new();
-    let mut encoder = gif::Encoder::new(&mut out, w, h, &[9, 8, 7, 200, 100, 50, 30, 60, 90]).unwrap();
-    let indices: Vec<u8> = (0..400).map(|at| (at % 4) as u8).collect();
-    let frame = gif::Frame {
-        left: 4,
-        top: 3,
-        width: 20,
-        height: 20,
-        buffer: indices.into(),
-        ..gif::Frame::default()
-    };
-    encoder.write_frame(&frame).unwrap();
-    drop(encoder);
-    out
+    let palette = vec![[9, 8, 7], [200, 100, 50], [30, 60, 90], [1, 2, 3]];
+    GifPicture { screen: (w, h), place: [4, 3, 20, 20], palette, local: false, interlaced: false }.plain()
 }
 
 /// Records and their names: JPEG streams first.
