@@ -24,9 +24,8 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::folder::is_image;
 use crate::kafka::address as kafka;
-use crate::names::{is_litter, missing, shown};
+use crate::names::{is_image, is_litter, missing, shown};
 use crate::shards::{ends_with, expand_braces};
 use crate::{SourceConfig, SourceError, settings};
 

@@ -40,17 +40,11 @@ use self::walk::{Listing, Pending, Root, Subfolder};
 use crate::disk::{self, Files, Span};
 use crate::labels;
 use crate::manifest::{Manifest, ManifestBuilder, escape};
-use crate::names::{is_litter, shown};
+use crate::names::{IMAGES, is_litter, shown};
 use crate::opening;
 use crate::recognised::{self, Recognised};
 use crate::split::{Split, SplitPart};
 use crate::{Blocks, CacheConfig, Extent, Fingerprint, IndexedSource, Reader, ReaderConfig, SourceError};
-
-/// Endings (without the dot, lower case) that make a file an image.
-const EXTENSIONS: [&str; 15] = [
-    "jpg", "jpeg", "png", "ppm", "pgm", "pnm", "bmp", "tif", "tiff", "webp", "gif", "jpe", "jfif", "pbm",
-    "avif",
-];
 
 /// Names of folders that are parts of a data set and no classes, also with numbers behind them.
 const PARTS: [&str; 10] =
@@ -495,14 +489,7 @@ fn some(names: &[String]) -> String {
 }
 
 pub(crate) fn extensions() -> String {
-    EXTENSIONS.map(|extension| format!(".{extension}")).join(" ")
-}
-
-/// Whether a file name has the ending of an image.
-pub(crate) fn is_image(name: &[u8]) -> bool {
-    let Some(dot) = name.iter().rposition(|&byte| byte == b'.') else { return false };
-    let ending = &name[dot + 1..];
-    EXTENSIONS.iter().any(|extension| ending.eq_ignore_ascii_case(extension.as_bytes()))
+    IMAGES.map(|ending| format!(".{ending}")).join(" ")
 }
 
 #[cfg(test)]

@@ -30,6 +30,12 @@ const LITTER: [&str; 15] = [
     "system volume information",
 ];
 
+/// Endings of images, without the dot, in lower case. Where a record of a shard has several, the first of these counts.
+pub(crate) const IMAGES: [&str; 15] = [
+    "jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "pgm", "pnm", "avif", "jpe", "jfif",
+    "pbm",
+];
+
 /// Names looked at for one that is like another.
 const MOST_LIKE: usize = 10_000;
 
@@ -89,6 +95,12 @@ fn is_unprintable(character: char) -> bool {
 /// Whether a folder of this name is no part of anybody's data: hidden, or left there by a system or a program.
 pub(crate) fn is_litter(name: &[u8]) -> bool {
     name.starts_with(b".") || LITTER.iter().any(|litter| name.eq_ignore_ascii_case(litter.as_bytes()))
+}
+
+/// Whether a file of this name is an image.
+pub(crate) fn is_image(name: &[u8]) -> bool {
+    let Some(dot) = name.iter().rposition(|&byte| byte == b'.') else { return false };
+    IMAGES.iter().any(|ending| name[dot + 1..].eq_ignore_ascii_case(ending.as_bytes()))
 }
 
 /// That something is not there: how far the path exists, and what has a name like the one that is missing.

@@ -516,6 +516,19 @@ fn fields_that_differ_are_refused_across_shards_and_within_one() {
 }
 
 #[test]
+fn an_image_may_have_any_ending_that_images_have_elsewhere() {
+    let shards = Shards::new();
+    let endings = [
+        "jpg", "jpeg", "jpe", "jfif", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "ppm", "pgm",
+        "pnm", "pbm",
+    ];
+    let members: Vec<_> =
+        endings.iter().enumerate().map(|(n, ending)| member(&format!("{n}.{ending}"), b"x")).collect();
+    shards.write("a.tar", &archive(&members));
+    assert_eq!(shards.open().unwrap().len(), endings.len() as u64);
+}
+
+#[test]
 fn a_shard_that_changes_is_an_error_and_never_other_bytes() {
     let make = |seed: u64| {
         let members: Vec<_> = (0..50)

@@ -15,10 +15,10 @@ use rayon::prelude::*;
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, RawDir, StatxFlags};
 use rustix::io::Errno;
 
-use super::{FILES_PER_TASK, MAX_DEPTH, MAX_DIRECTORIES, is_image};
+use super::{FILES_PER_TASK, MAX_DEPTH, MAX_DIRECTORIES};
 use crate::SourceError;
 use crate::manifest::ManifestBuilder;
-use crate::names::{is_litter, shown};
+use crate::names::{is_image, is_litter, shown};
 use crate::opening::{self, Counted, Step};
 use crate::split::Split;
 

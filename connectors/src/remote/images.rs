@@ -12,9 +12,9 @@ use xxhash_rust::xxh3::{xxh3_64, xxh3_128};
 
 use super::list::addresses;
 use super::{MEMORY, Object, Remote, Version};
-use crate::folder::{check_level, check_split, class_labels, extensions, is_image, recognised_as};
+use crate::folder::{check_level, check_split, class_labels, extensions, recognised_as};
 use crate::manifest::{Manifest, ManifestBuilder, escape};
-use crate::names::is_litter;
+use crate::names::{is_image, is_litter};
 use crate::{Blocks, Extent, Fingerprint, FolderConfig, IndexedSource, Reader, ReaderConfig, SourceError};
 
 /// Parts of a path below the class's folder; more are a loop that somebody copied.

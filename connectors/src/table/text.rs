@@ -29,8 +29,9 @@ use super::fetch::{Trouble, fetch};
 use super::{Piece, Rows, TableFormat, columns};
 use crate::buffer::Pool;
 use crate::labels::is_gap;
+use crate::names::is_image;
 use crate::opening::Step;
-use crate::shards::{Shards, ends_with};
+use crate::shards::Shards;
 use crate::{SourceError, json};
 
 /// The longest line.
@@ -44,12 +45,6 @@ const BLOCK_BYTES: u64 = 2 << 20;
 
 /// More columns than this are no table for training.
 const MAX_COLUMNS: usize = 10_000;
-
-/// Endings of images, to tell a record from a line of names.
-const IMAGES: [&str; 14] = [
-    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm",
-    ".pnm", ".avif",
-];
 
 /// Marks a column whose texts all end like image files.
 pub(super) const OF_IMAGES: &str = "fuelrail.images";
@@ -417,7 +412,7 @@ impl Columns {
         }
         let names: Vec<String> =
             record.iter().map(|cell| String::from_utf8_lossy(cell).trim().to_owned()).collect();
-        let image = names.iter().position(|cell| ends_with(cell, &IMAGES));
+        let image = names.iter().position(|cell| is_image(cell.as_bytes()));
         let names: Vec<String> = match (image, names.len()) {
             (None, _) => names,
             (Some(0), 1) => vec!["path".into()],
@@ -456,7 +451,7 @@ impl Columns {
             }
             if *of_images {
                 let cell = cell.trim_ascii();
-                *of_images = cell.is_empty() || ends_with(&String::from_utf8_lossy(cell), &IMAGES);
+                *of_images = cell.is_empty() || is_image(cell);
             }
         }
     }
@@ -487,7 +482,7 @@ impl Columns {
             let kind = std::mem::replace(&mut self.kinds[place], Kind::Nothing);
             self.kinds[place] = kind.join(Kind::of_json(&value, 0));
             if let Value::String(text) = &value {
-                self.of_images[place] &= ends_with(text.trim(), &IMAGES);
+                self.of_images[place] &= is_image(text.trim().as_bytes());
             }
         }
         Ok(())
@@ -496,7 +491,7 @@ impl Columns {
     fn schema(self) -> SchemaRef {
         let columns = self.names.into_iter().zip(self.kinds).zip(self.of_images);
         let field = |((name, kind), of_images): ((String, Kind), bool)| {
-            let is_marked = of_images && kind == Kind::Text && !ends_with(&name, &IMAGES);
+            let is_marked = of_images && kind == Kind::Text && !is_image(name.as_bytes());
             let field = Field::new(name, kind.arrow(), true);
             if !is_marked {
                 return field;

@@ -6,10 +6,7 @@ use xxhash_rust::xxh3::Xxh3;
 
 use super::TarConfig;
 use crate::SourceError;
-
-/// Endings of images, in the order in which they are looked for.
-pub(super) const IMAGES: [&str; 12] =
-    ["jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "pgm", "pnm", "avif"];
+use crate::names::IMAGES;
 
 /// The configuration, checked. Two equal ones give the same index of the same shard.
 #[derive(Clone, Debug, PartialEq, Eq)]
