@@ -6,13 +6,19 @@ import io
 import json
 import os
 import random
+import re
 import tarfile
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from support import fuelrail
+from fuelrail import DataError, Source
+from fuelrail import transforms as T
+from fuelrail.numpy import Loader
+from support import fuelrail, wait_until
 
 
 def listing(source: str | Path, cache: Path, *options: str) -> list[dict[str, Any]]:
@@ -138,3 +144,80 @@ def test_a_shard_that_is_none_is_named_with_the_byte(tmp_path: Path) -> None:
         assert result.returncode == 1
         assert path.name in result.stderr
         assert expected in result.stderr
+
+
+def npy(values: Sequence[int]) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, np.array(values, np.int32))
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("bad", "reason"),
+    [
+        ({"emb.npy": None}, 'it has no member ending in "emb.npy", so no field "emb"'),
+        ({"emb.npy": npy([1, 2, 3])}, 'field "emb" (member ".emb.npy"): it is i32 of shape [3]'),
+        ({"json": b'{"box": null}'}, 'field "box" ("box" in member ".json"): it holds null'),
+        ({"json": b'{"other": 1}'}, 'it has no "box" in a json member'),
+        ({"JSON": b'{"box": [1, 2]}'}, 'it has two members with the ending "json"'),
+    ],
+)
+@pytest.mark.parametrize("at", [0, 5])
+def test_a_record_without_its_field_is_one_bad_record(
+    bad: dict[str, bytes | None], reason: str, at: int, tmp_path: Path
+) -> None:
+    image = pytest.importorskip("PIL.Image", reason="Pillow is not installed")
+    members: list[tuple[str, bytes]] = []
+    for row in range(8):
+        picture = io.BytesIO()
+        image.new("RGB", (8, 8), (row, row, row)).save(picture, "PNG")
+        parts: dict[str, bytes | None] = {
+            "cls": str(row).encode(),
+            "emb.npy": npy([row, 1]),
+            "json": json.dumps({"box": [row, 2]}).encode(),
+            "png": picture.getvalue(),
+        }
+        parts |= bad if row == at else {}
+        members += [(f"{row}.{ending}", data) for ending, data in parts.items() if data is not None]
+    shard = pack(tmp_path / "a.tar", members)
+
+    def load(**options: Any) -> Loader:
+        source = Source(shard, fields=["emb.npy", "json:box"], cache_dir=tmp_path / "cache")
+        return Loader(source, batch_size=8, transforms=[T.Resize((8, 8))], error_budget=8, **options)
+
+    good = [row for row in range(8) if row != at]
+    with load(on_error="drop") as loader:
+        batch = next(iter(loader))
+        assert (loader.num_samples, batch.dropped) == (8, 1)
+        assert batch["index"].tolist() == batch["label"].tolist() == good
+        assert batch["image"][:, 0, 0, 0].tolist() == good
+        assert batch["emb"].tolist() == [[row, 1] for row in good]
+        assert batch["box"].tolist() == [[row, 2] for row in good]
+    with load(on_error="substitute", quarantine=tmp_path / "bad.jsonl") as loader:
+        batch = next(iter(loader))
+        assert batch["substituted"].tolist() == [row == at for row in range(8)]
+        assert [batch["index"][row] for row in good] == good
+    (noted,) = (json.loads(line) for line in (tmp_path / "bad.jsonl").read_text().splitlines())
+    assert (noted["index"], noted["key"]) == (at, f"a.tar/{at}.png")
+    assert reason in noted["reason"]
+    with load(on_error="fail") as loader, pytest.raises(DataError, match=re.escape(f"a.tar/{at}.png")):
+        next(iter(loader))
+
+
+def test_keys_without_an_image_are_counted_each_time_a_shard_is_opened(tmp_path: Path) -> None:
+    shard = pack(tmp_path / "a.tar", [("1.jpg", b"x"), ("2.txt", b"x"), ("3.heic", b"x")])
+
+    def warned() -> None:
+        result = fuelrail(
+            "inspect", "--list", shard, env=os.environ | {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+        )
+        assert result.stderr.count("2 keys in the shards have no image") == 1, result.stderr
+        assert 'like "2.txt"' in result.stderr
+
+    # A shard that was written just now is not remembered: it may change again without its times showing it.
+    def is_kept() -> bool:
+        warned()
+        return bool(list((tmp_path / "cache").rglob("*.index*")))
+
+    wait_until(is_kept, 60, "an index that is kept")
+    warned()

@@ -30,6 +30,7 @@ use xxhash_rust::xxh3::Xxh3;
 
 use crate::SourceError;
 use crate::recognised::{self, grouped, printed};
+use crate::verdicts::Verdicts;
 
 /// Names that a label may have without being named, the likeliest first. Case does not matter.
 pub(crate) const NAMES: [&str; 19] = [
@@ -62,9 +63,6 @@ pub(crate) const MAX_CLASSES: usize = 1 << 20;
 
 /// The longest class name.
 pub(crate) const MAX_CLASS: usize = 1 << 10;
-
-/// Different reasons of bad rows that are kept apart.
-const MAX_REASONS: usize = 64;
 
 /// Stands for the text of a bad row.
 const NO_TEXT: u32 = u32::MAX;
@@ -271,9 +269,8 @@ impl Known {
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Run {
     pub column: Column,
-    /// Rows without a label that is of use, ascending, and which reason each has.
-    pub bad: Vec<(u64, u32)>,
-    pub reasons: Vec<String>,
+    /// Rows without a label that is of use.
+    pub bad: Verdicts,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -286,7 +283,7 @@ pub(crate) enum Column {
 
 impl Default for Run {
     fn default() -> Self {
-        Self { column: Column::Numbers(Vec::new()), bad: Vec::new(), reasons: Vec::new() }
+        Self { column: Column::Numbers(Vec::new()), bad: Verdicts::default() }
     }
 }
 
@@ -305,22 +302,22 @@ impl Run {
             Column::Numbers(numbers) => numbers.capacity() * 8,
             Column::Texts(names, of) => texts(names) + of.capacity() * 4,
         };
-        (column + self.bad.capacity() * 16 + texts(&self.reasons)) as u64
+        column as u64 + self.bad.memory()
     }
 
     /// Whether it is what a [`Collector`] could have made: it may come from a file.
     pub fn is_sound(&self) -> bool {
         let rows = self.len() as u64;
-        let bad = self.bad.is_sorted_by(|a, b| a.0 < b.0)
-            && self.bad.iter().all(|&(row, why)| row < rows && (why as usize) < self.reasons.len());
-        let is_bad = |row: u64| self.bad.binary_search_by_key(&row, |&(row, _)| row).is_ok();
-        bad && match &self.column {
-            Column::Numbers(_) => true,
-            Column::Texts(names, of) => {
-                let known = |(row, &name): (usize, &u32)| (name as usize) < names.len() || is_bad(row as u64);
-                of.iter().enumerate().all(known)
+        self.bad.is_sound(rows)
+            && match &self.column {
+                Column::Numbers(_) => true,
+                Column::Texts(names, of) => {
+                    let known = |(row, &name): (usize, &u32)| {
+                        (name as usize) < names.len() || self.bad.get(row as u64).is_some()
+                    };
+                    of.iter().enumerate().all(known)
+                }
             }
-        }
     }
 }
 
@@ -362,19 +359,7 @@ impl Collector {
 
     /// A row whose record has no label, for a reason of its own.
     pub fn bad(&mut self, why: &str) {
-        let (row, reasons) = (self.run.len() as u64, &mut self.run.reasons);
-        let reason = match reasons.iter().position(|other| other == why) {
-            Some(reason) => reason,
-            None if reasons.len() < MAX_REASONS => {
-                reasons.push(why.to_owned());
-                reasons.len() - 1
-            }
-            None => {
-                reasons[MAX_REASONS - 1] = "its label cannot be used".into();
-                MAX_REASONS - 1
-            }
-        };
-        self.run.bad.push((row, reason as u32));
+        self.run.bad.push(self.run.len() as u64, why, "its label cannot be used");
         match &mut self.run.column {
             Column::Numbers(numbers) => numbers.push(0),
             Column::Texts(_, of) => of.push(NO_TEXT),
@@ -389,9 +374,9 @@ impl Collector {
     fn make_texts(&mut self) -> Result<(), String> {
         let texts = Column::Texts(Vec::new(), Vec::new());
         let Column::Numbers(numbers) = std::mem::replace(&mut self.run.column, texts) else { return Ok(()) };
-        let mut bad = self.run.bad.iter().map(|&(row, _)| row).collect::<Vec<_>>().into_iter().peekable();
+        let mut bad = self.run.bad.rows.clone().into_iter().peekable();
         for (row, number) in numbers.into_iter().enumerate() {
-            if bad.next_if_eq(&(row as u64)).is_some() {
+            if bad.next_if(|bad| bad.0 == row as u64).is_some() {
                 let Column::Texts(_, of) = &mut self.run.column else { unreachable!("just made") };
                 of.push(NO_TEXT);
             } else {
@@ -456,9 +441,8 @@ pub(crate) struct Labels {
     values: Values,
     /// Names in label order.
     pub classes: Vec<String>,
-    /// Rows without a label that is of use, ascending, and which reason each has.
-    bad: Vec<(u64, u32)>,
-    reasons: Vec<String>,
+    /// Rows without a label that is of use.
+    bad: Verdicts,
 }
 
 #[derive(Debug, Default)]
@@ -477,17 +461,17 @@ impl Labels {
     pub fn join(runs: Vec<Run>, context: &Context<'_>) -> Result<Self, SourceError> {
         let known = context.classes.map(Known::new).transpose()?;
         let total: usize = runs.iter().map(Run::len).sum();
-        let mut joined = Joined { values: Vec::with_capacity(total), bad: Vec::new(), reasons: Vec::new() };
+        let mut joined = Joined { values: Vec::with_capacity(total), bad: Verdicts::default() };
         let classes = if runs.iter().any(|run| matches!(run.column, Column::Texts(..))) {
             joined.texts(runs, known, context)?
         } else {
             joined.numbers(runs, known, context)
         };
         joined.check(context)?;
-        let Joined { values, bad, reasons } = joined;
+        let Joined { values, bad } = joined;
         let narrow: Option<Vec<i32>> = values.iter().map(|&label| i32::try_from(label).ok()).collect();
         let values = narrow.map_or(Values::Wide(values), Values::Narrow);
-        Ok(Self { values, classes, bad, reasons })
+        Ok(Self { values, classes, bad })
     }
 
     /// Whether records have labels.
@@ -506,19 +490,17 @@ impl Labels {
 
     /// Why a row's record is a bad one, if it is.
     pub fn verdict(&self, row: u64) -> Option<String> {
-        let at = self.bad.binary_search_by_key(&row, |&(row, _)| row).ok()?;
-        Some(self.reasons[self.bad[at].1 as usize].clone())
+        self.bad.get(row).map(str::to_owned)
     }
 
     pub fn memory(&self) -> u64 {
-        let texts = self.classes.iter().chain(&self.reasons);
-        let texts: usize = texts.map(|text| text.capacity() + size_of::<String>()).sum();
+        let texts: usize = self.classes.iter().map(|text| text.capacity() + size_of::<String>()).sum();
         let values = match &self.values {
             Values::None => 0,
             Values::Narrow(values) => values.capacity() * 4,
             Values::Wide(values) => values.capacity() * 8,
         };
-        (texts + values + self.bad.capacity() * 16) as u64
+        (texts + values) as u64 + self.bad.memory()
     }
 
     /// Adds the values to a fingerprint.
@@ -535,10 +517,7 @@ impl Labels {
 
     /// Adds which rows have none, which changes nothing where all of them have one.
     pub fn hash_bad(&self, hash: &mut Xxh3) {
-        if !self.bad.is_empty() {
-            hash.update(b"without labels");
-            self.bad.iter().for_each(|(row, _)| hash.update(&row.to_le_bytes()));
-        }
+        self.bad.hash(hash, b"without labels");
     }
 
     /// What was found at `place` (`column "label"`), for the log.
@@ -550,8 +529,7 @@ impl Labels {
                 Values::Narrow(values) => values.len(),
                 Values::Wide(values) => values.len(),
             };
-            let good =
-                || (0..rows as u64).filter(|row| self.bad.binary_search_by_key(row, |bad| bad.0).is_err());
+            let good = || (0..rows as u64).filter(|&row| self.bad.get(row).is_none());
             let range = good().map(|row| self.get(row)).fold(None, |range, label| {
                 let (least, most) = range.unwrap_or((label, label));
                 Some((label.min(least), label.max(most)))
@@ -571,24 +549,12 @@ impl Labels {
 /// Labels on their way.
 struct Joined {
     values: Vec<i64>,
-    bad: Vec<(u64, u32)>,
-    reasons: Vec<String>,
+    bad: Verdicts,
 }
 
 impl Joined {
     fn bad(&mut self, why: &str) {
-        let reason = match self.reasons.iter().position(|other| other == why) {
-            Some(reason) => reason,
-            None if self.reasons.len() < MAX_REASONS => {
-                self.reasons.push(why.to_owned());
-                self.reasons.len() - 1
-            }
-            None => {
-                self.reasons[MAX_REASONS - 1] = "its label is none of the classes".into();
-                MAX_REASONS - 1
-            }
-        };
-        self.bad.push((self.values.len() as u64, reason as u32));
+        self.bad.push(self.values.len() as u64, why, "its label is none of the classes");
         self.values.push(0);
     }
 
@@ -625,7 +591,7 @@ impl Joined {
             let mut bad = run.bad.iter().peekable();
             for (row, number) in numbers.into_iter().enumerate() {
                 match bad.next_if(|bad| bad.0 == row as u64) {
-                    Some(&(_, why)) => self.bad(&run.reasons[why as usize]),
+                    Some((_, why)) => self.bad(why),
                     None => self.push(&known.as_ref().map_or(Ok(number), |known| known.number(number))),
                 }
             }
@@ -667,7 +633,7 @@ impl Joined {
             let mut bad = run.bad.iter().peekable();
             for (row, &text) in of.iter().enumerate() {
                 match bad.next_if(|bad| bad.0 == row as u64) {
-                    Some(&(_, why)) => self.bad(&run.reasons[why as usize]),
+                    Some((_, why)) => self.bad(why),
                     None => self.push(&labels[text as usize]),
                 }
             }
@@ -678,15 +644,15 @@ impl Joined {
     /// Refuses labels most of which are of no use.
     fn check(&self, context: &Context<'_>) -> Result<(), SourceError> {
         let (bad, total) = (self.bad.len(), self.values.len());
-        match self.bad.first() {
-            Some(&(row, why)) if bad * 2 > total => Err(SourceError::data(format!(
+        match self.bad.iter().next() {
+            Some((row, why)) if bad * 2 > total => Err(SourceError::data(format!(
                 "{} gives no usable label to {} of {} records; the first: {}: {}. Use the records without labels (label=None), \
                  or {}",
                 context.what,
                 grouped(bad as u64),
                 grouped(total as u64),
                 (context.key)(row),
-                self.reasons[why as usize],
+                why,
                 context.other
             ))),
             _ => Ok(()),

@@ -19,9 +19,9 @@
 //!   stored data only, never on the order in which a file system lists it, the number of threads or the time.
 //! - **A record's bytes are the bytes that were promised.** The disk readers notice a file that shrank, grew or vanished
 //!   since `open` and say so ([`ReadErrorKind`]); bytes of two versions are never delivered as one record. A
-//!   shard is also noticed when another file took its name. (An image file that was replaced, or a shard that was rewritten in
-//!   place, with exactly the same length cannot be told apart, for the modification time is no part of a data set's identity;
-//!   and a record above 2 GiB takes several reads.)
+//!   shard is also noticed when another file took its name, and a record of a tar shard when its headers, label or fields are
+//!   others than those that were indexed. (An image that was rewritten in place with exactly the same length cannot be told
+//!   apart, for the modification time is no part of a data set's identity; and a record above 2 GiB takes several reads.)
 //! - **Every request ends exactly once**: its `done` is called with a record or an error, or, when the [`Reader`] is
 //!   dropped first, `done` itself is dropped uncalled. Requests end in any order.
 //! - **Retries happen inside the reader.** An error that reaches `done` has been retried where that can help. A failed
@@ -75,6 +75,7 @@ mod synthetic;
 mod table;
 mod tar;
 mod texts;
+mod verdicts;
 mod workers;
 
 use std::fmt;

@@ -8,8 +8,8 @@ use std::process::{Command, Stdio};
 use std::sync::{Arc, mpsc};
 
 use fuelrail_connectors::{
-    Backend, Blocks, CacheConfig, ElementType, IndexedSource, ReadErrorKind, ReadRequest, ReaderConfig,
-    SourceConfig, SourceError, TarConfig, open, tar_sidecar,
+    Backend, Blocks, CacheConfig, ElementType, IndexedSource, ReadError, ReadErrorKind, ReadRequest,
+    ReaderConfig, SourceConfig, SourceError, TarConfig, open, tar_sidecar,
 };
 
 mod conformance;
@@ -484,7 +484,15 @@ fn a_configuration_that_makes_no_sense_is_named() {
     assert!(error(&|config| config.label = Some("json:a..b".into())).contains("label: \"json:a..b\""));
     assert!(fields("box").contains("neither"));
     assert!(fields("emb.npy").contains("no member ending in \"emb.npy\""));
-    assert!(fields("json:boxes").contains("record \"a.jpg\": it has no \"boxes\""));
+    let boxes = fields("json:boxes");
+    for part in [
+        "field \"boxes\" (\"boxes\" in member \".json\")",
+        "no usable value in 1 of 1 records; the first: a.tar/a.jpg: it has no \"boxes\"",
+        "the members .jpg, .json (the keys of its json are \"big\", \"box\")",
+        "leave the field out",
+    ] {
+        assert!(boxes.contains(part), "{part}: {boxes}");
+    }
     let labelled = error(&|config| {
         config.label = Some("json:big".into());
         config.fields = Some(vec!["label=json:box".into()]);
@@ -495,7 +503,7 @@ fn a_configuration_that_makes_no_sense_is_named() {
 }
 
 #[test]
-fn fields_that_differ_are_refused_across_shards_and_within_one() {
+fn fields_of_which_no_kind_is_the_commonest_are_refused_across_shards_and_within_one() {
     let record = |name: &str, json: &str| {
         [member(&format!("{name}.jpg"), b"x"), member(&format!("{name}.json"), json.as_bytes())].concat()
     };
@@ -512,6 +520,301 @@ fn fields_that_differ_are_refused_across_shards_and_within_one() {
         config.fields = Some(vec!["json:box".into()]);
         let error = open(&SourceConfig::Tar(config)).err().unwrap().to_string();
         assert!(error.contains("[2]") && error.contains("[3]"), "{error}");
+    }
+}
+
+/// What reading each record gave.
+fn read_each(source: &Arc<dyn IndexedSource>) -> HashMap<u64, Result<Vec<u8>, ReadError>> {
+    let reader = source.clone().reader(&ReaderConfig::default()).unwrap();
+    let (tell, told) = mpsc::channel();
+    let requests = (0..source.len()).map(|index| {
+        let tell = tell.clone();
+        ReadRequest { index, done: Box::new(move |result| tell.send((index, result)).unwrap()) }
+    });
+    reader.submit(requests.collect());
+    drop(tell);
+    told.iter().map(|(index, result)| (index, result.map(|record| record.bytes.to_vec()))).collect()
+}
+
+/// The verdict on each record, by its key in the shard.
+fn verdicts(source: &Arc<dyn IndexedSource>) -> Vec<(String, Option<String>)> {
+    (0..source.len()).map(|index| (source.key(index), source.verdict(index))).collect()
+}
+
+#[test]
+fn a_record_whose_members_are_wrong_is_one_bad_record_and_moves_no_other() {
+    let array = |n: u8| npy("|u1", "(3,)", &[n; 3]);
+    let json = |n: u8| format!(r#"{{"box": [{n}, 1], "n": {n}}}"#);
+    let record = |n: u8, emb: Vec<Vec<u8>>, json: Option<&str>| {
+        let mut members = emb;
+        members.push(member(&format!("{n:02}.jpg"), &noise(n.into(), 300)));
+        members.extend(json.map(|json| member(&format!("{n:02}.json"), json.as_bytes())));
+        members.concat()
+    };
+    let emb = |n: u8, bytes: &[u8]| vec![member(&format!("{n:02}.emb.npy"), bytes)];
+    let good = |n: u8| record(n, emb(n, &array(n)), Some(&json(n)));
+    let broken = |n: u8, text: &str| record(n, emb(n, &array(n)), Some(text));
+    let twice = |n: u8| {
+        let two = [emb(n, &array(n)), vec![member(&format!("{n:02}.EMB.npy"), &array(7))]].concat();
+        record(n, two, Some(&json(n)))
+    };
+    let huge = format!("{{\"box\": [1, 2], \"more\": \"{}\"}}", "x".repeat(1 << 20));
+    let many = format!("{{\"box\": {:?}}}", vec![1; 600]);
+    let wrong: Vec<(Vec<u8>, &str)> = vec![
+        (record(1, vec![], Some(&json(1))), "it has no member ending in \"emb.npy\", so no field \"emb\""),
+        (
+            record(2, emb(2, b"text"), Some(&json(2))),
+            "field \"emb\" (member \".emb.npy\"): it is no npy file",
+        ),
+        (
+            record(3, emb(3, &npy("|u1", "(4,)", &[1; 4])), Some(&json(3))),
+            "it is u8 of shape [4]; most records have u8",
+        ),
+        (
+            record(4, emb(4, &npy("<f4", "(3,)", &[1; 12])), Some(&json(4))),
+            "it is f32 of shape [3]; most records have u8",
+        ),
+        (record(5, emb(5, &npy(">f4", "(3,)", &[1; 12])), Some(&json(5))), "'>f4'"),
+        (record(6, emb(6, &array(6)), None), "it has no \"box\" in a json member, so no field \"box\""),
+        (broken(7, r#"{"n": 3}"#), "it has no \"box\" in a json member"),
+        (broken(8, r#"{"box": null}"#), "field \"box\" (\"box\" in member \".json\"): it holds null"),
+        (broken(9, r#"{"box": "1 2"}"#), "it holds text"),
+        (broken(10, r#"{"box": [1, 2, 3]}"#), "it is i64 of shape [3]; most records have i64 of shape [2]"),
+        (broken(11, r#"{"box": [0.5]}"#), "it is f32 of shape [1]"),
+        (broken(12, r#"{"box": [1, [2]]}"#), "nested"),
+        (broken(13, r#"{"box": [1, 2]"#), "its json member is no JSON"),
+        (broken(14, &huge), "where 1,048,576 are the most"),
+        (broken(15, &many), "more than 512 numbers"),
+        (twice(16), "two members with the ending \"emb.npy\""),
+    ];
+    let shards = Shards::new();
+    let mut members = vec![good(0)];
+    members.extend(wrong.iter().map(|(bytes, _)| bytes.clone()));
+    shards.write("a.tar", &archive(&members));
+    shards.write("b.tar", &archive(&(40..60).map(good).collect::<Vec<_>>()));
+    let config = TarConfig {
+        fields: Some(vec!["emb.npy".into(), "json:box".into()]),
+        label: Some("json:n".into()),
+        ..shards.config()
+    };
+    for is_stored in [false, true] {
+        if is_stored {
+            for name in ["a.tar", "b.tar"] {
+                let bytes = tar_sidecar(&shards.path(name), &config).unwrap();
+                shards.write(&format!("{name}.idx"), &bytes);
+            }
+        }
+        let source = open(&SourceConfig::Tar(config.clone())).unwrap();
+        let found = verdicts(&source);
+        assert_eq!(found.len(), 17 + 20, "every record keeps its place");
+        for (at, (key, verdict)) in found.iter().enumerate() {
+            let (shard, number) = if at < 17 { ("a", at) } else { ("b", at - 17 + 40) };
+            assert_eq!(*key, format!("{shard}.tar/{number:02}.jpg"));
+            match wrong.get(at.wrapping_sub(1)) {
+                Some((_, expected)) => {
+                    let why = verdict.as_deref().unwrap_or_default();
+                    assert!(why.contains(expected), "{key}: {why:?}, expected {expected:?}");
+                }
+                None => assert_eq!(*verdict, None, "{key}"),
+            }
+        }
+        let specs: Vec<_> = source.schema().fields.iter().map(|f| (f.dtype, f.shape.clone())).collect();
+        assert_eq!(
+            specs,
+            [(ElementType::U8, vec![3]), (ElementType::I64, vec![2])],
+            "no fraction of a bad record"
+        );
+        for (index, result) in read_each(&source) {
+            match source.verdict(index) {
+                Some(why) => {
+                    let error = result.unwrap_err();
+                    assert_eq!((error.kind(), error.detail()), (ReadErrorKind::Bad, why.as_str()));
+                }
+                None => {
+                    let number = if index < 17 { index } else { index - 17 + 40 };
+                    let fields: Vec<u8> = [number as i64, 1].iter().flat_map(|n| n.to_le_bytes()).collect();
+                    let expected = [noise(number, 300), vec![number as u8; 3], fields].concat();
+                    assert!(result.unwrap() == expected, "{number}");
+                    assert_eq!(source.label(index) as u64, number);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_record_whose_members_are_apart_is_one_bad_record_unless_most_are() {
+    let pair = |n: u8| [member(&format!("{n}.cls"), b"1"), member(&format!("{n}.jpg"), &[n])].concat();
+    let shards = Shards::new();
+    let apart = [member("9.jpg", b"9"), pair(1), pair(2), member("9.cls", b"2")];
+    shards.write("a.tar", &archive(&apart));
+    let found = verdicts(
+        &open(&SourceConfig::Tar(TarConfig { label: Some("cls".into()), ..shards.config() })).unwrap(),
+    );
+    assert_eq!(found.iter().map(|found| found.1.is_some()).collect::<Vec<_>>(), [true, false, false]);
+    let why = found[0].1.as_deref().unwrap();
+    assert!(why.contains("do not stand one after the other") && why.contains("--sort=name"), "{why}");
+}
+
+#[test]
+fn records_that_lack_a_field_change_the_fingerprint_and_nothing_else_does() {
+    let record = |n: u8, json: &str| {
+        [member(&format!("{n}.jpg"), b"x"), member(&format!("{n}.json"), json.as_bytes())].concat()
+    };
+    let fingerprint = |first: &str| {
+        let shards = Shards::new();
+        shards.write("a.tar", &archive(&[record(1, first), record(2, r#"{"n": 7}"#)]));
+        let config =
+            TarConfig { fields: Some(vec!["json:n".into()]), label: Some("none".into()), ..shards.config() };
+        open(&SourceConfig::Tar(config)).unwrap().fingerprint()
+    };
+    assert_eq!(fingerprint(r#"{"n": 1}"#), fingerprint(r#"{"n": 2}"#));
+    assert_ne!(fingerprint(r#"{"n": 1}"#), fingerprint(r#"{"m": 2}"#));
+}
+
+/// A shard of so many records with a label and a number each, packed without times, as `fuelrail pack` and others do.
+fn packed(count: u32, label: impl Fn(u32) -> u32, number: impl Fn(u32) -> u32) -> Vec<u8> {
+    let members = (0..count).flat_map(|n| {
+        [
+            member(&format!("{n:03}.cls"), format!("{}", label(n)).as_bytes()),
+            member(&format!("{n:03}.jpg"), &noise(n.into(), 900)),
+            member(&format!("{n:03}.json"), format!("{{\"n\": {}}}", number(n)).as_bytes()),
+        ]
+    });
+    archive(&members.collect::<Vec<_>>())
+}
+
+fn set_age(path: &Path, seconds: u64) {
+    let time = std::time::SystemTime::now() - std::time::Duration::from_secs(seconds);
+    fs::File::options().write(true).open(path).unwrap().set_modified(time).unwrap();
+}
+
+/// A shard that was written anew, with the same size and the same first and last record, beside the index of the old one.
+#[test]
+fn an_index_of_what_the_shard_was_before_never_gives_old_labels_or_numbers() {
+    const COUNT: u32 = 100;
+    // Between the records that are compared when it is opened.
+    const ODD: u32 = 50;
+    let old = |n: u32| n % 10;
+    let changed = |n: u32| if n == ODD { (n + 1) % 10 } else { n % 10 };
+    for is_label in [true, false] {
+        let (before, after) = match is_label {
+            true => (packed(COUNT, old, old), packed(COUNT, changed, old)),
+            false => (packed(COUNT, old, old), packed(COUNT, old, changed)),
+        };
+        assert_eq!(before.len(), after.len());
+        let shards = Shards::new();
+        let config =
+            TarConfig { label: Some("cls".into()), fields: Some(vec!["json:n".into()]), ..shards.config() };
+        let path = shards.write("a.tar", &before);
+        let beside = shards.write("a.tar.idx", &tar_sidecar(&path, &config).unwrap());
+        shards.write("a.tar", &after);
+        let read = || {
+            let source = open(&SourceConfig::Tar(config.clone())).unwrap();
+            let mut refused = Vec::new();
+            for (index, result) in read_each(&source) {
+                match result {
+                    Ok(record) => {
+                        let (_, number) = record.split_at(900);
+                        let found = (source.label(index), i64::from_le_bytes(number.try_into().unwrap()));
+                        let n = index as u32;
+                        let expected = if is_label { (changed(n), old(n)) } else { (old(n), changed(n)) };
+                        assert_eq!(found, (expected.0.into(), expected.1.into()), "record {n}");
+                    }
+                    Err(error) => {
+                        assert_eq!(error.kind(), ReadErrorKind::Changed);
+                        assert!(
+                            error.to_string().contains("delete") && error.to_string().contains("a.tar.idx"),
+                            "{error}"
+                        );
+                        refused.push(index);
+                    }
+                }
+            }
+            refused
+        };
+        // The shard is newer: it is read instead of the index.
+        set_age(&beside, 3600);
+        assert!(read().is_empty());
+        // Nothing tells that it is newer: the record that differs is an error, and no other.
+        set_age(&path, 7200);
+        assert_eq!(read(), [u64::from(ODD)]);
+    }
+}
+
+#[test]
+fn an_index_of_an_older_version_is_made_again() {
+    let shards = Shards::new();
+    let config = TarConfig { label: Some("cls".into()), ..shards.config() };
+    let path = shards.write("a.tar", &packed(3, |n| n, |n| n));
+    let mut bytes = tar_sidecar(&path, &config).unwrap();
+    assert_eq!(bytes[8..12], 3u32.to_le_bytes());
+    for version in [0u32, 1, 2, 4] {
+        bytes[8..12].copy_from_slice(&version.to_le_bytes());
+        shards.write("a.tar.idx", &bytes);
+        let source = open(&SourceConfig::Tar(config.clone())).unwrap();
+        assert_eq!((0..3).map(|index| source.label(index)).collect::<Vec<_>>(), [0, 1, 2]);
+    }
+}
+
+#[test]
+fn a_long_name_that_changes_is_a_change_of_its_record() {
+    // The name is in a header of its own, before the one with the size.
+    let long = |letter: &str| {
+        let name = format!("{}.jpg", letter.repeat(120));
+        let text = format!("{} path={name}\n", name.len() + 10);
+        [raw_member(b"pax", b'x', text.len() as u64, text.as_bytes()), member("cut.jpg", b"x")].concat()
+    };
+    let make = |letter: &str| {
+        let others = |name: &str| member(name, &noise(1, 100));
+        let many = (0..40).map(|n| others(&format!("{n:02}.jpg")));
+        archive(
+            &many
+                .chain([long(letter)])
+                .chain((60..100).map(|n| others(&format!("{n}.jpg"))))
+                .collect::<Vec<_>>(),
+        )
+    };
+    let shards = Shards::new();
+    let config = TarConfig { label: Some("none".into()), ..shards.config() };
+    let path = shards.write("a.tar", &make("a"));
+    let source = open(&SourceConfig::Tar(config)).unwrap();
+    assert!(source.key(40).starts_with("a.tar/aaaa"));
+    // In place: the file stays the same one.
+    fs::File::options().write(true).open(&path).unwrap().write_all(&make("b")).unwrap();
+    for (index, result) in read_each(&source) {
+        match result {
+            Ok(_) => assert_ne!(index, 40),
+            Err(error) => assert_eq!((index, error.kind()), (40, ReadErrorKind::Changed)),
+        }
+    }
+}
+
+#[test]
+fn a_long_json_member_is_compared_too() {
+    let make = |letter: &str| {
+        let record = |n: u32| {
+            let letter = if n == 50 { letter } else { "a" };
+            let json = format!("{{\"n\": {}, \"text\": \"{}\"}}", n, letter.repeat(100_000));
+            [
+                member(&format!("{n:02}.jpg"), &noise(n.into(), 500)),
+                member(&format!("{n:02}.json"), json.as_bytes()),
+            ]
+        };
+        archive(&(10..90).flat_map(record).collect::<Vec<_>>())
+    };
+    let shards = Shards::new();
+    let path = shards.write("a.tar", &make("a"));
+    let config =
+        TarConfig { fields: Some(vec!["json:n".into()]), label: Some("none".into()), ..shards.config() };
+    let source = open(&SourceConfig::Tar(config)).unwrap();
+    for (index, result) in read_each(&source) {
+        let expected = [noise(index + 10, 500), (index + 10).to_le_bytes().to_vec()].concat();
+        assert!(result.unwrap() == expected, "{index}");
+    }
+    fs::File::options().write(true).open(&path).unwrap().write_all(&make("b")).unwrap();
+    for (index, result) in read_each(&source) {
+        assert_eq!(result.is_err(), index == 40, "{index}");
     }
 }
 
@@ -541,29 +844,13 @@ fn a_shard_that_changes_is_an_error_and_never_other_bytes() {
     let shards = Shards::new();
     shards.write("a.tar", &make(0));
     let source = shards.open().unwrap();
-    let kinds = |source: &Arc<dyn IndexedSource>| {
-        let reader = source.clone().reader(&ReaderConfig::default()).unwrap();
-        let (tell, told) = mpsc::channel();
-        reader.submit(
-            (0..source.len())
-                .map(|index| {
-                    let tell = tell.clone();
-                    ReadRequest { index, done: Box::new(move |result| tell.send((index, result)).unwrap()) }
-                })
-                .collect(),
-        );
-        drop(tell);
-        told.iter()
-            .map(|(index, result)| (index, result.map(|record| record.bytes.to_vec())))
-            .collect::<HashMap<_, _>>()
-    };
     // Cut short, or another shard of the same length: of another version nothing is delivered, wherever it lies.
     let whole = make(0);
     let mut other = make(0);
     other.rotate_left(512);
     for bytes in [&whole[..whole.len() / 2], &other] {
         shards.write("a.tar", bytes);
-        for (index, result) in kinds(&source) {
+        for (index, result) in read_each(&source) {
             let error = result.unwrap_err();
             assert_eq!(error.kind(), ReadErrorKind::Changed, "{index}: {error}");
             assert!(error.key() == format!("a.tar/{index:02}.jpg"), "{error}");
@@ -571,7 +858,7 @@ fn a_shard_that_changes_is_an_error_and_never_other_bytes() {
         }
     }
     fs::remove_file(shards.path("a.tar")).unwrap();
-    assert_eq!(kinds(&source)[&0].as_ref().unwrap_err().kind(), ReadErrorKind::Gone);
+    assert_eq!(read_each(&source)[&0].as_ref().unwrap_err().kind(), ReadErrorKind::Gone);
     // Opened again, the new content counts, not what the cache remembers of the old.
     shards.write("a.tar", &make(3));
     let source = shards.open().unwrap();

@@ -22,8 +22,7 @@
 
 use std::io;
 
-use xxhash_rust::xxh3::xxh3_64;
-
+use super::proof::digest;
 use crate::mistaken;
 
 /// Everything in a tar file is a multiple of this.
@@ -67,11 +66,13 @@ impl Fault {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Member {
     pub name: Vec<u8>,
-    /// First byte of its data; its last header is the block before.
+    /// First byte of its first header; long names and the like have several.
+    pub start: u64,
+    /// First byte of its data, after its last header.
     pub offset: u64,
     pub size: u64,
-    /// A hash of that header, to recognise it by.
-    pub check: u32,
+    /// A hash of its headers.
+    pub digest: u64,
     /// What it is, where its data is no stretch of bytes.
     pub unread: Option<&'static str>,
 }
@@ -86,15 +87,13 @@ pub(super) struct Notes {
     pub unended: Option<u64>,
     /// Bytes behind the end that begin with a member again.
     pub behind: u64,
+    /// Keys without an image, and a member of the first one.
+    pub imageless: u64,
+    pub imageless_example: String,
 }
 
 /// Bytes behind the end of an archive in which another one is looked for; writers pad to 10 KiB, and at most to 2 MiB.
 const PADDING: u64 = 2 << 20;
-
-/// A hash of a header block.
-pub(super) fn check(header: &[u8]) -> u32 {
-    xxh3_64(header) as u32
-}
 
 /// Walks over the members of an archive.
 pub(super) struct Archive<'a> {
@@ -139,20 +138,13 @@ impl<'a> Archive<'a> {
         Ok(Self { window, at: 0, ended: false, members: 0, notes: Notes::default() })
     }
 
-    /// The data of a member that was just found.
-    ///
-    /// # Errors
-    /// When it cannot be read.
-    pub fn data(&mut self, member: &Member) -> Result<&[u8], Fault> {
-        self.window.get(member.offset, member.size as usize)
-    }
-
-    /// Some bytes of a member that was just found.
+    /// The headers of a member that was just found and at least the first `len` bytes of its data, in whole blocks.
     ///
     /// # Errors
     /// When they cannot be read.
-    pub fn part(&mut self, member: &Member, len: u64) -> Result<&[u8], Fault> {
-        self.window.get(member.offset, len.min(member.size) as usize)
+    pub fn blocks(&mut self, member: &Member, len: u64) -> Result<&[u8], Fault> {
+        let data = len.min(member.size).next_multiple_of(BLOCK);
+        self.window.get(member.start, (member.offset - member.start + data) as usize)
     }
 
     /// The next member with a name; `None` at the end. Folders are passed over, and what is unread is counted.
@@ -180,6 +172,7 @@ impl<'a> Archive<'a> {
     /// One member with its extension headers; `None` when it is no file, or at the end.
     fn step(&mut self) -> Result<Option<Member>, Fault> {
         let mut extension = Extension::default();
+        let start = self.at;
         for count in 0.. {
             let at = self.at;
             let len = self.window.bytes.len();
@@ -212,7 +205,7 @@ impl<'a> Archive<'a> {
                     }
                     self.extend(&header, &mut extension)?;
                 }
-                _ => return self.member(header, &block, extension),
+                _ => return self.member(start, header, &block, extension),
             }
         }
         unreachable!("the loop is left by returning")
@@ -221,6 +214,7 @@ impl<'a> Archive<'a> {
     /// The member of a header.
     fn member(
         &mut self,
+        start: u64,
         header: Header,
         block: &[u8; 512],
         extension: Extension,
@@ -255,7 +249,12 @@ impl<'a> Archive<'a> {
         // What these have in their size is no data.
         let is_empty = matches!(header.kind, b'1' | b'2' | b'3' | b'4' | b'6');
         self.at = if is_empty { offset } else { self.after(begin, size)? };
-        Ok(Some(Member { name, offset, size, check: check(block), unread }))
+        let digest = if start == at {
+            digest(block)
+        } else {
+            digest(self.window.get(start, (offset - start) as usize)?)
+        };
+        Ok(Some(Member { name, start, offset, size, digest, unread }))
     }
 
     /// The place behind the map of an old sparse member, which goes on while `more` is set.
@@ -644,8 +643,10 @@ mod tests {
                 continue;
             }
             let data = bytes.bytes[member.offset as usize..][..member.size as usize].to_vec();
-            assert_eq!(archive.data(&member)?, data);
-            assert_eq!(member.check, check(&bytes.bytes[member.offset as usize - 512..][..512]));
+            let blocks = archive.blocks(&member, u64::MAX)?;
+            let head = (member.offset - member.start) as usize;
+            assert_eq!(blocks[head..][..data.len()], data);
+            assert!(blocks.len() % 512 == 0 && member.digest == digest(&blocks[..head]));
             found.push((member.name, data));
         }
         Ok(found)

@@ -15,12 +15,15 @@ use serde_json::Value;
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::archive::{Archive, Bytes, Fault, Member, Notes};
+use super::fields::Field;
 use super::options::{From, Label, Options};
+use super::proof::{Piece, Pieces, digest, seal};
 use super::values::{MAX_NPY_HEADER, NpyHeader, Numbers, find};
 use crate::json::parse as json;
 use crate::labels::{self, Collector, Raw, Run};
 use crate::manifest::escape;
-use crate::{ElementType, FieldSpec};
+use crate::recognised::grouped;
+use crate::verdicts::Verdicts;
 
 /// A `cls` or `txt` member may not be larger.
 const MAX_TEXT: u64 = 4 << 10;
@@ -37,7 +40,17 @@ pub(super) const OTHER: &str = "name another place (label=\"cls\", \"json:key\",
 /// Marks a size that does not fit in its column.
 const LARGE: u32 = u32::MAX;
 
-/// The records of one shard: 24 bytes each, their names, and what was asked for beside the image.
+/// Why a record is bad whose members lie among those of others.
+const APART: &str = "its members do not stand one after the other; pack the shard again with its members sorted by name (tar \
+                     --sort=name), or set label = \"none\" if only images are wanted";
+
+/// What a record is that has reasons of its own beyond those that are kept apart.
+pub(super) const UNUSABLE: &str = "a field of it cannot be used";
+
+/// Endings and keys of a record that a refusal lists.
+const MOST_LISTED: usize = 20;
+
+/// The records of one shard: 20 bytes each, their names, and what was asked for beside the image.
 #[derive(Debug, Default, PartialEq)]
 pub(super) struct ShardIndex {
     pub names: Vec<u8>,
@@ -48,30 +61,18 @@ pub(super) struct ShardIndex {
     pub sizes: Vec<u32>,
     /// (record, size) of the images of 4 GiB and more, ascending.
     pub large: Vec<(u32, u64)>,
-    /// A hash of the header before each image.
+    /// Where that lies of which each record was made: the headers of its image, then its label's member, its json member
+    /// and its arrays, as far as they are asked for.
+    pub pieces: Vec<Pieces>,
+    /// A hash of these.
     pub checks: Vec<u32>,
     /// Absent where none are wanted.
     pub labels: Option<Run>,
     pub fields: Vec<Field>,
+    /// Records that lack a field, or whose members contradict each other.
+    pub bad: Verdicts,
     /// What is worth saying of the shard whenever it is opened.
     pub notes: Notes,
-}
-
-/// One field of one shard.
-#[derive(Debug, PartialEq)]
-pub(super) struct Field {
-    pub dtype: ElementType,
-    pub shape: Vec<u64>,
-    pub place: Place,
-}
-
-/// Where the values of a field are.
-#[derive(Debug, PartialEq)]
-pub(super) enum Place {
-    /// Here, one record after the other.
-    Here(Vec<u8>),
-    /// In the shard, at these offsets.
-    Shard(Vec<u64>),
 }
 
 impl ShardIndex {
@@ -97,6 +98,12 @@ impl ShardIndex {
         }
     }
 
+    /// The stretches of the shard that a record was made of.
+    pub fn proof(&self, record: usize) -> impl Iterator<Item = (u64, u64)> {
+        let offset = self.offsets[record];
+        self.pieces.iter().filter_map(move |pieces| pieces.get(record).range(offset))
+    }
+
     /// Whether sizes marked large are exactly the ones in the list.
     pub fn large_is_whole(&self) -> bool {
         let marked =
@@ -105,11 +112,7 @@ impl ShardIndex {
     }
 
     pub fn memory(&self) -> u64 {
-        let labels = self.labels.as_ref().map_or(0, Run::memory) as usize;
-        let fields = self.fields.iter().map(|field| match &field.place {
-            Place::Here(bytes) => bytes.capacity(),
-            Place::Shard(offsets) => offsets.capacity() * 8,
-        });
+        let labels = self.labels.as_ref().map_or(0, Run::memory) + self.bad.memory();
         (size_of::<Self>()
             + self.names.capacity()
             + self.name_ends.capacity() * 4
@@ -117,9 +120,9 @@ impl ShardIndex {
             + self.sizes.capacity() * 4
             + self.large.capacity() * 16
             + self.checks.capacity() * 4
-            + labels
-            + fields.sum::<usize>()
-            + self.fields.capacity() * size_of::<Field>()) as u64
+            + labels as usize
+            + self.pieces.iter().map(Pieces::memory).sum::<usize>()
+            + self.fields.iter().map(Field::memory).sum::<usize>()) as u64
     }
 
     fn shrink(&mut self) {
@@ -128,6 +131,8 @@ impl ShardIndex {
         self.offsets.shrink_to_fit();
         self.sizes.shrink_to_fit();
         self.checks.shrink_to_fit();
+        self.pieces.iter_mut().for_each(Pieces::shrink);
+        self.fields.iter_mut().for_each(Field::shrink);
     }
 }
 
@@ -148,12 +153,33 @@ pub(super) fn detect(bytes: &dyn Bytes, options: &Options) -> Result<Option<Labe
     Ok(None)
 }
 
-/// An index, and what was passed over.
+/// What the members of one record are, in words: for those who asked for something it does not have. `None` when there is no
+/// record with its image at `offset`.
+///
+/// # Errors
+/// What is wrong with the archive up to there.
+pub(super) fn describe(bytes: &dyn Bytes, options: &Options, offset: u64) -> Result<Option<String>, Fault> {
+    // Without a place for labels, every json member is read.
+    let options = Options { label: None, fields: Vec::new(), ..options.clone() };
+    let mut groups = Groups::new(bytes, &options)?;
+    while let Some(group) = groups.next()? {
+        if group.image(&options).is_none_or(|image| image.offset != offset) {
+            continue;
+        }
+        let endings = group.members.iter().map(|(ending, _)| format!(".{}", escape(ending)));
+        let mut text = endings.take(MOST_LISTED).collect::<Vec<_>>().join(", ");
+        if let Some(Ok(Value::Object(object))) = group.parsed() {
+            let keys: Vec<_> = object.keys().take(MOST_LISTED).map(|key| format!("{key:?}")).collect();
+            text.push_str(&format!(" (the keys of its json are {})", keys.join(", ")));
+        }
+        return Ok(Some(text));
+    }
+    Ok(None)
+}
+
+/// An index, and what was found out beside it.
 pub(super) struct Built {
     pub index: ShardIndex,
-    /// Keys without an image, and an example of their members.
-    pub imageless: u64,
-    pub example: Option<String>,
     /// Where a later record has its label, when the first one had none.
     pub late: Option<Label>,
 }
@@ -168,11 +194,16 @@ pub(super) fn build(bytes: &dyn Bytes, options: &Options) -> Result<Built, Fault
     } else {
         Some(Collector::default())
     };
-    let mut builder = Builder { options, index: ShardIndex::default(), labels };
+    let index = ShardIndex {
+        pieces: vec![Pieces::default(); 1 + options.asked()],
+        fields: options.fields.iter().map(Field::new).collect(),
+        ..ShardIndex::default()
+    };
+    let mut builder = Builder { options, index, labels };
     let mut late = None;
     let mut without: HashSet<u64> = HashSet::new();
     let mut keys: Vec<u64> = Vec::new();
-    let (mut imageless, mut example) = (0, None);
+    let (mut imageless, mut example) = (0, String::new());
     let mut groups = Groups::new(bytes, options)?;
     while let Some(group) = groups.next()? {
         match group.image(options) {
@@ -190,36 +221,37 @@ pub(super) fn build(bytes: &dyn Bytes, options: &Options) -> Result<Built, Fault
             None if group.members.is_empty() => {
                 if let Some(image) = group.unread {
                     imageless += 1;
-                    example = example.or(Some(image));
+                    if example.is_empty() {
+                        example = image;
+                    }
                 }
             }
             None => {
                 imageless += 1;
                 without.insert(xxh3_64(&group.key));
-                let name = || group.members.first().map(|(_, member)| escape(&member.name));
-                example = example.or_else(name);
+                if example.is_empty() {
+                    example = escape(&group.members[0].1.name);
+                }
             }
         }
     }
     let mut index = builder.index;
-    index.notes = groups.archive.notes;
+    index.notes = Notes { imageless, imageless_example: example, ..groups.archive.notes };
     index.labels = builder.labels.map(Collector::finish);
     // An image here and its label somewhere else: WebDataset's readers would silently make two records of them.
     let is_needed = options.label != Some(Label::None) || !options.fields.is_empty();
-    let apart = keys.iter().position(|key| without.contains(key));
-    if let Some(at) = apart.filter(|_| is_needed) {
-        return Err(Fault::new(
-            index.offsets[at],
-            format!(
-                "the members of record \"{}\" do not stand one after the other; pack the shard again with its \
-                 members sorted by name (tar --sort=name), or set label = \"none\" if only images are wanted",
-                escape(index.name(at))
-            ),
-        ));
+    if is_needed && keys.iter().any(|key| without.contains(key)) {
+        let others = std::mem::take(&mut index.bad);
+        for (record, key) in keys.iter().enumerate() {
+            let why = if without.contains(key) { Some(APART) } else { others.get(record as u64) };
+            if let Some(why) = why {
+                index.bad.push(record as u64, why, UNUSABLE);
+            }
+        }
     }
     rename_repeated(&mut index);
     index.shrink();
-    Ok(Built { index, imageless, example, late })
+    Ok(Built { index, late })
 }
 
 /// Members of one key.
@@ -230,8 +262,13 @@ struct Group {
     /// The label's member, or what is wrong with it.
     label: Option<Result<Vec<u8>, String>>,
     /// The json member, unparsed: what nobody asks for need not be right.
-    json: Option<Vec<u8>>,
-    arrays: Vec<Option<(NpyHeader, u64)>>,
+    json: Option<Result<Vec<u8>, String>>,
+    /// The header of each array and where its numbers begin.
+    arrays: Vec<Option<Result<(NpyHeader, u64), String>>>,
+    /// What was read of the members that were asked for, in the order of [`ShardIndex::pieces`]: begin, end, hash.
+    seen: Vec<Option<(u64, u64, u64)>>,
+    /// Why nobody knows which of its members is meant.
+    twice: Option<String>,
     /// An image that is a link or the like.
     unread: Option<String>,
 }
@@ -243,6 +280,14 @@ impl Group {
         })
     }
 
+    /// What its json member says, or what is wrong with that.
+    fn parsed(&self) -> Option<Result<Value, String>> {
+        Some(match self.json.as_ref()? {
+            Ok(bytes) => json(bytes).map_err(|why| format!("its json member is no JSON: {why}")),
+            Err(why) => Err(why.clone()),
+        })
+    }
+
     /// Where this record has its label, if it has one.
     ///
     /// # Errors
@@ -251,9 +296,7 @@ impl Group {
         if self.members.iter().any(|(ending, _)| ending == b"cls") {
             return Ok(Some(Label::Text("cls".into())));
         }
-        let Some(Value::Object(object)) = self.json.as_deref().and_then(|bytes| json(bytes).ok()) else {
-            return Ok(None);
-        };
+        let Some(Ok(Value::Object(object))) = self.parsed() else { return Ok(None) };
         // Beside an x that is a number, y is a coordinate.
         let is_place = object.get("x").is_some_and(Value::is_number);
         let names = object.keys().map(String::as_str).filter(|key| !(is_place && *key == "y"));
@@ -304,6 +347,8 @@ impl<'a> Groups<'a> {
             label: None,
             json: None,
             arrays: vec![None; self.options.arrays().count()],
+            seen: vec![None; self.options.asked()],
+            twice: None,
             unread: None,
         };
         self.add(&mut group, dot, first)?;
@@ -339,52 +384,78 @@ impl<'a> Groups<'a> {
             }
             return Ok(());
         }
-        let fault =
-            |why: String| Fault::new(member.offset, format!("member \"{}\": {why}", escape(&member.name)));
         if group.members.iter().any(|(other, _)| *other == ending) {
-            return Err(fault(format!(
-                "its record has two members with the ending \"{}\"; pack the shard again with one of them",
-                escape(&ending)
-            )));
-        }
-        let bounded = |limit: u64| {
-            if member.size > limit {
-                return Err(fault(format!(
-                    "it has {} bytes; to be read for labels and fields it may have {limit}",
-                    member.size
-                )));
-            }
-            Ok(())
-        };
-        if let Some(Label::Text(wanted)) = &self.options.label
-            && ending == wanted.as_bytes()
-        {
-            group.label = Some(if member.size > MAX_TEXT {
-                Err(format!("its label has {} bytes, where {MAX_TEXT} are the most", member.size))
-            } else {
-                Ok(self.archive.data(&member)?.to_vec())
+            group.twice.get_or_insert_with(|| {
+                format!(
+                    "it has two members with the ending \"{}\", of which nobody knows which is meant (the second is \"{}\"); \
+                     pack the shard again with one of them",
+                    escape(&ending),
+                    escape(&member.name)
+                )
             });
+            return Ok(());
+        }
+        let mut asked = 0;
+        if let Some(Label::Text(wanted)) = &self.options.label {
+            if ending == wanted.as_bytes() {
+                group.label = Some(if member.size > MAX_TEXT {
+                    Err(format!("its label has {} bytes, where {MAX_TEXT} are the most", member.size))
+                } else {
+                    Ok(self.read(group, 0, &member)?)
+                });
+            }
+            asked += 1;
         }
         let is_asked = self.options.reads_json();
-        if ending == b"json" && (is_asked || (self.looks_at_json && member.size <= MAX_JSON)) {
-            if is_asked {
-                bounded(MAX_JSON)?;
-            }
-            group.json = Some(self.archive.data(&member)?.to_vec());
+        if ending == b"json" && (is_asked || self.looks_at_json) {
+            group.json = if member.size > MAX_JSON {
+                let size = grouped(member.size);
+                Some(Err(format!(
+                    "its json member has {size} bytes, where {} are the most",
+                    grouped(MAX_JSON)
+                )))
+            } else if is_asked {
+                Some(Ok(self.read(group, asked, &member)?))
+            } else {
+                Some(Ok(
+                    self.archive.blocks(&member, MAX_JSON)?[data(&member)..][..member.size as usize].to_vec()
+                ))
+            };
             // Of records without a place for labels, the first that has a json member may show one.
             self.looks_at_json = self.options.label.is_none();
         }
+        asked += usize::from(is_asked);
         for (place, wanted) in self.options.arrays().enumerate() {
             if ending == wanted.as_bytes() {
-                let start = self.archive.part(&member, MAX_NPY_HEADER)?;
-                let header = NpyHeader::parse(start, member.size).map_err(fault)?;
-                let data = member.offset + header.len;
-                group.arrays[place] = Some((header, data));
+                let start = &self.archive.blocks(&member, MAX_NPY_HEADER)?[data(&member)..];
+                let len = start.len().min(MAX_NPY_HEADER.min(member.size) as usize);
+                let header = NpyHeader::parse(&start[..len], member.size);
+                if let Ok(header) = &header {
+                    let blocks = self.archive.blocks(&member, header.len)?;
+                    let end = member.start + blocks.len() as u64;
+                    group.seen[asked + place] = Some((member.start, end, digest(blocks)));
+                }
+                group.arrays[place] = Some(header.map(|header| {
+                    let data = member.offset + header.len;
+                    (header, data)
+                }));
             }
         }
         group.members.push((ending, member));
         Ok(())
     }
+
+    /// The whole content of a member that was asked for, which is noted as seen.
+    fn read(&mut self, group: &mut Group, asked: usize, member: &Member) -> Result<Vec<u8>, Fault> {
+        let blocks = self.archive.blocks(member, member.size)?;
+        group.seen[asked] = Some((member.start, member.start + blocks.len() as u64, digest(blocks)));
+        Ok(blocks[data(member)..][..member.size as usize].to_vec())
+    }
+}
+
+/// Where a member's data begin among its blocks.
+fn data(member: &Member) -> usize {
+    (member.offset - member.start) as usize
 }
 
 /// Where a name's ending begins; `None` for names that are nobody's.
@@ -419,12 +490,44 @@ impl Builder<'_> {
             index.large.push((record, image.size));
         }
         index.sizes.push(image.size.min(u64::from(LARGE)) as u32);
-        index.checks.push(image.check);
-        self.label(group, image)?;
-        self.fields(group)
+        let parsed = if self.options.reads_json() { group.parsed() } else { None };
+        self.label(group, image, parsed.as_ref())?;
+        let mut wrong = self.fields(group, parsed.as_ref());
+        wrong = self.seal(group, image).err().or(wrong);
+        if let Some(why) = group.twice.clone().or(wrong) {
+            self.index.bad.push(u64::from(record), &why, UNUSABLE);
+        }
+        Ok(())
     }
 
-    fn label(&mut self, group: &Group, image: &Member) -> Result<(), String> {
+    /// Notes what the record was made of.
+    ///
+    /// # Errors
+    /// When that lies too far apart.
+    fn seal(&mut self, group: &Group, image: &Member) -> Result<(), String> {
+        let own = Some((image.start, image.offset, image.digest));
+        let mut digests = Vec::with_capacity(self.index.pieces.len());
+        let mut is_far = false;
+        for (pieces, seen) in self.index.pieces.iter_mut().zip(std::iter::once(&own).chain(&group.seen)) {
+            let piece = seen.map(|(start, end, digest)| (Piece::new(image.offset, start, end), digest));
+            is_far |= matches!(piece, Some((None, _)));
+            pieces.all.push(piece.and_then(|(piece, _)| piece).unwrap_or_default());
+            digests.extend(piece.and_then(|(piece, digest)| piece.map(|_| digest)));
+        }
+        self.index.checks.push(seal(digests));
+        if is_far {
+            Err(format!("its members lie more than {} bytes apart", grouped(1 << 40)))
+        } else {
+            Ok(())
+        }
+    }
+
+    fn label(
+        &mut self,
+        group: &Group,
+        image: &Member,
+        json: Option<&Result<Value, String>>,
+    ) -> Result<(), String> {
         let Some(labels) = &mut self.labels else { return Ok(()) };
         let parsed;
         let raw = match self.options.label.as_ref().expect("found out before") {
@@ -450,20 +553,17 @@ impl Builder<'_> {
             },
             Label::Json(path) => {
                 let place = path.join(".");
-                match group.json.as_deref().map(json) {
+                match json {
                     None => Raw::Wrong(format!(
                         "it has no json member with \"{place}\", where its label should be"
                     )),
-                    Some(Err(why)) => Raw::Wrong(format!("its json member is no JSON: {why}")),
-                    Some(Ok(value)) => {
-                        parsed = value;
-                        match find(&parsed, path) {
-                            Some(value) => Raw::json(value),
-                            None => Raw::Wrong(format!(
-                                "its json member has no \"{place}\", where its label should be"
-                            )),
-                        }
-                    }
+                    Some(Err(why)) => Raw::Wrong(why.clone()),
+                    Some(Ok(value)) => match find(value, path) {
+                        Some(value) => Raw::json(value),
+                        None => Raw::Wrong(format!(
+                            "its json member has no \"{place}\", where its label should be"
+                        )),
+                    },
                 }
             }
         };
@@ -479,110 +579,50 @@ impl Builder<'_> {
         })
     }
 
-    fn fields(&mut self, group: &Group) -> Result<(), String> {
-        let asks_json = self.options.fields.iter().any(|field| matches!(field.from, From::Json(_)));
-        let value = match group.json.as_deref().filter(|_| asks_json).map(json) {
-            Some(Err(why)) => return Err(format!("its json member is no JSON: {why}")),
-            value => value.and_then(Result::ok),
-        };
-        let first = self.index.fields.len() < self.options.fields.len();
-        let (mut array, mut here) = (0, 0);
-        for (at, wanted) in self.options.fields.iter().enumerate() {
+    /// Takes the fields in; what is wrong with the first that is.
+    fn fields(&mut self, group: &Group, json: Option<&Result<Value, String>>) -> Option<String> {
+        let (mut arrays, mut here) = (group.arrays.iter(), 0);
+        let mut wrong = None;
+        for (field, wanted) in self.index.fields.iter_mut().zip(&self.options.fields) {
             let missing = |what: String| format!("it has no {what}, so no field \"{}\"", wanted.name);
-            match &wanted.from {
-                From::Npy(ending) => {
-                    let found = group.arrays[array].as_ref();
-                    array += 1;
-                    let (header, offset) =
-                        found.ok_or_else(|| missing(format!("member ending in \"{ending}\"")))?;
-                    if first {
-                        self.index.fields.push(Field {
-                            dtype: header.dtype,
-                            shape: header.shape.clone(),
-                            place: Place::Shard(Vec::new()),
-                        });
-                    }
-                    let field = &mut self.index.fields[at];
-                    same(field, header.dtype, &header.shape, &wanted.name)?;
-                    if let Place::Shard(offsets) = &mut field.place {
-                        offsets.push(*offset);
-                    }
-                }
+            let odd = |why: String| format!("field \"{}\" ({}): {why}", wanted.name, wanted.from);
+            let taken = match &wanted.from {
+                From::Npy(ending) => match arrays.next().expect("one for each array") {
+                    None => Err(missing(format!("member ending in \"{ending}\""))),
+                    Some(Err(why)) => Err(odd(why.clone())),
+                    Some(Ok((header, offset))) => Ok(field.array(header, *offset).map_err(odd)),
+                },
                 From::Json(path) => {
-                    let found = value.as_ref().and_then(|json| find(json, path));
-                    let value =
-                        found.ok_or_else(|| missing(format!("\"{}\" in a json member", path.join("."))))?;
-                    let numbers = Numbers::from_json(value)
-                        .map_err(|why| format!("field \"{}\": {why}", wanted.name))?;
-                    here += numbers.whole.len() as u64 * 8;
-                    if here > MAX_JSON_FIELDS {
-                        return Err(format!(
-                            "the fields in its json member have more than {} numbers, which are kept in memory; store \
-                             large ones as arrays (\"{}.npy\")",
-                            MAX_JSON_FIELDS / 8,
-                            wanted.name
-                        ));
-                    }
-                    let dtype = if numbers.is_whole { ElementType::I64 } else { ElementType::F32 };
-                    if first {
-                        self.index.fields.push(Field {
-                            dtype,
-                            shape: numbers.shape.clone(),
-                            place: Place::Here(Vec::new()),
-                        });
-                    }
-                    let field = &mut self.index.fields[at];
-                    same(field, field.dtype, &numbers.shape, &wanted.name)?;
-                    if dtype == ElementType::F32 {
-                        field.make_real();
-                    }
-                    let dtype = field.dtype;
-                    if let Place::Here(bytes) = &mut field.place {
-                        match dtype {
-                            ElementType::I64 => {
-                                bytes.extend(numbers.whole.iter().flat_map(|n| n.to_le_bytes()))
-                            }
-                            _ => bytes.extend(numbers.real.iter().flat_map(|n| n.to_le_bytes())),
+                    let found = match json {
+                        Some(Err(why)) => Err(odd(why.clone())),
+                        json => json
+                            .and_then(|json| find(json.as_ref().ok()?, path))
+                            .ok_or_else(|| missing(format!("\"{}\" in a json member", path.join(".")))),
+                    };
+                    let numbers = found.and_then(|value| Numbers::from_json(value).map_err(odd));
+                    numbers.and_then(|numbers| {
+                        let len = numbers.whole.len() as u64 * 8;
+                        if here + len > MAX_JSON_FIELDS {
+                            return Err(odd(format!(
+                                "the fields in its json member have more than {} numbers, which are kept in memory; store \
+                                 large ones as arrays (\"{}.npy\")",
+                                MAX_JSON_FIELDS / 8,
+                                wanted.name
+                            )));
                         }
-                    }
+                        here += len;
+                        Ok(field.numbers(&numbers).map_err(odd))
+                    })
                 }
-            }
+            };
+            let taken = taken.unwrap_or_else(|why| {
+                field.nothing();
+                Err(why)
+            });
+            wrong = wrong.or(taken.err());
         }
-        Ok(())
+        wrong
     }
-}
-
-impl Field {
-    /// Whole numbers become `f32`: one value with a fraction makes the field one of fractions.
-    pub fn make_real(&mut self) {
-        if self.dtype == ElementType::I64
-            && let Place::Here(bytes) = &mut self.place
-        {
-            self.dtype = ElementType::F32;
-            let numbers =
-                bytes.chunks_exact(8).map(|b| i64::from_le_bytes(b.try_into().expect("eight bytes")));
-            *bytes = numbers.flat_map(|number| (number as f32).to_le_bytes()).collect();
-        }
-    }
-
-    pub fn spec(&self, name: &str) -> FieldSpec {
-        FieldSpec { name: name.to_owned(), dtype: self.dtype, shape: self.shape.clone() }
-    }
-
-    /// Bytes of one record's value.
-    pub fn bytes(&self) -> usize {
-        self.shape.iter().product::<u64>() as usize * self.dtype.size()
-    }
-}
-
-fn same(field: &Field, dtype: ElementType, shape: &[u64], name: &str) -> Result<(), String> {
-    if field.dtype == dtype && field.shape == shape {
-        return Ok(());
-    }
-    Err(format!(
-        "field \"{name}\" is {dtype} of shape {shape:?} here and {} of shape {:?} in the records before; all must be alike",
-        field.dtype, field.shape
-    ))
 }
 
 /// Records of one name (a shard that was appended to) get a number: the second "a.jpg" is "a.jpg#2".

@@ -8,13 +8,15 @@ use std::sync::{Arc, Mutex};
 use rayon::prelude::*;
 use xxhash_rust::xxh3::Xxh3;
 
-use super::archive::{self, BLOCK, Bytes, Fault};
+use super::archive::{Bytes, Fault};
 use super::index::{self, ShardIndex};
 use super::options::{Label, Options};
 use super::packed;
+use super::proof::{digest, seal};
 use super::stored;
 use super::unpack::Unpacked;
 use crate::opening::{self, Counted, Step};
+use crate::recognised::grouped;
 use crate::shards::Shards;
 use crate::workers::lock;
 use crate::{CacheConfig, SourceError, cache};
@@ -22,6 +24,9 @@ use crate::{CacheConfig, SourceError, cache};
 /// The fewest bytes worth reading at a time, locally and not.
 pub(super) const LEAST_LOCAL: u64 = 8 << 10;
 const LEAST_REMOTE: u64 = 1 << 20;
+
+/// Records of a local shard that are compared with the index beside it.
+const COMPARED: usize = 16;
 
 /// Which file holds a shard: the shard itself, or its unpacked copy.
 #[derive(Clone, Copy, Debug)]
@@ -86,7 +91,7 @@ impl Indexer<'_> {
         };
         let total = places.iter().map(|&place| self.lane(place).files()[place.file].size).sum();
         let step = Step::begin("indexing shards", Counted::Bytes, Some(total));
-        let passed_over = Mutex::new((0, None));
+        let unused = Mutex::new(Vec::new());
         let late = Mutex::new(None);
         let found: Result<Vec<_>, SourceError> = places
             .par_iter()
@@ -94,19 +99,17 @@ impl Indexer<'_> {
                 step.run(|| {
                     let size = self.lane(place).files()[place.file].size;
                     let kept = Kept::new(self.given, place.shard, options);
-                    let at_hand =
-                        self.beside(place, options).or_else(|| kept.get(folder.as_deref()?, options, size));
+                    let beside = self.beside(place, options).unwrap_or_else(|why| {
+                        lock(&unused).push((place.shard, why));
+                        None
+                    });
+                    let at_hand = beside.or_else(|| kept.get(folder.as_deref()?, options, size));
                     if let Some(index) = at_hand {
                         step.add(size);
                         return Ok((place, index));
                     }
                     let built = self.with(place, Some(&step), |bytes| index::build(bytes, options));
                     let built = built.map_err(|fault| self.error(place, &fault))?;
-                    if built.imageless > 0 {
-                        let mut all = lock(&passed_over);
-                        all.0 += built.imageless;
-                        all.1 = all.1.take().or(built.example);
-                    }
                     // One that is still being written may change without its name in the cache changing.
                     let folder = folder.as_ref().filter(|_| self.given.is_settled());
                     if let Some(found) = built.late {
@@ -123,9 +126,11 @@ impl Indexer<'_> {
             // The first record has no label, and others have: it is the one that lacks something.
             return self.all(places, &Options { label: Some(label), ..options.clone() });
         }
-        let (count, example) = passed_over.into_inner().unwrap_or_default();
-        let example = example.unwrap_or_default();
+        self.say_unused(unused.into_inner().unwrap_or_default());
         if found.iter().all(|(_, index)| index.len() == 0) {
+            let count: u64 = found.iter().map(|(_, index)| index.notes.imageless).sum();
+            let example = found.iter().find(|(_, index)| index.notes.imageless > 0);
+            let example = example.map_or("", |(_, index)| &index.notes.imageless_example);
             let what = match example.rsplit_once('.') {
                 Some((key, last)) if options.images.iter().any(|image| last.eq_ignore_ascii_case(image)) => {
                     let key = key.rsplit('/').next().unwrap_or(key);
@@ -145,49 +150,86 @@ impl Indexer<'_> {
                 options.images.join(", "),
             )));
         }
-        if count > 0 {
-            tracing::warn!(
-                "{count} keys in the shards have no image and are passed over, among them \"{example}\"; set image to \
-                 their ending if they should be records"
-            );
-        }
         Ok(Found { indices: found, label: options.label.clone() })
     }
 
-    /// The index that lies beside a shard, if there is one that fits.
-    fn beside(&self, place: Location, options: &Options) -> Option<ShardIndex> {
+    /// The index that lies beside a shard, if there is one that fits; [`stored`] has the rules.
+    ///
+    /// # Errors
+    /// Why the one that is there is not used.
+    fn beside(&self, place: Location, options: &Options) -> Result<Option<ShardIndex>, Why> {
         let shards = self.lane(place);
-        let is_local = shards.extent(place.file, 0, 0).is_some();
-        if place.lane == 1 || !(is_local || self.is_packed) {
-            return None;
+        let local = shards.extent(place.file, 0, 0).map(|extent| extent.file);
+        if place.lane == 1 || !(local.is_some() || self.is_packed) {
+            return Ok(None);
         }
-        let path = format!("{}.idx", self.given.display(place.shard));
         let size = self.given.files()[place.shard].size;
-        let bytes = packed::read_small(&path, stored::most_bytes(size), self.cache)?;
-        let refuse = |why: &str| {
-            tracing::warn!(
-                "the index {path} is not used: {why}; the shard is read instead. Delete it, or pack the shard again"
-            );
-        };
-        let index = match stored::decode(&bytes, options, size) {
-            Ok(index) => index,
-            Err(why) => {
-                refuse(why);
-                return None;
-            }
-        };
-        // Its first and last record are looked up: one of an older shard of the same size is found out here.
-        let mut ends = [0, index.len().saturating_sub(1)].into_iter().take(index.len());
-        let fits = ends.all(|record| {
-            let mut header = [0; BLOCK as usize];
-            let read = shards.read_at(place.file, index.offsets[record] - BLOCK, &mut header);
-            read.is_ok() && archive::check(&header) == index.checks[record]
-        });
-        if !fits && opening::check().is_ok() {
-            refuse("the shard has changed since it was made");
+        let beside = packed::read_small(&self.beside_name(place.shard), stored::most_bytes(size), self.cache);
+        let Some(bytes) = beside else { return Ok(None) };
+        let index = stored::decode(&bytes, options, size).map_err(Why::Unfit)?;
+        if local.as_deref().is_some_and(is_older_beside) {
+            return Err(Why::Older);
         }
-        fits.then_some(index)
+        let compared = if local.is_some() { COMPARED } else { 2 }.min(index.len());
+        let last = index.len().saturating_sub(1);
+        let mut records = (0..compared).map(|at| at * last / (compared - 1).max(1));
+        let fits = records.all(|record| {
+            let digests = index.proof(record).map(|(offset, len)| {
+                let mut bytes = vec![0; len as usize];
+                shards.read_at(place.file, offset, &mut bytes).is_ok().then(|| digest(&bytes))
+            });
+            let digests: Option<Vec<u64>> = digests.collect();
+            digests.is_some_and(|digests| seal(digests) == index.checks[record])
+        });
+        match fits {
+            true => Ok(Some(index)),
+            false if opening::check().is_err() => Ok(None),
+            false => Err(Why::Unfit("the shard has changed since it was made")),
+        }
     }
+
+    fn beside_name(&self, shard: usize) -> String {
+        format!("{}.idx", self.given.display(shard))
+    }
+
+    /// Says which indices beside shards were not used: once for each reason.
+    fn say_unused(&self, mut unused: Vec<(usize, Why)>) {
+        unused.sort_unstable();
+        while let Some(&(shard, why)) = unused.first() {
+            let all = unused.len();
+            unused.retain(|&(_, other)| other != why);
+            let name = self.beside_name(shard);
+            let others = match all - unused.len() - 1 {
+                0 => String::new(),
+                count => format!(" (and {} more like it)", grouped(count as u64)),
+            };
+            match why {
+                Why::Older => tracing::info!(
+                    "the index {name}{others} is older than its shard and is not used; the shard is read once instead. If \
+                     they belong together, as copies without their times do, touch the index"
+                ),
+                Why::Unfit(why) => tracing::warn!(
+                    "the index {name}{others} is not used: {why}; the shard is read instead. Delete it, or pack the shard \
+                     again"
+                ),
+            }
+        }
+    }
+}
+
+/// Why an index beside a shard is not used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Why {
+    Older,
+    Unfit(&'static str),
+}
+
+/// Whether the index beside a shard was written before the shard was.
+fn is_older_beside(shard: &Path) -> bool {
+    let mut beside = shard.as_os_str().to_owned();
+    beside.push(".idx");
+    let time = |path: &Path| std::fs::metadata(path).and_then(|meta| meta.modified()).ok();
+    time(Path::new(&beside)) < time(shard)
 }
 
 /// The name of an index in the cache.
@@ -202,8 +244,7 @@ impl Kept {
             hash.update(b"\0");
         }
         hash.update(&options.hash().to_le_bytes());
-        // Builds before had other rules for labels.
-        hash.update(b"labels 2");
+        hash.update(&stored::VERSION.to_le_bytes());
         Self(format!("tar-{:032x}.index", hash.digest128()))
     }
 

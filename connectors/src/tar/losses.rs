@@ -8,6 +8,8 @@ use crate::recognised::{grouped, printed};
 pub(super) struct Losses {
     /// Members that were passed over, as a fact about the source.
     pub skipped: Option<String>,
+    /// Keys without an image, as a sentence.
+    pub imageless: Option<String>,
     /// What is probably missing, as a sentence.
     pub missing: Option<String>,
 }
@@ -16,6 +18,7 @@ impl Losses {
     /// From the shards' names and notes.
     pub fn of(shards: impl Iterator<Item = (String, Notes)>) -> Self {
         let (mut skipped, mut example) = (0, String::new());
+        let (mut imageless, mut imageless_example) = (0, String::new());
         let mut missing: Vec<String> = Vec::new();
         let (mut unended, mut joined) = (0, 0);
         for (name, notes) in shards {
@@ -23,6 +26,10 @@ impl Losses {
                 example = notes.example;
             }
             skipped += notes.skipped;
+            if imageless == 0 {
+                imageless_example = notes.imageless_example;
+            }
+            imageless += notes.imageless;
             if let Some(members) = notes.unended {
                 if unended == 0 {
                     missing.push(format!(
@@ -56,6 +63,15 @@ impl Losses {
                 format!(
                     "{} links, devices and the like passed over (the first is {example})",
                     grouped(skipped)
+                )
+            }),
+            imageless: (imageless > 0).then(|| {
+                let (plural, are) = if imageless == 1 { ("", "has no image and is") } else { ("s", "have no image and are") };
+                format!(
+                    "{} key{plural} in the shards {are} passed over, like \"{}\"; set image to their ending if they should \
+                     be records",
+                    grouped(imageless),
+                    printed(&imageless_example)
                 )
             }),
             missing: (!missing.is_empty()).then(|| missing.join("; ")),
@@ -97,5 +113,16 @@ mod tests {
             assert!(missing.contains(part), "{missing}");
         }
         assert!(!missing.contains("go on so"), "{missing}");
+        let keys = |imageless, example: &str| {
+            let notes = Notes { imageless, imageless_example: example.into(), ..Notes::default() };
+            ("e.tar".to_owned(), notes)
+        };
+        let said = Losses::of([whole(), keys(2, "x.txt"), keys(3, "y.txt")].into_iter()).imageless.unwrap();
+        assert!(
+            said.starts_with("5 keys in the shards have no image") && said.contains("like \"x.txt\""),
+            "{said}"
+        );
+        let said = Losses::of([keys(1, "x.txt")].into_iter()).imageless.unwrap();
+        assert!(said.starts_with("1 key in the shards has no image and is passed over"), "{said}");
     }
 }

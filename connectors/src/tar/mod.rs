@@ -2,28 +2,33 @@
 //!
 //! ```text
 //!  open:    shards ─▶ [unpack .gz .zst into the cache] ─▶ index of each: beside it, from the cache, or by a walk ─▶ Tar
-//!  reading: record ─▶ part (binary search) ─▶ byte ranges of the shard itself ─▶ header checked ─▶ image, fields
+//!  reading: record ─▶ part (binary search) ─▶ byte ranges of the shard itself ─▶ pieces compared ─▶ image, fields
 //! ```
 //!
 //! # Promises
 //!
 //! - A record is read straight from its shard. No member is ever written to disk, under whatever name.
 //! - The members are those that Python's `tarfile` finds ([`archive`]), grouped as WebDataset does ([`index`]).
-//! - The header before each image is read with it and compared to the one that was indexed: a shard that was replaced is
-//!   noticed even when its size is the same.
-//! - An index is 28 bytes a record and its names (and 8 for each array field, and the numbers of `json` fields). It is
-//!   made once for each shard and kept in the cache folder, or beside the shard by `fuelrail pack`.
+//! - What a record of the index was made of ([`proof`]: the headers of its image, its label, its numbers) is read with it
+//!   and compared: a shard that was replaced is noticed even when its size is the same. [`stored`] says which index is
+//!   believed in the first place.
+//! - A record that lacks a field, or whose field is of another kind than most have, is one bad record ([`fields`]).
+//! - An index is 20 bytes a record, its name and its label (and 8 for each array field, the numbers of `json` fields, and 6
+//!   for each member whose place beside the image is not always the same). It is made once for each shard and kept in the
+//!   cache folder, or beside the shard by `fuelrail pack`.
 //!
 //! # What it does not do
 //!
 //! It reads no links, devices or sparse members (which are passed over and counted), runs no command (`pipe:`) and unpickles nothing.
 
 mod archive;
+mod fields;
 mod index;
 mod indexer;
 mod losses;
 mod options;
 mod packed;
+mod proof;
 mod reader;
 mod stored;
 mod unpack;
@@ -37,6 +42,7 @@ use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::Xxh3;
 
 use self::archive::Bytes;
+use self::fields::Unsettled;
 use self::index::{OTHER, ShardIndex};
 use self::indexer::{Indexer, LEAST_LOCAL, Location};
 use self::losses::Losses;
@@ -45,8 +51,9 @@ use self::packed::Packed;
 use self::unpack::Unpacked;
 use crate::labels::{self, Context, Labels};
 use crate::manifest::escape;
-use crate::recognised::Recognised;
+use crate::recognised::{Recognised, grouped};
 use crate::shards::{Shards, ends_with};
+use crate::verdicts::Verdicts;
 use crate::{
     Blocks, CacheConfig, Extent, Fingerprint, IndexedSource, Reader, ReaderConfig, Schema, SourceError,
 };
@@ -130,10 +137,17 @@ pub(crate) fn open(config: &TarConfig) -> Result<Arc<dyn IndexedSource>, SourceE
     let indices = found.indices;
     let notes = indices.iter().map(|(place, index)| (given.display(place.shard), index.notes.clone()));
     let losses = Losses::of(notes);
-    if let Some(missing) = &losses.missing {
-        tracing::warn!("{missing}");
+    for warning in [&losses.missing, &losses.imageless].into_iter().flatten() {
+        tracing::warn!("{warning}");
     }
-    let mut tar = Tar::merge(given.clone(), unpacked, indices, &options, settled.classes.as_deref())?;
+    let mut tar = Tar::merge(given.clone(), indices);
+    tar.merge_fields(&options, &|place, offset| {
+        let described = indexer.with(place, None, |bytes| index::describe(bytes, &options, offset));
+        described.ok().flatten().unwrap_or_default()
+    })?;
+    tar.merge_labels(&options, settled.classes.as_deref())?;
+    tar.unpacked = unpacked;
+    tar.finish()?;
     tar.losses = losses;
     tar.recognised(&options).say(&given.describe(), tar.len);
     Ok(Arc::new(tar))
@@ -186,8 +200,10 @@ struct Tar {
     len: u64,
     labels: Labels,
     schema: Schema,
-    /// Bytes of the fields that are kept here, and of all.
+    /// Bytes of the fields of a record.
     fields_bytes: u64,
+    /// Records that are bad for another reason than their label.
+    bad: Verdicts,
     fingerprint: Fingerprint,
     largest: u64,
     losses: Losses,
@@ -202,13 +218,7 @@ struct Part {
 }
 
 impl Tar {
-    fn merge(
-        given: Arc<Shards>,
-        unpacked: Option<Unpacked>,
-        indices: Vec<(Location, ShardIndex)>,
-        options: &Options,
-        classes: Option<&[String]>,
-    ) -> Result<Self, SourceError> {
+    fn merge(given: Arc<Shards>, indices: Vec<(Location, ShardIndex)>) -> Self {
         let mut parts = Vec::new();
         let mut len = 0;
         for (place, index) in indices {
@@ -218,54 +228,112 @@ impl Tar {
                 parts.push(Part { first, place, index });
             }
         }
-        let mut tar = Self {
+        Self {
             given,
-            unpacked,
+            unpacked: None,
             parts,
             len,
             labels: Labels::default(),
             schema: Schema::images(),
             fields_bytes: 0,
+            bad: Verdicts::default(),
             fingerprint: Fingerprint(0),
             largest: 0,
             losses: Losses::default(),
-        };
-        tar.merge_labels(options, classes)?;
-        tar.merge_fields(options)?;
-        tar.fingerprint = tar.hash();
-        tar.largest = (0..tar.len).map(|index| tar.size(index)).max().unwrap_or_default();
-        Ok(tar)
+        }
     }
 
-    fn merge_fields(&mut self, options: &Options) -> Result<(), SourceError> {
-        for (at, wanted) in options.fields.iter().enumerate() {
-            let fields = || self.parts.iter().map(|part| &part.index.fields[at]);
-            let is_real = fields().any(|field| field.dtype != crate::ElementType::I64);
-            if is_real {
-                self.parts.iter_mut().for_each(|part| part.index.fields[at].make_real());
-            }
-            let first = self.parts[0].index.fields[at].spec(&wanted.name);
-            for part in &self.parts[1..] {
-                let other = part.index.fields[at].spec(&wanted.name);
-                if other != first {
-                    return Err(SourceError::data(format!(
-                        "field \"{}\" is {} of shape {:?} in {} and {} of shape {:?} in {}; all must be alike",
-                        wanted.name,
-                        first.dtype,
-                        first.shape,
-                        self.given.display(self.parts[0].place.shard),
-                        other.dtype,
-                        other.shape,
-                        self.given.display(part.place.shard),
-                    )));
-                }
-            }
-            self.schema.fields.push(first);
-        }
+    /// Computes what follows from the labels and fields.
+    fn finish(&mut self) -> Result<(), SourceError> {
         self.schema
             .check(self.labels.is_some())
             .map_err(|why| SourceError::config(format!("fields: {why}")))?;
+        self.fingerprint = self.hash();
+        self.largest = (0..self.len).map(|index| self.size(index)).max().unwrap_or_default();
+        Ok(())
+    }
+
+    /// Settles the fields, and which records are bad for want of them. `describe` says what members the record has whose image
+    /// lies at an offset of a shard.
+    fn merge_fields(
+        &mut self,
+        options: &Options,
+        describe: &dyn Fn(Location, u64) -> String,
+    ) -> Result<(), SourceError> {
+        let own = self.parts.iter_mut().map(|part| (part.first, std::mem::take(&mut part.index.bad)));
+        let mut verdicts: Vec<(u64, Verdicts)> = own.collect();
+        for (at, wanted) in options.fields.iter().enumerate() {
+            let list = self.parts.iter_mut().map(|part| {
+                let records = part.index.len();
+                (&mut part.index.fields[at], records)
+            });
+            let settled = fields::settle(wanted, &mut list.collect::<Vec<_>>());
+            let settled = settled.map_err(|unsettled| {
+                let own = &verdicts[..self.parts.len()];
+                let (what, row) = self.unsettled(&unsettled, own);
+                let has = row.map_or_else(String::new, |row| {
+                    let (part, record) = self.part(row);
+                    let members = describe(part.place, part.index.offsets[record]);
+                    format!(" (that record has the members {members})")
+                });
+                SourceError::data(format!(
+                    "field \"{}\" ({}) of {} {what}{has}. Name another place (fields=[\"emb.npy\"] or [\"json:box\"]), or \
+                     leave the field out",
+                    wanted.name,
+                    wanted.from,
+                    self.given.describe()
+                ))
+            })?;
+            verdicts.push((0, settled.odd));
+            self.schema.fields.push(settled.spec);
+        }
         self.fields_bytes = self.schema.fields_bytes() as u64;
+        self.judge(&verdicts)
+    }
+
+    /// What is wrong with a field, in words, and with which record first. `own` are the verdicts of each part.
+    fn unsettled(&self, unsettled: &Unsettled, own: &[(u64, Verdicts)]) -> (String, Option<u64>) {
+        match unsettled {
+            Unsettled::Even(kinds) => (format!("is {kinds}; all must be alike"), None),
+            Unsettled::Most(count, row, odd) => {
+                let part = own.iter().rfind(|(first, _)| first <= row);
+                let own = part.and_then(|(first, bad)| bad.get(row - first));
+                let what = format!(
+                    "has no usable value in {} of {} records; the first: {}: {}",
+                    grouped(*count),
+                    grouped(self.len),
+                    self.key(*row),
+                    odd.as_deref().or(own).unwrap_or_default()
+                );
+                (what, Some(*row))
+            }
+        }
+    }
+
+    /// Takes verdicts in, each list with the number of its first row.
+    ///
+    /// # Errors
+    /// When most records are bad.
+    fn judge(&mut self, verdicts: &[(u64, Verdicts)]) -> Result<(), SourceError> {
+        let mut all: Vec<(u64, &str)> = Vec::new();
+        for (first, bad) in verdicts {
+            all.extend(bad.iter().map(|(row, why)| (first + row, why)));
+        }
+        // Of several reasons the first one counts: equal rows stay in their order.
+        all.sort_by_key(|&(row, _)| row);
+        all.dedup_by_key(|(row, _)| *row);
+        if let Some(&(row, why)) = all.first().filter(|_| all.len() as u64 * 2 > self.len) {
+            return Err(SourceError::data(format!(
+                "{} of {} records of {} cannot be used; the first: {}: {why}",
+                grouped(all.len() as u64),
+                grouped(self.len),
+                self.given.describe(),
+                self.key(row)
+            )));
+        }
+        for (row, why) in all {
+            self.bad.push(row, why, index::UNUSABLE);
+        }
         Ok(())
     }
 
@@ -337,6 +405,7 @@ impl Tar {
             }
         }
         self.labels.hash_bad(&mut hash);
+        self.bad.hash(&mut hash, b"without fields");
         Fingerprint(hash.digest128())
     }
 
@@ -376,7 +445,7 @@ impl IndexedSource for Tar {
     }
 
     fn verdict(&self, index: u64) -> Option<String> {
-        self.labels.verdict(index)
+        self.bad.get(index).map(str::to_owned).or_else(|| self.labels.verdict(index))
     }
 
     fn classes(&self) -> &[String] {
@@ -417,7 +486,7 @@ impl IndexedSource for Tar {
         let parts: u64 = self.parts.iter().map(|part| size_of::<Part>() as u64 + part.index.memory()).sum();
         let shards: u64 =
             [0, 1].into_iter().filter_map(|lane| self.lane(lane)).map(|lane| lane.memory()).sum();
-        parts + size_of::<Self>() as u64 + self.labels.memory() + shards
+        parts + size_of::<Self>() as u64 + self.labels.memory() + self.bad.memory() + shards
     }
 
     fn reader_memory(&self) -> u64 {

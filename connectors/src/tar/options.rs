@@ -114,6 +114,12 @@ impl Options {
             || self.fields.iter().any(|field| matches!(field.from, From::Json(_)))
     }
 
+    /// How many members of a record are read beside its image: its label's, its json member, its arrays.
+    pub fn asked(&self) -> usize {
+        let is_text = matches!(self.label, Some(Label::Text(_)));
+        usize::from(is_text) + usize::from(self.reads_json()) + self.arrays().count()
+    }
+
     /// The endings of the arrays, in the order of the fields.
     pub fn arrays(&self) -> impl Iterator<Item = &str> {
         self.fields.iter().filter_map(|field| match &field.from {

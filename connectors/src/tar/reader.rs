@@ -1,17 +1,19 @@
-//! Records out of ranges of shards: the image with the header before it, and the arrays beside it.
+//! Records out of ranges of shards: the image, the arrays beside it, and the pieces that the index was made of.
 //!
 //! ```text
-//!   in the shard   │ header │ emb.npy │ header │ image │           one range where the pieces are near,
-//!                           ╰──8───╯  ╰───────16───────╯           several where they are not
+//!   in the shard   │ header │ emb.npy │ header │ cls │ header │ image │      one range where the pieces are near,
+//!                  ╰───────────╯      ╰──────────────────╯                   several where they are not
 //!   the record     │ image │ emb │ numbers of the json member │
 //! ```
+//!
+//! What is there now is compared with what was indexed, so that an image is never delivered with the label of another.
 //!
 //! The ranges are read by the shards' own readers; here they are put together on the thread that finished the last one.
 
 use std::sync::{Arc, Mutex};
 
-use super::archive::{BLOCK, check};
-use super::index::Place;
+use super::fields::Place;
+use super::proof::{self, digest, seal};
 use super::{Part, Tar};
 use crate::shards::Ranges;
 use crate::workers::{Meter, finish, lock};
@@ -45,10 +47,11 @@ pub(super) fn memory(tar: &Tar) -> u64 {
     let lanes = if tar.parts.iter().any(|part| part.place.lane != tar.parts[0].place.lane) { 2 } else { 1 };
     // The readers of two lanes have a pool each.
     let pools = (lanes - 1) * POOL_BYTES;
-    if tar.stride() == 1 && tar.schema.fields.is_empty() {
-        return pools;
-    }
-    pools + WAITING * (tar.largest + tar.stride() * NEAR)
+    let proof = |part: &Part| part.index.pieces.iter().map(proof::Pieces::longest).sum::<u64>();
+    let gaps = tar.parts[0].index.pieces.len() as u64 - 1;
+    let beside = tar.parts.iter().map(proof).max().unwrap_or(0) + gaps * NEAR;
+    let twice = if tar.schema.fields.is_empty() { 0 } else { tar.largest };
+    pools + WAITING * (beside + twice)
 }
 
 /// A stretch of a shard.
@@ -68,17 +71,22 @@ impl Tar {
     /// The most spans that a record may have.
     fn stride(&self) -> u64 {
         let arrays = self.parts[0].index.fields.iter().filter(|field| matches!(field.place, Place::Shard(_)));
-        1 + arrays.count() as u64
+        (1 + self.parts[0].index.pieces.len() + arrays.count()) as u64
     }
 
-    /// The image with its header, in a shard.
+    /// The image, in a shard.
     fn image(part: &Part, record: usize) -> Span {
-        Span { offset: part.index.offsets[record] - BLOCK, len: part.index.size(record) + BLOCK }
+        Span { offset: part.index.offsets[record], len: part.index.size(record) }
     }
 
-    /// What has to be read for a record: its pieces, the near ones together, in the order of the shard.
+    /// What has to be read for a record: its pieces, the near ones together. What is only compared stays alone where it is
+    /// long, for what is read with the image is kept as long as that.
     fn spans(&self, part: &Part, record: usize) -> Vec<Span> {
         let mut pieces = vec![Self::image(part, record)];
+        let mut alone = Vec::new();
+        for (offset, len) in part.index.proof(record) {
+            if len > NEAR { &mut alone } else { &mut pieces }.push(Span { offset, len });
+        }
         for field in &part.index.fields {
             if let Place::Shard(offsets) = &field.place {
                 pieces.push(Span { offset: offsets[record], len: field.bytes() as u64 });
@@ -94,47 +102,39 @@ impl Tar {
                 _ => spans.push(piece),
             }
         }
+        spans.append(&mut alone);
         spans
     }
 
-    /// The error of a record whose header is another one now.
+    /// The error of a record that was made of something else.
     fn changed(&self, index: u64, part: &Part) -> ReadError {
         let shard = self.given.display(part.place.shard);
         ReadError::replaced(
             self.key(index),
             format!(
-                "{shard} has changed since it was indexed: another member is where this one was; keep the shards \
-                 unchanged while they are in use, or start again (and delete {shard}.idx if it is older)"
+                "{shard} has changed since it was indexed: another member is where this one, its label or a field of it was; \
+                 keep the shards unchanged while they are in use, or start again (and delete {shard}.idx if it is older)"
             ),
         )
-    }
-
-    /// A record that is nothing but an image.
-    fn plain(&self, index: u64, mut bytes: Buffer) -> Result<Buffer, ReadError> {
-        let (part, record) = self.part(index);
-        if check(&bytes[..BLOCK as usize]) != part.index.checks[record] {
-            return Err(self.changed(index, part));
-        }
-        let len = bytes.len() - BLOCK as usize;
-        bytes.set_range(BLOCK as usize, len);
-        Ok(bytes)
     }
 
     /// A record from the spans that were read for it.
     fn assemble(&self, index: u64, spans: &[Span], mut read: Vec<Buffer>) -> Result<Buffer, ReadError> {
         let (part, record) = self.part(index);
-        let image = Self::image(part, record);
         let find = |piece: Span| {
             let at = spans.iter().position(|span| span.offset <= piece.offset && piece.end() <= span.end());
             let at = at.expect("each piece is in a span");
             let begin = (piece.offset - spans[at].offset) as usize;
             (at, begin..begin + piece.len as usize)
         };
-        let (at, range) = find(image);
-        if check(&read[at][range.start..][..BLOCK as usize]) != part.index.checks[record] {
+        let digests = part.index.proof(record).map(|(offset, len)| {
+            let (at, range) = find(Span { offset, len });
+            digest(&read[at][range])
+        });
+        if seal(digests) != part.index.checks[record] {
             return Err(self.changed(index, part));
         }
-        let range = range.start + BLOCK as usize..range.end;
+        let (at, range) = find(Self::image(part, record));
         let mut fields = Vec::with_capacity(self.fields_bytes as usize);
         for field in &part.index.fields {
             match &field.place {
@@ -180,10 +180,7 @@ impl Ranges for Spans {
     fn locate(&self, index: u64) -> (usize, u64, u64) {
         let stride = self.tar.stride();
         let (part, record) = self.tar.part(index / stride);
-        let span = match stride {
-            1 => Tar::image(part, record),
-            _ => self.tar.spans(part, record)[(index % stride) as usize],
-        };
+        let span = self.tar.spans(part, record)[(index % stride) as usize];
         (part.place.file, span.offset, span.len)
     }
 
@@ -247,14 +244,20 @@ impl Reader for Pieces {
             let (part, record) = self.tar.part(index);
             let (tar, meter) = (self.tar.clone(), self.meter.clone());
             let lane = &mut lanes[part.place.lane];
-            if self.tar.schema.fields.is_empty() {
-                let whole = move |result: Result<crate::Record, ReadError>| {
-                    end(&meter, index, done, result.and_then(|record| tar.plain(index, record.bytes)));
-                };
-                lane.push(ReadRequest { index, done: Box::new(whole) });
+            if let Some(why) = tar.bad.get(index) {
+                end(&meter, index, done, Err(ReadError::bad(tar.key(index), why.to_owned())));
                 continue;
             }
             let spans = self.tar.spans(part, record);
+            if spans.len() == 1 {
+                let whole = move |result: Result<crate::Record, ReadError>| {
+                    let record = result.map(|record| vec![record.bytes]);
+                    let record = record.and_then(|read| tar.assemble(index, &spans, read));
+                    end(&meter, index, done, record);
+                };
+                lane.push(ReadRequest { index: index * stride, done: Box::new(whole) });
+                continue;
+            }
             let state = JointState { done: Some(done), read: spans.iter().map(|_| None).collect() };
             let joint = Arc::new(Joint { index, spans, state: Mutex::new(state) });
             for place in 0..joint.spans.len() {

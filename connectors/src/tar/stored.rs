@@ -5,21 +5,41 @@
 //!                                                              each column: its bytes u64, then they; little-endian
 //! ```
 //!
+//! # Whose index it is
+//!
+//! An index is not believed because it lies there. It is used for a shard when all of these hold, and else the shard is
+//! read again, which is said:
+//!
+//! - it is of this version, for these options and for a shard of this size;
+//! - on a local disk, the shard was not written after it (a shard that is newer than the index beside it may have other
+//!   labels in the same places; copies keep their times, or cost one walk over the headers);
+//! - of some of its records (the first and the last; of a local shard some between them) the [pieces](super::proof) that
+//!   they were made of are there, byte for byte.
+//!
+//! And whatever was believed when it was opened, every record that is read is compared with its pieces, label and numbers
+//! included ([`reader`](super::reader)): where another record, another label or another array is now, reading ends with an
+//! error and never with what was there before. A remote shard is not read through for that.
+//!
+//! What none of this sees: that a shard of the same size, whose records are all still the same, got one more where before
+//! there was a member without an image; and, in a shard written anew with an old time, that a bad record is mended.
+//!
 //! Such a file comes from outside like any other: every length is checked against the bytes that are there before
 //! anything is allocated, and every offset against the size of the shard.
 
 use xxhash_rust::xxh3::xxh3_128;
 
 use super::archive::{BLOCK, Notes};
-use super::index::{Field, MAX_JSON_FIELDS, Place, ShardIndex};
+use super::fields::{Field, Kind, NONE, Place};
+use super::index::{MAX_JSON_FIELDS, ShardIndex};
 use super::options::{From, Options};
+use super::proof::{Piece, Pieces};
 use crate::labels::{Column, Run};
+use crate::verdicts::Verdicts;
 use crate::{ElementType, MAX_FIELD_BYTES};
 
 const MAGIC: &[u8; 8] = b"frtaridx";
-/// Version 2 says which records have no label that is of use. An index without such records is written as version 1, which
-/// older builds read.
-const VERSIONS: [u32; 2] = [1, 2];
+/// Those before 3 knew neither records without a field nor what a record was made of; they are not read.
+pub(super) const VERSION: u32 = 3;
 
 /// An index file of a shard of `size` bytes is never longer: a record has two blocks at least, and the numbers of a json
 /// member take up to eight bytes for two of text.
@@ -31,8 +51,7 @@ pub(super) fn most_bytes(size: u64) -> u64 {
 pub(super) fn encode(index: &ShardIndex, options: &Options, size: u64) -> Vec<u8> {
     let mut out = Vec::with_capacity(index.memory() as usize + 1024);
     out.extend_from_slice(MAGIC);
-    let bad = index.labels.as_ref().filter(|run| !run.bad.is_empty());
-    out.extend(VERSIONS[usize::from(bad.is_some())].to_le_bytes());
+    out.extend(VERSION.to_le_bytes());
     out.extend(size.to_le_bytes());
     out.extend(options.hash().to_le_bytes());
     out.extend((index.len() as u64).to_le_bytes());
@@ -42,6 +61,10 @@ pub(super) fn encode(index: &ShardIndex, options: &Options, size: u64) -> Vec<u8
     column(&mut out, index.sizes.iter().map(|n| n.to_le_bytes()));
     column(&mut out, index.large.iter().map(|n| u64::from(n.0).to_le_bytes()));
     column(&mut out, index.large.iter().map(|n| n.1.to_le_bytes()));
+    for pieces in &index.pieces {
+        column(&mut out, pieces.all.iter().map(|piece| piece.at.to_le_bytes()));
+        column(&mut out, pieces.all.iter().map(|piece| piece.len.to_le_bytes()));
+    }
     column(&mut out, index.checks.iter().map(|n| n.to_le_bytes()));
     match index.labels.as_ref().map(|run| &run.column) {
         None => out.push(0),
@@ -55,14 +78,18 @@ pub(super) fn encode(index: &ShardIndex, options: &Options, size: u64) -> Vec<u8
             column(&mut out, of.iter().map(|n| n.to_le_bytes()));
         }
     }
-    if let Some(Run { bad, reasons, .. }) = bad {
-        texts(&mut out, reasons);
-        column(&mut out, bad.iter().map(|(row, _)| row.to_le_bytes()));
-        column(&mut out, bad.iter().map(|(_, why)| why.to_le_bytes()));
+    for bad in index.labels.iter().map(|run| &run.bad).chain([&index.bad]) {
+        texts(&mut out, &bad.reasons);
+        column(&mut out, bad.rows.iter().map(|(row, _)| row.to_le_bytes()));
+        column(&mut out, bad.rows.iter().map(|(_, why)| why.to_le_bytes()));
     }
     for field in &index.fields {
-        out.push(dtype_number(field.dtype));
-        column(&mut out, field.shape.iter().map(|n| n.to_le_bytes()));
+        out.push(field.kinds.len() as u8);
+        for kind in &field.kinds {
+            out.push(dtype_number(kind.dtype));
+            column(&mut out, kind.shape.iter().map(|n| n.to_le_bytes()));
+        }
+        column(&mut out, field.of.iter().map(|&kind| [kind]));
         match &field.place {
             Place::Here(bytes) => {
                 out.push(0);
@@ -81,6 +108,8 @@ pub(super) fn encode(index: &ShardIndex, options: &Options, size: u64) -> Vec<u8
         column(&mut out, notes.example.bytes().map(|b| [b]));
         out.extend(notes.unended.unwrap_or(u64::MAX).to_le_bytes());
         out.extend(notes.behind.to_le_bytes());
+        out.extend(notes.imageless.to_le_bytes());
+        column(&mut out, notes.imageless_example.bytes().map(|b| [b]));
     }
     let sum = xxh3_128(&out);
     out.extend(sum.to_le_bytes());
@@ -110,8 +139,9 @@ pub(super) fn decode(bytes: &[u8], options: &Options, size: u64) -> Result<Shard
     if from.take(8) != Some(MAGIC) {
         return Err("it is no index of fuelrail's");
     }
-    let version = from.u32().filter(|version| VERSIONS.contains(version));
-    let version = version.ok_or("it is of another version of fuelrail")?;
+    if from.u32() != Some(VERSION) {
+        return Err("another version of fuelrail wrote it");
+    }
     if xxh3_128(bytes).to_le_bytes() != *sum {
         return Err(DAMAGED);
     }
@@ -121,7 +151,7 @@ pub(super) fn decode(bytes: &[u8], options: &Options, size: u64) -> Result<Shard
     if from.take(16) != Some(&options.hash().to_le_bytes()[..]) {
         return Err("it was made for other settings of image, label and fields");
     }
-    let mut index = from.index(options, version).ok_or(DAMAGED)?;
+    let mut index = from.index(options).ok_or(DAMAGED)?;
     if !from.0.is_empty() {
         index.notes = from.notes().ok_or(DAMAGED)?;
     }
@@ -166,6 +196,8 @@ impl<'a> Rest<'a> {
             example: String::from_utf8(self.column(|[b]| b)?).ok()?,
             unended: Some(self.u64()?).filter(|&members| members != u64::MAX),
             behind: self.u64()?,
+            imageless: self.u64()?,
+            imageless_example: String::from_utf8(self.column(|[b]| b)?).ok()?,
         })
     }
 
@@ -179,7 +211,52 @@ impl<'a> Rest<'a> {
         (texts.len() as u64 == count).then_some(texts)
     }
 
-    fn index(&mut self, options: &Options, version: u32) -> Option<ShardIndex> {
+    fn pieces(&mut self, records: u64) -> Option<Pieces> {
+        let (at, len) = (self.column(i32::from_le_bytes)?, self.column(u16::from_le_bytes)?);
+        let is_whole =
+            at.len() == len.len() && (at.len() as u64 == records || (at.len() == 1 && records > 0));
+        let all = at.into_iter().zip(len).map(|(at, len)| Piece { at, len });
+        is_whole.then(|| Pieces { all: all.collect() })
+    }
+
+    fn verdicts(&mut self, records: u64) -> Option<Verdicts> {
+        let reasons = self.texts()?;
+        let (rows, why) = (self.column(u64::from_le_bytes)?, self.column(u32::from_le_bytes)?);
+        (rows.len() == why.len()).then_some(())?;
+        let verdicts = Verdicts { rows: rows.into_iter().zip(why).collect(), reasons };
+        verdicts.is_sound(records).then_some(verdicts)
+    }
+
+    fn field(&mut self, from: &From, records: u64) -> Option<Field> {
+        let kinds = (0..self.byte()?).map(|_| {
+            let kind = Kind { dtype: dtype_of(self.byte()?)?, shape: self.column(u64::from_le_bytes)? };
+            let bytes =
+                kind.shape.iter().try_fold(kind.dtype.size() as u64, |bytes, &n| bytes.checked_mul(n))?;
+            let most = if matches!(from, From::Json(_)) { MAX_JSON_FIELDS } else { MAX_FIELD_BYTES };
+            (bytes <= most).then_some(kind)
+        });
+        let kinds = kinds.collect::<Option<Vec<_>>>()?;
+        let of = self.column(u8::from_le_bytes)?;
+        let is_known = |&kind: &u8| kind == NONE || usize::from(kind) < kinds.len();
+        let is_whole = of.len() as u64 == records || (of.is_empty() && !kinds.is_empty());
+        ((is_whole || records == 0) && of.iter().all(is_known)).then_some(())?;
+        let place = match (self.byte()?, from) {
+            (0, From::Json(_)) => Place::Here(self.column(u8::from_le_bytes)?),
+            (1, From::Npy(_)) => Place::Shard(self.column(u64::from_le_bytes)?),
+            _ => return None,
+        };
+        let field = Field { kinds, of, place };
+        let kinds = (0..records as usize).filter_map(|record| field.kind_of(record));
+        let is_full = match &field.place {
+            Place::Here(values) => {
+                values.len() as u64 == kinds.map(|kind| field.kinds[kind].bytes() as u64).sum::<u64>()
+            }
+            Place::Shard(offsets) => offsets.len() as u64 == records,
+        };
+        is_full.then_some(field)
+    }
+
+    fn index(&mut self, options: &Options) -> Option<ShardIndex> {
         let records = self.u64()?;
         let whole = |len: usize| (len as u64 == records).then_some(());
         let names = self.column(u8::from_le_bytes)?;
@@ -191,6 +268,7 @@ impl<'a> Rest<'a> {
         let large = large_records.into_iter().zip(large_sizes);
         let large = large.map(|(record, size)| Some((u32::try_from(record).ok()?, size)));
         let large = large.collect::<Option<Vec<_>>>()?;
+        let pieces = (0..1 + options.asked()).map(|_| self.pieces(records)).collect::<Option<Vec<_>>>()?;
         let checks = self.column(u32::from_le_bytes)?;
         for len in [name_ends.len(), offsets.len(), sizes.len(), checks.len()] {
             whole(len)?;
@@ -202,40 +280,28 @@ impl<'a> Rest<'a> {
             _ => return None,
         };
         let mut labels = labels.map(|column| Run { column, ..Run::default() });
-        if version == VERSIONS[1] {
-            let run = labels.as_mut()?;
-            run.reasons = self.texts()?;
-            let (rows, why) = (self.column(u64::from_le_bytes)?, self.column(u32::from_le_bytes)?);
-            (rows.len() == why.len()).then_some(())?;
-            run.bad = rows.into_iter().zip(why).collect();
-        }
-        if let Some(run) = &labels {
+        if let Some(run) = &mut labels {
+            run.bad = self.verdicts(records)?;
             whole(run.len())?;
             run.is_sound().then_some(())?;
         }
-        let mut fields = Vec::new();
-        if records > 0 {
-            for wanted in &options.fields {
-                let dtype = dtype_of(self.byte()?)?;
-                let shape = self.column(u64::from_le_bytes)?;
-                let bytes = shape.iter().try_fold(dtype.size() as u64, |bytes, &n| bytes.checked_mul(n))?;
-                let place = match (self.byte()?, &wanted.from) {
-                    (0, From::Json(_)) if bytes <= MAX_JSON_FIELDS => {
-                        let values = self.column(u8::from_le_bytes)?;
-                        (values.len() as u64 == bytes.checked_mul(records)?).then_some(Place::Here(values))?
-                    }
-                    (1, From::Npy(_)) if bytes <= MAX_FIELD_BYTES => {
-                        let offsets = self.column(u64::from_le_bytes)?;
-                        whole(offsets.len())?;
-                        Place::Shard(offsets)
-                    }
-                    _ => return None,
-                };
-                fields.push(Field { dtype, shape, place });
-            }
-        }
+        let bad = self.verdicts(records)?;
+        let fields = options.fields.iter().map(|wanted| self.field(&wanted.from, records));
+        let fields = fields.collect::<Option<Vec<_>>>()?;
         let notes = Notes::default();
-        Some(ShardIndex { names, name_ends, offsets, sizes, large, checks, labels, fields, notes })
+        Some(ShardIndex {
+            names,
+            name_ends,
+            offsets,
+            sizes,
+            large,
+            pieces,
+            checks,
+            labels,
+            fields,
+            bad,
+            notes,
+        })
     }
 }
 
@@ -245,13 +311,26 @@ fn sound(index: &ShardIndex, size: u64) -> bool {
         |offset: u64, len: u64| offset >= BLOCK && offset.checked_add(len).is_some_and(|end| end <= size);
     let ends = index.name_ends.is_sorted()
         && index.name_ends.last().map_or(0, |&end| end as usize) == index.names.len();
+    let records = || 0..index.len();
     let arrays = index.fields.iter().all(|field| match &field.place {
         Place::Here(_) => true,
-        Place::Shard(offsets) => offsets.iter().all(|&offset| inside(offset, field.bytes() as u64)),
+        Place::Shard(offsets) => records().all(|record| {
+            let kind = field.kind_of(record);
+            kind.is_none_or(|kind| inside(offsets[record], field.kinds[kind].bytes() as u64))
+        }),
     });
-    ends && arrays
+    let pieces = index.pieces.iter().all(|pieces| {
+        records().all(|record| {
+            let (offset, piece) = (index.offsets[record], pieces.get(record));
+            let range = piece.range(offset);
+            let is_there = range.is_some_and(|(at, len)| at.checked_add(len).is_some_and(|end| end <= size));
+            piece.len == 0 || is_there
+        })
+    });
+    ends && pieces
+        && arrays
         && index.large_is_whole()
-        && (0..index.len()).all(|record| inside(index.offsets[record], index.size(record)))
+        && records().all(|record| inside(index.offsets[record], index.size(record)))
 }
 
 const DTYPES: [ElementType; 12] = [
@@ -294,22 +373,39 @@ mod tests {
     }
 
     fn index() -> ShardIndex {
+        let piece = |at, len| Piece { at, len };
+        let one = || Pieces { all: vec![piece(-1, 1)] };
+        let kind = |dtype, shape: &[u64]| Kind { dtype, shape: shape.to_vec() };
         ShardIndex {
             names: b"a.jpgbb.jpgc.jpg".to_vec(),
             name_ends: vec![5, 11, 16],
             offsets: vec![512, 4096, 1 << 33],
             sizes: vec![100, u32::MAX, 0],
             large: vec![(1, 5 << 30)],
+            pieces: vec![
+                one(),
+                one(),
+                Pieces { all: vec![piece(5, 2), Piece::default(), piece(-3, 2)] },
+                one(),
+            ],
             checks: vec![1, 2, 3],
             labels: Some(Run {
                 column: Column::Texts(vec!["cat".into(), "".into()], vec![0, u32::MAX, 1]),
-                bad: vec![(1, 0)],
-                reasons: vec!["it has no label".into()],
+                bad: Verdicts { rows: vec![(1, 0)], reasons: vec!["it has no label".into()] },
             }),
             fields: vec![
-                Field { dtype: ElementType::F32, shape: vec![2], place: Place::Here(vec![7; 24]) },
-                Field { dtype: ElementType::U16, shape: vec![], place: Place::Shard(vec![600, 700, 800]) },
+                Field {
+                    kinds: vec![kind(ElementType::F32, &[2]), kind(ElementType::I64, &[])],
+                    of: vec![1, NONE, 0],
+                    place: Place::Here(vec![7; 16]),
+                },
+                Field {
+                    kinds: vec![kind(ElementType::U16, &[])],
+                    of: vec![],
+                    place: Place::Shard(vec![600, 700, 800]),
+                },
             ],
+            bad: Verdicts { rows: vec![(1, 0)], reasons: vec!["it has no box".into()] },
             notes: Notes::default(),
         }
     }
@@ -324,19 +420,19 @@ mod tests {
         other.fields.pop();
         assert!(decode(&bytes, &other, SIZE).unwrap_err().contains("other settings"));
         assert!(decode(&bytes, &options(), SIZE + 1).unwrap_err().contains("another size"));
-        assert_eq!(bytes[8], 2);
         let numbers = Run { column: Column::Numbers(vec![-1, i64::MAX, 0]), ..Run::default() };
         for labels in [None, Some(numbers)] {
             let index = ShardIndex { labels, ..index() };
-            assert_eq!(encode(&index, &options(), SIZE)[8], 1, "what an older build reads");
             assert_eq!(decode(&encode(&index, &options(), SIZE), &options(), SIZE), Ok(index));
         }
         for unended in [None, Some(0), Some(17)] {
-            let notes = Notes { skipped: 2, example: "\"a\", a link".into(), unended, behind: 512 };
+            let (example, imageless_example) = ("\"a\", a link".into(), "b.txt".into());
+            let notes = Notes { skipped: 2, example, unended, behind: 512, imageless: 3, imageless_example };
             let index = ShardIndex { notes, ..index() };
             assert_eq!(decode(&encode(&index, &options(), SIZE), &options(), SIZE), Ok(index));
         }
-        let empty = ShardIndex::default();
+        let fields = options().fields.iter().map(Field::new).collect();
+        let empty = ShardIndex { pieces: vec![Pieces::default(); 4], fields, ..ShardIndex::default() };
         assert_eq!(decode(&encode(&empty, &options(), SIZE), &options(), SIZE), Ok(empty));
     }
 
@@ -364,6 +460,9 @@ mod tests {
                 for record in 0..index.len() {
                     prop_assert!(index.offsets[record] + index.size(record) <= SIZE);
                     prop_assert!(index.name(record).len() <= index.names.len());
+                    for range in index.pieces.iter().filter_map(|pieces| pieces.get(record).range(index.offsets[record])) {
+                        prop_assert!(range.0 + range.1 <= SIZE);
+                    }
                 }
             }
         }
