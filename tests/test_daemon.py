@@ -471,7 +471,7 @@ def test_forged_releases_free_no_slot_that_is_in_use(daemon: Daemon) -> None:
         expected = row_digests(loader)
     with Wire(daemon.socket) as wire:
         attached = wire.greets().attaches({"name": "synthetic"})
-        slots, size = attached["slots"], attached["slot_bytes"]
+        slots, size = attached["slots"], attached["layout"]["slot_bytes"]
         with mmap.mmap(wire.fds[0], slots * size) as memory:
             first = wire.hears("ready")
             assert first is not None
@@ -498,7 +498,7 @@ def test_the_shared_memory_cannot_be_truncated_grown_or_unsealed(daemon: Daemon)
         attached = wire.greets().attaches({"name": "synthetic"})
         ring = wire.fds[0]
         size = os.fstat(ring).st_size
-        assert size >= attached["slots"] * attached["slot_bytes"]
+        assert size >= attached["slots"] * attached["layout"]["slot_bytes"]
         for length in (0, size // 2, size - 1, size + 4096):
             with pytest.raises(PermissionError):
                 os.ftruncate(ring, length)
@@ -517,7 +517,7 @@ def test_a_client_that_writes_into_its_ring_damages_only_itself(daemon: Daemon) 
         expected = digests(loader)
     with Loader(daemon.url, pipeline="train") as good, Wire(daemon.socket) as wire:
         attached = wire.greets().attaches({"name": "train"})
-        size = attached["slots"] * attached["slot_bytes"]
+        size = attached["slots"] * attached["layout"]["slot_bytes"]
         with mmap.mmap(wire.fds[0], size) as memory:
             seen = []
             for batch in good:

@@ -10,7 +10,7 @@ import struct
 from pathlib import Path
 from typing import Any
 
-PROTOCOL = 3
+PROTOCOL = 4
 
 
 class Wire:

@@ -24,6 +24,7 @@
 //!
 //! Features: `client` is what a training process links (protocol, mapping, tokens); `daemon` adds everything else.
 
+pub mod layout;
 mod memory;
 pub mod order;
 pub mod plan;

@@ -3,15 +3,18 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use fuelrail_connectors::{Fingerprint, IndexedSource, Opening, Schema, SourceConfig};
-use fuelrail_transforms::{Chain, Dtype, Layout, Limits, OutputConfig, compile_for};
+use fuelrail_connectors::{ElementType, Fingerprint, IndexedSource, Opening, Schema, SourceConfig};
+use fuelrail_transforms::{
+    Chain, Dtype, Layout as MemoryOrder, Limits, OutputConfig, OutputSpec, compile_for,
+};
 
 use crate::config::{OnError, PipelineConfig};
 use crate::engine::flow::Flows;
+use crate::layout::{Column, Element, Layout, RowShape};
 use crate::order::Order;
 use crate::ordering;
 use crate::plan::{Batching, UNKNOWN_LEN};
-use crate::protocol::{ErrorKind, Field, StreamKind};
+use crate::protocol::{ErrorKind, StreamKind};
 use crate::refusal::Refusal;
 use crate::ring::PAGE;
 use crate::token::Identity;
@@ -25,6 +28,40 @@ fn compile_chain(config: &PipelineConfig, size: Option<(u32, u32)>) -> Result<Ch
 
 fn output(config: &PipelineConfig) -> OutputConfig {
     OutputConfig { dtype: config.dtype, layout: config.layout }
+}
+
+/// An image's row: its shape is (C, H, W) whatever the memory order.
+fn image_row(output: &OutputSpec) -> RowShape {
+    let (c, h, w) = (output.channels as u64, output.height as u64, output.width as u64);
+    let strides = match output.layout {
+        MemoryOrder::Nchw => vec![h * w, w, 1],
+        MemoryOrder::Nhwc => vec![1, w * c, c],
+    };
+    let dtype = match output.dtype {
+        Dtype::U8 => Element::U8,
+        Dtype::F32 => Element::F32,
+        Dtype::F16 => Element::F16,
+        Dtype::Bf16 => Element::Bf16,
+    };
+    RowShape { name: "image".into(), dtype, shape: vec![c, h, w], strides }
+}
+
+/// The same type as clients know it, who link no source.
+fn element(of: ElementType) -> Element {
+    match of {
+        ElementType::Bool => Element::Bool,
+        ElementType::U8 => Element::U8,
+        ElementType::I8 => Element::I8,
+        ElementType::U16 => Element::U16,
+        ElementType::I16 => Element::I16,
+        ElementType::U32 => Element::U32,
+        ElementType::I32 => Element::I32,
+        ElementType::U64 => Element::U64,
+        ElementType::I64 => Element::I64,
+        ElementType::F16 => Element::F16,
+        ElementType::F32 => Element::F32,
+        ElementType::F64 => Element::F64,
+    }
 }
 
 /// An open source, which several pipelines may share.
@@ -253,58 +290,22 @@ impl Pipeline {
         self.config.prefetch_factor as usize + 2
     }
 
-    /// How many of the batch's fields are the records' own.
-    pub fn payload(&self) -> usize {
-        usize::from(self.schema.image) + self.schema.fields.len()
-    }
-
-    /// The fields of a batch of at most `rows` rows, and the bytes of a slot.
-    pub fn layout(&self, rows: u64) -> (Vec<Field>, u64) {
-        let scalar = |name: &str, dtype: &str, row_bytes| {
-            (name.to_string(), dtype.to_string(), vec![], vec![], row_bytes)
-        };
-        let image = self.chain.as_ref().map(|chain| {
-            let output = chain.output();
-            let (c, h, w) = (output.channels as u64, output.height as u64, output.width as u64);
-            let strides = match output.layout {
-                Layout::Nchw => vec![h * w, w, 1],
-                Layout::Nhwc => vec![1, w * c, c],
-            };
-            let dtype = match output.dtype {
-                Dtype::U8 => "u8",
-                Dtype::F32 => "f32",
-                Dtype::F16 => "f16",
-                Dtype::Bf16 => "bf16",
-            };
-            ("image".to_string(), dtype.to_string(), vec![c, h, w], strides, output.row_bytes() as u64)
-        });
-        let own = self.schema.fields.iter().map(|field| {
-            // C order: the last axis is dense.
-            let strides: Vec<u64> =
-                (1..=field.shape.len()).map(|axis| field.shape[axis..].iter().product()).collect();
-            (field.name.clone(), field.dtype.to_string(), field.shape.clone(), strides, field.bytes() as u64)
-        });
-        let mut small =
-            vec![scalar("index", "i64", 8), scalar("position", "i64", 8), scalar("substituted", "bool", 1)];
+    /// How a batch of at most `rows` rows lies in a slot.
+    pub fn layout(&self, rows: u64) -> Layout {
+        let image = self.chain.as_ref().map(|chain| image_row(chain.output()));
+        let own = self
+            .schema
+            .fields
+            .iter()
+            .map(|field| RowShape::dense(field.name.clone(), element(field.dtype), field.shape.clone()));
+        let mut columns = vec![Column::Index, Column::Position, Column::Substituted];
         if self.supply.is_labelled() {
-            small.insert(0, scalar("label", "i64", 8));
+            columns.insert(0, Column::Label);
         }
         if matches!(&self.supply, Supply::Indexed { source, .. } if !source.parts().is_empty()) {
-            small.push(scalar("part", "i64", 8));
+            columns.push(Column::Part);
         }
-        let mut offset = 0;
-        let fields = image
-            .into_iter()
-            .chain(own)
-            .chain(small)
-            .map(|(name, dtype, shape, strides, row_bytes)| {
-                let field = Field { name, dtype, shape, strides, offset, row_bytes };
-                // 64: a cache line, and what DLPack consumers expect of data pointers.
-                offset = (offset + row_bytes * rows).next_multiple_of(64);
-                field
-            })
-            .collect();
-        (fields, offset)
+        Layout::new(rows, image.into_iter().chain(own).collect(), &columns)
     }
 
     /// The bytes a feed of this pipeline may use with batches of at most `rows` rows, one line per owner, with their "total".
@@ -312,7 +313,7 @@ impl Pipeline {
     /// # Errors
     /// [`ErrorKind::Environment`] when that is more than there is.
     pub fn budget(&self, rows: u64) -> Result<BTreeMap<String, u64>, Refusal> {
-        let slot = self.layout(rows).1.next_multiple_of(PAGE as u64);
+        let slot = self.layout(rows).slot_bytes.next_multiple_of(PAGE as u64);
         let own = match &self.supply {
             Supply::Indexed { source, order } => vec![
                 // Buffers that the reader keeps for its next reads.

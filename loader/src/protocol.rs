@@ -36,11 +36,12 @@ use rustix::net::{
 };
 use serde::{Deserialize, Serialize};
 
+use crate::layout::Layout;
 use crate::plan::{Batching, Cursor};
 use crate::token::{Identity, Place};
 
 /// Version of the messages; both sides must have the same.
-pub const PROTOCOL: u32 = 3;
+pub const PROTOCOL: u32 = 4;
 
 /// Longest frame: a pipeline with a long class list is the largest thing ever sent.
 pub const MAX_FRAME: usize = 16 << 20;
@@ -260,16 +261,10 @@ pub enum ErrorKind {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Attached {
-    /// The fields of a batch: first what its records hold ([`payload`](Self::payload) of them: "image", if there is one,
-    /// and the source's own fields), then "label" if they have labels, "index", "position", "substituted", and of a
-    /// mixture "part".
-    pub fields: Vec<Field>,
-    /// How many of the fields are the records' own. They are handed out as views of the slot, the others as copies.
-    pub payload: u32,
+    /// How a batch lies in a slot.
+    pub layout: Layout,
     /// Slots in the ring.
     pub slots: u32,
-    /// Bytes of a slot.
-    pub slot_bytes: u64,
     /// How epochs are cut.
     pub batching: Batching,
     /// What the run is, for tokens.
@@ -295,24 +290,6 @@ pub struct StreamKind {
     pub bounded: bool,
     /// The place before its first record.
     pub origin: Place,
-}
-
-/// One field of a batch.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Field {
-    /// Name, e.g. "image".
-    pub name: String,
-    /// "bool", "u8" to "u64", "i8" to "i64", "f16", "bf16", "f32" or "f64".
-    pub dtype: String,
-    /// Shape of one row (without the batch dimension).
-    pub shape: Vec<u64>,
-    /// Strides of one row, in elements; differs from row-major for "nhwc" images, whose shape is (C, H, W) all the same.
-    pub strides: Vec<u64>,
-    /// Byte offset in the slot, a multiple of 64.
-    pub offset: u64,
-    /// Bytes of one row.
-    pub row_bytes: u64,
 }
 
 /// A finished batch.

@@ -25,7 +25,7 @@ class Tensor:
 
 @final
 class Batch:
-    """One batch: the records' own fields as tensors, and the small fields."""
+    """One batch: what its records hold as tensors, and the columns beside them."""
 
     @property
     def rows(self) -> int: ...
@@ -38,7 +38,7 @@ class Batch:
     @property
     def dropped(self) -> int: ...
     def tensor(self, at: int) -> Tensor: ...
-    def small(self, at: int) -> bytearray: ...
+    def column(self, at: int) -> bytearray: ...
 
 @final
 class Feed:

@@ -209,9 +209,9 @@ class BaseLoader(ABC, Generic[Array]):
             if weights_folder is not None:
                 weights_folder.cleanup()
         self._attached = json.loads(self._feed.attached())
-        fields_: list[dict[str, Any]] = self._attached["fields"]
-        # The records' own fields (the image first, if there is one) are views, the others copies.
-        self._own, self._small = fields_[: self._attached["payload"]], fields_[self._attached["payload"] :]
+        # What records hold (the image first, if there is one) is views, what the daemon knows of each row is copies.
+        self._own: list[dict[str, Any]] = self._attached["layout"]["fields"]
+        self._columns: list[dict[str, Any]] = self._attached["layout"]["columns"]
         self._source, self._rank = _shown(source), arguments["rank"]
         self._closed = False
         self._log()
@@ -340,7 +340,7 @@ class BaseLoader(ABC, Generic[Array]):
     @property
     def labelled(self) -> bool:
         """Whether batches have labels."""
-        return any(field["name"] == "label" for field in self._attached["fields"])
+        return any(column["name"] == "label" for column in self._columns)
 
     @property
     def class_to_idx(self) -> dict[str, int]:

@@ -20,7 +20,7 @@ except ModuleNotFoundError as error:
 
 __all__ = ["Batch", "Loader", "transforms"]
 
-_SMALL: dict[str, type[np.generic]] = {"i64": np.int64, "bool": np.bool_}
+_COLUMNS: dict[str, type[np.generic]] = {"i64": np.int64, "bool": np.bool_}
 
 
 class Loader(BaseLoader[np.ndarray]):
@@ -50,6 +50,6 @@ class Loader(BaseLoader[np.ndarray]):
 
     def _convert(self, batch: _native.Batch) -> dict[str, np.ndarray]:
         fields = {field["name"]: np.from_dlpack(batch.tensor(at)) for at, field in enumerate(self._own)}
-        for at, field in enumerate(self._small):
-            fields[field["name"]] = np.frombuffer(batch.small(at), dtype=_SMALL[field["dtype"]])
+        for at, column in enumerate(self._columns):
+            fields[column["name"]] = np.frombuffer(batch.column(at), dtype=_COLUMNS[column["dtype"]])
         return fields

@@ -22,7 +22,7 @@ import torch.utils.dlpack
 
 __all__ = ["Batch", "Loader", "transforms"]
 
-_SMALL = {"i64": torch.int64, "bool": torch.bool}
+_COLUMNS = {"i64": torch.int64, "bool": torch.bool}
 
 
 class Batch(loader.Batch[torch.Tensor]):
@@ -130,11 +130,11 @@ class Loader(BaseLoader[torch.Tensor]):
             for at, field in enumerate(self._own)
         }
         own = list(fields)
-        for at, field in enumerate(self._small):
-            dtype = _SMALL[field["dtype"]]
+        for at, column in enumerate(self._columns):
+            dtype = _COLUMNS[column["dtype"]]
             # torch.frombuffer refuses an empty buffer: a rank without rows in a tail.
-            fields[field["name"]] = (
-                torch.frombuffer(batch.small(at), dtype=dtype) if batch.rows else torch.empty(0, dtype=dtype)
+            fields[column["name"]] = (
+                torch.frombuffer(batch.column(at), dtype=dtype) if batch.rows else torch.empty(0, dtype=dtype)
             )
         if self._device is not None and self._device.type != "cpu":
             for name in (*own, *({"label"} & fields.keys())):

@@ -9,7 +9,7 @@ use std::ffi::{CStr, c_void};
 use std::ptr;
 
 use fuelrail_loader::client::Memory;
-use fuelrail_loader::protocol::Field;
+use fuelrail_loader::layout::{Element, Field};
 use pyo3::exceptions::{PyBufferError, PyMemoryError};
 use pyo3::ffi;
 use pyo3::prelude::*;
@@ -86,23 +86,16 @@ impl Tensor {
     }
 
     fn dtype(&self) -> DlDataType {
-        // Codes of dlpack.h: 0 signed, 1 unsigned, 2 float, 4 bfloat, 6 bool.
-        let (code, bits) = match self.field.dtype.as_str() {
-            "bool" => (6, 8),
-            "i8" => (0, 8),
-            "i16" => (0, 16),
-            "i32" => (0, 32),
-            "i64" => (0, 64),
-            "u16" => (1, 16),
-            "u32" => (1, 32),
-            "u64" => (1, 64),
-            "f16" => (2, 16),
-            "f32" => (2, 32),
-            "f64" => (2, 64),
-            "bf16" => (4, 16),
-            _ => (1, 8),
+        use Element::{Bf16, Bool, F16, F32, F64, I8, I16, I32, I64, U8, U16, U32, U64};
+        // As dlpack.h numbers them.
+        let code = match self.field.dtype {
+            I8 | I16 | I32 | I64 => 0,
+            U8 | U16 | U32 | U64 => 1,
+            F16 | F32 | F64 => 2,
+            Bf16 => 4,
+            Bool => 6,
         };
-        DlDataType { code, bits, lanes: 1 }
+        DlDataType { code, bits: 8 * self.field.dtype.size() as u8, lanes: 1 }
     }
 
     /// A tensor whose pointers are valid as long as the boxed context lives.

@@ -287,9 +287,9 @@ impl Feed {
         )?;
         let Some((batch, after)) = batch else { return Ok(None) };
         let ready = batch.ready;
-        let own = &self.attached.fields[..self.attached.payload as usize];
+        let fields = &self.attached.layout.fields;
         let tensors =
-            own.iter().map(|field| Tensor::new(batch.memory.clone(), field.clone(), ready.rows)).collect();
+            fields.iter().map(|field| Tensor::new(batch.memory.clone(), field.clone(), ready.rows)).collect();
         Ok(Some(Batch {
             rows: ready.rows,
             epoch: ready.cursor.epoch,
@@ -297,7 +297,7 @@ impl Feed {
             substituted: ready.substituted,
             dropped: ready.dropped,
             tensors,
-            small: batch.small,
+            columns: batch.columns,
             after,
             iteration,
         }))
@@ -435,7 +435,7 @@ impl Feed {
     }
 }
 
-/// One batch: the records' own fields as tensors, and the small fields.
+/// One batch: what its records hold as tensors, and the columns beside them.
 #[pyclass(module = "fuelrail._native", frozen)]
 pub struct Batch {
     #[pyo3(get)]
@@ -449,7 +449,7 @@ pub struct Batch {
     #[pyo3(get)]
     dropped: u32,
     tensors: Vec<Tensor>,
-    small: Vec<Vec<u8>>,
+    columns: Vec<Vec<u8>>,
     /// Where the run stands behind it.
     after: Cursor,
     iteration: u64,
@@ -457,16 +457,16 @@ pub struct Batch {
 
 #[pymethods]
 impl Batch {
-    /// Field `at` of the records' own, as a DLPack producer.
+    /// Field `at`, as a DLPack producer.
     fn tensor(&self, at: usize) -> PyResult<Tensor> {
         self.tensors.get(at).cloned().ok_or_else(|| PyValueError::new_err(format!("there is no tensor {at}")))
     }
 
-    /// The bytes of small field `at` (0 is the first behind the records' own), as a fresh bytearray.
-    fn small<'py>(&self, py: Python<'py>, at: usize) -> PyResult<Bound<'py, PyByteArray>> {
-        match self.small.get(at) {
+    /// The bytes of column `at`, as a fresh bytearray.
+    fn column<'py>(&self, py: Python<'py>, at: usize) -> PyResult<Bound<'py, PyByteArray>> {
+        match self.columns.get(at) {
             Some(bytes) => Ok(PyByteArray::new(py, bytes)),
-            None => Err(PyValueError::new_err(format!("there is no small field {at}"))),
+            None => Err(PyValueError::new_err(format!("there is no column {at}"))),
         }
     }
 }

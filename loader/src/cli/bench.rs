@@ -155,7 +155,7 @@ impl Run {
     /// Touches one byte of each page, as a copy to a device would at least, and pretends to compute.
     fn consume(&mut self, feed: &Feed, batch: &Batch) {
         let attached = feed.attached();
-        for field in &attached.fields[..attached.payload as usize] {
+        for field in &attached.layout.fields {
             let bytes = batch.ready.rows as usize * field.row_bytes as usize;
             let mut byte = [0];
             for offset in (0..bytes).step_by(crate::ring::PAGE) {
@@ -205,9 +205,11 @@ impl Report<'_> {
         let mib = |bytes: u64| format!("{:.0} MiB", bytes as f64 / f64::from(1 << 20));
         let (attached, stats) = (self.feed.attached(), self.stats);
         // Tokens and tables of numbers are not images.
-        let has_images = attached.fields.first().is_some_and(|field| field.name == "image");
+        let has_images = attached.layout.fields.first().is_some_and(|field| field.name == "image");
         let unit = if has_images { "image" } else { "record" };
-        let own: Vec<_> = attached.fields[..attached.payload as usize]
+        let own: Vec<_> = attached
+            .layout
+            .fields
             .iter()
             .map(|field| format!("{} {:?} {}", field.name, field.shape, field.dtype))
             .collect();

@@ -9,6 +9,7 @@ use serde_json::json;
 
 use super::bars::counted;
 use super::{Failure, signals, spec};
+use crate::layout::Column;
 
 /// Pixels between pictures.
 const GAP: u32 = 6;
@@ -58,7 +59,7 @@ impl Preview {
             let batch = feed
                 .next(Some(Duration::from_secs(300)), &mut signals::interrupted)?
                 .ok_or("the source has no records")?;
-            let image = feed.attached().fields[0].clone();
+            let image = feed.attached().layout.fields[0].clone();
             if image.name != "image" {
                 return Err(
                     "the source has no images to show; `fuelrail inspect` describes its fields".into()
@@ -75,9 +76,9 @@ impl Preview {
                     ImageBuffer::from_raw(width, height, bytes).ok_or("the batch has an odd size")?;
                 tiles.push(tile);
             }
-            let small = &feed.attached().fields[feed.attached().payload as usize..];
-            let at = small.iter().position(|field| field.name == "index").ok_or("the batch has no index")?;
-            let indices = batch.small[at]
+            let columns = &feed.attached().layout.columns;
+            let at = columns.iter().position(|column| column.name == Column::Index);
+            let indices = batch.columns[at.ok_or("the batch has no index")?]
                 .chunks_exact(8)
                 .map(|bytes| i64::from_le_bytes(bytes.try_into().expect("8 bytes")))
                 .collect();

@@ -10,7 +10,7 @@ use rustix::net::RecvFlags;
 use super::lease::Link;
 use super::private::Private;
 use super::{ClientError, INTERRUPT_PERIOD, Interrupt, News, Watch};
-use crate::protocol::{Attached, Decoder, Field, Reply, Request};
+use crate::protocol::{Attached, Decoder, Reply, Request};
 
 /// The first two messages of a connection, before there is a feed.
 pub(super) struct Handshake {
@@ -83,22 +83,11 @@ impl Handshake {
 
 /// What the daemon announces is checked before any address is computed from it.
 pub(super) fn check(attached: &Attached) -> Result<(), ClientError> {
-    let Attached { fields, slots, slot_bytes, batching, .. } = attached;
-    let fits = |field: &Field| {
-        batching
-            .most_rows()
-            .checked_mul(field.row_bytes)
-            .and_then(|bytes| bytes.checked_add(field.offset))
-            .is_some_and(|end| end <= *slot_bytes)
-            && field.offset.is_multiple_of(64)
-            && field.shape.len() == field.strides.len()
-    };
-    let total = u64::from(*slots).checked_mul(*slot_bytes);
-    if fields.is_empty()
-        || batching.batch_size == 0
+    let Attached { layout, slots, batching, .. } = attached;
+    if batching.batch_size == 0
         || batching.world_size == 0
-        || !fields.iter().all(fits)
-        || total.is_none()
+        || !layout.fits(batching.most_rows())
+        || u64::from(*slots).checked_mul(layout.slot_bytes).is_none()
     {
         return Err(ClientError::protocol("the daemon announced a batch layout that does not fit its slots"));
     }

@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec};
 
-use crate::protocol::{self, Field, Request};
+use crate::layout::Field;
+use crate::protocol::{self, Request};
 use crate::ring::Mapping;
 
 /// The socket of a feed, shared with its leases, which send their releases over it, and with whoever waits for it.

@@ -127,10 +127,10 @@ pub enum Address {
 /// One batch.
 #[derive(Debug)]
 pub struct Batch {
-    /// Its first field's bytes.
+    /// Its fields' bytes.
     pub memory: Memory,
-    /// The small fields' bytes, copied out, in the order of [`Attached::fields`] from the second on.
-    pub small: Vec<Vec<u8>>,
+    /// Its columns' bytes, copied out, in the order of [`Layout::columns`](crate::layout::Layout::columns).
+    pub columns: Vec<Vec<u8>>,
     /// What the daemon said of it.
     pub ready: Ready,
 }
@@ -273,8 +273,11 @@ impl Feed {
             .take_fd()
             .ok_or_else(|| ClientError::protocol("the daemon sent no shared memory with 'attached'"))?;
         check(&attached)?;
-        let mapping = Mapping::new(ring.as_fd(), attached.slots as usize * attached.slot_bytes as usize)
-            .map_err(|error| ClientError::protocol(format!("the shared memory cannot be mapped: {error}")))?;
+        let mapping =
+            Mapping::new(ring.as_fd(), attached.slots as usize * attached.layout.slot_bytes as usize)
+                .map_err(|error| {
+                    ClientError::protocol(format!("the shared memory cannot be mapped: {error}"))
+                })?;
         let cursor = attached.batching.settle(start);
         let windows = attached.stream.clone().map(Windows::new);
         let Handshake { link, private, decoder, daemon_pid } = handshake;
@@ -542,14 +545,14 @@ impl Feed {
     }
 
     fn lease(&mut self, ready: Ready) -> Batch {
-        let base = ready.slot as usize * self.attached.slot_bytes as usize;
-        let rows = ready.rows as usize;
-        let (own, small) = self.attached.fields.split_at(self.attached.payload as usize);
-        let small = small
+        let layout = &self.attached.layout;
+        let base = ready.slot as usize * layout.slot_bytes as usize;
+        let columns = layout
+            .columns
             .iter()
-            .map(|field| {
-                let mut bytes = vec![0; rows * field.row_bytes as usize];
-                self.mapping.copy_to(base + field.offset as usize, &mut bytes);
+            .map(|column| {
+                let mut bytes = vec![0; ready.rows as usize * column.dtype.size() as usize];
+                self.mapping.copy_to(base + column.offset as usize, &mut bytes);
                 bytes
             })
             .collect();
@@ -558,13 +561,13 @@ impl Feed {
         let memory = if leased + SLOTS_KEPT >= self.attached.slots as usize {
             self.counters.copies += 1;
             // From the slot's beginning, so that fields lie at the offsets they have there.
-            let len = own.last().map_or(0, |last| last.offset as usize + rows * last.row_bytes as usize);
-            let bytes = AlignedBytes::copy(&self.mapping, base, len);
+            let len = layout.fields_bytes(u64::from(ready.rows));
+            let bytes = AlignedBytes::copy(&self.mapping, base, len as usize);
             Memory::Owned(Arc::new(bytes))
         } else {
             Memory::Slot(Arc::new(lease))
         };
-        Batch { memory, small, ready }
+        Batch { memory, columns, ready }
     }
 
     /// The keys of records.

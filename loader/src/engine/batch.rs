@@ -4,8 +4,9 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use crate::config::OnError;
+use crate::layout::{Column, Layout};
 use crate::plan::Cursor;
-use crate::protocol::{ErrorKind, Field};
+use crate::protocol::ErrorKind;
 use crate::quarantine::Refused;
 use crate::refusal::Refusal;
 use crate::ring::{RowWriter, SlotWriter};
@@ -187,10 +188,9 @@ impl Batch {
         refused
     }
 
-    /// Closes the gaps of dropped rows and writes the small fields.
-    pub fn finish(&mut self, fields: &[Field], payload: usize) -> Counts {
+    /// Closes the gaps of dropped rows and writes the columns.
+    pub fn finish(&mut self, layout: &Layout) -> Counts {
         let memory = self.slot.whole().expect("every row is back");
-        let (written, small) = fields.split_at(payload);
         let mut counts = Counts { rows: 0, substituted: 0, dropped: 0 };
         for (at, content) in self.contents.iter().enumerate() {
             let (id, label, part, position, substituted) = match *content {
@@ -206,23 +206,23 @@ impl Batch {
             let to = counts.rows as usize;
             if to != at {
                 // The only time the daemon reads a slot back: on_error = "drop" met a bad record.
-                for field in written {
+                for field in &layout.fields {
                     let (offset, row_bytes) = (field.offset as usize, field.row_bytes as usize);
                     let from = offset + at * row_bytes;
                     memory.copy_within(from..from + row_bytes, offset + to * row_bytes);
                 }
             }
-            for field in small {
-                let offset = (field.offset + to as u64 * field.row_bytes) as usize;
-                let out = &mut memory[offset..offset + field.row_bytes as usize];
-                match field.name.as_str() {
-                    "label" => out.copy_from_slice(&label.to_le_bytes()),
-                    "index" => out.copy_from_slice(&id.to_le_bytes()),
-                    "position" => out.copy_from_slice(&(position as i64).to_le_bytes()),
-                    "substituted" => out[0] = u8::from(substituted),
-                    "part" => out.copy_from_slice(&part.to_le_bytes()),
-                    other => unreachable!("no field is called {other}"),
-                }
+            for column in &layout.columns {
+                let offset = (column.offset + to as u64 * column.dtype.size()) as usize;
+                let number = match column.name {
+                    Column::Label => label,
+                    Column::Index => id,
+                    Column::Position => position as i64,
+                    Column::Substituted => i64::from(substituted),
+                    Column::Part => part,
+                };
+                let bytes = column.dtype.size() as usize;
+                memory[offset..offset + bytes].copy_from_slice(&number.to_le_bytes()[..bytes]);
             }
             counts.rows += 1;
             counts.substituted += u32::from(substituted);

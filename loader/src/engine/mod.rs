@@ -36,6 +36,7 @@ use crossbeam_channel::{Receiver, Sender, unbounded};
 use fuelrail_connectors::{self as connectors, ReadRequest, Reader, StreamStats};
 
 use crate::config::{OnError, PipelineConfig};
+use crate::layout::Layout;
 use crate::metrics::{self, Consumer, Metrics};
 use crate::pipeline::{Pipeline, Supply};
 use crate::plan::{Batching, Cursor};
@@ -115,8 +116,8 @@ impl Engine {
         }
         let budget = pipeline.budget(batching.most_rows())?;
         let environment = |error: String| Refusal::new(ErrorKind::Environment, error);
-        let (fields, slot_bytes) = pipeline.layout(batching.most_rows());
-        let ring = Ring::create(pipeline.slots(), slot_bytes as usize)
+        let layout = pipeline.layout(batching.most_rows());
+        let ring = Ring::create(pipeline.slots(), layout.slot_bytes as usize)
             .map_err(|error| environment(error.to_string()))?;
         let (events, inbox) = unbounded();
         let (course, reader, lookahead) = match &pipeline.supply {
@@ -143,10 +144,9 @@ impl Engine {
                 environment(format!("{} worker threads cannot be had: {error}", pipeline.threads))
             })?;
         let attached = Attached {
-            fields,
-            payload: pipeline.payload() as u32,
+            // In whole pages.
+            layout: Layout { slot_bytes: ring.slot_bytes() as u64, ..layout },
             slots: ring.slots() as u32,
-            slot_bytes: ring.slot_bytes() as u64,
             batching,
             identity: pipeline.identity.clone(),
             classes: pipeline.supply.classes().to_vec(),
@@ -350,7 +350,10 @@ impl Coordinator {
             };
             let slot = self.free_slot().expect("checked by can_open");
             let mut writer = self.ring.slot(slot).expect("a free slot is not lent");
-            let parts: Vec<_> = self.attached.fields[..self.attached.payload as usize]
+            let parts: Vec<_> = self
+                .attached
+                .layout
+                .fields
                 .iter()
                 .map(|field| (field.offset as usize, field.row_bytes as usize))
                 .collect();
@@ -475,7 +478,7 @@ impl Coordinator {
             self.halt(generation, refusal);
             return;
         }
-        let counts = batch.finish(&self.attached.fields, self.attached.payload as usize);
+        let counts = batch.finish(&self.attached.layout);
         let metrics = &self.shared.metrics;
         metrics.batches.fetch_add(1, Relaxed);
         metrics.rows.fetch_add(u64::from(counts.rows), Relaxed);

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::config::PipelineConfig;
+use crate::layout::Column;
 use crate::ring::Mapping;
 
 mod streams;
@@ -97,22 +98,26 @@ impl Client {
     }
 
     fn copy(&self, ready: Ready) -> Taken {
-        let base = ready.slot as usize * self.attached.slot_bytes as usize;
-        let field = |name: &str| {
-            let field = self.attached.fields.iter().find(|field| field.name == name).unwrap();
-            let mut bytes = vec![0; ready.rows as usize * field.row_bytes as usize];
-            self.mapping.copy_to(base + field.offset as usize, &mut bytes);
+        let layout = &self.attached.layout;
+        let base = ready.slot as usize * layout.slot_bytes as usize;
+        let bytes = |offset: u64, row_bytes: u64| {
+            let mut bytes = vec![0; ready.rows as usize * row_bytes as usize];
+            self.mapping.copy_to(base + offset as usize, &mut bytes);
             bytes
         };
-        let numbers = |name: &str| -> Vec<i64> {
-            field(name).chunks_exact(8).map(|bytes| i64::from_le_bytes(bytes.try_into().unwrap())).collect()
+        let column = |name| {
+            let column = layout.column(name).unwrap();
+            bytes(column.offset, column.dtype.size())
+        };
+        let numbers = |name| -> Vec<i64> {
+            column(name).chunks_exact(8).map(|bytes| i64::from_le_bytes(bytes.try_into().unwrap())).collect()
         };
         let taken = Taken {
             cursor: ready.cursor,
-            image: field("image"),
-            index: numbers("index"),
-            position: numbers("position"),
-            substituted: field("substituted"),
+            image: bytes(layout.fields[0].offset, layout.fields[0].row_bytes),
+            index: numbers(Column::Index),
+            position: numbers(Column::Position),
+            substituted: column(Column::Substituted),
         };
         self.engine.release(ready.slot);
         taken
