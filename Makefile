@@ -7,6 +7,11 @@ export PATH := $(HOME)/.cargo/bin:$(PATH)
 # The venv's own programs, by path: nothing depends on an activated shell.
 BIN := .venv/bin
 
+# Tests wait for deadlines, brokers and processes a lot, so two at a time keep two cores busy. A file is one worker's, in the
+# order in which they are named: the training runs, which take longest, first.
+JOBS ?= 2
+PYTEST := python/scripts/tidy.sh $(BIN)/pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
+
 help: ## this list
 	@echo "make TARGET, where TARGET is one of"
 	@sed -n 's/^\([a-z-]*\):.*## /  \1|/p' $(MAKEFILE_LIST) | column -t -s '|' 2>/dev/null \
@@ -22,13 +27,13 @@ demo: setup ## train on handwritten digits, or on DATA=folder (SIZE= EPOCHS= MOD
 demo-kafka: setup ## train on a live Kafka stream, kill the trainer, resume: nothing lost, nothing twice (RECORDS= RATE=)
 	@$(BIN)/python python/scripts/demo_kafka.py $(if $(RECORDS),--records $(RECORDS)) $(if $(RATE),--rate $(RATE))
 
-test: setup ## every test that needs no special hardware and no data from elsewhere
+test: setup ## every test that needs no special hardware and no data from elsewhere (JOBS=2: Python tests at a time)
 	python/scripts/tidy.sh cargo test --release --workspace --exclude fuelrail-python
-	python/scripts/tidy.sh $(BIN)/pytest $(wildcard python/tests tests)
+	$(PYTEST) $(wildcard python/tests tests)
 
 gate: setup ## the same tests in their long forms
 	FUELRAIL_GATE=1 python/scripts/tidy.sh cargo test --release --workspace --exclude fuelrail-python
-	FUELRAIL_GATE=1 python/scripts/tidy.sh $(BIN)/pytest $(wildcard python/tests tests)
+	FUELRAIL_GATE=1 $(PYTEST) $(wildcard python/tests tests)
 
 bench: setup ## compare with torch's DataLoader on DATA=folder (default: generated photographs), into build/bench
 	cargo build --release --quiet -p fuelrail-benches

@@ -11,10 +11,11 @@ import pytest
 pytest.importorskip("confluent_kafka", reason="confluent-kafka is not installed: pip install confluent-kafka")
 pytest.importorskip("torch")
 
-from conftest import kafka_broker
 from kafka.broker import Broker
 from streams import Topic
 from support import GATE, SLACK, Script, fuelrail, state_of, wait_until
+
+from conftest import kafka_broker
 
 ROOT = Path(__file__).parents[1]
 

@@ -32,7 +32,6 @@ from confluent_kafka.admin import (
     ScramMechanism,
     UserScramCredentialUpsertion,
 )
-from conftest import kafka_broker
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
@@ -41,6 +40,8 @@ from fuelrail import FuelrailError, Source
 from kafka.broker import Broker
 from streams import QUIET, Topic, once
 from support import SLACK, Loader, at_most, fuelrail, wait_until
+
+from conftest import kafka_broker
 
 PASSWORD = "correct-horse-7"
 PLAIN, SCRAM, OAUTH = "PLAIN", "SCRAM-SHA-512", "OAUTHBEARER"
