@@ -13,7 +13,7 @@ use crate::engine::flow::Flows;
 use crate::layout::{Column, Element, Layout, RowShape};
 use crate::order::Order;
 use crate::ordering;
-use crate::plan::{Batching, UNKNOWN_LEN};
+use crate::plan::Batching;
 use crate::protocol::{ErrorKind, StreamKind};
 use crate::refusal::Refusal;
 use crate::ring::PAGE;
@@ -259,7 +259,7 @@ impl Pipeline {
             order,
             pixels: config.pixels_fingerprint(chain.as_ref().map(|chain| chain.output().dtype)),
             seed: config.seed,
-            samples: supply.len().unwrap_or(UNKNOWN_LEN),
+            samples: supply.len(),
         };
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let threads = if config.num_workers == 0 { cores } else { config.num_workers as usize };
@@ -275,9 +275,11 @@ impl Pipeline {
         if world_size == 0 || world_size > 1 << 20 {
             return refuse(format!("world_size = {world_size} is not between 1 and {}", 1 << 20));
         }
-        let (len, batch_size) = (self.supply.len().unwrap_or(UNKNOWN_LEN), self.config.batch_size);
+        let (len, batch_size) = (self.supply.len(), self.config.batch_size);
         let batching = Batching { len, batch_size, world_size, drop_last: self.config.drop_last };
-        if batching.batches_from(0) == 0 {
+        if let Some(len) = len
+            && batching.batches_from(0) == Some(0)
+        {
             return refuse(format!(
                 "drop_last leaves no batch: {len} samples are fewer than batch_size {batch_size} x world_size {world_size}"
             ));

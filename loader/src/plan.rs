@@ -16,14 +16,11 @@ pub struct Cursor {
     pub position: u64,
 }
 
-/// The length of an epoch that has not ended yet, of a stream.
-pub const UNKNOWN_LEN: u64 = u64::MAX;
-
 /// How epochs are cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Batching {
-    /// Records in an epoch; of a stream, [`UNKNOWN_LEN`] until its last window has come.
-    pub len: u64,
+    /// Records in an epoch; of a stream it is known once its last window has come.
+    pub len: Option<u64>,
     /// Rows a rank gets in a full batch.
     pub batch_size: u64,
     /// Number of ranks.
@@ -40,18 +37,19 @@ impl Batching {
 
     /// Rows of the largest batch that a rank can get: fewer than `batch_size` where an epoch has fewer for it.
     pub fn most_rows(&self) -> u64 {
-        self.batch_size.min(self.len.div_ceil(self.world_size)).max(1)
+        let of_epoch = self.len.map_or(u64::MAX, |len| len.div_ceil(self.world_size));
+        self.batch_size.min(of_epoch).max(1)
     }
 
-    /// Batches from `position` to the end of the epoch, the same on every rank.
-    pub fn batches_from(&self, position: u64) -> u64 {
-        let rest = self.len.saturating_sub(position);
-        if self.drop_last { rest / self.global_batch() } else { rest.div_ceil(self.global_batch()) }
+    /// Batches from `position` to the end of the epoch, the same on every rank; `None` as long as nobody knows where it ends.
+    pub fn batches_from(&self, position: u64) -> Option<u64> {
+        let rest = self.len?.saturating_sub(position);
+        Some(if self.drop_last { rest / self.global_batch() } else { rest.div_ceil(self.global_batch()) })
     }
 
     /// The cursor itself, or the start of the next epoch when no batch is left in this one.
     pub fn settle(&self, cursor: Cursor) -> Cursor {
-        if self.batches_from(cursor.position) == 0 {
+        if self.batches_from(cursor.position) == Some(0) {
             Cursor { epoch: cursor.epoch + 1, position: 0 }
         } else {
             cursor
@@ -60,7 +58,8 @@ impl Batching {
 
     /// The position behind the global batch that begins at `position`.
     pub fn after(&self, position: u64) -> u64 {
-        self.len.min(position.saturating_add(self.global_batch()))
+        let end = position.saturating_add(self.global_batch());
+        self.len.map_or(end, |len| len.min(end))
     }
 
     /// The positions of `rank`'s rows in the global batch that begins at `position`.
@@ -76,7 +75,7 @@ mod tests {
 
     fn epoch_rows(batching: &Batching, start: u64, rank: u64) -> Vec<Vec<u64>> {
         let mut position = start;
-        (0..batching.batches_from(start))
+        (0..batching.batches_from(start).unwrap())
             .map(|_| {
                 let rows = batching.rows(position, rank).collect();
                 position = batching.after(position);
@@ -91,8 +90,8 @@ mod tests {
             len in 1u64..500, batch_size in 1u64..20, world in 1u64..9, start in 0u64..500, drop_last: bool,
         ) {
             let start = start % (len + 1);
-            let many = Batching { len, batch_size, world_size: world, drop_last };
-            let one = Batching { len, batch_size: batch_size * world, world_size: 1, drop_last };
+            let many = Batching { len: Some(len), batch_size, world_size: world, drop_last };
+            let one = Batching { len: Some(len), batch_size: batch_size * world, world_size: 1, drop_last };
             let ranks: Vec<_> = (0..world).map(|rank| epoch_rows(&many, start, rank)).collect();
             let whole = epoch_rows(&one, start, 0);
             prop_assert!(ranks.iter().all(|rank| rank.len() == whole.len()));
@@ -111,10 +110,10 @@ mod tests {
 
         #[test]
         fn a_resume_in_the_middle_sees_the_complement(len in 1u64..500, first in 1u64..20, then in 1u64..20, cut in 0u64..40) {
-            let before = Batching { len, batch_size: first, world_size: 1, drop_last: false };
+            let before = Batching { len: Some(len), batch_size: first, world_size: 1, drop_last: false };
             let mut position = 0;
             let mut seen = Vec::new();
-            for _ in 0..cut.min(before.batches_from(0)) {
+            for _ in 0..cut.min(before.batches_from(0).unwrap()) {
                 seen.extend(before.rows(position, 0));
                 position = before.after(position);
             }
@@ -126,15 +125,15 @@ mod tests {
 
     #[test]
     fn a_batch_larger_than_the_epoch_has_the_rows_that_there_are() {
-        let batching = Batching { len: 64, batch_size: 1_000_000, world_size: 3, drop_last: false };
+        let batching = Batching { len: Some(64), batch_size: 1_000_000, world_size: 3, drop_last: false };
         assert_eq!((batching.most_rows(), batching.rows(0, 0).count()), (22, 22));
         assert_eq!(Batching { batch_size: 8, ..batching }.most_rows(), 8);
-        assert_eq!(Batching { len: UNKNOWN_LEN, ..batching }.most_rows(), 1_000_000);
+        assert_eq!(Batching { len: None, ..batching }.most_rows(), 1_000_000);
     }
 
     #[test]
     fn the_end_of_an_epoch_is_the_start_of_the_next() {
-        let batching = Batching { len: 10, batch_size: 4, world_size: 1, drop_last: true };
+        let batching = Batching { len: Some(10), batch_size: 4, world_size: 1, drop_last: true };
         assert_eq!(batching.settle(Cursor { epoch: 2, position: 8 }), Cursor { epoch: 3, position: 0 });
         assert_eq!(batching.settle(Cursor { epoch: 2, position: 4 }), Cursor { epoch: 2, position: 4 });
     }

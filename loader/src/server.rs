@@ -36,7 +36,6 @@ use crate::log;
 use crate::metrics::Consumer;
 use crate::peer::Peer;
 use crate::pipeline::{Opened, Pipeline, Supply};
-use crate::plan::UNKNOWN_LEN;
 use crate::protocol::{
     self, Attach, Decoder, ErrorKind, MAX_KEYS, PROTOCOL, PipelineRef, Progress, Reply, Request,
 };
@@ -522,10 +521,7 @@ impl Session {
         tracing::info!(
             "{} {rank} of {world_size}: {}, {} worker threads, memory budget {}",
             crate::log::FEED,
-            match attached.batching.len {
-                UNKNOWN_LEN => "a stream".to_string(),
-                len => format!("{len} samples"),
-            },
+            attached.batching.len.map_or("a stream".to_string(), |len| format!("{len} samples")),
             attached.threads,
             budget_text(&attached.budget)
         );

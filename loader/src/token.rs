@@ -9,7 +9,7 @@
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_64;
 
-use crate::plan::{Cursor, UNKNOWN_LEN};
+use crate::plan::Cursor;
 
 /// The one version of the token format that this build writes and reads.
 pub const VERSION: u32 = 1;
@@ -26,8 +26,24 @@ pub struct Identity {
     pub pixels: String,
     /// Seed of order and augmentation.
     pub seed: u64,
-    /// Records in an epoch; [`UNKNOWN_LEN`] for a stream.
-    pub samples: u64,
+    /// Records in an epoch; none of a stream.
+    #[serde(with = "samples")]
+    pub samples: Option<u64>,
+}
+
+/// How the format writes the number of samples: a stream's as the largest there is.
+mod samples {
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub(super) const OF_A_STREAM: u64 = u64::MAX;
+
+    pub(super) fn serialize<S: Serializer>(samples: &Option<u64>, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_u64(samples.unwrap_or(OF_A_STREAM))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
+        Ok(Some(u64::deserialize(deserializer)?).filter(|samples| *samples != OF_A_STREAM))
+    }
 }
 
 /// The window of a stream in or behind which a position lies, with what the source needs to read it again.
@@ -164,10 +180,15 @@ impl Token {
         let theirs = &self.identity;
         let mut differences = Vec::new();
         if theirs.dataset != ours.dataset {
+            let samples =
+                |of: &Identity| of.samples.map_or("a stream".into(), |samples| format!("{samples} samples"));
             differences.push(format!(
-                "the dataset differs (saved with {} samples, fingerprint {}; now {} samples, fingerprint {}): files were \
-                 added, removed or changed, or it is another folder",
-                theirs.samples, theirs.dataset, ours.samples, ours.dataset
+                "the dataset differs (saved with {}, fingerprint {}; now {}, fingerprint {}): files were added, removed or \
+                 changed, or it is another folder",
+                samples(theirs),
+                theirs.dataset,
+                samples(ours),
+                ours.dataset
             ));
         }
         if theirs.seed != ours.seed {
@@ -183,8 +204,8 @@ impl Token {
             );
         }
         match (&self.stream, ours.samples) {
-            (None, UNKNOWN_LEN) => differences.push("it is of an indexed source, this is a stream".into()),
-            (Some(_), samples) if samples != UNKNOWN_LEN => {
+            (None, None) => differences.push("it is of an indexed source, this is a stream".into()),
+            (Some(_), Some(_)) => {
                 differences.push("it is of a stream, this is an indexed source".into());
             }
             (Some(place), _) if !place.holds(self.cursor()) => {
@@ -192,11 +213,11 @@ impl Token {
             }
             _ => {}
         }
-        if differences.is_empty() && self.position > ours.samples {
-            differences.push(format!(
-                "its position {} is after the last of {} samples",
-                self.position, ours.samples
-            ));
+        if let Some(samples) =
+            ours.samples.filter(|samples| differences.is_empty() && self.position > *samples)
+        {
+            differences
+                .push(format!("its position {} is after the last of {samples} samples", self.position));
         }
         if differences.is_empty() { Ok(()) } else { Err(TokenError::Foreign(differences.join("; "))) }
     }
@@ -204,6 +225,7 @@ impl Token {
 
 fn checksum(identity: &Identity, cursor: Cursor, stream: Option<&Place>) -> String {
     let Identity { dataset, order, pixels, seed, samples } = identity;
+    let samples = samples.unwrap_or(samples::OF_A_STREAM);
     let Cursor { epoch, position } = cursor;
     let mut text = format!("{VERSION}|{dataset}|{order}|{pixels}|{seed}|{samples}|{epoch}|{position}");
     if let Some(place) = stream {
@@ -232,7 +254,13 @@ mod tests {
     use proptest::prelude::*;
 
     fn identity() -> Identity {
-        Identity { dataset: "d1".into(), order: "o1".into(), pixels: "p1".into(), seed: 3, samples: 1000 }
+        Identity {
+            dataset: "d1".into(),
+            order: "o1".into(),
+            pixels: "p1".into(),
+            seed: 3,
+            samples: Some(1000),
+        }
     }
 
     fn token() -> Token {
@@ -242,7 +270,7 @@ mod tests {
     fn of_stream() -> Token {
         let state = serde_json::json!({"partitions": {"t": [[0, 5, 25], [1, 0, 20]]}, "hash": "00"});
         let place = Place { epoch: 0, window: 3, first: 100, count: 40, state };
-        let identity = Identity { samples: UNKNOWN_LEN, ..identity() };
+        let identity = Identity { samples: None, ..identity() };
         Token::new(identity, Cursor { epoch: 0, position: 128 }, Some(place))
     }
 
@@ -275,7 +303,8 @@ mod tests {
     fn a_token_of_another_run_is_refused_with_the_difference() {
         let refuse = |ours: Identity| token().verify(&ours, &[]).unwrap_err().to_string();
         assert!(
-            refuse(Identity { dataset: "d2".into(), samples: 999, ..identity() }).contains("1000 samples")
+            refuse(Identity { dataset: "d2".into(), samples: Some(999), ..identity() })
+                .contains("1000 samples")
         );
         assert!(refuse(Identity { seed: 4, ..identity() }).contains("saved 3, now 4"));
         assert!(refuse(Identity { order: "o2".into(), ..identity() }).contains("on_error"));

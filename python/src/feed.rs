@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use fuelrail_loader::client::{
     self, Address, ClientError, Feed as Inner, INTERRUPT_PERIOD, News, Next, Question, Waiting,
 };
-use fuelrail_loader::plan::{Cursor, UNKNOWN_LEN};
+use fuelrail_loader::plan::Cursor;
 use fuelrail_loader::protocol::{Attach, Attached, PipelineRef, Reply};
 use fuelrail_loader::token::{Allow, Token};
 use pyo3::exceptions::PyValueError;
@@ -342,9 +342,7 @@ impl Feed {
             if state.iteration != iteration {
                 return Ok(Some(0));
             }
-            let inner = &state.inner;
-            let known = inner.batching(inner.cursor().epoch).len != UNKNOWN_LEN;
-            Ok(known.then(|| inner.batches_left()))
+            Ok(state.inner.batches_left())
         })
     }
 

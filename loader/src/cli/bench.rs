@@ -47,8 +47,8 @@ impl Bench {
         signals::watch()?;
         let asked = Instant::now();
         let mut feed = spec::private_feed(self.spec.pipeline()?)?;
-        if feed.attached().stream.is_none() {
-            self.spec.warn_of_batch(feed.attached().batching.len);
+        if let Some(samples) = feed.attached().batching.len {
+            self.spec.warn_of_batch(samples);
         }
         let mut run = Run { step: Duration::from_millis(self.step_ms), ..Run::default() };
         let tell = |level: &str, text: &str| {
@@ -107,12 +107,10 @@ impl Bench {
     }
 
     fn bar(&self, feed: &Feed) -> Bar {
-        let len = match self.epochs {
-            Some(_) if feed.attached().stream.is_some() => {
-                return Bar::new(None, "measuring {spinner} {human_pos} images  {rate}");
-            }
-            Some(epochs) => epochs.saturating_mul(feed.attached().batching.len),
-            None => (self.seconds * 1000.0) as u64,
+        let len = match (self.epochs, feed.attached().batching.len) {
+            (Some(_), None) => return Bar::new(None, "measuring {spinner} {human_pos} images  {rate}"),
+            (Some(epochs), Some(samples)) => epochs.saturating_mul(samples),
+            (None, _) => (self.seconds * 1000.0) as u64,
         };
         Bar::new(Some(len), "measuring {wide_bar} {percent:>3}%  {eta} left")
     }
@@ -213,16 +211,16 @@ impl Report<'_> {
             .iter()
             .map(|field| format!("{} {:?} {}", field.name, field.shape, field.dtype))
             .collect();
-        match &attached.stream {
-            None => {
+        match (attached.batching.len, &attached.stream) {
+            (Some(samples), _) => {
                 let classes = match attached.classes.len() as u64 {
                     1 => "1 class".into(),
                     classes => format!("{} classes", grouped(classes)),
                 };
-                say!("source       {}, {classes}", counted(attached.batching.len, "sample"));
+                say!("source       {}, {classes}", counted(samples, "sample"));
             }
-            Some(kind) if kind.bounded => say!("source       a range of a stream"),
-            Some(_) => say!("source       an endless stream"),
+            (None, Some(kind)) if kind.bounded => say!("source       a range of a stream"),
+            (None, _) => say!("source       an endless stream"),
         }
         say!("batch        {} x {}, {} slots", attached.batching.batch_size, own.join(", "), attached.slots);
         say!(

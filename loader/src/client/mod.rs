@@ -417,15 +417,15 @@ impl Feed {
         self.request(&Request::Seek { generation: self.generation, cursor: settled, place })
     }
 
-    /// Batches left in the cursor's epoch; of a stream that has not ended, more than will ever come.
-    pub fn batches_left(&self) -> u64 {
+    /// Batches left in the cursor's epoch; `None` of a stream that has not ended.
+    pub fn batches_left(&self) -> Option<u64> {
         self.batching(self.cursor.epoch).batches_from(self.cursor.position)
     }
 
     /// How an epoch is cut.
     pub fn batching(&self, epoch: u64) -> Batching {
         let known = self.windows.as_ref().and_then(|windows| windows.len(epoch));
-        Batching { len: known.unwrap_or(self.attached.batching.len), ..self.attached.batching }
+        Batching { len: known.or(self.attached.batching.len), ..self.attached.batching }
     }
 
     fn settle(&self, cursor: Cursor) -> Cursor {
@@ -463,13 +463,13 @@ impl Feed {
         if self.incoming.is_none() {
             self.seek(self.cursor)?;
         }
-        if self.batches_left() > 0 {
+        if self.batches_left() != Some(0) {
             self.iterating_since.get_or_insert_with(Instant::now);
             // Log lines and failures are not late, even when a batch is here already.
             self.take_in()?;
         }
         // The end of a stream's epoch may have come in one piece with the first batch of the next, which stays where it is.
-        if self.batches_left() == 0 {
+        if self.batches_left() == Some(0) {
             self.pause();
             return Ok(Next::End);
         }

@@ -159,9 +159,9 @@ impl StreamCourse {
         }
         self.ends.retain(|(of, _)| *of >= epoch);
         let len = self.ends.front().filter(|(of, _)| *of == epoch).map(|(_, len)| *len);
-        let batching = Batching { len: len.unwrap_or(batching.len), ..*batching };
+        let batching = Batching { len: len.or(batching.len), ..*batching };
         if let Some(len) = len
-            && batching.batches_from(position) == 0
+            && batching.batches_from(position) == Some(0)
         {
             if position == 0 {
                 // Epochs without a batch would be gone through for ever.

@@ -48,8 +48,8 @@ pub fn which(
         }
     };
     course.seek(cursor, place.map(Into::into))?;
-    let len = pipeline.supply.len().unwrap_or(crate::plan::UNKNOWN_LEN);
-    if cursor.position > len {
+    let len = pipeline.supply.len();
+    if let Some(len) = len.filter(|len| cursor.position > *len) {
         return Err(Refusal::new(
             ErrorKind::Config,
             format!("position {} is after the last of {len} samples", cursor.position),
