@@ -105,7 +105,14 @@ pub enum Supply {
         order: Order,
     },
     /// Records come in windows, each in an order of its own.
-    Stream(Arc<Flows>),
+    Stream {
+        /// Its readings, shared by ranks.
+        flows: Arc<Flows>,
+        /// What the orders of windows are made of.
+        seed: u64,
+        /// Whether windows are shuffled.
+        shuffle: bool,
+    },
 }
 
 impl Supply {
@@ -113,7 +120,7 @@ impl Supply {
     pub fn len(&self) -> Option<u64> {
         match self {
             Self::Indexed { order, .. } => Some(order.len()),
-            Self::Stream(_) => None,
+            Self::Stream { .. } => None,
         }
     }
 
@@ -121,7 +128,7 @@ impl Supply {
     pub fn fingerprint(&self) -> Option<Fingerprint> {
         match self {
             Self::Indexed { source, .. } => Some(source.fingerprint()),
-            Self::Stream(_) => None,
+            Self::Stream { .. } => None,
         }
     }
 
@@ -141,7 +148,7 @@ impl Supply {
     pub fn is_labelled(&self) -> bool {
         match self {
             Self::Indexed { source, .. } => source.is_labelled(),
-            Self::Stream(flows) => flows.source().is_labelled(),
+            Self::Stream { flows, .. } => flows.source().is_labelled(),
         }
     }
 
@@ -149,13 +156,13 @@ impl Supply {
     pub fn classes(&self) -> &[String] {
         match self {
             Self::Indexed { source, .. } => source.classes(),
-            Self::Stream(flows) => flows.source().classes(),
+            Self::Stream { flows, .. } => flows.source().classes(),
         }
     }
 
     /// What a client needs to know of a stream.
     pub fn stream_kind(&self) -> Option<StreamKind> {
-        let Self::Stream(flows) = self else { return None };
+        let Self::Stream { flows, .. } = self else { return None };
         let source = flows.source();
         Some(StreamKind { bounded: source.is_bounded(), origin: source.origin(0).into() })
     }
@@ -166,7 +173,7 @@ impl Supply {
             Self::Indexed { source, .. } => {
                 u64::try_from(id).ok().filter(|&index| index < source.len()).map(|index| source.key(index))
             }
-            Self::Stream(flows) => flows.source().key(id),
+            Self::Stream { flows, .. } => flows.source().key(id),
         }
     }
 }
@@ -251,7 +258,8 @@ impl Pipeline {
             }
             Opened::Stream(flows) => {
                 let (dataset, fingerprint) = (flows.source().fingerprint(), ordering::of_stream(&config)?);
-                (Supply::Stream(flows), dataset, fingerprint)
+                let (seed, shuffle) = (config.seed, config.shuffle);
+                (Supply::Stream { flows, seed, shuffle }, dataset, fingerprint)
             }
         };
         let identity = Identity {
@@ -325,7 +333,7 @@ impl Pipeline {
                 // Decoded blocks that the reader keeps.
                 ("blocks", source.reader_memory()),
             ],
-            Supply::Stream(flows) => vec![
+            Supply::Stream { flows, .. } => vec![
                 // Records received: those in use, and those to come.
                 ("windows", flows.window_memory()),
                 // What the broker's client holds beside them.

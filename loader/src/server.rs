@@ -103,7 +103,7 @@ impl Known {
     fn of(supply: &Supply) -> Self {
         match supply {
             Supply::Indexed { source, .. } => Self::Indexed(Arc::downgrade(source)),
-            Supply::Stream(flows) => Self::Stream(Arc::downgrade(flows)),
+            Supply::Stream { flows, .. } => Self::Stream(Arc::downgrade(flows)),
         }
     }
 
@@ -682,7 +682,9 @@ impl Server {
     /// Ranks whose daemons do not know of each other must cut the same windows of a stream.
     fn one_flow(&self, pipeline: &Pipeline, world_size: u64) -> Result<(), Refusal> {
         match &pipeline.supply {
-            Supply::Stream(flows) if self.private && world_size > 1 && !flows.source().is_uniform() => {
+            Supply::Stream { flows, .. }
+                if self.private && world_size > 1 && !flows.source().is_uniform() =>
+            {
                 Err(Refusal::new(
                     ErrorKind::Config,
                     format!(

@@ -1,18 +1,23 @@
-//! What lies ahead of a feed's cursor: the rows of its next batch, the end of an epoch, or nothing that is known yet.
+//! One rank's way through its source: the rows of its next batch, the end of an epoch, or nothing that is known yet; and the
+//! records of these rows.
 //!
-//! An indexed source knows all of it at once, epoch after epoch. A stream knows it window by window, and learns that an
-//! epoch has ended with its last one.
+//! An indexed source knows all of it at once, epoch after epoch, and reads records when they are asked for. A stream knows it
+//! window by window, learns that an epoch has ended with its last one, and has the records of a window in memory.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use fuelrail_connectors::{IndexedSource, Place, SourceError, StreamStats};
+use fuelrail_connectors::{
+    Done, IndexedSource, Place, ReadRequest, Reader, ReaderConfig, SourceError, StreamStats,
+};
 
 use super::flow::{Flows, Member, Notify};
+use super::lookahead::Lookahead;
 use super::stretch::Stretch;
 use crate::order::{Order, derive};
+use crate::pipeline::Supply;
 use crate::plan::{Batching, Cursor};
-use crate::protocol::ErrorKind;
+use crate::protocol::{ErrorKind, Stats, StreamCounters};
 use crate::refusal::Refusal;
 
 /// A row of a batch to come.
@@ -34,25 +39,47 @@ pub(super) enum Ahead {
     Failed(Refusal),
 }
 
-/// A feed's way through its source.
+/// A record that is to be fetched, and who takes it.
+pub(super) struct Wanted {
+    pub stretch: Arc<Stretch>,
+    pub index: u64,
+    pub done: Done,
+}
+
+/// Whose rows of each global batch they are.
+#[derive(Clone, Copy)]
+pub(super) struct Seat {
+    pub rank: u64,
+    pub batching: Batching,
+}
+
+/// A rank's way through its source.
 pub(super) enum Course {
     Indexed(IndexedCourse),
     Stream(StreamCourse),
 }
 
 pub(super) struct IndexedCourse {
+    seat: Seat,
     source: Arc<dyn IndexedSource>,
     order: Order,
     /// The cursor's epoch.
     current: Option<Arc<Stretch>>,
+    /// Absent as long as nobody wants more than to know which records come.
+    reading: Option<Reading>,
+}
+
+struct Reading {
+    reader: Box<dyn Reader>,
+    /// What the reader is told beyond the open batches.
+    lookahead: Lookahead,
 }
 
 pub(super) struct StreamCourse {
+    seat: Seat,
     flows: Arc<Flows>,
     seed: u64,
     shuffle: bool,
-    rank: u64,
-    world_size: u64,
     notify: Notify,
     /// Absent before the first seek: a client that loads a state would have what comes before it read for nothing.
     member: Option<Member>,
@@ -64,36 +91,74 @@ pub(super) struct StreamCourse {
     news: Vec<Place>,
 }
 
-impl Course {
-    pub fn indexed(source: Arc<dyn IndexedSource>, order: Order) -> Self {
-        Self::Indexed(IndexedCourse { source, order, current: None })
-    }
-
-    pub fn stream(
-        flows: Arc<Flows>,
-        (seed, shuffle): (u64, bool),
-        (rank, world_size): (u64, u64),
-        notify: Notify,
-    ) -> Self {
-        Self::Stream(StreamCourse {
-            flows,
-            seed,
-            shuffle,
-            rank,
-            world_size,
-            notify,
-            member: None,
-            windows: VecDeque::new(),
-            ends: VecDeque::new(),
-            news: Vec::new(),
-        })
-    }
-
-    /// What comes at a cursor, for a rank. `idle`: the feed has nothing in hand and can only wait.
-    pub fn ahead(&mut self, cursor: Cursor, batching: &Batching, rank: u64, idle: bool) -> Ahead {
+impl Supply {
+    /// The way of one rank. `notify` is called when a stream has something new.
+    pub(super) fn course(&self, seat: Seat, notify: Notify) -> Course {
         match self {
-            Self::Indexed(course) => course.ahead(cursor, batching, rank),
-            Self::Stream(course) => course.ahead(cursor, batching, rank, idle),
+            Self::Indexed { source, order } => Course::Indexed(IndexedCourse {
+                seat,
+                source: source.clone(),
+                order: order.clone(),
+                current: None,
+                reading: None,
+            }),
+            &Self::Stream { ref flows, seed, shuffle } => Course::Stream(StreamCourse {
+                seat,
+                flows: flows.clone(),
+                seed,
+                shuffle,
+                notify,
+                member: None,
+                windows: VecDeque::new(),
+                ends: VecDeque::new(),
+                news: Vec::new(),
+            }),
+        }
+    }
+}
+
+impl Course {
+    /// Makes ready to [`fetch`](Self::fetch).
+    pub fn start_reading(&mut self, config: &ReaderConfig) -> Result<(), Refusal> {
+        let Self::Indexed(course) = self else { return Ok(()) };
+        let reader = course.source.clone().reader(config);
+        let reader = reader.map_err(|error| Refusal::new(ErrorKind::Source, error.to_string()))?;
+        let lookahead = Lookahead::new(course.order.clone(), reader.horizon());
+        course.reading = Some(Reading { reader, lookahead });
+        Ok(())
+    }
+
+    /// What comes at a cursor. `idle`: the feed has nothing in hand and can only wait.
+    pub fn ahead(&mut self, cursor: Cursor, idle: bool) -> Ahead {
+        match self {
+            Self::Indexed(course) => course.ahead(cursor),
+            Self::Stream(course) => course.ahead(cursor, idle),
+        }
+    }
+
+    /// Fetches records, in this order of urgency. Returns at once.
+    pub fn fetch(&self, wanted: Vec<Wanted>) {
+        match self {
+            Self::Indexed(IndexedCourse { reading, .. }) if !wanted.is_empty() => {
+                let request = |Wanted { index, done, .. }: Wanted| ReadRequest { index, done };
+                let reading = reading.as_ref().expect("reading was started");
+                reading.reader.submit(wanted.into_iter().map(request).collect());
+            }
+            Self::Indexed(_) => {}
+            Self::Stream(_) => {
+                for Wanted { stretch, index, done } in wanted {
+                    done(stretch.window().expect("a stream is read in windows").read(index));
+                }
+            }
+        }
+    }
+
+    /// Tells a reader that decodes blocks what comes behind a cursor.
+    pub fn look_ahead(&mut self, cursor: Cursor) {
+        let Self::Indexed(IndexedCourse { seat, reading: Some(reading), .. }) = self else { return };
+        let expected = reading.lookahead.beyond(cursor, &seat.batching, seat.rank);
+        if !expected.is_empty() {
+            reading.reader.expect(&expected);
         }
     }
 
@@ -122,15 +187,29 @@ impl Course {
         }
     }
 
-    /// A stream's counters.
-    pub fn stats(&self) -> Option<StreamStats> {
-        let Self::Stream(course) = self else { return None };
-        course.member.as_ref().map(Member::stats)
+    /// Adds what was read so far.
+    pub fn count(&self, stats: &mut Stats) {
+        match self {
+            Self::Indexed(IndexedCourse { reading, .. }) => {
+                let Some(read) = reading.as_ref().map(|reading| reading.reader.stats()) else { return };
+                stats.backend = read.backend.to_string();
+                (stats.reads, stats.read_bytes) = (read.reads, read.bytes);
+                stats.submissions = read.submissions;
+            }
+            Self::Stream(StreamCourse { member, .. }) => {
+                let Some(member) = member else { return };
+                let StreamStats { window, records, bytes, lag, partitions } = member.stats();
+                stats.backend = "stream".into();
+                (stats.reads, stats.read_bytes) = (records, bytes);
+                stats.stream = Some(StreamCounters { window, records, bytes, lag, partitions });
+            }
+        }
     }
 }
 
 impl IndexedCourse {
-    fn ahead(&mut self, cursor: Cursor, batching: &Batching, rank: u64) -> Ahead {
+    fn ahead(&mut self, cursor: Cursor) -> Ahead {
+        let Seat { rank, batching } = self.seat;
         let stretch = match &self.current {
             Some(stretch) if stretch.epoch == cursor.epoch => stretch,
             _ => {
@@ -148,7 +227,8 @@ impl IndexedCourse {
 }
 
 impl StreamCourse {
-    fn ahead(&mut self, cursor: Cursor, batching: &Batching, rank: u64, idle: bool) -> Ahead {
+    fn ahead(&mut self, cursor: Cursor, idle: bool) -> Ahead {
+        let Seat { rank, batching } = self.seat;
         if self.member.is_none() {
             return Ahead::Unknown;
         }
@@ -159,7 +239,7 @@ impl StreamCourse {
         }
         self.ends.retain(|(of, _)| *of >= epoch);
         let len = self.ends.front().filter(|(of, _)| *of == epoch).map(|(_, len)| *len);
-        let batching = Batching { len: len.or(batching.len), ..*batching };
+        let batching = Batching { len: len.or(batching.len), ..batching };
         if let Some(len) = len
             && batching.batches_from(position) == Some(0)
         {
@@ -224,7 +304,7 @@ impl StreamCourse {
                     true => Order::shuffled(place.count, derive(self.seed, place.window, WINDOW)),
                     false => Order::sequential(place.count, self.seed),
                 };
-                self.windows.push_back(Arc::new(Stretch::window(order.epoch(place.epoch), window, hold)));
+                self.windows.push_back(Arc::new(Stretch::of_window(order.epoch(place.epoch), window, hold)));
             }
             self.news.push(place);
         }
@@ -259,7 +339,8 @@ impl StreamCourse {
             ));
         }
         let again = cursor.position < place.end();
-        let joined = self.flows.join(&place, again, self.rank, self.world_size, self.notify.clone());
+        let Seat { rank, batching } = self.seat;
+        let joined = self.flows.join(&place, again, rank, batching.world_size, self.notify.clone());
         self.member = Some(joined.map_err(|error| refusal(&error))?);
         // So that a token can be written before the first window has come.
         self.news.push(place);

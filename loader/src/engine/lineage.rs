@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::sync::mpsc;
 use std::time::Duration;
 
-use super::course::{Ahead, Course, PlannedRow};
-use crate::pipeline::{Pipeline, Supply};
+use super::course::{Ahead, PlannedRow, Seat};
+use crate::pipeline::Pipeline;
 use crate::plan::{Batching, Cursor};
 use crate::protocol::ErrorKind;
 use crate::refusal::Refusal;
@@ -37,27 +37,21 @@ pub fn which(
     interrupt: &mut dyn FnMut() -> bool,
 ) -> Result<Option<Vec<Named>>, Refusal> {
     let (news, arrived) = mpsc::channel();
-    let mut course = match &pipeline.supply {
-        Supply::Indexed { source, order } => Course::indexed(source.clone(), order.clone()),
-        Supply::Stream(flows) => {
-            let notify = Arc::new(move || {
-                let _ = news.send(());
-            });
-            let order = (pipeline.config.seed, pipeline.config.shuffle);
-            Course::stream(flows.clone(), order, (0, 1), notify)
-        }
-    };
-    course.seek(cursor, place.map(Into::into))?;
+    let notify = Arc::new(move || {
+        let _ = news.send(());
+    });
     let len = pipeline.supply.len();
+    let batching = Batching { len, batch_size: count, world_size: 1, drop_last: false };
+    let mut course = pipeline.supply.course(Seat { rank: 0, batching }, notify);
+    course.seek(cursor, place.map(Into::into))?;
     if let Some(len) = len.filter(|len| cursor.position > *len) {
         return Err(Refusal::new(
             ErrorKind::Config,
             format!("position {} is after the last of {len} samples", cursor.position),
         ));
     }
-    let batching = Batching { len, batch_size: count, world_size: 1, drop_last: false };
     loop {
-        match course.ahead(cursor, &batching, 0, true) {
+        match course.ahead(cursor, true) {
             Ahead::Batch { rows, .. } => return Ok(Some(rows.iter().map(named).collect())),
             Ahead::EpochEnds { .. } => return Ok(Some(Vec::new())),
             Ahead::Failed(refusal) => return Err(refusal),

@@ -33,22 +33,21 @@ use std::thread::JoinHandle;
 use std::time::Instant;
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
-use fuelrail_connectors::{self as connectors, ReadRequest, Reader, StreamStats};
+use fuelrail_connectors as connectors;
 
-use crate::config::{OnError, PipelineConfig};
+use crate::config::OnError;
 use crate::layout::Layout;
 use crate::metrics::{self, Consumer, Metrics};
-use crate::pipeline::{Pipeline, Supply};
+use crate::pipeline::Pipeline;
 use crate::plan::{Batching, Cursor};
-use crate::protocol::{Attached, ErrorKind, Ready, Reply, Stats, StreamCounters};
+use crate::protocol::{Attached, ErrorKind, Ready, Reply, Stats};
 use crate::quarantine::{Quarantine, Refused};
 use crate::refusal::Refusal;
 use crate::ring::Ring;
 use crate::token::Place;
 
 use batch::{Batch, Row, Verdict};
-use course::{Ahead, Course};
-use lookahead::Lookahead;
+use course::{Ahead, Course, Seat, Wanted};
 use worker::{Job, Outcome, RowDone};
 
 /// Where the coordinator's messages to the client go. Must not block: their number is bounded by slots and errors.
@@ -120,22 +119,14 @@ impl Engine {
         let ring = Ring::create(pipeline.slots(), layout.slot_bytes as usize)
             .map_err(|error| environment(error.to_string()))?;
         let (events, inbox) = unbounded();
-        let (course, reader, lookahead) = match &pipeline.supply {
-            Supply::Indexed { source, order } => {
-                let reader = source.clone().reader(&pipeline.config.read);
-                let reader = reader.map_err(|error| Refusal::new(ErrorKind::Source, error.to_string()))?;
-                let lookahead = Lookahead::new(order.clone(), reader.horizon());
-                (Course::indexed(source.clone(), order.clone()), Some(reader), Some(lookahead))
-            }
-            Supply::Stream(flows) => {
-                let events = events.clone();
-                let notify = Arc::new(move || {
-                    let _ = events.send(Event::News);
-                });
-                let PipelineConfig { seed, shuffle, .. } = pipeline.config;
-                (Course::stream(flows.clone(), (seed, shuffle), (rank, world_size), notify), None, None)
-            }
+        let notify = {
+            let events = events.clone();
+            Arc::new(move || {
+                let _ = events.send(Event::News);
+            })
         };
+        let mut course = pipeline.supply.course(Seat { rank, batching }, notify);
+        course.start_reading(&pipeline.config.read)?;
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(pipeline.threads)
             .thread_name(|worker| format!("fuelrail-work{worker}"))
@@ -163,12 +154,9 @@ impl Engine {
         let coordinator = Coordinator {
             shared: shared.clone(),
             batching,
-            rank,
             attached: attached.clone(),
             slots: vec![Slot::Free; ring.slots()],
             ring,
-            reader,
-            lookahead,
             pool: Arc::new(pool),
             inbox,
             events: events.clone(),
@@ -241,14 +229,9 @@ enum Slot {
 struct Coordinator {
     shared: Arc<Shared>,
     batching: Batching,
-    rank: u64,
     attached: Attached,
     ring: Ring,
     slots: Vec<Slot>,
-    /// Absent where records are in memory when their positions are known: of a stream.
-    reader: Option<Box<dyn Reader>>,
-    /// What the reader is told beyond the open batches, of an indexed source.
-    lookahead: Option<Lookahead>,
     pool: Arc<rayon::ThreadPool>,
     inbox: Receiver<Event>,
     events: Sender<Event>,
@@ -279,7 +262,7 @@ impl Coordinator {
         loop {
             self.open_batches();
             self.submit_rows();
-            self.look_ahead();
+            self.course.look_ahead(self.cursor);
             self.deliver();
             let idle = self.open.is_empty() && !self.halted;
             let since = Instant::now();
@@ -321,19 +304,10 @@ impl Coordinator {
         !self.halted && self.free_slot().is_some()
     }
 
-    /// Tells a reader that decodes blocks what comes behind the batches that are open.
-    fn look_ahead(&mut self) {
-        let (Some(lookahead), Some(reader)) = (&mut self.lookahead, &self.reader) else { return };
-        let expected = lookahead.beyond(self.cursor, &self.batching, self.rank);
-        if !expected.is_empty() {
-            reader.expect(&expected);
-        }
-    }
-
     fn open_batches(&mut self) {
         while self.can_open() {
             let idle = self.open.is_empty() && self.stale.is_empty();
-            let ahead = self.course.ahead(self.cursor, &self.batching, self.rank, idle);
+            let ahead = self.course.ahead(self.cursor, idle);
             self.tell_news();
             let (rows, next) = match ahead {
                 Ahead::Batch { rows, next } => (rows, next),
@@ -380,7 +354,7 @@ impl Coordinator {
         if self.bytes_in_flight > limit / 4 * 3 || self.rows_in_flight > MAX_ROWS_IN_FLIGHT / 4 * 3 {
             return;
         }
-        let mut requests = Vec::new();
+        let mut wanted = Vec::new();
         for batch in &mut self.open {
             while let Some(row) = batch.peek() {
                 let size = row.stretch.size(row.index);
@@ -408,15 +382,10 @@ impl Coordinator {
                     row,
                     requested: Instant::now(),
                 };
-                let index = job.row.index;
-                if let Some(window) = job.row.stretch.in_memory() {
-                    let record = window.read(index);
-                    job.start(record, &self.pool);
-                    continue;
-                }
                 let pool = Arc::downgrade(&self.pool);
-                requests.push(ReadRequest {
-                    index,
+                wanted.push(Wanted {
+                    stretch: job.row.stretch.clone(),
+                    index: job.row.index,
                     done: Box::new(move |read| {
                         if let Some(pool) = pool.upgrade() {
                             job.start(read, &pool);
@@ -430,9 +399,7 @@ impl Coordinator {
         }
         let peak = &self.shared.metrics.peak_in_flight_bytes;
         peak.fetch_max(self.bytes_in_flight, Relaxed);
-        if let Some(reader) = self.reader.as_ref().filter(|_| !requests.is_empty()) {
-            reader.submit(requests);
-        }
+        self.course.fetch(wanted);
     }
 
     fn row_done(&mut self, done: RowDone) {
@@ -586,18 +553,7 @@ impl Coordinator {
 
     fn stats(&self, consumer: Consumer) -> Stats {
         let mut stats = self.shared.metrics.stats(self.shared.pipeline.threads);
-        if let Some(read) = self.reader.as_ref().map(|reader| reader.stats()) {
-            stats.backend = read.backend.to_string();
-            stats.reads = read.reads;
-            stats.submissions = read.submissions;
-            stats.read_bytes = read.bytes;
-        }
-        if let Some(stream) = self.course.stats() {
-            let StreamStats { window, records, bytes, lag, partitions } = stream;
-            stats.backend = "stream".into();
-            (stats.reads, stats.read_bytes) = (records, bytes);
-            stats.stream = Some(StreamCounters { window, records, bytes, lag, partitions });
-        }
+        self.course.count(&mut stats);
         (stats.limit, stats.verdict) = metrics::verdict(&stats, consumer);
         stats
     }

@@ -29,7 +29,7 @@ impl Stretch {
     }
 
     /// One window; `order` is over its records.
-    pub fn window(order: EpochOrder, window: Arc<Window>, hold: Hold) -> Self {
+    pub fn of_window(order: EpochOrder, window: Arc<Window>, hold: Hold) -> Self {
         let (epoch, first) = (window.place.epoch, window.place.first);
         Self { epoch, first, len: order.len(), order, records: Records::Window { window, _hold: hold } }
     }
@@ -50,7 +50,7 @@ impl Stretch {
     }
 
     /// The window, if it is one: its records are in memory.
-    pub fn in_memory(&self) -> Option<&Window> {
+    pub fn window(&self) -> Option<&Window> {
         match &self.records {
             Records::Indexed(_) => None,
             Records::Window { window, .. } => Some(window),

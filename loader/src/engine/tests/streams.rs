@@ -5,7 +5,7 @@ use std::sync::Mutex;
 use std::sync::atomic::AtomicBool;
 
 use fuelrail_connectors::{
-    Fingerprint, Follower, Schema, Sink, SourceError, StreamRecord, StreamSource, Window,
+    Fingerprint, Follower, Schema, Sink, SourceError, StreamRecord, StreamSource, StreamStats, Window,
 };
 
 use super::*;
