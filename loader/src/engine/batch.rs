@@ -106,8 +106,9 @@ impl Batch {
         }
     }
 
-    pub fn slot(&self) -> usize {
-        self.slot.slot()
+    /// The slot, written.
+    pub fn into_slot(self) -> SlotWriter {
+        self.slot
     }
 
     /// The next row to ask for.
@@ -124,10 +125,6 @@ impl Batch {
     /// One of the rows taken is back.
     pub fn came_back(&mut self) {
         self.out -= 1;
-    }
-
-    pub fn nothing_out(&self) -> bool {
-        self.out == 0
     }
 
     pub fn is_finished(&self) -> bool {

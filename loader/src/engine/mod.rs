@@ -19,14 +19,17 @@
 //! - dropping the [`Engine`] ends its threads and frees the ring, whatever the source is doing.
 
 mod batch;
+mod consumers;
 mod course;
 pub(crate) mod flow;
+mod in_flight;
 pub mod lineage;
 mod lookahead;
+mod slots;
 mod stretch;
 mod worker;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::thread::JoinHandle;
@@ -47,14 +50,13 @@ use crate::ring::Ring;
 use crate::token::Place;
 
 use batch::{Batch, Row, Verdict};
+use consumers::{Consumers, FIRST};
 use course::{Ahead, Course, Seat, Wanted};
+use in_flight::InFlight;
+use slots::Slots;
 use worker::{Job, Outcome, RowDone};
 
-/// Where the coordinator's messages to the client go. Must not block: their number is bounded by slots and errors.
-pub type Out = Box<dyn Fn(Reply) + Send>;
-
-/// Most rows in flight, however small: bounds the bookkeeping, not the bytes.
-const MAX_ROWS_IN_FLIGHT: usize = 4096;
+pub use consumers::Out;
 
 /// A running feed.
 pub struct Engine {
@@ -146,6 +148,7 @@ impl Engine {
             quarantine: pipeline.config.quarantine.as_ref().map(|path| path.display().to_string()),
             stream: pipeline.supply.stream_kind(),
         };
+        let in_flight = InFlight::new(pipeline.config.read_ahead_bytes);
         let quarantine =
             Quarantine::new(pipeline.config.quarantine.clone(), pipeline.identity.dataset.clone());
         let shared =
@@ -155,23 +158,19 @@ impl Engine {
             shared: shared.clone(),
             batching,
             attached: attached.clone(),
-            slots: vec![Slot::Free; ring.slots()],
-            ring,
+            slots: Slots::new(ring),
             pool: Arc::new(pool),
             inbox,
             events: events.clone(),
-            out,
+            consumers: Consumers::new(out),
             quarantine,
             cursor: batching.settle(start),
             course,
             open: VecDeque::new(),
-            stale: HashMap::new(),
+            in_flight,
             next_batch: 0,
-            bytes_in_flight: 0,
-            rows_in_flight: 0,
             halted: false,
             generation: 0,
-            forgery_seen: false,
         };
         let thread = std::thread::Builder::new()
             .name("fuelrail-feed".into())
@@ -218,24 +217,15 @@ impl Drop for Engine {
     }
 }
 
-/// Who has a slot. The coordinator alone decides Free → Filling.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Slot {
-    Free,
-    Filling,
-    Client,
-}
-
 struct Coordinator {
     shared: Arc<Shared>,
     batching: Batching,
     attached: Attached,
-    ring: Ring,
-    slots: Vec<Slot>,
+    slots: Slots,
     pool: Arc<rayon::ThreadPool>,
     inbox: Receiver<Event>,
     events: Sender<Event>,
-    out: Out,
+    consumers: Consumers,
     quarantine: Quarantine,
     /// Where the next batch to open begins.
     cursor: Cursor,
@@ -243,18 +233,14 @@ struct Coordinator {
     course: Course,
     /// Batches under construction, in delivery order, all of the generation in force.
     open: VecDeque<Batch>,
-    /// Batches that a seek made void, until their last row is back.
-    stale: HashMap<u64, Batch>,
+    /// Rows that were asked for and are not back, those of batches that a seek made void among them.
+    in_flight: InFlight,
     next_batch: u64,
-    bytes_in_flight: u64,
-    rows_in_flight: usize,
     /// A batch failed; nothing goes on before a seek.
     halted: bool,
     /// The generation of `open`. The shared one runs ahead of it between a client's seek and the event that tells of it,
     /// and a batch of the old place must not go out under the new number.
     generation: u64,
-    /// The client released a slot that it did not hold, and was told so.
-    forgery_seen: bool,
 }
 
 impl Coordinator {
@@ -296,17 +282,10 @@ impl Coordinator {
         std::ops::ControlFlow::Continue(())
     }
 
-    fn free_slot(&self) -> Option<usize> {
-        self.slots.iter().position(|&slot| slot == Slot::Free)
-    }
-
-    fn can_open(&self) -> bool {
-        !self.halted && self.free_slot().is_some()
-    }
-
     fn open_batches(&mut self) {
-        while self.can_open() {
-            let idle = self.open.is_empty() && self.stale.is_empty();
+        while !self.halted {
+            let Some(mut writer) = self.slots.take() else { return };
+            let idle = self.open.is_empty() && self.in_flight.is_empty();
             let ahead = self.course.ahead(self.cursor, idle);
             self.tell_news();
             let (rows, next) = match ahead {
@@ -314,7 +293,7 @@ impl Coordinator {
                 Ahead::EpochEnds { len } => {
                     let (generation, epoch) = (self.generation, self.cursor.epoch);
                     self.cursor = Cursor { epoch: epoch + 1, position: 0 };
-                    (self.out)(Reply::End { generation, epoch, len });
+                    self.consumers.say(&Reply::End { generation, epoch, len });
                     continue;
                 }
                 Ahead::Unknown => return,
@@ -322,8 +301,6 @@ impl Coordinator {
                 Ahead::Failed(_) if !self.open.is_empty() => return,
                 Ahead::Failed(refusal) => return self.halt(self.generation, refusal),
             };
-            let slot = self.free_slot().expect("checked by can_open");
-            let mut writer = self.ring.slot(slot).expect("a free slot is not lent");
             let parts: Vec<_> = self
                 .attached
                 .layout
@@ -332,7 +309,6 @@ impl Coordinator {
                 .map(|field| (field.offset as usize, field.row_bytes as usize))
                 .collect();
             let writers = writer.rows(&parts, rows.len()).expect("nothing of a fresh slot is out");
-            self.slots[slot] = Slot::Filling;
             self.open.push_back(Batch::new(self.next_batch, self.cursor, next, writer, rows, writers));
             self.next_batch += 1;
             self.cursor = next;
@@ -343,42 +319,39 @@ impl Coordinator {
     fn tell_news(&mut self) {
         let generation = self.generation;
         for place in self.course.take_news() {
-            (self.out)(Reply::Window { generation, place: place.into() });
+            self.consumers.say(&Reply::Window { generation, place: place.into() });
         }
     }
 
-    /// Asks for as many rows as the byte budget allows, oldest batch first. Tops up in runs rather than one by one, so
-    /// that many reads share one submission to the kernel.
+    /// Asks for as many rows as the byte budget allows, oldest batch first.
     fn submit_rows(&mut self) {
-        let limit = self.shared.pipeline.config.read_ahead_bytes;
-        if self.bytes_in_flight > limit / 4 * 3 || self.rows_in_flight > MAX_ROWS_IN_FLIGHT / 4 * 3 {
+        if !self.in_flight.has_room() {
             return;
         }
         let mut wanted = Vec::new();
         for batch in &mut self.open {
             while let Some(row) = batch.peek() {
                 let size = row.stretch.size(row.index);
-                let over = self.bytes_in_flight + size > limit || self.rows_in_flight >= MAX_ROWS_IN_FLIGHT;
-                // One record alone may exceed the budget, or nothing would ever move.
-                if over && self.rows_in_flight > 0 {
-                    break;
-                }
+                let Some(share) = self.in_flight.admit(size) else { break };
                 let row = batch.take();
-                self.rows_in_flight += 1;
                 // Not even read: what the index knows of it is enough.
                 if let Some(refused) = judged(&row, size, self.shared.pipeline.config.max_sample_bytes) {
                     let outcome = Outcome::Bad(refused);
-                    let _ = self.events.send(Event::Row(RowDone { batch: batch.id, row, size: 0, outcome }));
+                    let _ = self.events.send(Event::Row(RowDone {
+                        batch: batch.id,
+                        row,
+                        share: share.without_bytes(),
+                        outcome,
+                    }));
                     continue;
                 }
-                self.bytes_in_flight += size;
                 let job = Job {
                     shared: self.shared.clone(),
                     events: self.events.clone(),
                     generation: self.generation,
                     batch: batch.id,
                     epoch: batch.cursor.epoch,
-                    size,
+                    share,
                     row,
                     requested: Instant::now(),
                 };
@@ -398,24 +371,16 @@ impl Coordinator {
             }
         }
         let peak = &self.shared.metrics.peak_in_flight_bytes;
-        peak.fetch_max(self.bytes_in_flight, Relaxed);
+        peak.fetch_max(self.in_flight.bytes(), Relaxed);
         self.course.fetch(wanted);
     }
 
     fn row_done(&mut self, done: RowDone) {
-        let RowDone { batch: id, row, size, outcome } = done;
-        self.bytes_in_flight -= size;
-        self.rows_in_flight -= 1;
-        if let Some(batch) = self.stale.get_mut(&id) {
-            batch.came_back();
-            if batch.nothing_out() {
-                let batch = self.stale.remove(&id).expect("just seen");
-                self.slots[batch.slot()] = Slot::Free;
-            }
-            return;
-        }
-        let first = self.open.front().expect("a row belongs to an open or a stale batch").id;
-        let batch = &mut self.open[(id - first) as usize];
+        let RowDone { batch: id, row, share, outcome } = done;
+        drop(share);
+        // A row of a batch that a seek made void; with the last of them its slot is free.
+        let Some(at) = self.open.front().and_then(|front| id.checked_sub(front.id)) else { return };
+        let batch = &mut self.open[at as usize];
         batch.came_back();
         match outcome {
             Outcome::Written => batch.written(row),
@@ -439,9 +404,7 @@ impl Coordinator {
 
     fn hand_over(&mut self, mut batch: Batch) {
         let generation = self.generation;
-        let slot = batch.slot();
         if let Err(refusal) = self.judge(&mut batch) {
-            self.slots[slot] = Slot::Free;
             self.halt(generation, refusal);
             return;
         }
@@ -451,12 +414,13 @@ impl Coordinator {
         metrics.rows.fetch_add(u64::from(counts.rows), Relaxed);
         metrics.substituted.fetch_add(u64::from(counts.substituted), Relaxed);
         metrics.dropped.fetch_add(u64::from(counts.dropped), Relaxed);
-        self.slots[slot] = Slot::Client;
-        (self.out)(Reply::Ready(Ready {
+        let (cursor, next) = (batch.cursor, batch.next);
+        let slot = self.slots.hand_over(batch.into_slot(), self.consumers.ids());
+        self.consumers.say(&Reply::Ready(Ready {
             generation,
-            slot: slot as u32,
-            cursor: batch.cursor,
-            next: batch.next,
+            slot,
+            cursor,
+            next,
             rows: counts.rows,
             substituted: counts.substituted,
             dropped: counts.dropped,
@@ -486,10 +450,7 @@ impl Coordinator {
                         OnError::Drop => "its row is left out",
                         OnError::Fail => unreachable!("returned above"),
                     };
-                    (self.out)(Reply::Log {
-                        level: "warn".into(),
-                        text: format!("bad record: {line}; {did}"),
-                    });
+                    self.consumers.warn(format!("bad record: {line}; {did}"));
                 }
                 Ok(None) => {}
                 Err(over) => {
@@ -512,23 +473,12 @@ impl Coordinator {
 
     fn halt(&mut self, generation: u64, refusal: Refusal) {
         self.halted = true;
-        self.retire();
-        (self.out)(Reply::Failed { generation, kind: refusal.kind, message: refusal.message });
-    }
-
-    /// Makes every open batch stale; their slots are free when their last row is back.
-    fn retire(&mut self) {
-        for batch in std::mem::take(&mut self.open) {
-            if batch.nothing_out() {
-                self.slots[batch.slot()] = Slot::Free;
-            } else {
-                self.stale.insert(batch.id, batch);
-            }
-        }
+        self.open.clear();
+        self.consumers.say(&Reply::Failed { generation, kind: refusal.kind, message: refusal.message });
     }
 
     fn seek(&mut self, generation: u64, cursor: Cursor, place: Option<Place>) {
-        self.retire();
+        self.open.clear();
         self.generation = generation;
         self.shared.generation.fetch_max(generation, Relaxed);
         self.cursor = self.batching.settle(cursor);
@@ -540,14 +490,8 @@ impl Coordinator {
     }
 
     fn release(&mut self, slot: u32) {
-        match self.slots.get_mut(slot as usize) {
-            Some(state @ Slot::Client) => *state = Slot::Free,
-            // Said once: a client that goes on with it fills no memory of ours with complaints.
-            _ if std::mem::replace(&mut self.forgery_seen, true) => {}
-            _ => {
-                let text = format!("the client released slot {slot}, which it does not hold; ignored");
-                (self.out)(Reply::Log { level: "warn".into(), text });
-            }
+        if !self.slots.release(FIRST, slot) {
+            self.consumers.complain(FIRST, slot);
         }
     }
 

@@ -12,6 +12,7 @@ use fuelrail_transforms::{SampleKey, Scratch};
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::batch::Row;
+use super::in_flight::Share;
 use super::{Event, Shared};
 use crate::metrics;
 use crate::pipeline::Pipeline;
@@ -27,7 +28,7 @@ pub(super) struct Job {
     pub generation: u64,
     pub batch: u64,
     pub epoch: u64,
-    pub size: u64,
+    pub share: Share,
     pub row: Row,
     pub requested: Instant,
 }
@@ -36,7 +37,7 @@ pub(super) struct Job {
 pub(super) struct RowDone {
     pub batch: u64,
     pub row: Row,
-    pub size: u64,
+    pub share: Share,
     pub outcome: Outcome,
 }
 
@@ -122,9 +123,9 @@ impl Job {
     }
 
     fn finish(self, outcome: Outcome) {
-        let Self { events, batch, row, size, .. } = self;
+        let Self { events, batch, row, share, .. } = self;
         // The coordinator may be gone: then so is everything that wanted this row.
-        let _ = events.send(Event::Row(RowDone { batch, row, size, outcome }));
+        let _ = events.send(Event::Row(RowDone { batch, row, share, outcome }));
     }
 }
 
