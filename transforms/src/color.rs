@@ -121,7 +121,7 @@ pub(crate) struct Jitter {
 }
 
 impl Jitter {
-    pub(crate) fn apply(&self, pixels: &mut [Pixel], draws: &mut Draws) {
+    pub(crate) fn jitter(&self, pixels: &mut [Pixel], draws: &mut Draws) {
         let ranges = [self.brightness, self.contrast, self.saturation, self.hue];
         // The order is drawn whatever is set, then a factor for each: adding one does not change another's.
         let mut order = [0usize, 1, 2, 3];

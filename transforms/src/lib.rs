@@ -65,19 +65,21 @@ mod output;
 mod plan;
 mod random;
 mod resize;
-mod rotate;
-mod synthesis;
+mod steps;
 #[cfg(test)]
 mod tests;
 
-pub use config::{
-    Dtype, EraseValue, Interpolation, Layout, Numbers, OutputConfig, PaddingMode, Sides, Size,
-    TRANSFORM_NAMES, TransformConfig,
-};
+pub use config::{Dtype, Layout, OutputConfig};
 pub use error::{ConfigError, SampleError, SampleErrorKind};
 pub use limits::{Limits, Truncated};
 pub use output::OutputSpec;
 pub use random::SampleKey;
+pub use resize::Interpolation;
+pub use steps::{
+    CenterCrop, ColorJitter, EraseValue, GaussianBlur, GaussianNoise, Grayscale, Normalize, Numbers, Pad,
+    PaddingMode, RandomCrop, RandomErasing, RandomGrayscale, RandomHorizontalFlip, RandomResizedCrop,
+    RandomRotation, RandomVerticalFlip, Resize, Sides, Size, TRANSFORM_NAMES, TransformConfig,
+};
 
 /// Checks a chain and resolves it; no image is needed for that.
 ///

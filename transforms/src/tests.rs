@@ -215,7 +215,7 @@ fn random_resized_crops_have_the_areas_and_aspects_asked_for() {
     let (mut areas, mut wide, count) = (0.0, 0, 20_000);
     for position in 0..count {
         let mut draws = random::Draws::new(at(position), 0);
-        let rect = compile::resized_crop((1000, 1000), [0.08, 0.5], [0.75, 4.0 / 3.0], &mut draws);
+        let rect = steps::resized_crop((1000, 1000), [0.08, 0.5], [0.75, 4.0 / 3.0], &mut draws);
         assert!(rect.x + rect.w <= 1000 && rect.y + rect.h <= 1000);
         let area = (rect.w * rect.h) as f64 / 1e6;
         let aspect = rect.w as f64 / rect.h as f64;
@@ -233,7 +233,7 @@ fn random_resized_crops_have_the_areas_and_aspects_asked_for() {
 #[test]
 fn where_no_crop_fits_the_largest_centred_one_of_an_allowed_aspect_is_taken() {
     let mut draws = random::Draws::new(at(0), 0);
-    let rect = compile::resized_crop((10, 1000), [0.9, 1.0], [0.75, 4.0 / 3.0], &mut draws);
+    let rect = steps::resized_crop((10, 1000), [0.9, 1.0], [0.75, 4.0 / 3.0], &mut draws);
     assert_eq!(rect, geometry::Rect { x: 0, y: 493, w: 10, h: 13 });
 }
 

@@ -1,15 +1,92 @@
-//! Rotation and padding: the geometry steps that need the pixels at hand.
+//! Rotation, as Pillow's `Image.rotate` does it.
 
-use crate::config::{PaddingMode, Sides};
+use serde::{Deserialize, Serialize};
+
+use super::arguments::{At, Numbers};
+use super::{State, Step, Transform};
+use crate::error::{ConfigError, SampleError};
 use crate::geometry::{Image, PIXEL, Symmetry, View};
+use crate::limits::Limits;
+use crate::plan::Picture;
+use crate::random::Draws;
+use crate::resize::Interpolation;
+
+/// Rotates by a random angle, counter-clockwise for positive ones.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RandomRotation {
+    /// [least, most] in degrees, or one number d for [-d, d].
+    pub degrees: Numbers,
+    /// `nearest` or `bilinear`.
+    #[serde(default = "nearest_pixel")]
+    pub interpolation: Interpolation,
+    /// Grows the image so that all of it stays visible; the size then depends on the angle, and a crop or resize
+    /// has to follow. `center` is ignored, as torchvision does.
+    #[serde(default)]
+    pub expand: bool,
+    /// [x, y] of the point that stays; the middle where absent.
+    #[serde(default)]
+    pub center: Option<[f64; 2]>,
+    /// Colour of the corners: one number or one a channel.
+    #[serde(default)]
+    pub fill: Numbers,
+}
+
+fn nearest_pixel() -> Interpolation {
+    Interpolation::Nearest
+}
+
+#[derive(Debug)]
+struct Turn {
+    degrees: [f64; 2],
+    rotation: Rotation,
+}
+
+impl Transform for RandomRotation {
+    fn step(&self, at: &At, state: &mut State) -> Result<Option<Box<dyn Step>>, ConfigError> {
+        let &RandomRotation { interpolation, expand, center, .. } = self;
+        at.check(matches!(interpolation, Interpolation::Nearest | Interpolation::Bilinear), || {
+            "interpolation must be nearest or bilinear".to_owned()
+        })?;
+        let range = match self.degrees.0[..] {
+            [d] => {
+                at.check(d >= 0.0, || format!("degrees as a single number must not be negative, not {d}"))?;
+                [-d, d]
+            }
+            [a, b] => [a, b],
+            _ => return Err(at.error("degrees must be one number or [least, most]")),
+        };
+        let degrees = at.range("degrees", range, f64::NEG_INFINITY, f64::INFINITY)?;
+        if let Some([x, y]) = center {
+            at.check(x.abs() <= 1e6 && y.abs() <= 1e6, || {
+                format!("center must be [x, y] in pixels, not [{x}, {y}]")
+            })?;
+        }
+        if expand && degrees != [0.0, 0.0] {
+            state.size = None;
+            state.culprit = Some(format!("{} with expand grows the image with the angle", at.text()));
+        }
+        let bilinear = interpolation == Interpolation::Bilinear;
+        let fill = at.levels("fill", &self.fill, state.channels)?;
+        Ok(Some(Box::new(Turn { degrees, rotation: Rotation { bilinear, expand, center, fill } })))
+    }
+}
+
+impl Step for Turn {
+    fn apply(&self, picture: &mut Picture<'_>, draws: &mut Draws, _: &Limits) -> Result<(), SampleError> {
+        let degrees = draws.range(self.degrees[0], self.degrees[1]);
+        let size = self.rotation.size(picture.size(), degrees);
+        picture.replace("the rotated image", size, |image, out| self.rotation.apply(image, degrees, out))
+    }
+}
 
 /// A rotation by one angle, as Pillow's `Image.rotate` does it.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Rotation {
-    pub bilinear: bool,
-    pub expand: bool,
-    pub center: Option<[f64; 2]>,
-    pub fill: [u8; PIXEL],
+struct Rotation {
+    bilinear: bool,
+    expand: bool,
+    center: Option<[f64; 2]>,
+    fill: [u8; PIXEL],
 }
 
 /// Python's `round(x, 15)`, which Pillow applies so that right angles have exact sines.
@@ -30,7 +107,7 @@ impl Affine {
 
 impl Rotation {
     /// The size of the result, which an expanding rotation computes from the angle.
-    pub(crate) fn size(&self, size: (usize, usize), degrees: f64) -> (usize, usize) {
+    fn size(&self, size: (usize, usize), degrees: f64) -> (usize, usize) {
         match self.right_angle(size, degrees) {
             Some(symmetry) => symmetry.size(size),
             None => self.affine(size, degrees).1,
@@ -38,7 +115,7 @@ impl Rotation {
     }
 
     /// Rotates `source` by `degrees` into `out`.
-    pub(crate) fn apply(&self, source: View<'_>, degrees: f64, out: &mut Image) {
+    fn apply(&self, source: View<'_>, degrees: f64, out: &mut Image) {
         if let Some(symmetry) = self.right_angle((source.w, source.h), degrees) {
             symmetry.apply(source, out);
             return;
@@ -173,71 +250,9 @@ fn bilinear(source: View<'_>, x: f64, y: f64) -> Option<[u8; PIXEL]> {
     }))
 }
 
-/// Writes `source` with a border into `out`. For the mirroring modes a border may be wider than the image, which is
-/// then mirrored again and again.
-pub(crate) fn pad(source: View<'_>, sides: Sides, mode: PaddingMode, fill: [u8; PIXEL], out: &mut Image) {
-    let (left, top) = (sides.left as usize, sides.top as usize);
-    let (w, h) = (source.w + left + sides.right as usize, source.h + top + sides.bottom as usize);
-    out.reset(w, h);
-    for y in 0..h {
-        let row = out.row_mut(y).as_chunks_mut::<PIXEL>().0;
-        let inner = (top..top + source.h).contains(&y);
-        if mode == PaddingMode::Constant && !inner {
-            row.fill(fill);
-            continue;
-        }
-        let from = source.row(place(y as isize - top as isize, source.h, mode)).as_chunks::<PIXEL>().0;
-        row[left..left + source.w].copy_from_slice(from);
-        for x in (0..left).chain(left + source.w..w) {
-            row[x] = match mode {
-                PaddingMode::Constant => fill,
-                _ => from[place(x as isize - left as isize, source.w, mode)],
-            };
-        }
-    }
-}
-
-/// Which pixel of a line of `len` stands at `at`, as numpy's `pad` has it.
-fn place(at: isize, len: usize, mode: PaddingMode) -> usize {
-    let len = len as isize;
-    (match mode {
-        PaddingMode::Constant | PaddingMode::Edge => at.clamp(0, len - 1),
-        PaddingMode::Reflect if len == 1 => 0,
-        PaddingMode::Reflect => {
-            let at = at.rem_euclid(2 * (len - 1));
-            if at < len { at } else { 2 * (len - 1) - at }
-        }
-        PaddingMode::Symmetric => {
-            let at = at.rem_euclid(2 * len);
-            if at < len { at } else { 2 * len - 1 - at }
-        }
-    }) as usize
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn line(mode: PaddingMode, len: usize, side: u32) -> Vec<u8> {
-        let mut image = Image::default();
-        image.reset(len, 1);
-        for (x, pixel) in image.pixels_mut().iter_mut().enumerate() {
-            *pixel = [x as u8 + 1; 4];
-        }
-        let mut out = Image::default();
-        pad(image.view(), Sides { left: side, top: 0, right: side, bottom: 0 }, mode, [9; 4], &mut out);
-        out.pixels().iter().map(|pixel| pixel[0]).collect()
-    }
-
-    #[test]
-    fn the_examples_of_torchvisions_documentation() {
-        assert_eq!(line(PaddingMode::Constant, 4, 2), [9, 9, 1, 2, 3, 4, 9, 9]);
-        assert_eq!(line(PaddingMode::Edge, 4, 2), [1, 1, 1, 2, 3, 4, 4, 4]);
-        assert_eq!(line(PaddingMode::Reflect, 4, 2), [3, 2, 1, 2, 3, 4, 3, 2]);
-        assert_eq!(line(PaddingMode::Symmetric, 4, 2), [2, 1, 1, 2, 3, 4, 4, 3]);
-        assert_eq!(line(PaddingMode::Reflect, 1, 2), [1, 1, 1, 1, 1]);
-        assert_eq!(line(PaddingMode::Symmetric, 2, 3), [2, 2, 1, 1, 2, 2, 1, 1]);
-    }
 
     #[test]
     fn right_angles_are_exact_and_turn_counter_clockwise() {

@@ -1,0 +1,161 @@
+//! The transforms: torchvision v2's names, arguments and defaults, one file a family.
+//!
+//! One entry of a chain is a table with a `type`, in TOML or JSON alike:
+//!
+//! ```json
+//! {"type": "RandomResizedCrop", "size": 224, "scale": [0.08, 1.0]}
+//! ```
+//!
+//! Unknown types and arguments are refused; who reads a configuration says which are known. A transform is added by its file
+//! (arguments, how they are checked, what they do, tests) and its line in the list below.
+
+mod arguments;
+mod blur;
+mod color;
+mod crop;
+mod erase;
+mod flip;
+mod noise;
+mod normalize;
+mod pad;
+mod resize;
+mod rotation;
+
+use std::fmt::Debug;
+
+use serde::de::Deserializer;
+use serde::ser::Serializer;
+use serde::{Deserialize, Serialize};
+
+use crate::error::{ConfigError, SampleError};
+use crate::limits::Limits;
+use crate::plan::Picture;
+use crate::random::Draws;
+
+pub use arguments::{Numbers, Sides, Size};
+pub use blur::GaussianBlur;
+pub use color::{ColorJitter, Grayscale, RandomGrayscale};
+pub use crop::{CenterCrop, RandomCrop, RandomResizedCrop};
+pub use erase::{EraseValue, RandomErasing};
+pub use flip::{RandomHorizontalFlip, RandomVerticalFlip};
+pub use noise::GaussianNoise;
+pub use normalize::Normalize;
+pub use pad::{Pad, PaddingMode};
+pub use resize::Resize;
+pub use rotation::RandomRotation;
+
+pub(crate) use arguments::At;
+#[cfg(test)]
+pub(crate) use crop::resized_crop;
+pub(crate) use erase::Erasing;
+
+/// What a transform is before an image is seen: arguments that are checked and become a step.
+pub(crate) trait Transform {
+    /// The step in front of the normalisation, after what it does to what is known of the image; `None` where it changes no
+    /// pixel there.
+    fn step(&self, at: &At, state: &mut State) -> Result<Option<Box<dyn Step>>, ConfigError>;
+
+    /// The step behind the normalisation, for those few that may stand there.
+    fn after_normalize(&self, at: &At, state: &State) -> Result<Erasing, ConfigError> {
+        let _ = state;
+        Err(at.error(
+            "stands behind Normalize, where only RandomErasing may; pixels are u8 up to Normalize, so move it in front",
+        ))
+    }
+}
+
+/// What a transform does to one image.
+pub(crate) trait Step: Debug + Send + Sync {
+    /// Changes `picture`, with randomness from `draws` alone.
+    fn apply(&self, picture: &mut Picture<'_>, draws: &mut Draws, limits: &Limits)
+    -> Result<(), SampleError>;
+}
+
+/// What is known of the image at a place in the chain.
+pub(crate) struct State {
+    /// (width, height) where every image has the same.
+    pub size: Option<(usize, usize)>,
+    pub channels: usize,
+    /// The last transform that made the size depend on the image.
+    pub culprit: Option<String>,
+    /// Mean and standard deviation, once there was a `Normalize`.
+    pub normalize: Option<([f64; 3], [f64; 3])>,
+}
+
+/// Makes the list: one line a transform, with what it is for.
+macro_rules! transforms {
+    ($($(#[$doc:meta])* $name:ident,)*) => {
+        /// One transform of a chain.
+        ///
+        /// Pixels are `u8` after each of them, rounded as Pillow does. Sizes are in pixels, (height, width); factors and
+        /// probabilities have no unit; `fill` is in levels 0 to 255.
+        #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+        #[serde(tag = "type", remote = "Self")]
+        pub enum TransformConfig {
+            $($(#[$doc])* $name($name),)*
+        }
+
+        /// The names of all transforms.
+        pub const TRANSFORM_NAMES: &[&str] = &[$(stringify!($name)),*];
+
+        impl TransformConfig {
+            /// The transform's name, as in `type`.
+            pub fn name(&self) -> &'static str {
+                match self {
+                    $(Self::$name(_) => stringify!($name),)*
+                }
+            }
+
+            pub(crate) fn transform(&self) -> &dyn Transform {
+                match self {
+                    $(Self::$name(transform) => transform,)*
+                }
+            }
+        }
+    };
+}
+
+transforms! {
+    /// Resizes the whole image.
+    Resize,
+    /// Cuts the middle out.
+    CenterCrop,
+    /// Cuts a window of fixed size out at a random place.
+    RandomCrop,
+    /// Cuts out a random share of the image at a random aspect and resizes it.
+    RandomResizedCrop,
+    /// Mirrors left and right.
+    RandomHorizontalFlip,
+    /// Mirrors top and bottom.
+    RandomVerticalFlip,
+    /// Rotates by a random angle.
+    RandomRotation,
+    /// Makes the image gray.
+    Grayscale,
+    /// Makes some images gray.
+    RandomGrayscale,
+    /// Changes brightness, contrast, saturation and hue.
+    ColorJitter,
+    /// Blurs.
+    GaussianBlur,
+    /// Adds a border.
+    Pad,
+    /// Adds normally distributed noise.
+    GaussianNoise,
+    /// Overwrites a random rectangle.
+    RandomErasing,
+    /// Subtracts the mean and divides by the standard deviation.
+    Normalize,
+}
+
+impl Serialize for TransformConfig {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        TransformConfig::serialize(self, serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for TransformConfig {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        TransformConfig::deserialize(deserializer)
+    }
+}
