@@ -284,6 +284,59 @@ def test_the_rows_of_a_list_keep_their_places_bad_ones_too(images: Path) -> None
     assert substituted == [number % 3 == 0 for number in range(30)]
 
 
+@pytest.mark.parametrize("with_images", [True, False])
+@pytest.mark.parametrize("at", [0, 3])
+@pytest.mark.parametrize(
+    ("name", "odd"),
+    [
+        *(("score", odd) for odd in ("abc", [1], {"a": 1}, True)),
+        *(("box", odd) for odd in ("abc", 3, ["a", "b"], [[1, 2]], [1], {})),
+    ],
+)
+def test_a_value_of_another_kind_in_a_field_is_one_bad_record(
+    name: str, odd: Any, at: int, with_images: bool, images: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows: list[dict[str, Any]] = [{"score": number, "box": [number, 0.5]} for number in range(5)]
+    rows[at][name] = odd
+    if with_images:
+        rows = [{"path": f"{number}.png", **row} for number, row in enumerate(rows)]
+    lists = {"list.jsonl": "\n".join(map(json.dumps, rows)), "list.json": json.dumps(rows, indent=1)}
+    if name == "score":
+        cells = [",".join(str(row[key]) for key in row if key != "box") for row in rows]
+        header = "path,score" if with_images else "score"
+        lists["list.csv"] = "\n".join([header, *(cell.replace(", ", ";") for cell in cells)])
+    for file, text in lists.items():
+        (images / file).write_text(text)
+        fields = ["score"] if file == "list.csv" else ["score", "box[2]"]
+        options: dict[str, Any] = {"transforms": [T.Resize((4, 4))]} if with_images else {}
+        caplog.clear()
+        with Loader(
+            images / file, batch_size=5, fields=fields, on_error="drop", error_budget=5, label=None, **options
+        ) as loader:
+            batch = next(iter(loader))
+        good = [number for number in range(5) if number != at]
+        assert (loader.num_samples, batch["index"].tolist()) == (5, good), file
+        assert batch["score"].tolist() == good and batch["score"].dtype == np.int64
+        if file != "list.csv":
+            assert batch["box"].tolist() == [[number, 0.5] for number in good]
+        if odd != [1] or name != "box":
+            assert f'"{name}" is not a' in caplog.text and "1 of 5 records" in caplog.text, caplog.text
+
+
+def test_a_field_without_a_kind_that_most_values_have_is_refused_in_plain_words(images: Path) -> None:
+    for values, expected in [
+        ([1, 2, "a", "b"], "values of different kinds"),
+        (["a", "b", "c", 1], "values of different kinds"),
+        (["a", "b", "c", "d"], "texts"),
+        ([{}, {}, {}, 1], "values of different kinds"),
+    ]:
+        rows = [{"path": f"{number}.png", "score": value} for number, value in enumerate(values)]
+        (images / "list.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        with pytest.raises(ConfigError) as error:
+            Loader(images / "list.jsonl", fields=["score"], transforms=[T.Resize((4, 4))])
+        assert "score" in str(error.value) and f"holds {expected}" in str(error.value), error.value
+
+
 def test_a_file_that_is_something_else_is_named(tmp_path: Path) -> None:
     """A failed download above all; the name says one thing and the beginning another."""
     page = b"<!DOCTYPE html>\n<html><body>404</body></html>" * 100

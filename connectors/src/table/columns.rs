@@ -266,7 +266,8 @@ impl Choice {
             let kind = field(column, "a name in fields")?.data_type();
             let Some((dtype, found)) = numeric(kind) else {
                 return Err(SourceError::config(format!(
-                    "the field {column:?} is a column of type {kind} in {name}; fields are numbers and lists of numbers"
+                    "the column {column:?} of {name} holds {}; a field is a number or a list of numbers",
+                    holds(kind)
                 )));
             };
             let shape: Option<Vec<u64>> = match declared {
@@ -428,6 +429,7 @@ pub(super) fn holds(kind: &DataType) -> String {
         DataType::Struct(fields) if fields.is_empty() => "values of different kinds".into(),
         DataType::Struct(_) | DataType::Map(..) => "objects".into(),
         DataType::Dictionary(_, values) => holds(values),
+        DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View => "texts".into(),
         other => format!("values of type {other}"),
     }
 }

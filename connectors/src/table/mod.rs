@@ -25,6 +25,7 @@ pub(crate) mod columns;
 mod dialect;
 mod fetch;
 mod ipc;
+mod kinds;
 pub(crate) mod label;
 mod pages;
 mod parquet;
@@ -437,8 +438,17 @@ fn open_text(
         let named = config.image.iter().chain(&config.label).chain(config.fields.iter().flatten());
         named.map(|name| name.split('[').next().unwrap_or(name)).any(|name| name == cell)
     };
+    // A column that may be the label, too, keeps what every one of its cells says.
+    let is_unlabelled = matches!(config.label.as_deref(), Some("" | "none"));
+    let is_field = |column: &str| {
+        let may_be_label = config.label.as_deref() == Some(column)
+            || labels::NAMES.iter().any(|name| name.eq_ignore_ascii_case(column));
+        let named = || config.fields.iter().flatten().any(|field| field.split('[').next() == Some(column));
+        (is_unlabelled || !may_be_label) && named()
+    };
     let heads = in_parallel(&step, shards.files().len(), |shard| {
-        text::Head::read(shards, shard, format, delimiter, &wanted, &step)
+        let asked = text::Asked { is_named: &wanted, is_field: &is_field };
+        text::Head::read(shards, shard, format, delimiter, &asked, &step)
     })?;
     drop(step);
     if heads.iter().all(text::Head::is_empty) {

@@ -8,6 +8,8 @@
 //! - JSON is an object on each line, or an array of objects; keys are columns. Numbers, bools, texts and lists of numbers of
 //!   the same depth can be used; a key that is missing is a null. Empty lines are skipped, a line that is no object is all
 //!   nulls.
+//! - A column that was asked for as a field has the type that most of its values have, if those are numbers; the others are
+//!   nulls, which is said ([`super::kinds`]).
 //! - A record may be 16 MiB long.
 
 use std::cell::Cell;
@@ -26,6 +28,7 @@ use serde_json::Value;
 
 use super::dialect::{BEGINNING, Dialect, text_begins};
 use super::fetch::{Trouble, fetch};
+use super::kinds::{Kind, Tally, fits};
 use super::{Piece, Rows, TableFormat, columns};
 use crate::buffer::Pool;
 use crate::labels::is_gap;
@@ -48,6 +51,17 @@ const MAX_COLUMNS: usize = 10_000;
 
 /// Marks a column whose texts all end like image files.
 pub(super) const OF_IMAGES: &str = "fuelrail.images";
+
+/// Marks a column of numbers some of whose values are none.
+const WITH_OTHERS: &str = "fuelrail.others";
+
+/// What the configuration asks for.
+pub(super) struct Asked<'config> {
+    /// Whether it names a column.
+    pub is_named: &'config dyn Fn(&str) -> bool,
+    /// Whether a column is a field and nothing else.
+    pub is_field: &'config dyn Fn(&str) -> bool,
+}
 
 /// What reading a file through once has shown.
 pub(super) struct Head {
@@ -89,88 +103,8 @@ struct Column {
     place: usize,
     key: String,
     kind: DataType,
-}
-
-/// What the cells of a column have been so far.
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Kind {
-    /// Nothing but nulls.
-    Nothing,
-    /// Texts that stand for nulls among numbers, and are texts among texts.
-    Gap,
-    Bool,
-    Int,
-    Float,
-    Text,
-    List(Box<Kind>),
-    /// No type for all of them.
-    Mixed,
-}
-
-impl Kind {
-    fn join(self, other: Self) -> Self {
-        match (self, other) {
-            (Self::Nothing, kind) | (kind, Self::Nothing) => kind,
-            (Self::Gap, kind @ (Self::Int | Self::Float | Self::Text))
-            | (kind @ (Self::Int | Self::Float | Self::Text), Self::Gap) => kind,
-            (Self::Int, Self::Float) | (Self::Float, Self::Int) => Self::Float,
-            (Self::List(a), Self::List(b)) => Self::List(Box::new(a.join(*b))),
-            (a, b) if a == b => a,
-            _ => Self::Mixed,
-        }
-    }
-
-    fn of_json(value: &Value, depth: usize) -> Self {
-        match value {
-            Value::Null => Self::Nothing,
-            Value::Bool(_) => Self::Bool,
-            Value::Number(number) if number.is_i64() => Self::Int,
-            Value::Number(_) => Self::Float,
-            Value::String(_) => Self::Text,
-            Value::Array(values) if depth < 8 => Self::List(Box::new(
-                values.iter().map(|value| Self::of_json(value, depth + 1)).fold(Self::Nothing, Self::join),
-            )),
-            Value::Array(_) | Value::Object(_) => Self::Mixed,
-        }
-    }
-
-    fn of_cell(cell: &[u8]) -> Self {
-        let text = match std::str::from_utf8(cell) {
-            Ok(text) => text.trim(),
-            Err(_) => return Self::Text,
-        };
-        if text.is_empty() {
-            Self::Nothing
-        } else if text.parse::<i64>().is_ok() {
-            Self::Int
-        } else if text.parse::<f64>().is_ok() {
-            Self::Float
-        } else if is_gap(text) {
-            Self::Gap
-        } else {
-            Self::Text
-        }
-    }
-
-    /// The type of a column; an empty struct where no type holds all cells, which nothing can be made of.
-    fn arrow(&self) -> DataType {
-        match self {
-            Self::Nothing => DataType::Null,
-            Self::Bool => DataType::Boolean,
-            Self::Int => DataType::Int64,
-            Self::Float => DataType::Float64,
-            Self::Text | Self::Gap => DataType::Utf8,
-            Self::List(inner) => DataType::List(Arc::new(Field::new_list_field(
-                match **inner {
-                    // Lists that are all empty.
-                    Self::Nothing => DataType::Int64,
-                    ref inner => inner.arrow(),
-                },
-                true,
-            ))),
-            Self::Mixed => DataType::Struct(Default::default()),
-        }
-    }
+    /// Whether values of other kinds are nulls.
+    is_lenient: bool,
 }
 
 /// A shard as a stream that stops when a line does not end.
@@ -205,13 +139,13 @@ impl Head {
         self.blocks.is_empty()
     }
 
-    /// Reads a file. `delimiter` is the one that was named, `wanted` are columns that the configuration names.
+    /// Reads a file. `delimiter` is the one that was named.
     pub(super) fn read(
         shards: &Shards,
         shard: usize,
         format: TableFormat,
         delimiter: Option<u8>,
-        wanted: &dyn Fn(&str) -> bool,
+        asked: &Asked<'_>,
         step: &Step,
     ) -> Result<Self, SourceError> {
         let name = shards.display(shard);
@@ -229,15 +163,15 @@ impl Head {
             TableFormat::Jsonl => {
                 let skip = text_begins(&beginning).map_err(refuse)?;
                 match json_form(&beginning[skip..], whole).map_err(refuse)? {
-                    Form::Array => Self::array(stream(skip), &allowed, &name)?,
-                    _ => Self::jsonl(stream(skip), &allowed, &name)?,
+                    Form::Array => Self::array(stream(skip), &allowed, &name, asked)?,
+                    _ => Self::jsonl(stream(skip), &allowed, &name, asked)?,
                 }
             }
             format => {
                 let tabs = format == TableFormat::Tsv;
-                let usual = |cell: &str| columns::is_usual(cell) || wanted(cell);
+                let usual = |cell: &str| columns::is_usual(cell) || (asked.is_named)(cell);
                 let dialect = Dialect::recognise(&beginning, whole, delimiter, tabs, &usual);
-                Self::csv(stream, &allowed, &name, dialect.map_err(refuse)?)?
+                Self::csv(stream, &allowed, &name, dialect.map_err(refuse)?, asked)?
             }
         };
         match shards.unchanged(shard) {
@@ -252,6 +186,7 @@ impl Head {
         allowed: &Cell<u64>,
         name: &str,
         dialect: Dialect,
+        asked: &Asked<'_>,
     ) -> Result<Self, SourceError> {
         let from = stream(dialect.skip);
         let size = from.size;
@@ -280,7 +215,7 @@ impl Head {
             let columns = match &mut columns {
                 Some(columns) => columns,
                 None => {
-                    let (found, is_record) = Columns::of_first(&record).map_err(refuse)?;
+                    let (found, is_record) = Columns::of_first(&record, asked).map_err(refuse)?;
                     let columns = columns.insert(found);
                     if !is_record {
                         continue;
@@ -305,7 +240,7 @@ impl Head {
                     "a cell is not UTF-8, which counts as empty; save the file as UTF-8 (iconv -f LATIN1 -t UTF-8 old > new)".into(),
                 );
             }
-            columns.take(&record, cells);
+            columns.take(&record, cells, line);
             blocks.row(offset, line, end);
         }
         odd.warn(name, blocks.rows())?;
@@ -319,10 +254,15 @@ impl Head {
         }
         let columns = columns.unwrap_or_default();
         let form = Form::Cells { delimiter: dialect.delimiter, width: columns.names.len() };
-        Ok(Self { schema: columns.schema(), form, blocks: blocks.finish(size) })
+        Ok(Self { schema: columns.schema(name, blocks.rows()), form, blocks: blocks.finish(size) })
     }
 
-    fn jsonl(stream: Stream, allowed: &Cell<u64>, name: &str) -> Result<Self, SourceError> {
+    fn jsonl(
+        stream: Stream,
+        allowed: &Cell<u64>,
+        name: &str,
+        asked: &Asked<'_>,
+    ) -> Result<Self, SourceError> {
         let size = stream.size;
         let mut offset = stream.at;
         let mut reader = BufReader::with_capacity(READ_BYTES, stream);
@@ -346,15 +286,21 @@ impl Head {
                 continue;
             }
             columns
-                .object(&line, number, &mut odd)
+                .object(&line, number, &mut odd, asked)
                 .map_err(|why| SourceError::data(format!("{name}:{number}: {why}")))?;
             blocks.row(begin, number, offset);
         }
         odd.warn(name, blocks.rows())?;
-        Ok(Self { schema: columns.schema(), form: Form::Lines, blocks: blocks.finish(size) })
+        let schema = columns.schema(name, blocks.rows());
+        Ok(Self { schema, form: Form::Lines, blocks: blocks.finish(size) })
     }
 
-    fn array(stream: Stream, allowed: &Cell<u64>, name: &str) -> Result<Self, SourceError> {
+    fn array(
+        stream: Stream,
+        allowed: &Cell<u64>,
+        name: &str,
+        asked: &Asked<'_>,
+    ) -> Result<Self, SourceError> {
         let size = stream.size;
         let mut blocks = Blocks::default();
         let mut columns = Columns::default();
@@ -364,11 +310,12 @@ impl Head {
             elements.next().map_err(|(line, why)| SourceError::data(format!("{name}:{line}: {why}")))?
         {
             let refuse = |why: String| SourceError::data(format!("{name}:{line}: {why}"));
-            columns.object(&elements.text, line, &mut odd).map_err(refuse)?;
+            columns.object(&elements.text, line, &mut odd, asked).map_err(refuse)?;
             blocks.row(offset, line, elements.offset);
         }
         odd.warn(name, blocks.rows())?;
-        Ok(Self { schema: columns.schema(), form: Form::Array, blocks: blocks.finish(size) })
+        let schema = columns.schema(name, blocks.rows());
+        Ok(Self { schema, form: Form::Array, blocks: blocks.finish(size) })
     }
 }
 
@@ -399,6 +346,8 @@ fn quotes(stream: Stream) -> Result<usize, SourceError> {
 struct Columns {
     names: Vec<String>,
     kinds: Vec<Kind>,
+    /// Of those that are fields, how often each kind comes.
+    tallies: Vec<Option<Tally>>,
     /// Whether all texts so far end like image files.
     of_images: Vec<bool>,
     places: HashMap<String, usize>,
@@ -406,7 +355,7 @@ struct Columns {
 
 impl Columns {
     /// The columns that the first record of a CSV file names, and whether it is a record itself.
-    fn of_first(record: &csv::ByteRecord) -> Result<(Self, bool), String> {
+    fn of_first(record: &csv::ByteRecord, asked: &Asked<'_>) -> Result<(Self, bool), String> {
         if record.len() > MAX_COLUMNS {
             return Err(format!("there are more than {MAX_COLUMNS} columns"));
         }
@@ -429,6 +378,7 @@ impl Columns {
         let columns = Self {
             kinds: vec![Kind::Nothing; names.len()],
             of_images: vec![true; names.len()],
+            tallies: names.iter().map(|name| (asked.is_field)(name).then(Tally::default)).collect(),
             names,
             ..Self::default()
         };
@@ -436,9 +386,14 @@ impl Columns {
     }
 
     /// Takes in the cells of a record; of one with too many, none.
-    fn take(&mut self, record: &csv::ByteRecord, cells: usize) {
+    fn take(&mut self, record: &csv::ByteRecord, cells: usize, line: u64) {
         if cells > self.names.len() {
             return;
+        }
+        for (tally, cell) in self.tallies.iter_mut().zip(record) {
+            if let Some(tally) = tally {
+                tally.take(Kind::of_cell(cell), line);
+            }
         }
         for ((kind, of_images), cell) in self.kinds.iter_mut().zip(&mut self.of_images).zip(record) {
             if *kind != Kind::Text {
@@ -457,7 +412,7 @@ impl Columns {
     }
 
     /// Takes in an object; what is none is `odd`.
-    fn object(&mut self, text: &[u8], line: u64, odd: &mut Odd) -> Result<(), String> {
+    fn object(&mut self, text: &[u8], line: u64, odd: &mut Odd, asked: &Asked<'_>) -> Result<(), String> {
         let object = match json::parse(text) {
             Ok(Value::Object(object)) => object,
             Ok(_) => {
@@ -472,6 +427,7 @@ impl Columns {
         for (key, value) in object {
             let place = *self.places.entry(key).or_insert_with_key(|key: &String| {
                 self.names.push(key.clone());
+                self.tallies.push((asked.is_field)(key).then(Tally::default));
                 self.kinds.push(Kind::Nothing);
                 self.of_images.push(true);
                 self.names.len() - 1
@@ -479,8 +435,12 @@ impl Columns {
             if self.names.len() > MAX_COLUMNS {
                 return Err(format!("there are more than {MAX_COLUMNS} different keys"));
             }
+            let found = Kind::of_json(&value, 0);
+            if let Some(tally) = &mut self.tallies[place] {
+                tally.take(found.clone(), line);
+            }
             let kind = std::mem::replace(&mut self.kinds[place], Kind::Nothing);
-            self.kinds[place] = kind.join(Kind::of_json(&value, 0));
+            self.kinds[place] = kind.join(found);
             if let Value::String(text) = &value {
                 self.of_images[place] &= is_image(text.trim().as_bytes());
             }
@@ -488,9 +448,16 @@ impl Columns {
         Ok(())
     }
 
-    fn schema(self) -> SchemaRef {
-        let columns = self.names.into_iter().zip(self.kinds).zip(self.of_images);
-        let field = |((name, kind), of_images): ((String, Kind), bool)| {
+    /// Settles the types; says where values are of another. `file` has so many rows.
+    fn schema(self, file: &str, rows: u64) -> SchemaRef {
+        let columns = self.names.into_iter().zip(self.kinds).zip(self.of_images).zip(self.tallies);
+        let field = |(((name, kind), of_images), tally): (((String, Kind), bool), Option<Tally>)| {
+            if let Some(most) = tally.and_then(|tally| tally.settle()) {
+                let why = format!("{name:?} is not {} as in most records", most.kind.text());
+                Odd { count: most.others, first: Some((most.line, why)) }.say(file, rows);
+                let marks = HashMap::from([(WITH_OTHERS.to_owned(), String::new())]);
+                return Field::new(name, most.kind.arrow(), true).with_metadata(marks);
+            }
             let is_marked = of_images && kind == Kind::Text && !is_image(name.as_bytes());
             let field = Field::new(name, kind.arrow(), true);
             if !is_marked {
@@ -786,10 +753,13 @@ fn promote(a: &DataType, b: &DataType) -> DataType {
 
 impl File {
     pub(super) fn new(head: Head, all: &Schema, views: &[Vec<String>]) -> Self {
+        let own = |name: &String| head.schema.field_with_name(name).expect("columns are checked");
+        let is_lenient = |name: &String| own(name).metadata().contains_key(WITH_OTHERS);
         let column = |name: &String| Column {
             place: head.schema.index_of(name).expect("columns are checked"),
             key: name.clone(),
             kind: all.field_with_name(name).expect("columns are checked").data_type().clone(),
+            is_lenient: is_lenient(name),
         };
         let views = views.iter().map(|view| view.iter().map(column).collect()).collect();
         Self { form: head.form, blocks: head.blocks, views }
@@ -868,14 +838,13 @@ fn csv_rows(bytes: &[u8], columns: &[Column], delimiter: u8, width: usize) -> Re
         for (builder, column) in builders.iter_mut().zip(columns) {
             let cell = record.get(column.place).filter(|cell| !is_long && !cell.trim_ascii().is_empty());
             let text = cell.and_then(|cell| std::str::from_utf8(cell).ok());
-            let number = || format!("a cell of {:?} is no number", column.key);
             match &column.kind {
                 DataType::Int64 => {
-                    let value = text.map(number_or_gap).transpose().map_err(|()| number())?.flatten();
+                    let value = text.map(|text| number_or_gap(text, column)).transpose()?.flatten();
                     builder_of::<Int64Builder>(builder)?.append_option(value);
                 }
                 DataType::Float64 => {
-                    let value = text.map(number_or_gap).transpose().map_err(|()| number())?.flatten();
+                    let value = text.map(|text| number_or_gap(text, column)).transpose()?.flatten();
                     builder_of::<Float64Builder>(builder)?.append_option(value);
                 }
                 DataType::Utf8 => builder_of::<StringBuilder>(builder)?.append_option(text),
@@ -887,11 +856,11 @@ fn csv_rows(bytes: &[u8], columns: &[Column], delimiter: u8, width: usize) -> Re
 }
 
 /// A cell of a column of numbers; `None` for a gap.
-fn number_or_gap<T: std::str::FromStr>(cell: &str) -> Result<Option<T>, ()> {
+fn number_or_gap<T: std::str::FromStr>(cell: &str, column: &Column) -> Result<Option<T>, String> {
     match cell.trim().parse() {
         Ok(number) => Ok(Some(number)),
-        Err(_) if is_gap(cell) => Ok(None),
-        Err(_) => Err(()),
+        Err(_) if column.is_lenient || is_gap(cell) => Ok(None),
+        Err(_) => Err(format!("a cell of {:?} is no number", column.key)),
     }
 }
 
@@ -903,6 +872,7 @@ fn json_rows(values: impl Iterator<Item = Value>, columns: &[Column]) -> Result<
         rows += 1;
         for (builder, column) in builders.iter_mut().zip(columns) {
             let value = value.get(&column.key).unwrap_or(&Value::Null);
+            let value = if column.is_lenient && !fits(&column.kind, value) { &Value::Null } else { value };
             append(builder.as_mut(), &column.kind, value).map_err(|why| format!("{:?} {why}", column.key))?;
         }
     }
