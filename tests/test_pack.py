@@ -345,3 +345,34 @@ def test_warnings_about_a_source_are_shown(photos: Path, tmp_path: Path) -> None
     result = fuelrail("inspect", tmp_path / "p")
     assert result.returncode == 0
     assert "packing these shards was interrupted" in result.stderr
+
+
+def test_indices_that_are_not_used_are_said_once_with_the_reason(photos: Path, tmp_path: Path) -> None:
+    pack(photos, tmp_path / "p", "--shard-size", "200kb")
+    before = listing(tmp_path / "p")
+    shards = sorted((tmp_path / "p").glob("*.tar"))
+    beside = [shard.with_name(f"{shard.name}.idx") for shard in shards]
+
+    def said() -> str:
+        environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path / "cache"), "FUELRAIL_LOG": "info"}
+        result = fuelrail("inspect", tmp_path / "p", env=environment)
+        assert result.returncode == 0 and listing(tmp_path / "p") == before
+        lines = [line for line in result.stderr.splitlines() if ".idx" in line]
+        assert len(lines) <= 1, lines
+        return "".join(lines)
+
+    assert said() == ""
+    others = f"{beside[0]} (and {len(shards) - 1} more like it)"
+    # Copies that came without their times: the shards are newer.
+    for path in beside:
+        os.utime(path, (1, 1))
+    assert f"INFO the index {others} is older than its shard" in said()
+    for path in beside:
+        path.touch()
+    assert said() == ""
+    # What an older build wrote.
+    for path in beside:
+        data = bytearray(path.read_bytes())
+        data[8:12] = (2).to_bytes(4, "little")
+        path.write_bytes(data)
+    assert f"WARN the index {others} is not used: another version of fuelrail wrote it" in said()
