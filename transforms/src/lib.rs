@@ -139,7 +139,7 @@ impl Chain {
     ///
     /// # Errors
     /// The sample cannot be used: malformed, of a kind that is not decoded or too small for a crop, or beyond the
-    /// limits. The verdict is a function of the bytes and the chain.
+    /// limits. The verdict is a function of the bytes and the chain, and for a rare cut JPEG of the crop too.
     ///
     /// # Panics
     /// If `row` has another length: a bug of the caller.

@@ -10,6 +10,7 @@
  *
  * It does not decide anything: what to decode, what is an error and what only a warning is decided in Rust.
  */
+#include <limits.h>
 #include <setjmp.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -48,6 +49,7 @@ struct fr_jpeg {
   uint64_t blocks;
   int status;
   int ran_dry;            /* the picture's entropy-coded data ended before its blocks did */
+  JDIMENSION ended_row;   /* the row of blocks in which the file's end marker came; none: UINT_MAX */
   int past_end;           /* a byte beyond the end of the file was asked for */
   int created;
   char message[JMSG_LENGTH_MAX];
@@ -91,9 +93,13 @@ static void on_message(j_common_ptr cinfo, int level)
 {
   struct fr_jpeg *self = (struct fr_jpeg *)cinfo->client_data;
   int marker = self->cinfo.unread_marker;
+  if (level >= 0 || cinfo->err->msg_code != JWRN_HIT_MARKER)
+    return;
   /* A restart marker that comes too early is damage inside the picture: what follows it is there. */
-  if (level < 0 && cinfo->err->msg_code == JWRN_HIT_MARKER && !(marker >= JPEG_RST0 && marker <= JPEG_RST0 + 7))
+  if (!(marker >= JPEG_RST0 && marker <= JPEG_RST0 + 7))
     self->ran_dry = 1;
+  if (marker == JPEG_EOI && self->ended_row == UINT_MAX)
+    self->ended_row = self->cinfo.input_iMCU_row;
 }
 
 static void on_output(j_common_ptr cinfo)
@@ -165,6 +171,7 @@ struct fr_jpeg *fr_jpeg_new(void)
   self->cinfo.src = &self->source;
   self->progress.progress_monitor = on_progress;
   self->cinfo.progress = &self->progress;
+  self->ended_row = UINT_MAX;
   self->created = 1;
   return self;
 }
@@ -288,6 +295,13 @@ int fr_jpeg_rows(struct fr_jpeg *self, uint32_t y, uint32_t rows, uint8_t *out, 
     rows -= got;
   }
   return FR_OK;
+}
+
+/* Whether the rows given so far show that data are missing: the end marker came before the last row of blocks. In that
+ * row damage elsewhere can have swallowed a few blocks. */
+int fr_jpeg_ended(const struct fr_jpeg *self)
+{
+  return self->ended_row != UINT_MAX && self->ended_row + 1 < self->cinfo.total_iMCU_rows;
 }
 
 /* Whether data of the picture are missing: it reads what is left of them, past the rows that were asked for. */

@@ -8,6 +8,7 @@
 
 mod avif;
 pub(crate) mod exif;
+mod expendable;
 mod formats;
 pub(crate) mod gif;
 pub(crate) mod jpeg;
@@ -136,9 +137,12 @@ impl Opened<'_> {
 /// Nothing of ours is in an odd state then: the decoder is dropped by the unwinding, and buffers are overwritten before
 /// they are read again.
 fn contained<T>(name: &str, step: impl FnOnce() -> Result<T, SampleError>) -> Result<T, SampleError> {
-    catch_unwind(AssertUnwindSafe(step)).unwrap_or_else(|_| {
-        Err(SampleError::malformed(format!("{name}: the decoder gave up on these bytes")))
-    })
+    catch_unwind(AssertUnwindSafe(step)).unwrap_or_else(|_| Err(gave_up(name)))
+}
+
+/// The error of a decoder that panicked.
+fn gave_up(name: &str) -> SampleError {
+    SampleError::malformed(format!("{name}: the decoder gave up on these bytes"))
 }
 
 /// The error of a picture that is not all there.

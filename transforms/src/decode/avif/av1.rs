@@ -1,7 +1,9 @@
-//! One AV1 picture: decoded by rav1d, then to RGB.
+//! One AV1 picture: decoded by rav1d, then to RGB. rav1d is dav1d's C interface inside, which no panic can leave: it works on
+//! a thread that may be lost (`expendable.rs`).
 
 use re_rav1d::{Decoder, Error, Picture, PixelLayout, PlanarImageComponent, Settings};
 
+use super::super::{expendable, gave_up};
 use super::boxes::Colors;
 use super::malformed;
 use crate::error::SampleError;
@@ -18,6 +20,14 @@ pub(super) fn decode(data: Vec<u8>, (w, h): (usize, usize)) -> Result<Decoded, S
     if frames(&data) > MOST_FRAMES {
         return Err(SampleError::too_large(format!("AVIF: a picture of more than {MOST_FRAMES} frames")));
     }
+    match expendable::run(move || run(data, (w, h))) {
+        Ok(Some(decoded)) => decoded,
+        Ok(None) => Err(gave_up("AVIF")),
+        Err(error) => Err(SampleError::too_large(format!("AVIF: no thread to decode it: {error}"))),
+    }
+}
+
+fn run(data: Vec<u8>, (w, h): (usize, usize)) -> Result<Decoded, SampleError> {
     let mut settings = Settings::new();
     // One thread a record, as for every other format; and no frame that is larger than it should be.
     settings.set_n_threads(1);
