@@ -17,7 +17,7 @@ import photographs
 import pytest
 from fuelrail.errors import DataError
 from fuelrail.transforms import CenterCrop, RandomResizedCrop
-from PIL import Image, ImageOps, features
+from PIL import Image, ImageFile, ImageOps, features
 from support import Loader
 
 W, H = 61, 47
@@ -129,6 +129,14 @@ def tiff(
         head = mark + struct.pack(f"{order}HI", 42, start)
         directory = struct.pack(f"{order}H", len(entries)) + directory + bytes(4)
     return head + b"".join(data) + directory + values
+
+
+def tiff_with_pixels_last(data: bytes, *, compression: int) -> bytes:
+    """A gray TIFF in one strip, at the file's end."""
+    entries = {256: W, 257: H, 258: 8, 259: compression, 262: 1, 277: 1, 278: H, 279: len(data)}
+    entries[273] = 8 + 2 + 12 * (len(entries) + 1) + 4
+    directory = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in sorted(entries.items()))
+    return b"II*\0" + struct.pack("<IH", 8, len(entries)) + directory + bytes(4) + data
 
 
 def tiles(pixels: np.ndarray, side: int) -> list[bytes]:
@@ -279,7 +287,7 @@ EXACT: dict[str, Callable[[], bytes]] = {
             "CMYK": RGB.convert("CMYK"),
             "one bit": BLACK_AND_WHITE,
         }.items()
-        for compression in ("raw", "packbits", "tiff_lzw", "tiff_adobe_deflate", "zstd")
+        for compression in ("raw", "packbits", "tiff_lzw", "tiff_adobe_deflate", "zstd", "lzma")
     },
     **{
         f"one bit TIFF, {compression}": lambda compression=compression: encoded(
@@ -325,6 +333,11 @@ ALIKE: dict[str, Callable[[], bytes]] = {
     "JPEG without Huffman tables (a frame of MJPEG)": lambda: without_segments(jpeg(), 0xC4),
     "WebP": lambda: encoded(RGB, "WEBP", quality=95),
     "alpha WebP": lambda: encoded(ALPHA, "WEBP", quality=95),
+    "Lab TIFF": lambda: encoded(RGB.convert("LAB"), "TIFF"),
+    "Lab TIFF, tiff_lzw": lambda: encoded(RGB.convert("LAB"), "TIFF", compression="tiff_lzw"),
+    "Lab TIFF of all colours": lambda: tiff(
+        [np.random.default_rng(2).integers(0, 256, (H, W, 3)).astype(np.uint8).tobytes()], tags={262: [8]}
+    ),
     "JPEG in TIFF": lambda: encoded(RGB, "TIFF", compression="jpeg", quality=95),
     "gray JPEG in TIFF": lambda: encoded(GRAY, "TIFF", compression="jpeg", quality=95),
     "alpha JPEG in TIFF": lambda: encoded(ALPHA, "TIFF", compression="jpeg", quality=95),
@@ -582,6 +595,8 @@ CUT: dict[str, Callable[[], bytes]] = {
     "PNG": lambda: cut(encoded(RGB, "PNG")),
     "interlaced PNG": lambda: cut(interlaced_png(pixels)),
     "GIF": lambda: cut(encoded(RGB.quantize(64), "GIF"), 0.7),
+    "TIFF": lambda: cut(encoded(RGB, "TIFF")),
+    "TIFF in strips": lambda: cut(encoded(RGB, "TIFF", tiffinfo={278: 10})),
 }
 
 
@@ -602,6 +617,33 @@ def test_what_is_there_of_a_picture_can_be_asked_for(tmp_path: Path) -> None:
         whole = RGB.quantize(64).convert("RGB") if name == "GIF" else RGB
         difference = np.abs(image[: H // 4].astype(int) - np.asarray(whole)[: H // 4])
         assert difference.mean() < 8, f"{name}: {difference.mean():.2f} from {len(content)} bytes"
+
+
+def test_of_a_cut_tiff_without_compression_pillow_fills_the_same_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pictures = [RGB, GRAY, RGB.quantize(50), RGB.convert("CMYK"), BLACK_AND_WHITE]
+    whole = [encoded(picture, "TIFF") for picture in pictures]
+    assert all(int.from_bytes(content[4:8], "little") == 8 for content in whole), "the pixels come last"
+    files = {
+        f"{at}, {share}": cut(whole[at], share) for at in range(len(whole)) for share in (0.7, 0.8, 0.97)
+    }
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+    for (name, content), image in zip(files.items(), load(tmp_path, files, truncated="fill"), strict=True):
+        assert image is not None, name
+        assert np.abs(image.astype(int) - expected(content)).max() <= 1, name
+
+
+def test_a_cut_file_that_cannot_be_filled_is_refused_with_no_promise(tmp_path: Path) -> None:
+    files = {
+        "TIFF": cut(tiff_with_pixels_last(zlib.compress(GRAY.tobytes()), compression=8), 0.9),
+        "WebP": cut(encoded(RGB, "WEBP")),
+    }
+    if features.check("avif"):
+        files["AVIF"] = cut(encoded(RGB, "AVIF"), 0.9)
+    for name, content in files.items():
+        message = refusal(tmp_path / name, content, truncated="fill")
+        assert name in message and "truncated=" not in message, message
 
 
 def test_the_refusal_of_a_cut_file_says_what_can_be_done(tmp_path: Path) -> None:

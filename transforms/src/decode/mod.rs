@@ -148,7 +148,9 @@ fn gave_up(name: &str) -> SampleError {
 /// The error of a picture that is not all there.
 fn truncated(name: &str) -> SampleError {
     let remedy = match name {
-        "JPEG" | "PNG" | "GIF" => " (truncated=\"fill\" delivers the part that is there)",
+        "JPEG" | "PNG" | "GIF" | tiff::UNCOMPRESSED => {
+            " (truncated=\"fill\" delivers the part that is there)"
+        }
         _ => "",
     };
     SampleError::malformed(format!("{name}: truncated: the file ends before its picture does{remedy}"))

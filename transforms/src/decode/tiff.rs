@@ -1,11 +1,13 @@
 //! The first page of a TIFF or BigTIFF file: strips or tiles, together or a plane a sample, of 1 to 16 bits, in gray,
-//! RGB, CMYK, YCbCr or with a palette; without compression, with PackBits, LZW, deflate, Zstandard, the fax codes, or
+//! RGB, CMYK, YCbCr, Lab or with a palette; without compression, with PackBits, LZW, deflate, Zstandard, LZMA, the fax codes, or
 //! JPEG, whose streams go to the JPEG decoder with the file's tables before them.
 //!
 //! Pixels are those of Pillow's `convert("RGB")`, but that of more than eight bits the upper eight are taken, and
-//! premultiplied colours stay so. Floats, 32-bit integers and Lab colours are refused by name.
+//! premultiplied colours stay so. Floats, 32-bit integers and other kinds of Lab are refused by name.
+//! Where a file without compression is cut, what is there can be delivered, and the rest is zero, as in Pillow.
 
 mod file;
+mod lab;
 mod unpack;
 
 use self::file::{Directory, File, Tag};
@@ -13,7 +15,7 @@ use self::unpack::{Compression, unpack};
 use super::{Session, check_size, exif, jpeg, truncated};
 use crate::error::SampleError;
 use crate::geometry::{Image, Rect, Symmetry};
-use crate::limits::Limits;
+use crate::limits::{Limits, Truncated};
 
 /// What the samples of a pixel mean.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,6 +25,7 @@ enum Colors {
     Palette,
     Cmyk,
     YCbCr,
+    Lab,
 }
 
 impl Colors {
@@ -30,7 +33,7 @@ impl Colors {
     fn samples(self) -> usize {
         match self {
             Colors::Gray { .. } | Colors::Palette => 1,
-            Colors::Rgb | Colors::YCbCr => 3,
+            Colors::Rgb | Colors::YCbCr | Colors::Lab => 3,
             Colors::Cmyk => 4,
         }
     }
@@ -79,7 +82,13 @@ pub(crate) fn open<'a>(
         3 => Colors::Palette,
         5 => Colors::Cmyk,
         6 => Colors::YCbCr,
-        8..=10 => return Err(unsupported("Lab colours", "convert it to RGB")),
+        8 if samples == 3 && bits == 8 => Colors::Lab,
+        8..=10 => {
+            return Err(unsupported(
+                "Lab colours of this kind (only CIE Lab of 8 bits is)",
+                "convert it to RGB",
+            ));
+        }
         other => {
             return Err(unsupported(&format!("photometric interpretation {other}"), "convert it to RGB"));
         }
@@ -144,6 +153,9 @@ pub(crate) fn open<'a>(
         raw,
     })
 }
+
+/// Named so where it can be filled.
+pub(super) const UNCOMPRESSED: &str = "uncompressed TIFF";
 
 const CONVERT: &str = "convert it to 8-bit RGB, for example with `magick in.tif -depth 8 out.png`";
 
@@ -259,6 +271,17 @@ impl Tiff<'_> {
         let options = self.file.number(&self.directory, Tag::T4_OPTIONS).unwrap_or(0);
         let packed = self.packed(index)?;
         let width = self.chunk.0;
+        if self.compression == Compression::None && packed.len() < data.len() {
+            if self.limits.truncated == Truncated::Bad {
+                return Err(truncated(UNCOMPRESSED));
+            }
+            let whole = packed.len() - packed.len() % self.row_bytes();
+            data[..whole].copy_from_slice(&packed[..whole]);
+            if self.colors == (Colors::Gray { inverted: true }) {
+                data[whole..].fill(255);
+            }
+            return Ok(());
+        }
         if !unpack(self.compression, packed, reversed, options, width, data)? {
             return Err(truncated("TIFF"));
         }
@@ -360,6 +383,7 @@ impl Tiff<'_> {
                 [r, g, b]
             }),
             Colors::YCbCr => super::fill(pixels, raw, ycbcr),
+            Colors::Lab => super::fill(pixels, raw, lab::to_rgb),
             Colors::Palette => {
                 let colors = 1 << self.bits.min(8);
                 let map = self.file.numbers(&self.directory, Tag::COLOR_MAP, 3 << self.bits);

@@ -5,8 +5,12 @@ use std::io::Read;
 
 use fax::maps::{black, white};
 use fax::{BitReader, ByteReader, Color};
+use liblzma::bufread::XzDecoder;
 
 use crate::error::SampleError;
+
+/// Twice what xz's largest preset needs; a header may ask for gigabytes.
+const MOST_LZMA_MEMORY: u64 = 128 << 20;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Compression {
@@ -21,6 +25,7 @@ pub(super) enum Compression {
     Deflate,
     PackBits,
     Zstd,
+    Lzma,
 }
 
 impl Compression {
@@ -34,12 +39,12 @@ impl Compression {
             7 => Compression::Jpeg,
             8 | 32_946 => Compression::Deflate,
             32_773 => Compression::PackBits,
+            34_925 => Compression::Lzma,
             50_000 => Compression::Zstd,
             other => {
                 let name = match other {
                     6 => "the old JPEG",
                     34_712 | 33_003 | 33_005 => "JPEG 2000",
-                    34_925 => "LZMA",
                     50_001 => "WebP",
                     50_002 => "JPEG XL",
                     34_887 => "LERC",
@@ -84,6 +89,10 @@ pub(super) fn unpack(
         Compression::Zstd => {
             let decoder = zstd::stream::read::Decoder::with_buffer(packed);
             decoder.is_ok_and(|mut decoder| decoder.read_exact(out).is_ok())
+        }
+        Compression::Lzma => {
+            let stream = liblzma::stream::Stream::new_stream_decoder(MOST_LZMA_MEMORY, 0);
+            stream.is_ok_and(|stream| XzDecoder::new_stream(packed, stream).read_exact(out).is_ok())
         }
         Compression::Fax | Compression::Group3 if options & 1 != 0 => {
             return Err(super::unsupported(
