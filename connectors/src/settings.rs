@@ -17,6 +17,7 @@ use serde::de::{DeserializeOwned, Deserializer, Error, Expected, IntoDeserialize
 use serde::forward_to_deserialize_any;
 use serde_json::Value;
 
+pub use crate::json::fault as json_fault;
 use crate::{ArrayConfig, FolderConfig, Hdf5Config, KafkaConfig, SyntheticConfig, TableConfig, TarConfig};
 
 /// A table with more keys is not searched for the wrong one; its own name has to do.
@@ -530,19 +531,6 @@ fn keys<T: DeserializeOwned>() -> &'static [&'static str] {
     match T::deserialize(Asked) {
         Err(Wrong { why: Why::Unknown { known, .. }, .. }) => known,
         _ => &[],
-    }
-}
-
-/// Why a text is not the JSON that was wanted, with the column, and the line where it has several.
-pub fn json_fault(error: &serde_json::Error) -> String {
-    let text = error.to_string();
-    let (text, _) = text.split_once(" at line ").unwrap_or((&text, ""));
-    match error.classify() {
-        serde_json::error::Category::Eof => "it ends too early".into(),
-        serde_json::error::Category::Io => text.into(),
-        serde_json::error::Category::Data => "it holds another kind of value".into(),
-        _ if error.line() > 1 => format!("{text} (line {}, column {})", error.line(), error.column()),
-        _ => format!("{text} (column {})", error.column()),
     }
 }
 

@@ -28,7 +28,7 @@ pub(super) fn read(
     label: impl FnOnce(Raw<'_>) -> Result<(), String>,
 ) -> Result<(), String> {
     let object: Map<String, Value> = serde_json::from_slice(bytes)
-        .map_err(|error| format!("its value is no JSON object: {}", json_fault(&error)))?;
+        .map_err(|error| format!("its value is no JSON object: {}", json_fault(&error, bytes)))?;
     let image = match &columns.image {
         ImageColumn::None => None,
         ImageColumn::Named(name) => Some((name.as_str(), object.get(name))),
@@ -246,7 +246,7 @@ mod tests {
             assert!(found.contains(why), "{config} {value}: {found}");
         }
         let deep = format!(r#"{{"image": {}{}}}"#, "[".repeat(100_000), "]".repeat(100_000));
-        assert!(record(image, &deep).unwrap_err().contains("recursion"));
+        assert!(record(image, &deep).unwrap_err().contains("too deep"));
     }
 
     proptest! {

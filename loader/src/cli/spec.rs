@@ -95,7 +95,7 @@ impl Spec {
         if let Some(text) = &self.transforms {
             pipeline["transforms"] =
                 serde_json::from_str(text).map_err(|error| {
-                    format!("--transforms: not valid JSON: {}; write a list such as '[{{\"type\": \"CenterCrop\", \"size\": 224}}]'", settings::json_fault(&error))
+                    format!("--transforms: not valid JSON: {}; write a list such as '[{{\"type\": \"CenterCrop\", \"size\": 224}}]'", settings::json_fault(&error, text.as_bytes()))
                 })?;
         }
         let mut set = |key: &str, value: Option<Value>| {

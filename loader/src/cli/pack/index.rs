@@ -81,7 +81,7 @@ pub(super) fn read_index(folder: &Path) -> Result<Index, Failure> {
     let bytes = fs::read(&path)
         .map_err(|error| format!("{}: {error}; is this a folder that fuelrail pack made?", path.display()))?;
     let foreign = |why: String| format!("{} was not written by fuelrail pack: {why}", path.display());
-    let value = serde_json::from_slice(&bytes).map_err(|error| foreign(settings::json_fault(&error)))?;
+    let value = serde_json::from_slice(&bytes).map_err(|error| foreign(settings::json_fault(&error, &bytes)))?;
     let index: Index = settings::read(&value).map_err(|wrong| foreign(wrong.to_string()))?;
     if index.format != "fuelrail-pack" || index.version != 1 {
         return Err(format!(
