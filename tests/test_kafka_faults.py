@@ -144,6 +144,29 @@ def test_a_broker_killed_under_a_training_comes_back_and_nothing_is_lost(
     once(seen, topic.names)
 
 
+@pytest.mark.deadline(240)
+def test_a_stalled_stream_says_so_while_next_still_waits(
+    own_broker: Broker, caplog: pytest.LogCaptureFixture
+) -> None:
+    topic = Topic(own_broker)
+    topic.write(8)
+    with topic.loader(batch_size=8, timeout=120) as loader:
+        batches = iter(loader)
+        topic.check(next(batches))
+        caplog.clear()
+        got: list[Any] = []
+        thread = threading.Thread(target=lambda: got.append(next(batches)), daemon=True)
+        thread.start()
+        own_broker.kill()
+        wait_until(lambda: "no broker of" in caplog.text, 60, "the warning is logged")
+        assert thread.is_alive() and not got, "next() waits"
+        own_broker.restart()
+        topic.write(8, seconds=120)
+        thread.join(100)
+        topic.check(got[0])
+        assert caplog.text.count("no broker of") == 1, "each line comes once"
+
+
 # Clusters --------------------------------------------------------------------------------------------------------------
 
 

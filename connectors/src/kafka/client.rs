@@ -161,8 +161,10 @@ pub(super) struct Trouble {
     pub reason: Option<String>,
     /// A reason that trying again will not help against, and since when it has been there.
     pub refused: Option<(Instant, String)>,
-    /// All brokers are down.
+    /// All brokers are down, as librdkafka counts; it leaves out what it has never been connected to.
     pub down: bool,
+    /// Since when connections have been failing, with no answer from anybody.
+    pub lost: Option<Instant>,
     /// librdkafka cannot go on.
     pub fatal: Option<String>,
 }
@@ -259,6 +261,10 @@ impl ClientContext for Context {
             _ if refused || reason.contains("SSL alert") => {
                 let since = trouble.refused.as_ref().map_or_else(Instant::now, |(since, _)| *since);
                 trouble.refused = Some((since, reason));
+            }
+            Some(Code::BrokerTransportFailure) => {
+                trouble.lost.get_or_insert_with(Instant::now);
+                trouble.reason = Some(reason);
             }
             Some(Code::Fatal) => trouble.fatal = Some(reason),
             _ => trouble.reason = Some(reason),

@@ -29,6 +29,10 @@ const LOOK: Duration = Duration::from_millis(20);
 /// for so long.
 const REFUSED: Duration = Duration::from_secs(300);
 
+/// Connections that have failed for longer, with no answer to anything meanwhile, are said to. (The marks are asked for every
+/// few seconds, so that one broker of several which is away does not count.)
+const SILENT: Duration = Duration::from_secs(10);
+
 /// A contradiction between brokers is looked at twice, this much apart: a new leader may not know its own end yet.
 const CONFIRM: Duration = Duration::from_secs(2);
 
@@ -253,7 +257,8 @@ impl Session {
             Some(_) => {}
             None => self.told_refused = false,
         }
-        match (trouble.down, self.told_down) {
+        let is_down = trouble.down || trouble.lost.is_some_and(|since| since.elapsed() > SILENT);
+        match (is_down, self.told_down) {
             (true, None) => {
                 self.told_down = Some(Instant::now());
                 let why = trouble
