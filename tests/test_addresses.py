@@ -5,12 +5,14 @@ from __future__ import annotations
 import io
 import logging
 import os
+import subprocess
 import tarfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fuelrail.errors import ConfigError, FuelrailError, SourceError
+from fuelrail.loader import binary
 from fuelrail.numpy import Loader
 from PIL import Image
 from support import TINY, Script, state_of, wait_until
@@ -262,6 +264,29 @@ def test_what_is_passed_over_is_said(tmp_path: Path, caplog: pytest.LogCaptureFi
     assert "1 file of another ending was passed over (.heic 1)" in refusal(tmp_path / "b")
 
 
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        ([".a.png", ".b.png"], "all 2 files there are hidden (their names begin with a dot)"),
+        ([".a.png"], "the only file there is hidden"),
+        ([".a.png", "x.txt"], "1 file there is hidden (its name begins with a dot) and not read"),
+        (["cat/.a.png", "dog/.b.png"], "all 2 files there are hidden"),
+        ([".a.parquet"], "the only file there is hidden"),
+    ],
+)
+def test_what_is_hidden_is_said_where_nothing_is_found(files: list[str], said: str, tmp_path: Path) -> None:
+    for name in files:
+        (tmp_path / "set" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "set" / name).write_bytes(b"x")
+    assert said in refusal(tmp_path / "set")
+
+
+def test_shards_that_are_hidden_are_counted(tmp_path: Path) -> None:
+    (tmp_path / ".a.tar").write_bytes(b"x")
+    assert "1 file there is hidden" in refusal(tmp_path / "*.tar")
+    assert "the only file there is hidden" in refusal(tmp_path / "a.tar")
+
+
 def test_no_name_reaches_a_log_or_an_error_as_it_is(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "fuelrail")
     forged = "a\nERROR forged \x1b[31mred\x1b[0m\u202e"
@@ -283,6 +308,19 @@ def test_no_name_reaches_a_log_or_an_error_as_it_is(tmp_path: Path, caplog: pyte
     with pytest.raises(FuelrailError) as error:
         list(Loader(root, transforms=TINY, on_error="fail"))
     assert "\n" not in str(error.value) and "\x1b" not in str(error.value)
+
+
+def test_a_name_that_is_no_text_is_shown_byte_by_byte_by_a_command(tmp_path: Path) -> None:
+    folder = os.fsencode(tmp_path) + b"/caf\xe9\n\x1b[31m"
+    for words in (
+        [b"preview", b"synthetic:", b"--out", folder + b"/x.png"],
+        [b"bench", b"--config", folder, b"--pipeline", b"x"],
+        [b"which", b"synthetic:", b"--state", folder],
+        [b"serve", b"--root", folder, b"--socket", b"/nowhere/s.sock"],
+    ):
+        done = subprocess.run([os.fsencode(binary()), *words], capture_output=True, timeout=60)
+        assert b"caf\\xe9\\n\\x1b[31m" in done.stderr, (words, done.stderr)
+        assert b"\x1b" not in done.stderr and b"\xef\xbf\xbd" not in done.stderr, done.stderr
 
 
 def test_a_folder_whose_name_is_no_text_is_refused_in_a_sentence(tmp_path: Path) -> None:

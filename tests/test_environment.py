@@ -72,7 +72,7 @@ def test_the_memory_limit_of_a_parent_group_is_seen(limited: Path) -> None:
     with Script(script) as process:
         refused = process.hears()
         assert refused.startswith("EnvironmentFailure") and "num_workers" in refused
-        assert f"the memory limit of the control group {limited}" in refused
+        assert f'the memory limit of the control group "{limited}"' in refused
         assert process.hears() == 64
         assert process.ends() == 0
 

@@ -488,8 +488,7 @@ impl Content {
         let mut content = Self::default();
         let Ok(entries) = std::fs::read_dir(folder) else { return content };
         for entry in entries.flatten() {
-            let name = entry.file_name();
-            let name = name.to_string_lossy();
+            let name = shown(&entry.file_name()).to_string();
             if is_litter(name.as_bytes()) {
                 continue;
             }
@@ -502,7 +501,7 @@ impl Content {
                     content.folders.push(entry.path());
                 }
             } else if let Some(kind) = kind {
-                content.shards[kind].push(name.into_owned());
+                content.shards[kind].push(name);
             } else if is_image(name.as_bytes()) {
                 content.images += 1;
             }

@@ -44,6 +44,7 @@ use xxhash_rust::xxh3::xxh3_128;
 pub(crate) use blocks::BlockId;
 pub(crate) use size::deserialize as deserialize_limit;
 
+use crate::names::shown;
 use crate::workers::lock;
 use crate::{CacheConfig, SourceError};
 
@@ -94,7 +95,7 @@ pub(crate) fn open(config: &CacheConfig) -> Result<Arc<Cache>, SourceError> {
         Some(dir) => {
             return Err(SourceError::config(format!(
                 "cache.dir is {}; it must be an absolute path",
-                dir.display()
+                shown(&dir)
             )));
         }
         None => default_dir().ok_or_else(|| {
@@ -125,7 +126,7 @@ fn take(folder: &Path) -> Result<(), SourceError> {
     let failed = |error: io::Error| {
         SourceError::data(format!(
             "the cache folder {} cannot be used: {error}; set cache.dir to a folder that this user may write",
-            folder.display()
+            shown(&folder)
         ))
     };
     fs::DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(failed)?;
@@ -141,8 +142,8 @@ fn take(folder: &Path) -> Result<(), SourceError> {
         if !name.to_string_lossy().starts_with("tmp-") || !name.to_string_lossy().ends_with(ENDING) {
             return Err(SourceError::config(format!(
                 "{} holds files that fuelrail did not put there ({}); set cache.dir to another folder",
-                folder.display(),
-                name.display()
+                shown(&folder),
+                shown(&name)
             )));
         }
     }
@@ -223,7 +224,7 @@ impl Cache {
         if !self.warned.swap(true, Ordering::Relaxed) {
             tracing::warn!(
                 "the cache in {} cannot be written ({error}); going on without new copies in it (said once)",
-                self.dir.display()
+                shown(&self.dir)
             );
         }
         false

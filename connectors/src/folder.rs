@@ -121,7 +121,7 @@ impl Folder {
         if let Some(passed_over) = passed_over {
             recognised.note(passed_over);
         }
-        recognised.say(&config.root.to_string_lossy(), manifest.len());
+        recognised.say(&shown(&config.root).to_string(), manifest.len());
         let (config_then, then) = (config.clone(), manifest.fingerprint());
         // The list again: names, sizes and classes are all that is kept of a folder. An image's bytes are read when they are
         // wanted.
@@ -280,14 +280,12 @@ fn build(config: &FolderConfig) -> Result<Walked, SourceError> {
     });
     if seen == 0 {
         let mut message = format!(
-            "no images in the {} class folders of {} (images end in {})",
+            "no images in the {} class folders of {} (images end in {}){}",
             classes.len(),
             shown(&config.root),
-            extensions()
+            extensions(),
+            counts.instead()
         );
-        if let Some(passed_over) = counts.passed_over() {
-            message += &format!("; {passed_over}");
-        }
         if top.len() > 0 {
             message += &format!(
                 "; {} images lie directly in it: move them into class folders, or remove the empty folders to use them \
@@ -363,11 +361,11 @@ fn doubts(config: &FolderConfig, classes: &[Class]) -> Vec<String> {
 fn unlabelled(config: &FolderConfig, root: &Root, top: Listing) -> Result<Walked, SourceError> {
     let place = shown(&config.root);
     if top.len() == 0 {
-        let passed_over = top.counts.passed_over().map(|text| format!(" ({text})")).unwrap_or_default();
         return Err(SourceError::data(format!(
-            "no images in {place}: it has no class folders and no files that end in {}{passed_over}; give the folder that holds \
-             one folder per class",
-            extensions()
+            "no images in {place}: it has no class folders and no files that end in {}{}; give the folder that holds one folder \
+             per class",
+            extensions(),
+            top.counts.instead()
         )));
     }
     if config.classes.is_some() {

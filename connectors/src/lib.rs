@@ -97,7 +97,7 @@ pub use kafka::{
     encode_value as encode_kafka_value,
 };
 pub use mix::{MixConfig, MixPart, Part, apportion};
-pub use names::printable;
+pub use names::{Shown, printable, shown};
 pub use numbers::read_numbers;
 pub use opening::{Counted, Opening, Progress};
 pub use recognised::RECOGNISED;

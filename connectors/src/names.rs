@@ -43,12 +43,13 @@ const MOST_LIKE: usize = 10_000;
 const MOST_NAMED: usize = 5;
 
 /// A path as it is shown: bytes that are no text as `\xNN`, and nothing that a terminal or a log would obey.
-pub(crate) fn shown(path: &Path) -> Shown<'_> {
-    Shown(path.as_os_str())
+pub fn shown(path: &(impl AsRef<OsStr> + ?Sized)) -> Shown<'_> {
+    Shown(path.as_ref())
 }
 
 /// See [`shown`].
-pub(crate) struct Shown<'a>(&'a OsStr);
+#[derive(Clone, Copy, Debug)]
+pub struct Shown<'a>(&'a OsStr);
 
 impl fmt::Display for Shown<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -103,6 +104,37 @@ pub(crate) fn is_image(name: &[u8]) -> bool {
     IMAGES.iter().any(|ending| name[dot + 1..].eq_ignore_ascii_case(ending.as_bytes()))
 }
 
+/// Of files that were passed over because their names begin with a dot: how many, and what to do. `all` says that nothing
+/// else is there.
+pub(crate) fn hidden(count: u64, all: bool) -> Option<String> {
+    let begin = "begins with a dot";
+    let what = match (count, all) {
+        (0, _) => return None,
+        (1, true) => format!(
+            "the only file there is hidden (its name {begin}), and hidden files are not read: rename it"
+        ),
+        (1, false) => {
+            format!("1 file there is hidden (its name {begin}) and not read: rename it if it is data")
+        }
+        (count, true) => format!(
+            "all {count} files there are hidden (their names begin with a dot), and hidden files are not read: rename them"
+        ),
+        (count, false) => format!(
+            "{count} files there are hidden (their names begin with a dot) and not read: rename those that are data"
+        ),
+    };
+    Some(what)
+}
+
+/// Files directly in a folder whose names begin with a dot, as far as anybody looks.
+fn count_hidden(folder: &Path) -> u64 {
+    let Ok(entries) = std::fs::read_dir(folder) else { return 0 };
+    let is_hidden = |entry: &std::fs::DirEntry| {
+        entry.file_name().as_bytes().starts_with(b".") && !entry.file_type().is_ok_and(|kind| kind.is_dir())
+    };
+    entries.flatten().take(MOST_LIKE).filter(is_hidden).count() as u64
+}
+
 /// That something is not there: how far the path exists, and what has a name like the one that is missing.
 pub(crate) fn missing(path: &Path) -> String {
     let mut last = path;
@@ -128,7 +160,10 @@ pub(crate) fn missing(path: &Path) -> String {
     }
     match (&like[..], &names[..]) {
         ([], []) => {
-            let _ = write!(text, "; {} is empty", shown(folder));
+            let _ = match hidden(count_hidden(folder), true) {
+                Some(hidden) => write!(text, "; {}: {hidden}", shown(folder)),
+                None => write!(text, "; {} is empty", shown(folder)),
+            };
         }
         ([], _) if names.len() <= MOST_NAMED => {
             let _ = write!(text, "; {} has {}", shown(folder), names.join(", "));
@@ -160,7 +195,7 @@ fn alike(folder: &Path, wanted: &str) -> (Vec<String>, Vec<String>) {
         .collect();
     like.sort();
     let like = like.into_iter().take(2).map(|(_, name)| folder.join(name)).collect::<Vec<PathBuf>>();
-    let like = like.iter().map(|path| path.display().to_string()).collect();
+    let like = like.iter().map(|path| shown(path).to_string()).collect();
     (names, like)
 }
 
@@ -188,6 +223,8 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let at = |name: &str| root.path().join(name);
         assert!(missing(&at("x")).ends_with("is empty"), "{}", missing(&at("x")));
+        std::fs::write(at(".hidden"), "").unwrap();
+        assert!(missing(&at("x")).contains("the only file there is hidden"), "{}", missing(&at("x")));
         for name in ["Train", "val", "labels.csv", "shard-000.tar"] {
             std::fs::create_dir(at(name)).unwrap();
         }

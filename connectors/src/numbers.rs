@@ -4,6 +4,7 @@ use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
 
 use crate::array::{MAX_HEADER, Npy, NpyError};
+use crate::names::shown;
 use crate::{ElementType, SourceError};
 
 /// Reads a one-dimensional npy array of `count` numbers of any width. Nothing but the header is read of a file that holds
@@ -12,7 +13,7 @@ use crate::{ElementType, SourceError};
 /// # Errors
 /// [`SourceError`] that names the file and what it holds instead.
 pub fn read_numbers(path: &Path, count: u64) -> Result<Vec<f64>, SourceError> {
-    let refuse = |why: &str| SourceError::data(format!("{}: {why}", path.display()));
+    let refuse = |why: &str| SourceError::data(format!("{}: {why}", shown(&path)));
     let unreadable = |error: std::io::Error| refuse(&format!("cannot be read: {error}"));
     let mut file = std::fs::File::open(path).map_err(unreadable)?;
     let size = file.metadata().map_err(unreadable)?.len();

@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_128;
 
 use crate::disk::{self, Files, Span};
-use crate::names::{is_litter, missing, shown};
+use crate::names::{hidden, is_litter, missing, shown};
 use crate::opening::{self, Counted, Step};
 use crate::remote::{self, Object, Remote, Version};
 use crate::{Extent, ReadError, Reader, ReaderConfig, SourceError};
@@ -244,7 +244,7 @@ impl Shards {
     pub(crate) fn display(&self, shard: usize) -> String {
         let name = &self.files[shard].name;
         match &self.place {
-            Place::Local { root } => root.join(name).display().to_string(),
+            Place::Local { root } => shown(&root.join(name)).to_string(),
             Place::Remote { remote, root, .. } => remote.display(&format!("{root}{name}")),
         }
     }
@@ -509,7 +509,7 @@ fn find(path: &Path, pattern: &str, endings: &[&str], paths: &mut Vec<PathBuf>) 
         return Err(SourceError::data(missing(path)));
     }
     let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-    let before = paths.len();
+    let (before, mut hiding) = (paths.len(), 0);
     let folder = path.parent().unwrap_or(Path::new("/"));
     if folder.to_string_lossy().contains(['*', '?']) && !folder.exists() {
         return Err(SourceError::config(format!(
@@ -522,22 +522,27 @@ fn find(path: &Path, pattern: &str, endings: &[&str], paths: &mut Vec<PathBuf>) 
         for entry in std::fs::read_dir(folder).map_err(|error| unreadable(folder, &error))? {
             let entry = entry.map_err(|error| unreadable(folder, &error))?;
             let found = entry.file_name();
-            if !found.as_bytes().starts_with(b".") && matches(name.as_bytes(), found.as_bytes()) {
-                paths.push(entry.path());
+            let is_one = |name_found: &[u8]| matches(name.as_bytes(), name_found);
+            match found.as_bytes().strip_prefix(b".") {
+                None if is_one(found.as_bytes()) => paths.push(entry.path()),
+                Some(bare) => hiding += u64::from(is_one(found.as_bytes()) || is_one(bare)),
+                None => {}
             }
         }
         if paths.len() == before {
             return Err(SourceError::data(format!(
-                "{pattern}: no file in {} has such a name",
-                shown(folder)
+                "{pattern}: no file in {} has such a name{}",
+                shown(folder),
+                hidden(hiding, false).map_or(String::new(), |hidden| format!("; {hidden}"))
             )));
         }
     } else if path.is_dir() {
-        walk(path, endings, 0, paths)?;
+        walk(path, endings, 0, paths, &mut hiding)?;
         if paths.len() == before {
             let kinds = endings.join(", ");
             return Err(SourceError::data(format!(
-                "{pattern}: no file there has one of the endings {kinds}"
+                "{pattern}: no file there has one of the endings {kinds}{}",
+                hidden(hiding, false).map_or(String::new(), |hidden| format!("; {hidden}"))
             )));
         }
     } else {
@@ -548,7 +553,13 @@ fn find(path: &Path, pattern: &str, endings: &[&str], paths: &mut Vec<PathBuf>) 
     Ok(())
 }
 
-fn walk(folder: &Path, endings: &[&str], depth: usize, paths: &mut Vec<PathBuf>) -> Result<(), SourceError> {
+fn walk(
+    folder: &Path,
+    endings: &[&str],
+    depth: usize,
+    paths: &mut Vec<PathBuf>,
+    hiding: &mut u64,
+) -> Result<(), SourceError> {
     if depth > MAX_DEPTH {
         return Err(SourceError::data(format!(
             "folders are nested deeper than {MAX_DEPTH} at {}",
@@ -560,6 +571,7 @@ fn walk(folder: &Path, endings: &[&str], depth: usize, paths: &mut Vec<PathBuf>)
         let entry = entry.map_err(|error| unreadable(folder, &error))?;
         let (path, name) = (entry.path(), entry.file_name());
         if name.as_bytes().starts_with(b".") {
+            *hiding += u64::from(ends_with(&name.to_string_lossy(), endings));
             continue;
         }
         let kind = std::fs::metadata(&path).map_err(|error| unreadable(&path, &error))?;
@@ -567,7 +579,7 @@ fn walk(folder: &Path, endings: &[&str], depth: usize, paths: &mut Vec<PathBuf>)
             if is_litter(name.as_bytes()) {
                 continue;
             }
-            walk(&path, endings, depth + 1, paths)?;
+            walk(&path, endings, depth + 1, paths, hiding)?;
         } else if kind.is_file() && ends_with(&name.to_string_lossy(), endings) {
             paths.push(path);
             if paths.len() > MAX_SHARDS {

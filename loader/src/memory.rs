@@ -37,7 +37,7 @@ impl fmt::Display for Limit {
         match self {
             Self::Machine => f.write_str("on this machine"),
             Self::Group(folder) => {
-                write!(f, "under the memory limit of the control group {}", folder.display())
+                write!(f, "under the memory limit of the control group {folder:?}")
             }
             Self::Process => f.write_str("under the limit of this process (ulimit -v)"),
         }
@@ -312,7 +312,7 @@ mod tests {
     fn the_limit_is_named() {
         assert_eq!(
             group("/sys/fs/cgroup/slurm/job_1", 230).to_string(),
-            "230 MiB are available under the memory limit of the control group /sys/fs/cgroup/slurm/job_1"
+            "230 MiB are available under the memory limit of the control group \"/sys/fs/cgroup/slurm/job_1\""
         );
         let process = Available { bytes: 5 * MIB, limit: Limit::Process };
         assert_eq!(process.to_string(), "5 MiB are available under the limit of this process (ulimit -v)");

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use fuelrail_connectors::{Blocks, IndexedSource, apportion};
+use fuelrail_connectors::{Blocks, IndexedSource, apportion, shown};
 use serde::Serialize;
 use xxhash_rust::xxh3::xxh3_128;
 
@@ -128,7 +128,7 @@ fn sampled(sampling: &Sampling, source: &dyn IndexedSource, seed: u64) -> Result
         Sampling::Weights { file, .. } => {
             let weights = fuelrail_connectors::read_numbers(file, source.len())
                 .map_err(|error| Refusal::new(ErrorKind::Config, format!("sampling.file: {error}")))?;
-            let file = file.display();
+            let file = shown(&file);
             if let Some(at) = weights.iter().position(|weight| !weight.is_finite() || *weight < 0.0) {
                 return refuse(format!(
                     "sampling.file {file}: weight {at} is {}; weights are finite and not below 0",

@@ -5,7 +5,7 @@ use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::path::PathBuf;
 
-use fuelrail_connectors::printable;
+use fuelrail_connectors::{printable, shown};
 use serde::Serialize;
 
 /// Why a record was refused.
@@ -101,7 +101,7 @@ impl Quarantine {
         Ok(match (self.seen.len(), &self.path) {
             (count, _) if count <= NAMED => Some(said),
             (count, Some(path)) if count == NAMED + 1 => {
-                Some(format!("{said}; further ones are only listed in {}", path.display()))
+                Some(format!("{said}; further ones are only listed in {}", shown(&path)))
             }
             (count, None) if count == NAMED + 1 => {
                 Some(format!("{said}; further ones are only counted (quarantine=FILE would list them)"))

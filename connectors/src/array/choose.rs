@@ -9,6 +9,7 @@ use super::source::{Array, Column, Rowed, Run};
 use super::{ArrayConfig, BLOCK_BYTES, IMAGE_NAMES, LABEL_PIECE, TokensConfig, is_path, unpack};
 use crate::column::{self, Part, Stored, product};
 use crate::labels::{self, Collector, Context, Labels, OF_ARRAYS, refusal};
+use crate::names::shown;
 use crate::opening::{Counted, Step};
 use crate::recognised::Recognised;
 use crate::schema::{ElementType, Schema};
@@ -433,7 +434,7 @@ impl Opened<'_> {
             self.shards.read_at(piece.shard, offset, buffer)
         })?;
         let path = path.to_str().ok_or_else(|| {
-            SourceError::config(format!("the cache folder's path must be UTF-8: {}", path.display()))
+            SourceError::config(format!("the cache folder's path must be UTF-8: {}", shown(&path)))
         })?;
         Ok(Some(path.to_owned()))
     }

@@ -16,6 +16,7 @@ use xxhash_rust::xxh3::xxh3_128;
 
 use super::npy::{MAX_HEADER, Npy, NpyError};
 use super::zip::{Member, ReadAt};
+use crate::names::shown;
 use crate::opening::{self, Counted, Step};
 use crate::{CacheConfig, SourceError};
 
@@ -72,7 +73,7 @@ pub(super) fn unpack(
         SourceError::data(format!(
             "{what} is compressed and cannot be unpacked into {}: {error}; make room, set cache.dir to another folder, or \
              save the arrays with np.savez instead of np.savez_compressed",
-            folder.display()
+            shown(&folder)
         ))
     };
     fs::DirBuilder::new().recursive(true).mode(0o700).create(&folder).map_err(|error| failed(&error))?;
@@ -83,10 +84,10 @@ pub(super) fn unpack(
             "{what} is compressed and needs {} bytes unpacked, and {} holds {held} of at most {limit} (cache.limit_bytes); \
              delete what is not needed there, raise the limit, or save the arrays with np.savez",
             member.size,
-            folder.display()
+            shown(&folder)
         )));
     }
-    tracing::info!("unpacking {what} ({} bytes) into {}, once", member.size, folder.display());
+    tracing::info!("unpacking {what} ({} bytes) into {}, once", member.size, shown(&folder));
     static NUMBER: AtomicU64 = AtomicU64::new(0);
     let number = NUMBER.fetch_add(1, Ordering::Relaxed);
     let temporary = folder.join(format!("tmp-{}-{number}", std::process::id()));

@@ -21,6 +21,7 @@ use rustix::io::Errno;
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::{Cache, ENDING, temporary};
+use crate::names::shown;
 use crate::workers::lock;
 
 /// The file with the count.
@@ -113,7 +114,7 @@ impl Cache {
                 freed < wanted
             })?;
         }
-        tracing::debug!("the cache in {} gave up {files} files of {freed} bytes", self.dir.display());
+        tracing::debug!("the cache in {} gave up {files} files of {freed} bytes", shown(&self.dir));
         Ok(freed)
     }
 

@@ -22,6 +22,7 @@ use std::time::Duration;
 use rustix::fs::{AtFlags, Mode, OFlags, StatxFlags};
 use rustix::io::Errno;
 
+use crate::names::shown;
 use crate::{Backend, Buffer, ReadError, Reader, ReaderConfig, SourceError};
 
 /// What the disk readers need to know of a source: which range of which file a record is.
@@ -125,7 +126,7 @@ impl Opened {
             Errno::NOMEM => "; the record does not fit in memory",
             _ => "",
         };
-        let detail = format!("{} cannot be read: {}{tried}{advice}", path.display(), io::Error::from(error));
+        let detail = format!("{} cannot be read: {}{tried}{advice}", shown(&path), io::Error::from(error));
         ReadError::io(key, detail, retry(error, 0).is_some())
     }
 

@@ -18,7 +18,7 @@ use rustix::io::Errno;
 use super::{FILES_PER_TASK, MAX_DEPTH, MAX_DIRECTORIES};
 use crate::SourceError;
 use crate::manifest::ManifestBuilder;
-use crate::names::{is_image, is_litter, shown};
+use crate::names::{hidden, is_image, is_litter, shown};
 use crate::opening::{self, Counted, Step};
 use crate::split::Split;
 
@@ -85,6 +85,8 @@ pub(super) struct Counts {
     pub special: u64,
     pub dangling: u64,
     pub loops: u64,
+    /// Files whose names begin with a dot.
+    pub hidden: u64,
 }
 
 /// Endings that are counted one by one, and those that are named.
@@ -99,10 +101,11 @@ impl Counts {
         self.special += more.special;
         self.dangling += more.dangling;
         self.loops += more.loops;
+        self.hidden += more.hidden;
     }
 
     fn other(&mut self, name: &[u8]) {
-        let name = String::from_utf8_lossy(name);
+        let name = shown(OsStr::from_bytes(name)).to_string();
         let ending = match name.rsplit_once('.') {
             Some((before, ending)) if !before.is_empty() && !ending.is_empty() && ending.len() <= 12 => {
                 format!(".{}", ending.to_lowercase())
@@ -131,6 +134,12 @@ impl Counts {
             1 => Some(format!("1 file of another ending was passed over{list}")),
             all => Some(format!("{all} files of other endings were passed over{list}")),
         }
+    }
+
+    /// Why there is no image, as far as these files say it: "; all 3 files there are hidden …".
+    pub fn instead(&self) -> String {
+        let parts = [self.passed_over(), hidden(self.hidden, self.other.is_empty())];
+        parts.into_iter().flatten().map(|part| format!("; {part}")).collect()
     }
 
     /// What should not be there.
@@ -287,6 +296,7 @@ impl Root {
                 continue;
             }
             if bytes.starts_with(b".") {
+                listing.counts.hidden += u64::from(entry.file_type() != FileType::Directory);
                 continue;
             }
             let mut kind = entry.file_type();

@@ -14,7 +14,7 @@ use super::list::addresses;
 use super::{MEMORY, Object, Remote, Version};
 use crate::folder::{check_level, check_split, class_labels, extensions, recognised_as};
 use crate::manifest::{Manifest, ManifestBuilder, escape};
-use crate::names::{is_image, is_litter};
+use crate::names::{hidden, is_image, is_litter, shown};
 use crate::{Blocks, Extent, Fingerprint, FolderConfig, IndexedSource, Reader, ReaderConfig, SourceError};
 
 /// Parts of a path below the class's folder; more are a loop that somebody copied.
@@ -57,7 +57,7 @@ impl Images {
     pub(crate) fn open(config: &FolderConfig) -> Result<Self, SourceError> {
         let images = Self::list(config)?;
         recognised_as(&images.manifest, images.is_labelled)
-            .say(&config.root.to_string_lossy(), images.manifest.len());
+            .say(&shown(&config.root).to_string(), images.manifest.len());
         let (config_then, then) = (config.clone(), images.state());
         // A server that tells no version tells no change.
         let is_told = images.versions.iter().all(|&version| version != xxh3_64(b""));
@@ -88,7 +88,7 @@ impl Images {
         let [address] = &addresses(&[root])?[..] else {
             return Err(SourceError::config(format!(
                 "{} has braces; the root of an image folder is one folder",
-                config.root.display()
+                shown(&config.root)
             )));
         };
         if address.place.scheme.is_http() {
@@ -104,7 +104,7 @@ impl Images {
 
         let given = config.classes.as_deref().unwrap_or_default();
         let litter = |name: &str| is_litter(name.as_bytes()) && !given.iter().any(|class| class == name);
-        let (mut others, mut folders) = (0u64, BTreeSet::new());
+        let (mut others, mut hiding, mut folders) = (0u64, 0u64, BTreeSet::new());
         let mut images = remote.wait(remote.list(below, |meta| {
             let path = meta.location.as_ref().strip_prefix(&prefix)?;
             // A class keeps its label when all that is in it is hidden or no image.
@@ -114,10 +114,11 @@ impl Images {
             {
                 folders.insert(class.to_owned());
             }
+            let name = path.rsplit('/').next().unwrap_or_default();
             if path.is_empty() || path.split('/').any(litter) {
+                hiding += u64::from(name.starts_with('.'));
                 return None;
             }
-            let name = path.rsplit('/').next().unwrap_or_default();
             if !is_image(name.as_bytes()) {
                 others += 1;
                 return None;
@@ -130,21 +131,22 @@ impl Images {
                 deep.path
             )));
         }
-        let shown = config.root.display();
+        let place = shown(&config.root);
         if images.is_empty() {
             return Err(SourceError::data(format!(
-                "no images below {shown}: no object there ends in {}; give the path that holds one folder per class",
-                extensions()
+                "no images below {place}: no object there ends in {}{}; give the path that holds one folder per class",
+                extensions(),
+                hidden(hiding, others == 0).map_or(String::new(), |hidden| format!("; {hidden}"))
             )));
         }
         if others > 0 {
-            tracing::info!("ignored in {shown}: {others} objects that are no images by their name");
+            tracing::info!("ignored in {place}: {others} objects that are no images by their name");
         }
 
         let names: Vec<String> = folders.iter().map(|name| escape(name.as_bytes())).collect();
         if names.is_empty() && config.classes.is_some() {
             return Err(SourceError::data(format!(
-                "{shown} has no class folders, only images, but classes are given; move the images into one folder per \
+                "{place} has no class folders, only images, but classes are given; move the images into one folder per \
                  class, or leave out classes to use them without labels"
             )));
         }
@@ -154,7 +156,7 @@ impl Images {
             images.retain(|image| !image.class().is_empty());
             if images.len() < before {
                 tracing::warn!(
-                    "{} images directly in {shown} have no class and are ignored; move them into class folders",
+                    "{} images directly in {place} have no class and are ignored; move them into class folders",
                     before - images.len()
                 );
             }

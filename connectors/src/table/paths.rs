@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::arrow::array::Array;
+use crate::names;
 use xxhash_rust::xxh3::Xxh3;
 
 use super::columns::{Choice, append, bytes_at};
@@ -263,7 +264,7 @@ impl PathTable {
                 let file = self.root.join(OsStr::from_bytes(self.path(index)));
                 // One that was missing has the size 0.
                 if std::fs::metadata(&file).map_or(0, |meta| meta.len()) != self.sizes[index as usize] {
-                    return Err(SourceError::data(format!("{} has changed", file.display())));
+                    return Err(SourceError::data(format!("{} has changed", names::shown(&file))));
                 }
             }
             Ok(())
@@ -317,13 +318,13 @@ impl PathTable {
                 "{list}: {count}: \"{}\" (row {row}) lies outside {} ({place}); say root={:?}, the folder that such \
                  paths share",
                 shown(self.path(row)),
-                root.path.display(),
-                folder.display().to_string()
+                names::shown(&root.path),
+                names::shown(&folder).to_string()
             ),
             (Miss::Absent, _) => format!(
                 "{list}: {count}: \"{}\" (row {row}) does not exist in {} ({place}){}",
                 shown(self.path(row)),
-                root.path.display(),
+                names::shown(&root.path),
                 root.hint(self.path(row))
             ),
             (miss, _) => format!("{list}: {count}; row {row}: {}", miss.text(self.path(row), &root.path)),

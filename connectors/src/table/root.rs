@@ -18,6 +18,7 @@ use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
 use crate::manifest::escape;
+use crate::names;
 use crate::{ReadError, SourceError};
 
 /// Folders beside and above the root that are looked at for a hint.
@@ -125,12 +126,16 @@ impl Root {
         let miss = |error: Errno| match error {
             Errno::NOENT | Errno::NOTDIR => Miss::Absent,
             Errno::XDEV => Miss::Outside(plain(&self.path.join(relative))),
-            Errno::NAMETOOLONG | Errno::LOOP | Errno::ACCESS | Errno::INVAL => {
-                Miss::Unfit(format!("\"{}\" in {} cannot be read: {error}", shown(), self.path.display()))
-            }
-            error => {
-                Miss::Failed(format!("\"{}\" in {} cannot be read: {error}", shown(), self.path.display()))
-            }
+            Errno::NAMETOOLONG | Errno::LOOP | Errno::ACCESS | Errno::INVAL => Miss::Unfit(format!(
+                "\"{}\" in {} cannot be read: {error}",
+                shown(),
+                names::shown(&self.path)
+            )),
+            error => Miss::Failed(format!(
+                "\"{}\" in {} cannot be read: {error}",
+                shown(),
+                names::shown(&self.path)
+            )),
         };
         let flags = OFlags::PATH | OFlags::CLOEXEC;
         let stat = match rustix::fs::openat2(&self.fd, relative, flags, Mode::empty(), ResolveFlags::BENEATH)
@@ -151,7 +156,7 @@ impl Root {
             return Err(Miss::Unfit(format!(
                 "\"{}\" in {} is no regular file",
                 shown(),
-                self.path.display()
+                names::shown(&self.path)
             )));
         }
         Ok(stat.st_size as u64)
@@ -172,7 +177,7 @@ impl Root {
         beside.sort_unstable();
         let found = beside.into_iter().chain(above.take(HINTS)).find(|folder| folder.join(path).is_file());
         if let Some(folder) = found {
-            return format!("; it is in {0}: say root={0:?}", folder.display());
+            return format!("; it is in {0}: say root={0:?}", names::shown(&folder).to_string());
         }
         let mut rest = path.components();
         while rest.next().is_some() {
@@ -201,11 +206,11 @@ impl Miss {
     /// A sentence about a path.
     pub fn text(&self, path: &[u8], root: &Path) -> String {
         match self {
-            Self::Absent => format!("\"{}\" does not exist in {}", shown(path), root.display()),
+            Self::Absent => format!("\"{}\" does not exist in {}", shown(path), names::shown(&root)),
             Self::Outside(_) => format!(
                 "\"{}\" lies outside {}, the folder that the paths of the list have to stay in (root)",
                 shown(path),
-                root.display()
+                names::shown(&root)
             ),
             Self::Unfit(why) | Self::Failed(why) => why.clone(),
         }
@@ -224,9 +229,9 @@ pub(super) fn read(root: &Path, path: &[u8], key: impl Fn() -> String) -> Result
     })?;
     let full = root.path.join(OsStr::from_bytes(&found.path));
     if found.size > super::pages::MAX_UNIT_BYTES {
-        return Err(ReadError::bad(key(), format!("{} is larger than 1 GiB", full.display())));
+        return Err(ReadError::bad(key(), format!("{} is larger than 1 GiB", names::shown(&full))));
     }
-    std::fs::read(&full).map_err(|error| fail(format!("{} cannot be read: {error}", full.display())))
+    std::fs::read(&full).map_err(|error| fail(format!("{} cannot be read: {error}", names::shown(&full))))
 }
 
 /// Without `.` and `..`, by text alone.

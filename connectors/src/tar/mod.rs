@@ -51,6 +51,7 @@ use self::packed::Packed;
 use self::unpack::Unpacked;
 use crate::labels::{self, Context, Labels};
 use crate::manifest::escape;
+use crate::names::shown;
 use crate::recognised::{Recognised, grouped};
 use crate::shards::{Shards, ends_with};
 use crate::verdicts::Verdicts;
@@ -163,11 +164,11 @@ pub fn tar_sidecar(shard: &Path, config: &TarConfig) -> Result<Vec<u8>, SourceEr
     if options.label.is_none() {
         return Err(SourceError::config("label must be set to make an index".into()));
     }
-    let failed = |error: io::Error| SourceError::data(format!("{} cannot be read: {error}", shard.display()));
+    let failed = |error: io::Error| SourceError::data(format!("{} cannot be read: {error}", shown(&shard)));
     let file = std::fs::File::open(shard).map_err(failed)?;
     let bytes = FileBytes { size: file.metadata().map_err(failed)?.len(), file };
     let built = index::build(&bytes, &options).map_err(|fault| {
-        SourceError::data(format!("{}, byte {}: {}", shard.display(), fault.offset, fault.why))
+        SourceError::data(format!("{}, byte {}: {}", shown(&shard), fault.offset, fault.why))
     })?;
     Ok(stored::encode(&built.index, &options, bytes.size))
 }

@@ -28,6 +28,7 @@ use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 use xxhash_rust::xxh3::Xxh3;
 
+use crate::names::shown;
 use crate::opening::{self, Counted, Step};
 use crate::shards::{Shards, ends_with};
 use crate::workers::lock;
@@ -68,7 +69,7 @@ pub(super) fn unpack(
     let failed = |error: io::Error| {
         SourceError::data(format!(
             "shards cannot be unpacked into {}: {error}; set cache.dir",
-            folder.display()
+            shown(&folder)
         ))
     };
     fs::create_dir_all(&folder).map_err(failed)?;
@@ -102,7 +103,8 @@ pub(super) fn unpack(
         let _ = File::options().append(true).open(folder.join(name)).and_then(|file| file.set_modified(now));
     }
     drop(lock_file);
-    let paths: Vec<String> = names.iter().map(|name| folder.join(name).display().to_string()).collect();
+    let paths: Vec<String> =
+        names.iter().map(|name| folder.join(name).to_string_lossy().into_owned()).collect();
     // Their times change with every use, so the opening does not depend on them.
     Ok(Unpacked { shards: Shards::find(&paths, &[], config)?, _lease: lease })
 }
@@ -121,7 +123,7 @@ fn name(given: &Shards, shard: usize) -> String {
 fn open_lock(path: &Path) -> io::Result<File> {
     let file = File::options().create(true).truncate(false).write(true).open(path)?;
     if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
-        tracing::info!("waiting for another process that unpacks shards ({})", path.display());
+        tracing::info!("waiting for another process that unpacks shards ({})", shown(&path));
         let _step = Step::begin("waiting for another process that unpacks shards", Counted::Files, None);
         // Asked for again and again: a call that waits for the lock could not be cancelled.
         while let Err(error) = flock(&file, FlockOperation::NonBlockingLockExclusive) {
@@ -274,7 +276,7 @@ impl Job<'_> {
                     "unpacked shards would take more than {} bytes, the limit of the cache in {}; raise \
                      cache.limit_bytes, or unpack the shards where there is room and use those",
                     self.space.limit,
-                    self.folder.display()
+                    shown(&self.folder)
                 )));
             }
             let before = *claimed;
@@ -284,7 +286,7 @@ impl Job<'_> {
                 written = written.and_then(|()| file.sync_data());
             }
             written.map_err(|error| {
-                self.failed(&format!("{error}, writing to {}; set cache.dir", self.folder.display()))
+                self.failed(&format!("{error}, writing to {}; set cache.dir", shown(&self.folder)))
             })?;
         }
         file.sync_data().map_err(failed)

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use clap::Args;
-use fuelrail_connectors::{Blocks, IndexedSource, ReadError, ReadErrorKind, Record, Schema};
+use fuelrail_connectors::{Blocks, IndexedSource, ReadError, ReadErrorKind, Record, Schema, shown};
 use fuelrail_transforms::{
     Chain, Dtype, ImageInfo, Layout, Limits, OutputConfig, SampleKey, Scratch, TransformConfig, compile,
 };
@@ -88,7 +88,7 @@ impl Inspect {
         } else {
             report.print(&self.source, &source);
             if let Some(path) = &self.sheet {
-                say!("\ncontact sheet   {}", path.display());
+                say!("\ncontact sheet   {}", shown(&path));
             }
         }
         Ok(())

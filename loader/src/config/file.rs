@@ -9,6 +9,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::DaemonConfig;
+use fuelrail_connectors::shown;
 
 impl DaemonConfig {
     /// Reads a configuration file, and checks its pipelines.
@@ -16,7 +17,7 @@ impl DaemonConfig {
     /// # Errors
     /// `FILE:LINE:COLUMN: ` and a sentence with the key, or why the file cannot be read.
     pub fn from_file(path: &Path) -> Result<Self, String> {
-        let file = path.display();
+        let file = shown(&path);
         let text = std::fs::read_to_string(path).map_err(|error| match error.kind() {
             std::io::ErrorKind::NotFound => format!("{file}: there is no such file"),
             std::io::ErrorKind::InvalidData => format!("{file}: it is not a text in UTF-8"),

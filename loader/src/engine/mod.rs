@@ -36,7 +36,7 @@ use std::thread::JoinHandle;
 use std::time::Instant;
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
-use fuelrail_connectors as connectors;
+use fuelrail_connectors::{self as connectors, shown};
 
 use crate::config::OnError;
 use crate::layout::Layout;
@@ -145,7 +145,7 @@ impl Engine {
             classes: pipeline.supply.classes().to_vec(),
             threads: pipeline.threads as u32,
             budget,
-            quarantine: pipeline.config.quarantine.as_ref().map(|path| path.display().to_string()),
+            quarantine: pipeline.config.quarantine.as_ref().map(|path| shown(&path).to_string()),
             stream: pipeline.supply.stream_kind(),
         };
         let in_flight = InFlight::new(pipeline.config.read_ahead_bytes);

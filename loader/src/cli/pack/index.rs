@@ -4,7 +4,7 @@ use std::fs;
 use std::io::Read;
 use std::path::Path;
 
-use fuelrail_connectors::settings;
+use fuelrail_connectors::{settings, shown};
 use indicatif::HumanBytes;
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::Xxh3;
@@ -79,14 +79,15 @@ pub(super) struct Skipped {
 pub(super) fn read_index(folder: &Path) -> Result<Index, Failure> {
     let path = folder.join(INDEX);
     let bytes = fs::read(&path)
-        .map_err(|error| format!("{}: {error}; is this a folder that fuelrail pack made?", path.display()))?;
-    let foreign = |why: String| format!("{} was not written by fuelrail pack: {why}", path.display());
-    let value = serde_json::from_slice(&bytes).map_err(|error| foreign(settings::json_fault(&error, &bytes)))?;
+        .map_err(|error| format!("{}: {error}; is this a folder that fuelrail pack made?", shown(&path)))?;
+    let foreign = |why: String| format!("{} was not written by fuelrail pack: {why}", shown(&path));
+    let value =
+        serde_json::from_slice(&bytes).map_err(|error| foreign(settings::json_fault(&error, &bytes)))?;
     let index: Index = settings::read(&value).map_err(|wrong| foreign(wrong.to_string()))?;
     if index.format != "fuelrail-pack" || index.version != 1 {
         return Err(format!(
             "{} has the format {} {}; this version reads fuelrail-pack 1",
-            path.display(),
+            shown(&path),
             index.format,
             index.version
         )
@@ -96,7 +97,7 @@ pub(super) fn read_index(folder: &Path) -> Result<Index, Failure> {
     let is_name =
         |name: &str| !name.is_empty() && !name.contains(['/', '\\', '\0']) && !name.starts_with('.');
     if let Some(shard) = index.shards.iter().find(|shard| !is_name(&shard.name)) {
-        return Err(format!("{}: \"{}\" is not the name of a shard", path.display(), shard.name).into());
+        return Err(format!("{}: \"{}\" is not the name of a shard", shown(&path), shard.name).into());
     }
     Ok(index)
 }

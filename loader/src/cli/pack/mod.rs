@@ -24,7 +24,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use clap::{Args, ValueEnum};
-use fuelrail_connectors::{IndexedSource, ReadError, ReadErrorKind, Record, Schema, TarConfig, tar_sidecar};
+use fuelrail_connectors::{
+    IndexedSource, ReadError, ReadErrorKind, Record, Schema, TarConfig, shown, tar_sidecar,
+};
 use indicatif::HumanBytes;
 
 use self::index::{INDEX, Identity, Index, Shard, Skipped, difference, read_index, verify, write_index};
@@ -96,7 +98,7 @@ fn apart(address: &str, folder: &Path) -> Result<(), Failure> {
     if source.is_dir() && there.is_some_and(|there| there.starts_with(&source)) {
         return Err(format!(
             "{} is inside {address}, which is the source; choose a folder outside it",
-            folder.display()
+            shown(&folder)
         )
         .into());
     }
@@ -163,7 +165,7 @@ impl Pack {
             return Err(format!("--name {}: letters, digits, - and _ only", self.name).into());
         }
         if folder.exists() && !folder.is_dir() {
-            return Err(format!("{} is a file; name a folder for the shards", folder.display()).into());
+            return Err(format!("{} is a file; name a folder for the shards", shown(&folder)).into());
         }
         apart(address, folder)?;
         let source = read::open(address, &self.options)?;
@@ -174,7 +176,7 @@ impl Pack {
             )
             .into());
         }
-        fs::create_dir_all(folder).map_err(|error| format!("{}: {error}", folder.display()))?;
+        fs::create_dir_all(folder).map_err(|error| format!("{}: {error}", shown(&folder)))?;
         self.write(address, folder, &source, &schema)
     }
 
@@ -257,7 +259,7 @@ impl Pack {
                 return Err(format!(
                     "{} exists, but there is no {INDEX} that describes it; choose another folder or --name, or start over \
                      with --force",
-                    other.display()
+                    shown(&other)
                 )
                 .into());
             }
@@ -267,7 +269,7 @@ impl Pack {
         if let Some(difference) = difference(&old, &fresh, &self.name) {
             return Err(format!(
                 "{} holds shards of another kind: {difference}. Choose another folder, or start over with --force",
-                folder.display()
+                shown(&folder)
             )
             .into());
         }
@@ -278,7 +280,7 @@ impl Pack {
                 || !folder.join(format!("{}.idx", shard.name)).exists()
             {
                 return Err(
-                    format!("{} is not as it was written; start over with --force", path.display()).into()
+                    format!("{} is not as it was written; start over with --force", shown(&path)).into()
                 );
             }
         }
@@ -298,7 +300,7 @@ impl Pack {
         if index.complete {
             say!(
                 "{} is already packed: {} in {}",
-                folder.display(),
+                shown(&folder),
                 count(index.records, "record"),
                 count(index.shards.len() as u64, "shard")
             );
@@ -358,7 +360,7 @@ impl Pack {
             eprintln!(
                 "stopped: {} complete in {}; rerun the same command to continue",
                 count(whole as u64, "shard"),
-                folder.display()
+                shown(&folder)
             );
             return Err(error);
         }
@@ -379,7 +381,7 @@ impl Pack {
             count(index.records, "record"),
             count(index.shards.len() as u64, "shard"),
             HumanBytes(index.bytes),
-            folder.display()
+            shown(&folder)
         );
         if shrunk > 0 {
             say!("{} shrunk and re-encoded", count(shrunk, "image"));
@@ -388,7 +390,7 @@ impl Pack {
             say!("{} left out because they could not be read:", count(index.skipped_records, "record"));
             index.skipped.iter().take(20).for_each(|skipped| say!("  {}: {}", skipped.key, skipped.why));
             if index.skipped_records > 20 {
-                say!("  … (the list is in {})", folder.join(INDEX).display());
+                say!("  … (the list is in {})", shown(&folder.join(INDEX)));
             }
         }
         Ok(())

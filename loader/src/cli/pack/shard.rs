@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
-use fuelrail_connectors::{ElementType, FieldSpec};
+use fuelrail_connectors::{ElementType, FieldSpec, shown};
 use xxhash_rust::xxh3::{Xxh3, xxh3_128};
 
 use crate::cli::Failure;
@@ -43,7 +43,7 @@ pub(super) struct Done {
 impl ShardWriter {
     pub fn create(folder: &Path, name: &str) -> Result<Self, Failure> {
         let temporary = folder.join(format!("{name}.tmp"));
-        let file = File::create(&temporary).map_err(|error| format!("{}: {error}", temporary.display()))?;
+        let file = File::create(&temporary).map_err(|error| format!("{}: {error}", shown(&temporary)))?;
         Ok(Self {
             folder: folder.to_owned(),
             name: name.to_owned(),
@@ -76,7 +76,7 @@ impl ShardWriter {
     fn put(&mut self, bytes: &[u8]) -> Result<(), Failure> {
         self.hash.update(bytes);
         self.bytes += bytes.len() as u64;
-        self.file.write_all(bytes).map_err(|error| format!("{}: {error}", self.temporary.display()).into())
+        self.file.write_all(bytes).map_err(|error| format!("{}: {error}", shown(&self.temporary)).into())
     }
 
     /// Ends the shard, makes its index by `index`, and gives both their names once they are on the disk.
@@ -90,7 +90,7 @@ impl ShardWriter {
 
     fn end(&mut self, index: impl Fn(&Path) -> Result<Vec<u8>, Failure>) -> Result<Done, Failure> {
         self.put(&[0; 2 * BLOCK])?;
-        let failed = |error: std::io::Error| format!("{}: {error}", self.temporary.display());
+        let failed = |error: std::io::Error| format!("{}: {error}", shown(&self.temporary));
         self.file.flush().map_err(failed)?;
         self.file.get_ref().sync_all().map_err(failed)?;
         let index = index(&self.temporary)?;
@@ -126,7 +126,7 @@ pub(super) fn write_whole(folder: &Path, name: &str, bytes: &[u8]) -> Result<(),
     write().map_err(|error: std::io::Error| {
         // Nothing to add to the first error when this fails, too.
         let _ = fs::remove_file(&temporary);
-        format!("{}: {error}", folder.join(name).display())
+        format!("{}: {error}", shown(&folder.join(name)))
     })?;
     sync_folder(folder)
 }
@@ -135,7 +135,7 @@ pub(super) fn write_whole(folder: &Path, name: &str, bytes: &[u8]) -> Result<(),
 fn sync_folder(folder: &Path) -> Result<(), Failure> {
     File::open(folder)
         .and_then(|folder| folder.sync_all())
-        .map_err(|error| format!("{}: {error}", folder.display()).into())
+        .map_err(|error| format!("{}: {error}", shown(&folder)).into())
 }
 
 /// A ustar header: no times, no owners, so that the same members are the same bytes.
