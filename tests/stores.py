@@ -260,10 +260,11 @@ def running(name: str, folder: Path) -> Iterator[Server]:
 
 
 class Web:
-    """A web server of the files below a folder, with ranges and entity tags."""
+    """A web server of the files below a folder, with ranges and entity tags, that is down now and then."""
 
     def __init__(self, root: Path) -> None:
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(root))
+        self.is_down = threading.Event()
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(root, self.is_down))
         self._server.daemon_threads = True
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
         self.address = f"http://127.0.0.1:{self._server.server_address[1]}/"
@@ -273,11 +274,13 @@ class Web:
         self._server.server_close()
 
 
-def _handler(root: Path) -> type[BaseHTTPRequestHandler]:
+def _handler(root: Path, is_down: threading.Event) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
         def do_GET(self) -> None:
+            if is_down.is_set():
+                return self._ends(503)
             path = root / urllib.parse.unquote(self.path.lstrip("/"))
             try:
                 with path.open("rb") as file:
@@ -306,6 +309,7 @@ def _handler(root: Path) -> type[BaseHTTPRequestHandler]:
                             self.wfile.write(file.read(last - first + 1))
             except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
                 self._ends(404)
+            return None
 
         do_HEAD = do_GET
 

@@ -1,7 +1,9 @@
-//! Where the daemon's log lines go: a standalone daemon writes to stderr, a private one to the log of its client.
+//! Where the daemon's log lines go: a standalone daemon writes to stderr, a private one to a socket that its client reads.
 
+use std::collections::VecDeque;
 use std::fmt::Write as _;
 use std::io::IsTerminal as _;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Mutex, PoisonError};
 
 use fuelrail_connectors::{RECOGNISED, printable};
@@ -11,7 +13,7 @@ use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, fmt};
 
-use crate::protocol::Reply;
+use crate::protocol::{self, Reply};
 
 /// How the line about a feed's threads and memory begins.
 pub const FEED: &str = "feed of rank";
@@ -21,10 +23,54 @@ pub fn is_for_people(text: &str) -> bool {
     !text.starts_with(FEED) || std::env::var_os("FUELRAIL_LOG").is_some()
 }
 
-/// Takes log lines to one client; false when that client is gone.
-pub type Sink = Box<dyn Fn(Reply) -> bool + Send>;
+/// Bytes that wait for a client which does not read; further lines are counted.
+const MAX_UNSENT: usize = 1 << 20;
 
-static SINKS: Mutex<Vec<Sink>> = Mutex::new(Vec::new());
+/// The way to the client. Lines are sent by whoever logs them, so that each is there before anything that is said after it.
+struct Channel {
+    socket: OwnedFd,
+    unsent: VecDeque<u8>,
+    missed: u64,
+}
+
+static CHANNEL: Mutex<Option<Channel>> = Mutex::new(None);
+
+impl Channel {
+    fn say(&mut self, level: &str, text: String) {
+        let frame = protocol::encode(&Reply::Log { level: level.into(), text });
+        if self.unsent.len() + frame.len() > MAX_UNSENT {
+            self.missed += 1;
+        } else {
+            self.unsent.extend(frame);
+            self.flush();
+        }
+    }
+
+    /// Sends what the socket takes.
+    fn flush(&mut self) {
+        while !self.unsent.is_empty() {
+            // A client that is gone ends the daemon by that; its log is nobody's.
+            let Ok(sent) = protocol::send(self.socket.as_fd(), self.unsent.make_contiguous(), None) else {
+                return;
+            };
+            self.unsent.drain(..sent);
+        }
+        if self.missed > 0 {
+            let text = format!(
+                "{} lines of the log were dropped: nobody read them",
+                std::mem::take(&mut self.missed)
+            );
+            self.say("warn", text);
+        }
+    }
+}
+
+/// Sends what a client that had not read was not sent yet.
+pub fn flush() {
+    if let Some(channel) = CHANNEL.lock().unwrap_or_else(PoisonError::into_inner).as_mut() {
+        channel.flush();
+    }
+}
 
 /// Lines to stderr, filtered by `FUELRAIL_LOG` (default "info").
 pub fn to_stderr() {
@@ -75,9 +121,13 @@ fn is_coloured() -> bool {
     !refused && can_show && std::io::stderr().is_terminal()
 }
 
-/// Lines to the first client that is still there.
-pub fn to_clients() {
+/// Lines to the client at the other end of a socket, which is made non-blocking.
+pub fn to_client(socket: OwnedFd) {
     quiet_worker_panics();
+    // What is no socket takes no line.
+    let _ = rustix::io::ioctl_fionbio(&socket, true);
+    let channel = Channel { socket, unsent: VecDeque::new(), missed: 0 };
+    *CHANNEL.lock().unwrap_or_else(PoisonError::into_inner) = Some(channel);
     let filter = EnvFilter::try_from_env("FUELRAIL_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
     let _ = tracing_subscriber::registry().with(filter).with(ClientLayer).try_init();
 }
@@ -92,11 +142,6 @@ fn quiet_worker_panics() {
     }));
 }
 
-/// Adds a client.
-pub fn add_sink(sink: Sink) {
-    SINKS.lock().unwrap_or_else(PoisonError::into_inner).push(sink);
-}
-
 struct ClientLayer;
 
 impl<S: Subscriber> Layer<S> for ClientLayer {
@@ -109,14 +154,9 @@ impl<S: Subscriber> Layer<S> for ClientLayer {
         };
         let mut text = Text::default();
         event.record(&mut text);
-        let reply =
-            Reply::Log { level: level.into(), text: printable(&(text.message + &text.fields)).into_owned() };
-        let mut sinks = SINKS.lock().unwrap_or_else(PoisonError::into_inner);
-        while let Some(first) = sinks.first() {
-            if first(reply.clone()) {
-                return;
-            }
-            drop(sinks.remove(0));
+        let text = printable(&(text.message + &text.fields)).into_owned();
+        if let Some(channel) = CHANNEL.lock().unwrap_or_else(PoisonError::into_inner).as_mut() {
+            channel.say(level, text);
         }
     }
 }

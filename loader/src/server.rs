@@ -5,8 +5,8 @@
 //! client's process dies (its pidfd says so even where a forked child still holds the socket), when the client breaks
 //! the protocol, or when the daemon is told to stop; whatever the reason, dropping its [`Engine`] frees everything.
 //!
-//! A *private* daemon has its client's socket as standard input, takes further connections over it (`adopt`), ignores
-//! the terminal's signals, and ends when the last connection has ended. A standalone one listens on a socket that
+//! A *private* daemon has its client's socket as standard input, takes further connections over it (`adopt`), writes its log
+//! to its standard output, a socket too (lines about the data of one feed go to that feed, as everywhere), ignores the terminal's signals, and ends when the last connection has ended. A standalone one listens on a socket that
 //! only its own user can open (mode 0600, peer uid checked besides).
 
 use std::collections::{BTreeMap, HashMap};
@@ -131,8 +131,8 @@ pub fn serve_private() -> io::Result<()> {
     // Out of the trainer's process group and terminal: ctrl-C there must not end us before its last save.
     let _ = rustix::process::setsid();
     let control = rustix::io::dup(io::stdin().as_fd())?;
-    log::to_clients();
-    run(DaemonConfig::default(), Door::Private(control))
+    log::to_client(rustix::io::dup(io::stdout().as_fd())?);
+    run(DaemonConfig::default(), Door::Private(control)).map(drop)
 }
 
 /// Runs a standalone daemon until SIGTERM or SIGINT.
@@ -344,6 +344,8 @@ async fn write(stream: Arc<UnixStream>, mut inbox: mpsc::UnboundedReceiver<Lette
         let mut sent = 0;
         while sent < frame.len() {
             let attempt = stream
+        // What was logged before it comes before it.
+        log::flush();
                 .async_io(Interest::WRITABLE, || {
                     protocol::send(stream.as_fd(), &frame[sent..], fd.as_ref().map(AsFd::as_fd))
                 })
@@ -429,10 +431,6 @@ impl Session {
                 self.greeted = true;
                 let version = env!("CARGO_PKG_VERSION").to_string();
                 say(&self.outbox, &Reply::Welcome { protocol: PROTOCOL, version, pid: std::process::id() });
-                let outbox = self.outbox.downgrade();
-                log::add_sink(Box::new(move |line| {
-                    outbox.upgrade().is_some_and(|outbox| say(&outbox, &line))
-                }));
             }
             (Request::Attach(attach), None) if self.greeted => self.attach(*attach, stream).await?,
             (Request::Seek { generation, cursor, place }, Some(engine)) => {

@@ -17,7 +17,7 @@ from typing import Any, Generic, NoReturn, Self, TypeVar, overload
 
 from fuelrail import _native, interop, options
 from fuelrail.errors import ConfigError, EnvironmentFailure, FuelrailError, TokenError
-from fuelrail.opening import Opening, log
+from fuelrail.opening import Opening
 from fuelrail.sources import AUTO, DESCRIBING, KEYS, Address, Auto, Mix, Source, finite
 
 logger = logging.getLogger("fuelrail")
@@ -214,7 +214,6 @@ class BaseLoader(ABC, Generic[Array]):
         self._columns: list[dict[str, Any]] = self._attached["layout"]["columns"]
         self._source, self._rank = _shown(source), arguments["rank"]
         self._closed = False
-        self._log()
         self._opened()
 
     # What a framework adds --------------------------------------------------------------------------------
@@ -266,10 +265,7 @@ class BaseLoader(ABC, Generic[Array]):
             )
 
     def _next(self, iteration: int) -> Batch[Array] | None:
-        try:
-            native = self._feed.next(iteration, self._timeout)
-        finally:
-            self._log()
+        native = self._feed.next(iteration, self._timeout)
         if native is None:
             return None
         batch = self._batch(self._convert(native), native)
@@ -379,7 +375,6 @@ class BaseLoader(ABC, Generic[Array]):
         stats: dict[str, Any] = json.loads(self._feed.stats(self._timeout))
         counters = self._feed.counters()
         budget = self._attached["budget"]
-        self._log()
         return {
             **counters,
             "data_wait_share": counters["data_wait_s"] / counters["iteration_s"]
@@ -409,7 +404,6 @@ class BaseLoader(ABC, Generic[Array]):
         """End the feed, and the private daemon with its last one. Batches in hand stay readable."""
         if not self._closed:
             self._closed = True
-            self._log()
             self._feed.close()
 
     def __enter__(self) -> Self:
@@ -456,10 +450,6 @@ class BaseLoader(ABC, Generic[Array]):
         rest = max(0, batching["len"] - position)
         size = batching["batch_size"] * batching["world_size"]
         return int(rest // size if batching["drop_last"] else -(-rest // size))
-
-    def _log(self) -> None:
-        for level, text in self._feed.take_logs():
-            log(level, text)
 
 
 #: What the errors of pickle and copy say.

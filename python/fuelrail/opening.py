@@ -44,7 +44,7 @@ class Opening:
             logger.info("%s", text)
 
     def log(self, level: str, text: str) -> None:
-        """Shows a line of the daemon's log, above the one that moves."""
+        """A line of the daemon's log, above the one that moves. After the opening, too."""
         self.close()
         log(level, text)
 

@@ -69,6 +69,8 @@ pub struct Feed {
     calls: AtomicUsize,
     /// Two of them were under way at once: one may take in what the other waits for, which then does not hear of it.
     shared: AtomicBool,
+    /// Takes lines of the daemon's log.
+    log: Option<Py<PyAny>>,
     attached: Attached,
     daemon_pid: u32,
     /// The process that made it.
@@ -109,8 +111,17 @@ impl Feed {
         }
     }
 
-    /// Takes steps until one gives something. Each is told how long was waited before it; so is `give_up`, when a signal
-    /// handler raises or `timeout` is over. What handlers do takes none of that time.
+    /// Hands the lines of the daemon's log that have arrived to Python, with nothing held.
+    fn tell(&self, py: Python<'_>) -> PyResult<()> {
+        self.waiting.tell(|level, text| match &self.log {
+            Some(log) => log.call1(py, (level, text)).map(drop),
+            None => Ok(()),
+        })
+    }
+
+    /// Takes steps until one gives something. Each is told how long was waited before it; so is `give_up`, when a handler of a
+    /// signal or of the log raises, or `timeout` is over. What handlers do takes none of that time. Lines of the log are handed
+    /// over before a step: one whose handler raises costs the caller no batch.
     fn until<T: Send>(
         &self,
         py: Python<'_>,
@@ -125,6 +136,15 @@ impl Feed {
         let _call = Call(&self.calls);
         let (mut waited, mut before) = (Duration::ZERO, Duration::ZERO);
         loop {
+            let looked = self.step(py, |state| state.inner.look());
+            if let Err(raised) = self.tell(py) {
+                self.step(py, |state| {
+                    give_up(state, before);
+                    Ok(())
+                })?;
+                return Err(raised);
+            }
+            looked?;
             if let Some(found) = self.step(py, |state| step(state, before))? {
                 return Ok(found);
             }
@@ -169,8 +189,8 @@ impl Feed {
 #[pymethods]
 impl Feed {
     /// `pipeline` is JSON (a private daemon's, or a listening one's where its roots allow) or the name of a pipeline.
-    /// While the source is being opened, `progress(what, done, total, counted)` is called now and then, and `log(level, text)` with
-    /// lines of the daemon's log.
+    /// While the source is being opened, `progress(what, done, total, counted)` is called now and then; then and in every other
+    /// call that waits, `log(level, text)` with lines of the daemon's log.
     #[new]
     #[pyo3(signature = (*, binary=None, socket=None, pipeline=None, name=None, rank=0, world_size=1, timeout=None, progress=None, log=None))]
     #[expect(clippy::too_many_arguments, reason = "keyword arguments of one call")]
@@ -236,6 +256,7 @@ impl Feed {
             waiting,
             calls: AtomicUsize::new(0),
             shared: AtomicBool::new(false),
+            log,
             attached,
             daemon_pid,
             pid: std::process::id(),
@@ -421,15 +442,11 @@ impl Feed {
         Ok(dict)
     }
 
-    /// Log lines of the daemon since the last call: (level, text).
-    fn take_logs(&self, py: Python<'_>) -> Vec<(String, String)> {
-        py.detach(|| self.lock().map(|mut state| state.inner.take_logs()).unwrap_or_default())
-    }
-
-    /// Ends the feed; views of batches stay readable.
-    fn close(&self, py: Python<'_>) {
+    /// Ends the feed; views of batches stay readable. What the daemon said before is told.
+    fn close(&self, py: Python<'_>) -> PyResult<()> {
         // In a forked child there is nothing to end.
         py.detach(|| self.lock().map(|mut state| state.inner.close()).unwrap_or_default());
+        self.tell(py)
     }
 }
 

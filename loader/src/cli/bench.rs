@@ -29,9 +29,6 @@ pub(super) struct Bench {
     json: bool,
 }
 
-/// The poll interval of the daemon's log while a batch is awaited.
-const LOOK: Duration = Duration::from_millis(200);
-
 /// Without a batch for this long the measurement is given up.
 const PATIENCE: Duration = Duration::from_secs(300);
 
@@ -46,17 +43,12 @@ impl Bench {
     pub fn run(self) -> Result<(), Failure> {
         signals::watch()?;
         let asked = Instant::now();
-        let mut feed = spec::private_feed(self.spec.pipeline()?)?;
+        let mut feed = spec::private_feed(&self.spec, self.spec.pipeline()?)?;
         if let Some(samples) = feed.attached().batching.len {
             self.spec.warn_of_batch(samples);
         }
         let mut run = Run { step: Duration::from_millis(self.step_ms), ..Run::default() };
-        let tell = |level: &str, text: &str| {
-            if crate::log::is_for_people(text) {
-                eprintln!("{level}: {text}");
-            }
-        };
-        let first = next(&mut feed, None, tell)?.ok_or("the source has no records")?;
+        let first = next(&mut feed, None, spec::show)?.ok_or("the source has no records")?;
         let first_batch = asked.elapsed();
         run.consume(&feed, &first);
         drop(first);
@@ -67,7 +59,7 @@ impl Bench {
         let end = seconds.and_then(|seconds| since.checked_add(seconds));
         let is_over = |end: Option<Instant>| end.is_some_and(|end| Instant::now() >= end);
         let done = |epoch: u64| self.epochs.map_or_else(|| is_over(end), |epochs| epoch >= epochs);
-        let tell = |level: &str, text: &str| bar.suspend(|| tell(level, text));
+        let tell = |level: &str, text: &str| bar.suspend(|| spec::show(level, text));
         let before = run;
         let mut epoch = 0;
         // Whoever never has to wait for a batch is not asked by `next`.
@@ -92,7 +84,7 @@ impl Bench {
             }
         }
         let wall = since.elapsed();
-        let stats = feed.stats(Some(Duration::from_secs(10)), &mut || false)?;
+        let stats = feed.stats(Some(Duration::from_secs(10)), &mut || false, &mut spec::lines(tell))?;
         drop(bar);
         // Where the first batch is all there is, that is what was measured, start included.
         let (rows, wall) =
@@ -103,6 +95,7 @@ impl Bench {
         } else {
             report.print()
         }
+        // Also after ctrl-C: what was measured until then. The exit code says that it was stopped.
         Ok(())
     }
 
@@ -122,22 +115,15 @@ fn next(
     end: Option<Instant>,
     tell: impl Fn(&str, &str),
 ) -> Result<Option<Batch>, ClientError> {
-    let asked = Instant::now();
-    loop {
-        let left = end.map_or(PATIENCE, |end| end.saturating_duration_since(Instant::now()));
-        let next = feed.next(Some(left.min(LOOK)), &mut signals::interrupted);
-        for (level, text) in feed.take_logs() {
-            tell(&level, &text);
+    let left = end.map_or(PATIENCE, |end| end.saturating_duration_since(Instant::now()).min(PATIENCE));
+    let next = feed.next(Some(left), &mut signals::interrupted, &mut spec::lines(tell));
+    match next {
+        Err(ClientError::Timeout(text)) if end.is_none() => {
+            let why = text.split_once(": ").map_or(text.as_str(), |(_, why)| why);
+            let seconds = PATIENCE.as_secs();
+            Err(ClientError::Timeout(format!("no batch came within {seconds} s: {why}")))
         }
-        match next {
-            Err(ClientError::Timeout(_)) if left > LOOK && asked.elapsed() < PATIENCE => {}
-            Err(ClientError::Timeout(text)) if end.is_none() => {
-                let why = text.split_once(": ").map_or(text.as_str(), |(_, why)| why);
-                let seconds = PATIENCE.as_secs();
-                return Err(ClientError::Timeout(format!("no batch came within {seconds} s: {why}")));
-            }
-            next => return next,
-        }
+        next => next,
     }
 }
 

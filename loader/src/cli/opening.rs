@@ -7,9 +7,8 @@ use std::time::{Duration, Instant};
 use fuelrail_connectors::{IndexedSource, Opening, SourceConfig};
 
 use super::bars::Bar;
-use super::{Failure, signals};
+use super::{Failure, signals, spec};
 use crate::client::ClientError;
-use crate::log;
 use crate::protocol::Progress;
 
 /// Nothing is shown before this: most sources are open by then.
@@ -102,13 +101,9 @@ impl Display {
 
     /// Shows a line of the log above it, unless it is about the daemon's inner life.
     pub fn log(&self, level: &str, text: &str) {
-        if !log::is_for_people(text) {
-            return;
-        }
-        let show = || eprintln!("{level}: {text}");
         match &self.bar {
-            Some((_, bar)) => bar.suspend(show),
-            None => show(),
+            Some((_, bar)) => bar.suspend(|| spec::show(level, text)),
+            None => spec::show(level, text),
         }
     }
 }

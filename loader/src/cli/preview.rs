@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
+use fuelrail_connectors::shown;
 use image::{ImageBuffer, Rgb, RgbImage, imageops};
 use serde_json::json;
 
@@ -52,12 +53,16 @@ impl Preview {
             pipeline["shuffle"] = json!(false);
             pipeline["batch_size"] = json!(self.count.min(u64::from(self.columns)));
         }
-        let mut feed = spec::private_feed(pipeline)?;
+        let mut feed = spec::private_feed(&self.spec, pipeline)?;
         let mut tiles = Vec::new();
         for epoch in 0..self.epochs {
             feed.seek(crate::plan::Cursor { epoch, position: 0 })?;
             let batch = feed
-                .next(Some(Duration::from_secs(300)), &mut signals::interrupted)?
+                .next(
+                    Some(Duration::from_secs(300)),
+                    &mut signals::interrupted,
+                    &mut spec::lines(spec::show),
+                )?
                 .ok_or("the source has no records")?;
             let image = feed.attached().layout.fields[0].clone();
             if image.name != "image" {
@@ -83,7 +88,9 @@ impl Preview {
                 .map(|bytes| i64::from_le_bytes(bytes.try_into().expect("8 bytes")))
                 .collect();
             if epoch == 0 && self.keys {
-                for (at, key) in feed.keys(indices, None, &mut signals::interrupted)?.iter().enumerate() {
+                let keys =
+                    feed.keys(indices, None, &mut signals::interrupted, &mut spec::lines(spec::show))?;
+                for (at, key) in keys.iter().enumerate() {
                     say!(
                         "row {} column {}: {key}",
                         at as u32 / self.columns + 1,
@@ -91,15 +98,10 @@ impl Preview {
                     );
                 }
             }
-            for (level, text) in feed.take_logs() {
-                if crate::log::is_for_people(&text) {
-                    eprintln!("{level}: {text}");
-                }
-            }
         }
         let sheet = contact_sheet(&tiles, self.columns);
         save(&sheet, &self.out)?;
-        say!("{}: {}", self.out.display(), counted(tiles.len() as u64, "picture"));
+        say!("{}: {}", shown(&self.out), counted(tiles.len() as u64, "picture"));
         Ok(())
     }
 }
@@ -107,27 +109,25 @@ impl Preview {
 /// Refuses a file that cannot be written, before the work whose result it takes.
 pub(super) fn writable(flag: &str, path: &Path) -> Result<(), Failure> {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let shown = path.display();
+    let place = shown(path);
     if path == Path::new("-") {
         return Err(format!("{flag} -: a picture is not written to standard output; name a file").into());
     }
     if path.is_dir() {
         return Err(
-            format!("{flag} {shown}: it is a folder; name a file, such as {shown}/preview.png").into()
+            format!("{flag} {place}: it is a folder; name a file, such as {place}/preview.png").into()
         );
     }
     if path.extension().is_none_or(|ending| !ending.eq_ignore_ascii_case("png")) {
         return Err(
-            format!("{flag} {shown}: pictures are written as PNG; name a file that ends in .png").into()
+            format!("{flag} {place}: pictures are written as PNG; name a file that ends in .png").into()
         );
     }
     if !folder.is_dir() {
-        return Err(
-            format!("{flag} {shown}: there is no folder {}; create it first", folder.display()).into()
-        );
+        return Err(format!("{flag} {place}: there is no folder {}; create it first", shown(&folder)).into());
     }
     rustix::fs::access(folder, rustix::fs::Access::WRITE_OK)
-        .map_err(|error| format!("{flag} {shown}: cannot write to {}: {error}", folder.display()).into())
+        .map_err(|error| format!("{flag} {place}: cannot write to {}: {error}", shown(&folder)).into())
 }
 
 /// Writes the sheet whole or not at all.
@@ -141,7 +141,7 @@ pub(super) fn save(sheet: &RgbImage, path: &Path) -> Result<(), Failure> {
         .and_then(|()| std::fs::rename(&temporary, path).map_err(|error| error.to_string()));
     written.map_err(|why| {
         let _ = std::fs::remove_file(&temporary);
-        format!("{}: {why}", path.display()).into()
+        format!("{}: {why}", shown(&path)).into()
     })
 }
 

@@ -3,12 +3,13 @@
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
-use fuelrail_connectors::settings;
+use fuelrail_connectors::{settings, shown};
 use serde_json::{Value, json};
 
 use super::{Failure, opening, signals, source};
 use crate::client::{Address, Feed, News};
 use crate::config::DaemonConfig;
+use crate::log;
 use crate::plan::Cursor;
 use crate::protocol::{Attach, PipelineRef};
 
@@ -55,6 +56,9 @@ pub(super) struct Spec {
     read_depth: Option<u32>,
 }
 
+/// The flag of transforms, and its key.
+const TRANSFORMS: (&str, &str) = ("--transforms", "transforms");
+
 /// Transforms that have a name. The letters are those of the benchmarks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Preset {
@@ -79,7 +83,7 @@ impl Spec {
                 let found = config.pipelines.get(name);
                 serde_json::to_value(found.ok_or(format!(
                     "{}: there is no pipeline '{name}'; the file has: {known}",
-                    path.display()
+                    shown(&path)
                 ))?)?
             }
             _ => {
@@ -93,26 +97,41 @@ impl Spec {
             pipeline["layout"] = json!("nhwc");
         }
         if let Some(text) = &self.transforms {
-            pipeline["transforms"] =
+            pipeline[TRANSFORMS.1] =
                 serde_json::from_str(text).map_err(|error| {
                     format!("--transforms: not valid JSON: {}; write a list such as '[{{\"type\": \"CenterCrop\", \"size\": 224}}]'", settings::json_fault(&error, text.as_bytes()))
                 })?;
         }
-        let mut set = |key: &str, value: Option<Value>| {
-            if let Some(value) = value {
-                pipeline[key] = value;
-            }
-        };
-        set("batch_size", self.batch_size.map(Value::from));
-        set("num_workers", self.num_workers.map(Value::from));
-        set("seed", self.seed.map(Value::from));
-        if let Some(backend) = &self.read_backend {
-            pipeline["read"]["backend"] = json!(backend);
-        }
-        if let Some(depth) = self.read_depth {
-            pipeline["read"]["depth"] = json!(depth);
+        for ((_, key), value) in self.given() {
+            let place = key.split('.').fold(&mut pipeline, |table, key| &mut table[key]);
+            *place = value;
         }
         Ok(pipeline)
+    }
+
+    /// The flags that were given and are one key of the pipeline, which has another name: (flag, key), value. The one list of
+    /// them: the pipeline is made by it, and what is said of a key is said of its flag.
+    fn given(&self) -> Vec<((&'static str, &'static str), Value)> {
+        let all = [
+            (("--batch-size", "batch_size"), self.batch_size.map(Value::from)),
+            (("--num-workers", "num_workers"), self.num_workers.map(Value::from)),
+            (("--seed", "seed"), self.seed.map(Value::from)),
+            (("--read-backend", "read.backend"), self.read_backend.clone().map(Value::from)),
+            (("--read-depth", "read.depth"), self.read_depth.map(Value::from)),
+        ];
+        all.into_iter().filter_map(|(names, value)| Some((names, value?))).collect()
+    }
+
+    /// Why the pipeline was refused, in the names of the flags that were given.
+    pub fn refused(&self, failure: Failure) -> Failure {
+        let said = failure.to_string();
+        let names = self.given().into_iter().map(|(names, _)| names);
+        let named = names.chain(self.transforms.as_ref().map(|_| TRANSFORMS)).find_map(|(flag, key)| {
+            let rest = said.strip_prefix(key)?;
+            let is_it = !rest.starts_with(|next: char| next.is_alphanumeric() || next == '_');
+            is_it.then(|| Failure::from(format!("{flag}{rest}")))
+        });
+        named.unwrap_or(failure)
     }
 
     /// Says so when a batch that was asked for is larger than the source.
@@ -152,14 +171,31 @@ impl Spec {
     }
 }
 
+/// Shows a line of the daemon's log, unless it is about the daemon's inner life.
+pub(super) fn show(level: &str, text: &str) {
+    if log::is_for_people(text) {
+        eprintln!("{level}: {text}");
+    }
+}
+
+/// What a feed tells while it waits: only lines of the log.
+pub(super) fn lines(mut tell: impl FnMut(&str, &str)) -> impl FnMut(News<'_>) {
+    move |news| {
+        if let News::Log { level, text } = news {
+            tell(level, text);
+        }
+    }
+}
+
 /// A feed of a daemon of our own: this same binary, as a child.
-pub(super) fn private_feed(pipeline: Value) -> Result<Feed, Failure> {
+pub(super) fn private_feed(spec: &Spec, pipeline: Value) -> Result<Feed, Failure> {
     let address = Address::Private(std::env::current_exe()?);
     let attach =
         Attach { pipeline: PipelineRef::Inline(pipeline), rank: 0, world_size: 1, start: Cursor::default() };
     let mut display = opening::Display::new();
-    Ok(Feed::attach(&address, attach, None, &mut signals::interrupted, &mut |news| match news {
+    let feed = Feed::attach(&address, attach, None, &mut signals::interrupted, &mut |news| match news {
         News::Progress(progress) => display.show(progress),
         News::Log { level, text } => display.log(level, text),
-    })?)
+    });
+    feed.map_err(|error| spec.refused(error.into()))
 }

@@ -13,6 +13,7 @@ use crate::engine::lineage::{self, Named};
 use crate::pipeline::{Opened, Pipeline};
 use crate::plan::Cursor;
 use crate::token::{Allow, Token};
+use fuelrail_connectors::shown;
 
 #[derive(Debug, Args)]
 pub(super) struct Which {
@@ -49,9 +50,8 @@ impl Which {
     pub fn run(self) -> Result<(), Failure> {
         signals::watch()?;
         let state = self.state.as_ref().map(|path| {
-            let text =
-                std::fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))?;
-            Token::from_json(&text).map_err(|error| Failure::from(format!("{}: {error}", path.display())))
+            let text = std::fs::read_to_string(path).map_err(|error| format!("{}: {error}", shown(&path)))?;
+            Token::from_json(&text).map_err(|error| Failure::from(format!("{}: {error}", shown(&path))))
         });
         let state = state.transpose()?;
         let mut config = self.spec.pipeline()?;
@@ -61,7 +61,7 @@ impl Which {
                 config["seed"] = json!(token.identity.seed);
             }
         }
-        let config = PipelineConfig::from_json(config)?;
+        let config = PipelineConfig::from_json(config).map_err(|said| self.spec.refused(said.into()))?;
         let source = config.source.clone();
         let opened = opening::watched(move |opening| Opened::open(&source, opening))?;
         let pipeline = Pipeline::open(config, Some(opened))?;

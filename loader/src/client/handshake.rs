@@ -34,8 +34,12 @@ impl Handshake {
     ) -> Result<Reply, ClientError> {
         let (mut asked, mut last) = (Instant::now(), None);
         loop {
-            match self.decoder.message().map_err(|error| ClientError::protocol(error.to_string()))? {
-                Some(Reply::Log { level, text }) => watch(News::Log { level: &level, text: &text }),
+            let next = self.decoder.message();
+            // A line that was written before a message is here when the message is, and is told first.
+            self.link.lines.take_in();
+            self.link.lines.heard(watch);
+            match next.map_err(|error| ClientError::protocol(error.to_string()))? {
+                Some(Reply::Log { level, text }) => self.link.lines.push(level, text),
                 Some(Reply::Progress(now)) => {
                     asked = Instant::now();
                     watch(News::Progress(&now));
@@ -64,15 +68,23 @@ impl Handshake {
                     }
                     self.link.wait(INTERRUPT_PERIOD);
                     match self.decoder.receive(self.link.socket.as_fd(), RecvFlags::DONTWAIT) {
-                        Ok(0) => return Err(self.died("it closed the connection")),
+                        Ok(0) => return Err(self.ended("it closed the connection", watch)),
                         Err(error) if error.kind() != io::ErrorKind::WouldBlock => {
-                            return Err(self.died(&error.to_string()));
+                            return Err(self.ended(&error.to_string(), watch));
                         }
                         _ => {}
                     }
                 }
             }
         }
+    }
+
+    /// How it ended, after its last words.
+    fn ended(&self, how: &str, watch: Watch<'_>) -> ClientError {
+        let died = self.died(how);
+        self.link.lines.take_in();
+        self.link.lines.heard(watch);
+        died
     }
 
     fn died(&self, how: &str) -> ClientError {

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec};
 
+use super::lines::Lines;
 use crate::layout::Field;
 use crate::protocol::{self, Request};
 use crate::ring::Mapping;
@@ -24,16 +25,19 @@ pub(super) struct Link {
     pub pid: u32,
     outbox: Mutex<Vec<u8>>,
     pub leased: AtomicUsize,
+    /// What the daemon logged, waited for along with the socket.
+    pub lines: Arc<Lines>,
 }
 
 impl Link {
-    pub fn new(socket: UnixStream) -> io::Result<Self> {
+    pub fn new(socket: UnixStream, lines: Arc<Lines>) -> io::Result<Self> {
         socket.set_nonblocking(true)?;
         Ok(Self {
             socket,
             pid: std::process::id(),
             outbox: Mutex::new(Vec::new()),
             leased: AtomicUsize::new(0),
+            lines,
         })
     }
 
@@ -68,7 +72,8 @@ impl Link {
     pub fn wait(&self, patience: Duration) {
         let unsent = !self.outbox().is_empty();
         let events = if unsent { PollFlags::IN | PollFlags::OUT } else { PollFlags::IN };
-        let mut fds = [PollFd::new(&self.socket, events)];
+        let mut fds = vec![PollFd::new(&self.socket, events)];
+        fds.extend(self.lines.socket().map(|log| PollFd::new(log, PollFlags::IN)));
         let patience = Timespec { tv_sec: patience.as_secs() as _, tv_nsec: patience.subsec_nanos() as _ };
         let woken = rustix::event::poll(&mut fds, Some(&patience));
         if woken.is_ok() && fds[0].revents().contains(PollFlags::OUT) {

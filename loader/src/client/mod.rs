@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!  Private (child process, control socket)        one per process, shared by its feeds, ends with the last
+//!     ├── Lines (of the daemon's log)             told by whichever feed waits
 //!     └── Feed (socket, cursor, generation)       one per loader
 //!            └── Batch ── Arc<Lease> ── Mapping   the slot goes back when the last view of it is dropped
 //! ```
@@ -9,6 +10,7 @@
 //! Promises
 //! - [`Feed::next`] returns a batch, the end of the epoch, or a typed error by its time-out: never a silent hang;
 //! - it can be interrupted (ctrl-C) within a tenth of a second;
+//! - what the daemon logs is told while a call waits, before what the call waits for is taken;
 //! - nothing here waits but what says so: whoever shares a feed behind a lock takes its *steps* ([`Feed::try_next`],
 //!   [`Feed::answer`]) with the lock and [waits](Waiting) without;
 //! - a lease keeps the mapping alive by itself: views stay readable after close, after the daemon's death, and at
@@ -18,6 +20,7 @@
 
 mod handshake;
 mod lease;
+mod lines;
 mod private;
 mod questions;
 mod windows;
@@ -42,6 +45,7 @@ use crate::token::{Allow, Place, Token, TokenError};
 use handshake::{Handshake, check};
 use lease::Link;
 pub use lease::{AlignedBytes, Lease, Memory};
+use lines::Lines;
 use private::Private;
 pub use questions::Question;
 use questions::{Kind, Questions};
@@ -98,13 +102,13 @@ impl ClientError {
 /// Asked now and then while waiting: true to give up.
 pub type Interrupt<'a> = &'a mut dyn FnMut() -> bool;
 
-/// Told what happens while the source is being opened.
+/// Told what happens while a call waits.
 pub type Watch<'a> = &'a mut dyn FnMut(News<'_>);
 
-/// What happens while a source is being opened.
+/// What happens while a call waits.
 #[derive(Clone, Copy, Debug)]
 pub enum News<'a> {
-    /// How far it has come; about ten times a second while it gets on.
+    /// How far opening the source has come; about ten times a second while it makes progress.
     Progress(&'a Progress),
     /// A line of the daemon's log.
     Log {
@@ -155,6 +159,15 @@ impl Waiting {
     pub fn wait(&self, patience: Duration) {
         self.0.wait(patience);
     }
+
+    /// Tells the lines of the daemon's log that have arrived, (level, text), each once and in order, with nothing held. While
+    /// somebody is being told, nobody else is. After an error the rest waits for the next time.
+    ///
+    /// # Errors
+    /// That of `tell`.
+    pub fn tell<E>(&self, tell: impl FnMut(&str, &str) -> Result<(), E>) -> Result<(), E> {
+        self.0.lines.tell(tell)
+    }
 }
 
 /// What a feed counted on this side.
@@ -195,7 +208,6 @@ pub struct Feed {
     questions: Questions,
     /// How the connection ended, once it has.
     ended: Option<String>,
-    logs: Vec<(String, String)>,
     counters: Counters,
     iterating_since: Option<Instant>,
     closed: bool,
@@ -239,16 +251,16 @@ impl Feed {
             Address::Socket(path) => {
                 let socket = UnixStream::connect(path).map_err(|error| {
                     ClientError::Died(format!(
-                        "no daemon answers at {}: {error}; start one with `fuelrail serve --socket {0}`",
-                        path.display()
+                        "no daemon answers at {path:?}: {error}; start one with `fuelrail serve --socket {path:?}`"
                     ))
                 })?;
                 (socket, None)
             }
         };
         let start = attach.start;
-        let link =
-            Link::new(socket).map_err(|error| ClientError::Died(format!("the daemon is gone: {error}")))?;
+        let lines = private.as_ref().map_or_else(|| Arc::new(Lines::new(None)), |private| private.lines());
+        let link = Link::new(socket, lines)
+            .map_err(|error| ClientError::Died(format!("the daemon is gone: {error}")))?;
         let mut handshake = Handshake { link, private, decoder: Decoder::default(), daemon_pid: 0 };
         handshake.send(&Request::Hello { protocol: PROTOCOL, pid: std::process::id() })?;
         match handshake.reply(timeout, interrupt, watch)? {
@@ -295,7 +307,6 @@ impl Feed {
             pending_failure: None,
             questions: Questions::default(),
             ended: None,
-            logs: Vec::new(),
             counters: Counters::default(),
             iterating_since: None,
             closed: false,
@@ -331,11 +342,6 @@ impl Feed {
     /// Slots in the caller's hands.
     pub fn leased(&self) -> usize {
         self.link.leased.load(Ordering::Relaxed)
-    }
-
-    /// Log lines that came from the daemon since the last call: (level, text).
-    pub fn take_logs(&mut self) -> Vec<(String, String)> {
-        std::mem::take(&mut self.logs)
     }
 
     /// Makes the next batch begin at `cursor`. Costs nothing when that is what comes next anyway; otherwise whatever
@@ -440,9 +446,10 @@ impl Feed {
         &mut self,
         timeout: Option<Duration>,
         interrupt: Interrupt<'_>,
+        watch: Watch<'_>,
     ) -> Result<Option<Batch>, ClientError> {
         let mut before = Duration::ZERO;
-        self.until(timeout, interrupt, "a batch", |feed, waited| {
+        self.until(timeout, interrupt, watch, "a batch", |feed, waited| {
             feed.waited_for_data(waited - before);
             before = waited;
             Ok(match feed.try_next()? {
@@ -453,7 +460,20 @@ impl Feed {
         })
     }
 
-    /// Takes in what has arrived and hands out the next batch, if it is there. Does not wait.
+    /// Takes in what has arrived: batches, answers, lines of the log. Does not wait, and hands out nothing, so that the lines
+    /// are [told](Waiting::tell) before whoever hears them could keep a batch from its caller.
+    ///
+    /// # Errors
+    /// When the feed cannot be used, or the daemon says what it never should.
+    pub fn look(&mut self) -> Result<(), ClientError> {
+        self.usable()?;
+        let taken = self.take_in();
+        // Last: a line that was written before an answer is here when the answer is.
+        self.link.lines.take_in();
+        taken
+    }
+
+    /// Hands out the next batch, if a [look](Self::look) has taken it in. Does not wait.
     ///
     /// # Errors
     /// [`ClientError::Died`] once everything that was finished before the daemon's death is handed out; what the daemon
@@ -465,11 +485,8 @@ impl Feed {
         }
         if self.batches_left() != Some(0) {
             self.iterating_since.get_or_insert_with(Instant::now);
-            // Log lines and failures are not late, even when a batch is here already.
-            self.take_in()?;
-        }
-        // The end of a stream's epoch may have come in one piece with the first batch of the next, which stays where it is.
-        if self.batches_left() == Some(0) {
+        } else {
+            // The end of a stream's epoch may have come in one piece with the first batch of the next, which stays where it is.
             self.pause();
             return Ok(Next::End);
         }
@@ -518,11 +535,15 @@ impl Feed {
         &mut self,
         timeout: Option<Duration>,
         interrupt: Interrupt<'_>,
+        watch: Watch<'_>,
         what: &str,
         mut step: impl FnMut(&mut Self, Duration) -> Result<Option<T>, ClientError>,
     ) -> Result<T, ClientError> {
         let asked = Instant::now();
         loop {
+            let looked = self.look();
+            self.link.lines.heard(watch);
+            looked?;
             if let Some(found) = step(self, asked.elapsed())? {
                 return Ok(found);
             }
@@ -579,11 +600,12 @@ impl Feed {
         indices: Vec<i64>,
         timeout: Option<Duration>,
         interrupt: Interrupt<'_>,
+        watch: Watch<'_>,
     ) -> Result<Vec<String>, ClientError> {
         let questions = self.ask_keys(&indices)?;
         let mut keys = Vec::with_capacity(indices.len());
         for (at, &question) in questions.iter().enumerate() {
-            let answer = self.until(timeout, interrupt, "an answer", |feed, _| feed.answer(question));
+            let answer = self.until(timeout, interrupt, watch, "an answer", |feed, _| feed.answer(question));
             let answer =
                 answer.inspect_err(|_| questions[at..].iter().for_each(|&late| self.forget(late)))?;
             keys.extend(into_keys(answer)?);
@@ -599,9 +621,10 @@ impl Feed {
         &mut self,
         timeout: Option<Duration>,
         interrupt: Interrupt<'_>,
+        watch: Watch<'_>,
     ) -> Result<Stats, ClientError> {
         let question = self.ask_stats()?;
-        let answer = self.until(timeout, interrupt, "an answer", |feed, _| feed.answer(question));
+        let answer = self.until(timeout, interrupt, watch, "an answer", |feed, _| feed.answer(question));
         into_stats(answer.inspect_err(|_| self.forget(question))?)
     }
 
@@ -631,13 +654,12 @@ impl Feed {
         Ok(self.questions.ask(kind))
     }
 
-    /// Takes in what has arrived and hands out the answer to a question, if it is there. Does not wait.
+    /// Hands out the answer to a question, if a [look](Self::look) has taken it in. Does not wait.
     ///
     /// # Errors
     /// When the daemon is gone or the feed closed.
     pub fn answer(&mut self, question: Question) -> Result<Option<Reply>, ClientError> {
         self.usable()?;
-        self.take_in()?;
         match (self.questions.take(question), &self.ended) {
             (None, Some(how)) => Err(self.died(how)),
             (answer, _) => Ok(answer),
@@ -657,8 +679,11 @@ impl Feed {
         }
         self.closed = true;
         self.ready.clear();
+        // What was said before is still told.
+        let _ = self.take_in();
         let _ = self.link.socket.shutdown(std::net::Shutdown::Both);
         self.private = None;
+        self.link.lines.take_in();
     }
 
     /// Whether it can be used.
@@ -739,11 +764,7 @@ impl Feed {
                 self.incoming = Some(ready.next);
                 self.ready.push_back(ready);
             }
-            Reply::Log { level, text } => {
-                if self.logs.len() < 1000 {
-                    self.logs.push((level, text));
-                }
-            }
+            Reply::Log { level, text } => self.link.lines.push(level, text),
             Reply::Failed { generation, kind, message } => {
                 // Due where it happened: after the batches that were finished before it.
                 if generation == self.generation {

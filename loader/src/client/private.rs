@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use xxhash_rust::xxh3::Xxh3;
 
 use super::ClientError;
+use super::lines::Lines;
 use crate::protocol::{self, ErrorKind, Request};
 
 /// The daemon that belongs to this process.
@@ -22,6 +23,7 @@ pub(super) struct Private {
     pid: u32,
     control: UnixStream,
     child: Mutex<Child>,
+    lines: Arc<Lines>,
     /// What it was born with.
     settings: u128,
 }
@@ -105,19 +107,26 @@ impl Private {
     fn spawn(binary: &Path, settings: u128) -> Result<Self, ClientError> {
         let failed = |error: io::Error| ClientError::Daemon {
             kind: ErrorKind::Environment,
-            message: format!("the daemon {} cannot be started: {error}", binary.display()),
+            message: format!("the daemon {binary:?} cannot be started: {error}"),
         };
         let (control, theirs) = UnixStream::pair().map_err(failed)?;
-        // The socket is the child's standard input: nothing to inherit by number, nothing with a name on disk. Its own
+        let (log, written) = UnixStream::pair().map_err(failed)?;
+        // The sockets are the child's standard input and output: nothing to inherit by number, nothing with a name on disk. Its own
         // process group keeps the terminal's ctrl-C from it until it has made a session of its own.
         let child = Command::new(binary)
             .args(["serve", "--private"])
             .stdin(Stdio::from(OwnedFd::from(theirs)))
-            .stdout(Stdio::null())
+            .stdout(Stdio::from(OwnedFd::from(written)))
             .process_group(0)
             .spawn()
             .map_err(failed)?;
-        Ok(Self { pid: std::process::id(), control, child: Mutex::new(child), settings })
+        let lines = Arc::new(Lines::new(Some(log)));
+        Ok(Self { pid: std::process::id(), control, child: Mutex::new(child), lines, settings })
+    }
+
+    /// The lines of its log.
+    pub fn lines(&self) -> Arc<Lines> {
+        self.lines.clone()
     }
 
     /// A new connection to it: one end of a fresh pair travels over the control socket.
