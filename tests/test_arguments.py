@@ -376,6 +376,66 @@ def test_the_habits_of_dataloader_users_work() -> None:
             loader[0]
 
 
+REFUSED: list[tuple[dict[str, Any], str]] = [
+    ({"cache_limit": "1gb"}, "unknown argument cache_limit=; it belongs to image folders, tar shards"),
+    ({"cache_dir": "/tmp"}, "unknown argument cache_dir=; it belongs to"),
+    ({"cache_dir": "/tmp", "cache_limit": 5}, "unknown argument cache_dir= and cache_limit=; it belongs to"),
+    # As it is written in the configuration, so is it refused.
+    ({"source_options": {"cache": {"dir": "/tmp"}}}, 'unknown key "cache"; it belongs to'),
+    ({"sampling": {f"class-{label}": -1 for label in range(10)}}, "sampling['class-0'] is -1; a share is"),
+    ({"sampling": {"0": 0.0}}, "sampling= has no share for class"),
+    ({"weights": [1.0, 2.0]}, "weights= has shape [2]"),
+    ({"weights": [-1.0] * 12}, "weights= weight 0 is -1"),
+    (
+        {"sampling": "class_balanced", "samples_per_epoch": 1 << 50},
+        "samples_per_epoch= = 1125899906842624 is not",
+    ),
+    ({"max_sample_bytes": 1}, "the limit is 1 bytes"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "said"), REFUSED)
+def test_the_daemon_refuses_an_argument_by_the_name_that_the_caller_has_for_it(
+    arguments: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(ConfigError) as refused:
+        make(**arguments).close()
+    text = str(refused.value)
+    assert said in text, text
+    if "source_options" not in arguments:
+        for path in options.CONFIGURED.values():
+            assert ".".join(path) not in text, text
+
+
+def test_a_limit_that_is_no_size_and_a_source_with_a_cache(tmp_path: Path) -> None:
+    (tmp_path / "x.jsonl").write_text('{"path": "a.png"}\n')
+    with pytest.raises(ConfigError, match="cache_limit= takes a number of bytes, or a string like"):
+        Loader(tmp_path / "x.jsonl", transforms=TINY, cache_limit="much")
+    # What a source takes is listed by its arguments' names.
+    with pytest.raises(
+        ConfigError, match=r"image folders take classes, label, split, cache_dir, cache_limit$"
+    ):
+        Loader(tmp_path, transforms=TINY, start="earliest")
+
+
+def test_the_parts_of_a_mixture_are_called_by_their_names() -> None:
+    for mixture, said in [
+        (fuelrail.Mix({"a": FEW, "b": FEW}, weights={"a": 1, "b": -1}), "weights['b'] is -1"),
+        (fuelrail.Mix({"a": FEW, "b": FEW}, repeat={"a": -2}), "repeat['a'] is -2"),
+        (fuelrail.Mix({"a": fuelrail.Source(FEW, cache_limit=5)}), "unknown argument cache_limit="),
+    ]:
+        with pytest.raises(ConfigError) as refused:
+            Loader(mixture, transforms=TINY)
+        assert said in str(refused.value) and "parts[" not in str(refused.value), refused.value
+
+
+def test_a_name_of_a_key_in_a_path_stays_what_it_is() -> None:
+    text = "/data/cache.dir/x and read.backend.old: no such file; set cache.dir. Or cache.limit_bytes"
+    assert options.in_arguments(text, []) == (
+        "/data/cache.dir/x and read.backend.old: no such file; set cache_dir=. Or cache_limit="
+    )
+
+
 def test_a_loader_made_in_a_spawned_process_works() -> None:
     import multiprocessing
 

@@ -159,7 +159,7 @@ def test_mistakes_are_named() -> None:
         (lambda: Mix(parts, weights={"a": 1}), {}, "no weight for part 'b'"),
         (lambda: Mix(parts, weights={"a": 1, "b": 1, "x": 1}), {}, r"weights\['x'\]"),
         (lambda: Mix(parts, weights={"a": 1, "b": 1}, repeat={"a": 2}), {}, "exclude each other"),
-        (lambda: Mix(parts, weights={"a": 1, "b": -1}), {}, r"parts\[1\].weight is -1"),
+        (lambda: Mix(parts, weights={"a": 1, "b": -1}), {}, r"weights\['b'\] is -1"),
         (lambda: parts["a"], {"sampling": "balanced"}, "class_balanced"),
         (lambda: synthetic(50, classes=2), {"sampling": {"class-0": 1}}, "no share for class"),
         (lambda: parts["a"], {"weights": [1.0] * 9}, "one number for each of 10 records"),

@@ -6,7 +6,6 @@ import inspect
 import json
 import logging
 import os
-import re
 import sys
 import tempfile
 from abc import ABC, abstractmethod
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any, Generic, NoReturn, Self, TypeVar, overload
 
 from fuelrail import _native, interop, options
-from fuelrail.errors import ConfigError, EnvironmentFailure, FuelrailError, TokenError
+from fuelrail.errors import ConfigError, EnvironmentFailure, FuelrailError, SourceError, TokenError
 from fuelrail.opening import Opening
 from fuelrail.sources import AUTO, DESCRIBING, KEYS, Address, Auto, Mix, Source, finite
 
@@ -197,12 +196,10 @@ class BaseLoader(ABC, Generic[Array]):
         opening = Opening()
         try:
             self._feed = _native.Feed(**attach, progress=opening, log=opening.log)
-        except ConfigError as error:
-            if weights_folder is None:
+        except (ConfigError, SourceError) as error:
+            if "name" in attach:  # the pipeline is not of these arguments
                 raise
-            # The daemon names the file that the weights were handed over in.
-            message = re.sub(r"sampling\.file: \S+: ", "weights= ", str(error))
-            raise ConfigError(message) from None
+            raise type(error)(_in_arguments(str(error), source, arguments)) from None
         finally:
             opening.close()
             # The daemon has read it, or never will.
@@ -553,19 +550,18 @@ def _pipeline(
     config: dict[str, Any] = {
         "source": _source(source, {**described, **keys, **(arguments["source_options"] or {})}),
         "transforms": steps,
-        "read": {"backend": arguments["read_backend"]},
         "num_workers": arguments["num_workers"] or 0,
     }
     for name in _DECIDED:
         if arguments[name] is not None or name == "dtype":
-            config[name] = arguments[name]
+            options.configure(config, name, arguments[name])
     sampled, folder = _sampling(arguments["sampling"], arguments["weights"], arguments["samples_per_epoch"])
     if sampled is not None:
         config["sampling"] = sampled
     return config, folder
 
 
-#: Arguments that are keys of a pipeline, under the same name.
+#: Arguments that are keys of a pipeline.
 _DECIDED = (
     "batch_size",
     "drop_last",
@@ -580,7 +576,18 @@ _DECIDED = (
     "read_ahead_bytes",
     "max_sample_bytes",
     "quarantine",
+    "read_backend",
 )
+
+
+def _in_arguments(said: str, source: Any, arguments: Mapping[str, Any]) -> str:
+    """What the daemon said of the configuration, in the names that the caller has for it."""
+    sources = source.parts.values() if isinstance(source, Mix) else [source]
+    of_sources = [name for each in sources if isinstance(each, Source) for name in each.given]
+    given = [name for name in options.CHECKS if arguments[name] is not None]
+    raw = [*source] if isinstance(source, Mapping) else [*(arguments["source_options"] or {}), *of_sources]
+    parts = [*source.parts] if isinstance(source, Mix) else []
+    return options.in_arguments(said, [*given, *of_sources], parts, raw)
 
 
 def _shown(source: Any) -> str:

@@ -13,7 +13,7 @@ import math
 import operator
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -256,6 +256,78 @@ CHECKS: dict[str, Check] = {
     "max_sample_bytes": whole(1, (1 << 63) - 1),
     "pipeline": text("the name of a pipeline of the daemon"),
 }
+
+#: Arguments that have another name in the configuration that a Loader makes for the daemon. The one list of them: the
+#: configuration is made by it, and what the daemon says of it is said of the argument.
+CONFIGURED: dict[str, tuple[str, ...]] = {
+    "cache_dir": ("cache", "dir"),
+    "cache_limit": ("cache", "limit_bytes"),
+    "read_backend": ("read", "backend"),
+    "samples_per_epoch": ("sampling", "samples_per_epoch"),
+    "sampling": ("sampling", "shares"),
+    "weights": ("sampling", "file"),
+}
+
+
+def configure(config: dict[str, Any], name: str, value: Any) -> None:
+    """Puts an argument where the daemon looks for it."""
+    *above, last = CONFIGURED.get(name, (name,))
+    for key in above:
+        config = config.setdefault(key, {})
+    config[last] = value
+
+
+def in_arguments(
+    said: str, given: Collection[str], parts: Sequence[str] = (), raw: Iterable[str] = ()
+) -> str:
+    """What the daemon says of a configuration, in the names of the arguments that it was made from.
+
+    Args:
+        said: its words.
+        given: the arguments that were given.
+        parts: the names of a mixture's parts.
+        raw: keys that were given as they are in the configuration, and keep their names.
+    """
+    tables = {path[0] for path in CONFIGURED.values()} - set(raw)
+    for name, path in CONFIGURED.items():
+        if path[0] in tables:
+            said = _renamed(said, name, ".".join(path))
+    for table in sorted(tables):
+        said = _spelt_out(said, table, given)
+    for at, part in enumerate(parts):
+        said = _called(said, rf"parts\[{at}\]", part)
+    return said
+
+
+def _renamed(said: str, name: str, key: str) -> str:
+    """A key of the configuration by the argument's name."""
+    key = re.escape(key)
+    # The weights of a list are in a file that nobody has named; a share is one of the classes'.
+    if name == "weights":
+        said = re.sub(rf"{key}:? \S+: ", "weights= ", said)
+    if name == "sampling":
+        said = re.sub(rf"{key}\.(.+?)(?= is |: )", lambda found: f"sampling[{found[1]!r}]", said)
+    # Not where it is a piece of a path or of a longer name.
+    said = re.sub(rf"(?<![\w./-]){key}(?![\w/-]|\.\w)", f"{name}=", said)
+    return said.replace(f"{name}=: it takes ", f"{name}= takes ")
+
+
+def _spelt_out(said: str, table: str, given: Collection[str]) -> str:
+    """A table that several arguments fill: the ones that were given where it is unknown, all of them in a list."""
+    names = [name for name, path in CONFIGURED.items() if path[0] == table]
+    wrote = " and ".join(f"{name}=" for name in names if name in given)
+    if wrote:
+        said = said.replace(f'unknown key "{table}"', f"unknown argument {wrote}")
+    return re.sub(rf"( take (?:\w+, )*){table}\b", lambda found: found[1] + ", ".join(names), said)
+
+
+def _called(said: str, place: str, part: str) -> str:
+    """A part of a mixture by its name."""
+    numbers = {"weight": "weights", "repeat": "repeat"}
+    said = re.sub(rf"\b{place}\.(weight|repeat)\b", lambda found: f"{numbers[found[1]]}[{part!r}]", said)
+    said = re.sub(rf"\b{place}(?:\.source)?\.", lambda _: f"part {part!r}: ", said)
+    return re.sub(rf"\b{place}", lambda _: f"part {part!r}", said)
+
 
 # torch.utils.data.DataLoader's arguments that have another place here, and the values of them that ask for nothing.
 _ELSEWHERE: dict[str, tuple[str, tuple[Any, ...]]] = {

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from fuelrail.errors import ConfigError
-from fuelrail.options import CHECKS, accept
+from fuelrail.options import CHECKS, accept, configure
 
 #: One path or URL, or several that make one source.
 Address = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
@@ -122,15 +122,16 @@ class Source:
         for key, value in self._options.items():
             if key == "split":
                 config["split"] = _split(value)
-            elif key == "cache_dir":
-                config.setdefault("cache", {})["dir"] = value
-            elif key == "cache_limit":
-                config.setdefault("cache", {})["limit_bytes"] = value
             elif key in ("type", "address", "base"):
                 raise ConfigError(f"{key}= is no option of a source")
             else:
-                config[key] = _plain(value)
+                configure(config, key, _plain(value))
         return config
+
+    @property
+    def given(self) -> frozenset[str]:
+        """Names of the arguments that say something."""
+        return frozenset(self._options)
 
     def __repr__(self) -> str:
         addresses = self._addresses[0] if len(self._addresses) == 1 else self._addresses
@@ -216,6 +217,11 @@ class Mix:
         if self._samples_per_epoch is not None:
             config["samples_per_epoch"] = self._samples_per_epoch
         return config
+
+    @property
+    def parts(self) -> Mapping[str, Source]:
+        """Its sources by name."""
+        return self._parts
 
     def __repr__(self) -> str:
         return "Mix(" + ", ".join(f"{name}={part!r}" for name, part in self._parts.items()) + ")"
