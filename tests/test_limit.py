@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -224,32 +225,86 @@ def test_an_error_in_a_configuration_file_has_its_line_and_column(tmp_path: Path
         )
 
 
+@pytest.mark.parametrize("command", ["bench", "preview", "which"])
+@pytest.mark.parametrize(
+    ("flag", "value", "said"),
+    [
+        ("--read-backend", "magic", '--read-backend: "magic" is not one of'),
+        ("--read-depth", "99999", "--read-depth = 99999 is not between"),
+        ("--batch-size", "9999999999", "--batch-size = 9999999999 is not between"),
+        ("--num-workers", "4000000", "--num-workers = 4000000 is more than"),
+        ("--transforms", '[{"type": "Resiz"}]', '--transforms[0].type: "Resiz" is not one of'),
+        ("--transforms", "[1,]", "--transforms: not valid JSON: a comma has nothing after it; found"),
+    ],
+)
+def test_a_flag_is_refused_by_its_own_name(
+    command: str, flag: str, value: str, said: str, tmp_path: Path
+) -> None:
+    if (command, flag) in [("preview", "--batch-size"), ("preview", "--transforms")]:
+        return  # it has a batch of its own, and looks at its transforms
+    out = ["--out", str(tmp_path / "x.png")] if command == "preview" else []
+    done = fuelrail(command, "synthetic://?count=8", flag, value, *out)
+    assert done.returncode == 1 and done.stderr.startswith(f"fuelrail: {said}"), done.stderr
+
+
+#: Every command, on something that is not over before the signal comes. A socket that nobody answers on is a broker.
+ENDLESS = {
+    "bench": ["SOURCE"],
+    "inspect": ["SOURCE"],
+    "pack": ["SOURCE", "OUT/packed"],
+    "preview": ["SOURCE", "--out", "OUT/never.png"],
+    "produce": ["SOURCE", "kafka://SILENT/topic"],
+    "serve": ["--root", "OUT", "--socket", "OUT/s.sock"],
+    "train": ["--data", "SOURCE", "--out", "OUT/run", "--num-classes", "2", "--num-workers", "1"],
+    "which": ["kafka://SILENT/topic", "--position", "0"],
+}
+
+
+def test_every_command_is_in_the_list() -> None:
+    listed = re.search(r"Commands:\n(.*?)\n\n", fuelrail("--help").stdout, re.DOTALL)
+    assert listed is not None
+    names = set(re.findall(r"^  (\w+)", listed[1], re.MULTILINE))
+    assert names - {"help"} == set(ENDLESS)
+
+
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("command", ["inspect", "pack", "bench", "preview"])
-def test_a_signal_ends_every_command_at_once_and_leaves_nothing(
+@pytest.mark.parametrize("command", ENDLESS)
+def test_a_signal_ends_every_command_at_once_with_its_code_and_leaves_nothing(
     command: str, signum: int, footprint: Footprint, tmp_path: Path
 ) -> None:
     from fuelrail.loader import binary
 
-    # Nothing is over before the signal comes.
-    source = "synthetic://?count=100&delay_us=600000000"
-    out = {"pack": [str(tmp_path / "packed")], "preview": ["--out", str(tmp_path / "never.png")]}
+    if command == "train":
+        pytest.importorskip("torch")
+    silent = socket.create_server(("127.0.0.1", 0))
+    words = {
+        "SOURCE": "synthetic://?count=100&delay_us=600000000",
+        "SILENT": f"127.0.0.1:{silent.getsockname()[1]}",
+        "OUT": str(tmp_path),
+    }
+    arguments = [re.sub("|".join(words), lambda found: words[found[0]], word) for word in ENDLESS[command]]
+    program = [sys.executable, "-m", "fuelrail"] if command == "train" else [str(binary())]
     process = subprocess.Popen(
-        [str(binary()), command, source, *out.get(command, [])],
+        [*program, command, *arguments],
         env=footprint.environment,
         start_new_session=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
-    daemons = 2 if command in ("bench", "preview") else 1
-    wait_until(lambda: len(footprint.processes()) == daemons, 10, "it runs")
-    wait_until(lambda: handles(process.pid, signum), 10, "its handlers stand")
+    daemons = {"bench": 2, "preview": 2, "train": 2}.get(command, 1)
+    wait_until(lambda: len(footprint.processes()) >= daemons, 60, "it runs")
+    # Before its first step the trainer leaves SIGTERM to the system.
+    wait_until(lambda: command == "train" or handles(process.pid, signum), 10, "its handlers stand")
+    wait_until(lambda: command != "serve" or (tmp_path / "s.sock").exists(), 10, "it serves")
     process.send_signal(signum)
-    _, said = process.communicate(timeout=SLACK)
-    assert process.returncode == 128 + signum, said
-    assert "panicked" not in said and not (tmp_path / "never.png").exists()
+    _, said = process.communicate(timeout=2 * SLACK)
+    by_the_system = {-signal.SIGTERM} if command == "train" else set()  # a shell says 143 for it too
+    assert process.returncode in {128 + signum} | by_the_system, said
+    assert "panicked" not in said and "Traceback" not in said, said
+    assert not (tmp_path / "never.png").exists() and not (tmp_path / "s.sock").exists()
     assert not list(tmp_path.rglob("*.tmp")), "nothing half-written stays"
+    silent.close()
     footprint.is_clean()
 
 
@@ -279,33 +334,16 @@ def test_a_reader_that_has_enough_ends_the_command_without_a_word(command: str) 
     assert process.wait(60) in (0, 141) and "panicked" not in said and "fuelrail: " not in said, said
 
 
-@pytest.mark.parametrize("command", ["bench", "preview"])
-def test_ctrl_c_ends_a_command_with_130_and_leaves_nothing(
-    command: str, footprint: Footprint, tmp_path: Path
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_bench_that_never_waits_and_what_it_measured_is_told(
+    signum: int, footprint: Footprint
 ) -> None:
-    from fuelrail.loader import binary
-
-    arguments = [str(binary()), command, "synthetic://?delay_us=600000000"]
-    if command == "preview":
-        arguments += ["--out", str(tmp_path / "never.png")]
-    process = subprocess.Popen(
-        arguments, env=footprint.environment, start_new_session=True, stderr=subprocess.PIPE, text=True
-    )
-    wait_until(lambda: len(footprint.processes()) == 2, 10, "command and daemon run")
-    # The daemon runs, so the command's own handlers stand.
-    process.send_signal(signal.SIGINT)
-    assert process.wait(SLACK) == 130
-    assert not (tmp_path / "never.png").exists()
-    footprint.is_clean()
-
-
-def test_ctrl_c_ends_a_bench_that_never_waits_and_what_it_measured_is_told(footprint: Footprint) -> None:
     from fuelrail.loader import binary
 
     source = "synthetic://?count=64&width=64&height=64"
     # More seconds than a clock has.
     process = subprocess.Popen(
-        [str(binary()), "bench", source, "--size", "8", "--seconds", "1e30"],
+        [str(binary()), "bench", source, "--size", "8", "--batch-size", "1", "--seconds", "1e30"],
         env=footprint.environment,
         start_new_session=True,
         stdout=subprocess.PIPE,
@@ -319,11 +357,11 @@ def test_ctrl_c_ends_a_bench_that_never_waits_and_what_it_measured_is_told(footp
 
     try:
         wait_until(worked, 60, "the command takes batches")
-        process.send_signal(signal.SIGINT)
+        process.send_signal(signum)
         report, _ = process.communicate(timeout=SLACK)
     finally:
         process.kill()
-    assert process.returncode == 0 and "images/s" in report, report
+    assert process.returncode == 128 + signum and "images/s" in report, report
     footprint.is_clean()
 
 

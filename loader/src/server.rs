@@ -18,10 +18,11 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
-use fuelrail_connectors::{Fingerprint, IndexedSource, Opening};
+use fuelrail_connectors::{Fingerprint, IndexedSource, Opening, shown};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::Mode;
 use rustix::net::RecvFlags;
+use rustix::process::Signal;
 use tokio::io::Interest;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::signal::unix::{SignalKind, signal};
@@ -135,14 +136,14 @@ pub fn serve_private() -> io::Result<()> {
     run(DaemonConfig::default(), Door::Private(control)).map(drop)
 }
 
-/// Runs a standalone daemon until SIGTERM or SIGINT.
+/// Runs a standalone daemon until SIGTERM or SIGINT; which of them it was.
 ///
 /// # Errors
 /// When the socket cannot be made, for instance because another daemon listens there.
-pub fn serve(config: DaemonConfig, socket: &Path) -> io::Result<()> {
+pub fn serve(config: DaemonConfig, socket: &Path) -> io::Result<Signal> {
     log::to_stderr();
     let listener = listen(socket)?;
-    tracing::info!("fuelrail {} listens on {}", env!("CARGO_PKG_VERSION"), socket.display());
+    tracing::info!("fuelrail {} listens on {}", env!("CARGO_PKG_VERSION"), shown(&socket));
     let result = run(config, Door::Listener(listener));
     let _ = std::fs::remove_file(socket);
     tracing::info!("stopped");
@@ -154,7 +155,8 @@ enum Door {
     Listener(std::os::unix::net::UnixListener),
 }
 
-fn run(config: DaemonConfig, door: Door) -> io::Result<()> {
+/// Runs until the door is closed; the signal that closed it.
+fn run(config: DaemonConfig, door: Door) -> io::Result<Signal> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let result = runtime.block_on(async {
         let (stopper, stop) = watch::channel(false);
@@ -184,7 +186,7 @@ async fn private_door(
     control: OwnedFd,
     stopper: &watch::Sender<bool>,
     mut last_gone: mpsc::Receiver<()>,
-) -> io::Result<()> {
+) -> io::Result<Signal> {
     let mut terminate = signal(SignalKind::terminate())?;
     // The terminal's own signals are ignored: the client ends us by going away.
     let _interrupt = signal(SignalKind::interrupt())?;
@@ -197,7 +199,8 @@ async fn private_door(
             last_gone.recv().await;
         }
     }
-    Ok(())
+    // Nobody asks what ended it: its client has.
+    Ok(Signal::TERM)
 }
 
 async fn listening_door(
@@ -205,17 +208,17 @@ async fn listening_door(
     listener: std::os::unix::net::UnixListener,
     stopper: &watch::Sender<bool>,
     mut last_gone: mpsc::Receiver<()>,
-) -> io::Result<()> {
+) -> io::Result<Signal> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     listener.set_nonblocking(true)?;
     let listener = UnixListener::from_std(listener)?;
     let open = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-    loop {
+    let stopped_by = loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
-            _ = terminate.recv() => break,
-            _ = interrupt.recv() => break,
+            _ = terminate.recv() => break Signal::TERM,
+            _ = interrupt.recv() => break Signal::INT,
         };
         match accepted {
             Ok((stream, _)) => {
@@ -235,17 +238,17 @@ async fn listening_door(
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
         }
-    }
+    };
     let _ = stopper.send(true);
     drop(server);
     let _ = tokio::time::timeout(Duration::from_secs(2), last_gone.recv()).await;
-    Ok(())
+    Ok(stopped_by)
 }
 
 /// Binds the socket so that at no moment anyone else could open it, and takes the place of a dead daemon's socket.
 fn listen(path: &Path) -> io::Result<std::os::unix::net::UnixListener> {
     let explain = |error: io::Error, what: &str| {
-        io::Error::new(error.kind(), format!("{what} {}: {error}", path.display()))
+        io::Error::new(error.kind(), format!("{what} {}: {error}", shown(&path)))
     };
     if path.exists() {
         if StdStream::connect(path).is_ok() {
@@ -253,7 +256,7 @@ fn listen(path: &Path) -> io::Result<std::os::unix::net::UnixListener> {
                 io::ErrorKind::AddrInUse,
                 format!(
                     "another daemon listens on {}; choose another --socket or stop that one",
-                    path.display()
+                    shown(&path)
                 ),
             ));
         }
@@ -261,7 +264,7 @@ fn listen(path: &Path) -> io::Result<std::os::unix::net::UnixListener> {
         if !std::os::unix::fs::FileTypeExt::is_socket(&kind) {
             return Err(io::Error::other(format!(
                 "{} exists and is not a socket; it is left alone",
-                path.display()
+                shown(&path)
             )));
         }
         std::fs::remove_file(path)
@@ -341,11 +344,11 @@ fn adopted(stream: StdStream, server: Arc<Server>) -> Pin<Box<dyn Future<Output 
 
 async fn write(stream: Arc<UnixStream>, mut inbox: mpsc::UnboundedReceiver<Letter>) {
     while let Some((frame, mut fd, _place)) = inbox.recv().await {
+        // What was logged before it comes before it.
+        log::flush();
         let mut sent = 0;
         while sent < frame.len() {
             let attempt = stream
-        // What was logged before it comes before it.
-        log::flush();
                 .async_io(Interest::WRITABLE, || {
                     protocol::send(stream.as_fd(), &frame[sent..], fd.as_ref().map(AsFd::as_fd))
                 })
@@ -639,7 +642,7 @@ impl Server {
             let message = format!(
                 "quarantine: this daemon writes no file for a client's own pipeline ({}); leave it out, or name the list in \
                  a pipeline of the daemon's configuration",
-                path.display()
+                shown(&path)
             );
             return Err(Refusal::new(ErrorKind::Config, message));
         }

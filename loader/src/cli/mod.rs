@@ -25,6 +25,8 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+use crate::client::ClientError;
+
 /// Keeps accelerators fed: an input pipeline and data-loader daemon for training.
 #[derive(Debug, Parser)]
 #[command(name = "fuelrail", version, after_help = EXIT_CODES)]
@@ -125,17 +127,16 @@ pub fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
+    let is_interrupted =
+        |error: &Failure| matches!(error.downcast_ref::<ClientError>(), Some(ClientError::Interrupted));
+    // One rule for all commands: what a signal stopped never ends with 0, however much of it was done.
+    if result.as_ref().map_or_else(is_interrupted, |()| signals::interrupted()) {
+        eprintln!("fuelrail: interrupted");
+        return ExitCode::from(signals::status());
+    }
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            let interrupted = matches!(
-                error.downcast_ref::<crate::client::ClientError>(),
-                Some(crate::client::ClientError::Interrupted)
-            );
-            if interrupted {
-                eprintln!("fuelrail: interrupted");
-                return ExitCode::from(signals::status());
-            }
             if error
                 .downcast_ref::<io::Error>()
                 .is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)

@@ -4,9 +4,10 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::Failure;
+use super::{Failure, signals};
 use crate::config::DaemonConfig;
 use crate::server;
+use fuelrail_connectors::shown;
 
 #[derive(Debug, Args)]
 pub(super) struct Serve {
@@ -36,14 +37,16 @@ impl Serve {
         config.roots.extend(self.root);
         for root in config.roots.iter().filter(|root| !root.is_dir()) {
             // It may be mounted later.
-            eprintln!("note: the root {} is not a folder now; clients cannot read below it", root.display());
+            eprintln!("note: the root {} is not a folder now; clients cannot read below it", shown(&root));
         }
         if config.pipelines.is_empty() && config.roots.is_empty() {
             return Err("nothing to serve: give a configuration file with [pipelines.NAME] tables, or use --root DIR to \
                         allow clients to bring their own pipelines"
                 .into());
         }
-        Ok(server::serve(config, &self.socket.unwrap_or_else(default_socket))?)
+        // It serves until a signal stops it.
+        signals::note(server::serve(config, &self.socket.unwrap_or_else(default_socket))?);
+        Ok(())
     }
 }
 
