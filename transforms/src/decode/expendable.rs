@@ -15,10 +15,14 @@ use std::thread;
 /// Threads that may be lost before a panic ends the process after all, which by then has lost too much memory.
 const MOST_LOST: u32 = 64;
 
-type Report = Box<dyn FnOnce()>;
+type Job = Box<dyn FnOnce() + Send>;
 
 thread_local! {
-    static REPORT: Cell<Option<Report>> = const { Cell::new(None) };
+    /// On a thread that asks: the one that works for it. It is kept, because a fresh one, with fresh memory, costs as much
+    /// as a small picture; it ends with the thread that asks.
+    static HELPER: Cell<Option<mpsc::Sender<Job>>> = const { Cell::new(None) };
+    /// On a thread that works: what tells whoever asked that the work has failed.
+    static FAILED: Cell<Option<Job>> = const { Cell::new(None) };
 }
 
 /// What `work` returns; `None` if it panicked.
@@ -28,19 +32,35 @@ thread_local! {
 pub(super) fn run<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> std::io::Result<Option<T>> {
-    static HOOK: Once = Once::new();
-    HOOK.call_once(install);
     let (sender, receiver) = mpsc::sync_channel(1);
-    // The daemon's log knows by the beginning of the name that a panic here is a record's.
-    thread::Builder::new().name("fuelrail-work-expendable".into()).spawn(move || {
+    let job: Job = Box::new(move || {
         let failed = sender.clone();
-        REPORT.set(Some(Box::new(move || {
+        FAILED.set(Some(Box::new(move || {
             let _ = failed.send(None);
         })));
         let result = work();
+        FAILED.set(None);
         let _ = sender.send(Some(result));
-    })?;
-    Ok(receiver.recv().ok().flatten())
+    });
+    let helper = HELPER.take().map_or_else(start, Ok)?;
+    // It takes jobs until it is lost, and then it is not kept.
+    let _ = helper.send(job);
+    let result = receiver.recv().ok().flatten();
+    if result.is_some() {
+        HELPER.set(Some(helper));
+    }
+    Ok(result)
+}
+
+fn start() -> std::io::Result<mpsc::Sender<Job>> {
+    static HOOK: Once = Once::new();
+    HOOK.call_once(install);
+    let (helper, jobs) = mpsc::channel::<Job>();
+    // The daemon's log knows by the beginning of the name that a panic here is a record's.
+    thread::Builder::new()
+        .name("fuelrail-work-expendable".into())
+        .spawn(move || jobs.into_iter().for_each(|job| job()))?;
+    Ok(helper)
 }
 
 fn install() {
@@ -48,12 +68,12 @@ fn install() {
     let before = panic::take_hook();
     panic::set_hook(Box::new(move |info| {
         before(info);
-        let Ok(Some(report)) = REPORT.try_with(Cell::take) else { return };
+        let Ok(Some(failed)) = FAILED.try_with(Cell::take) else { return };
         if LOST.fetch_add(1, Ordering::Relaxed) >= MOST_LOST {
             eprintln!("fuelrail: a decoder has panicked on more than {MOST_LOST} images: {info}");
             return;
         }
-        report();
+        failed();
         loop {
             thread::park();
         }
