@@ -91,157 +91,25 @@ impl Choice {
         name: &str,
         text: bool,
     ) -> Result<Self, SourceError> {
-        let features = features(schema);
-        let of_type = |kind: &str| {
-            let found = features.as_ref()?.iter().find(|(_, feature)| feature["_type"] == kind)?;
-            schema.field_with_name(found.0).ok().map(|field| field.name().clone())
+        let offer = Offer { schema, config, name, features: features(schema) };
+        let image = offer.image(text)?;
+        let label = offer.label(image.as_ref())?;
+        let field = label.as_ref().and_then(|label| schema.field_with_name(label).ok());
+        let mut choice = Self {
+            label_is_number: field.is_some_and(|field| numeric(field.data_type()).is_some()),
+            label_is_ordered: field.is_some_and(|field| field.dict_is_ordered() == Some(true)),
+            label_names: label.as_ref().and_then(|label| offer.class_names(label)),
+            tokens: offer.tokens()?,
+            fields: Vec::new(),
+            image,
+            label,
         };
-        let listed = || list(schema);
-        let field = |column: &str, key: &str| {
-            if schema.fields().iter().filter(|field| field.name() == column).count() > 1 {
-                return Err(SourceError::data(format!(
-                    "{name} has several columns {column:?}; rename all but one"
-                )));
-            }
-            schema.field_with_name(column).map_err(|_| {
-                SourceError::config(format!(
-                    "{key} is {column:?}, but {name} has no such column; it has {}",
-                    listed()
-                ))
-            })
-        };
-        let image = match config.image.as_deref() {
-            Some("") => None,
-            _ if config.tokens.is_some() => {
-                if let Some(column) = &config.image {
-                    return Err(SourceError::config(format!(
-                        "image is {column:?}, but records of tokens have no image; leave one of image and tokens out"
-                    )));
-                }
-                None
-            }
-            Some(column) => {
-                let kind = field(column, "image")?.data_type();
-                Some(Image { column: column.to_owned(), kind: image_kind(kind).ok_or_else(|| {
-                    SourceError::config(format!(
-                        "image is {column:?}, a column of type {kind} in {name}; an image column holds bytes, a struct of bytes \
-                         and path, or the paths of image files"
-                    ))
-                })? })
-            }
-            None => {
-                let holds_bytes = |column: &String| {
-                    let kind = image_kind(schema.field_with_name(column).ok()?.data_type())?;
-                    (kind != ImageKind::Path).then(|| Image { column: column.clone(), kind })
-                };
-                let by_name = || {
-                    let exact = IMAGES.iter().find_map(|column| holds_bytes(&(*column).to_owned()));
-                    exact.or_else(|| {
-                        let is_usual =
-                            |name: &str| IMAGES.iter().any(|usual| usual.eq_ignore_ascii_case(name));
-                        let mut all = schema.fields().iter().filter(|field| is_usual(field.name()));
-                        all.find_map(|field| holds_bytes(field.name()))
-                    })
-                };
-                let path = || {
-                    let is_text =
-                        |field: &&types::Field| image_kind(field.data_type()) == Some(ImageKind::Path);
-                    let all = || schema.fields().iter().map(AsRef::as_ref).filter(is_text);
-                    let exact = PATHS.iter().find_map(|name| all().find(|field| field.name() == name));
-                    let named = exact.or_else(|| {
-                        PATHS
-                            .iter()
-                            .find_map(|name| all().find(|field| field.name().eq_ignore_ascii_case(name)))
-                    });
-                    let mut of_images = all().filter(|field| field.metadata().contains_key(OF_IMAGES));
-                    let only = of_images.next().filter(|_| of_images.next().is_none());
-                    let column = named.or(only)?.name().clone();
-                    Some(Image { column, kind: ImageKind::Path })
-                };
-                let found = of_type("Image").as_ref().and_then(holds_bytes).or_else(by_name);
-                let found = found.or_else(|| if text { path() } else { None });
-                if found.is_none() && config.fields.is_none() {
-                    let of_tokens = TOKENS.iter().find(|column| schema.field_with_name(column).is_ok());
-                    let tokens = of_tokens.map_or(String::new(), |column| {
-                        format!(", or say how to cut its {column} (tokens={{\"length\": 1024, \"mode\": \"pack\"}})")
-                    });
-                    return Err(SourceError::config(format!(
-                        "{name} has no column that is clearly an image; name it (image=\"…\"), or the columns of numbers that a \
-                         record is made of (fields=[\"…\"]){tokens}; it has {}",
-                        listed()
-                    )));
-                }
-                found
-            }
-        };
-        let label = match config.label.as_deref() {
-            Some("") => None,
-            Some(column) => {
-                let kind = field(column, "label")?.data_type();
-                if !is_label(kind) && !is_float(kind) {
-                    return Err(SourceError::config(unlabelled(column, kind, name)));
-                }
-                Some(column.to_owned())
-            }
-            None if config.tokens.is_some() => None,
-            None => {
-                let used = image.as_ref().map(|image| &image.column);
-                guess_label(schema, config, name, used, of_type("ClassLabel"))?
-            }
-        };
-        let label_is_ordered = label.as_ref().is_some_and(|label| {
-            schema.field_with_name(label).is_ok_and(|field| field.dict_is_ordered() == Some(true))
-        });
-        let label_is_number = label.as_ref().is_some_and(|label| {
-            schema.field_with_name(label).is_ok_and(|field| numeric(field.data_type()).is_some())
-        });
-        let label_names = label.as_ref().and_then(|label| {
-            let names = features.as_ref()?.get(label)?["names"].as_array()?;
-            names.iter().map(|name| name.as_str().map(str::to_owned)).collect()
-        });
-        let tokens = match &config.tokens {
-            None => None,
-            Some(tokens) => {
-                let column = match &tokens.column {
-                    Some(column) => column.clone(),
-                    None => {
-                        let known = TOKENS.iter().find(|column| schema.field_with_name(column).is_ok());
-                        known.map(|column| (*column).to_owned()).ok_or_else(|| {
-                            SourceError::config(format!(
-                                "{name} has no column of tokens with a usual name; name it (tokens.column); it has {}",
-                                listed()
-                            ))
-                        })?
-                    }
-                };
-                let kind = field(&column, "tokens.column")?.data_type();
-                let inner = match kind {
-                    DataType::List(inner)
-                    | DataType::LargeList(inner)
-                    | DataType::FixedSizeList(inner, _) => Some(inner),
-                    _ => None,
-                };
-                if !inner.is_some_and(|inner| inner.data_type().is_integer()) {
-                    return Err(SourceError::config(format!(
-                        "tokens.column is {column:?}, a column of type {kind} in {name}; tokens are lists of integers"
-                    )));
-                }
-                Some(column)
-            }
-        };
-        let mut choice =
-            Self { image, label, label_is_number, label_is_ordered, label_names, fields: Vec::new(), tokens };
-        choice.fields = choice.fields(schema, config, name, &field)?;
+        choice.fields = choice.fields(&offer)?;
         Ok(choice)
     }
 
-    fn fields<'schema>(
-        &self,
-        schema: &'schema Schema,
-        config: &TableConfig,
-        name: &str,
-        field: &dyn Fn(&str, &str) -> Result<&'schema types::Field, SourceError>,
-    ) -> Result<Vec<FieldSpec>, SourceError> {
+    fn fields(&self, offer: &Offer) -> Result<Vec<FieldSpec>, SourceError> {
+        let Offer { schema, config, name, .. } = offer;
         let mut specs = Vec::new();
         for wanted in config.fields.iter().flatten() {
             if wanted == "*" {
@@ -263,7 +131,7 @@ impl Choice {
                 Ok(_) => (wanted.as_str(), None),
                 Err(_) => with_shape(wanted)?,
             };
-            let kind = field(column, "a name in fields")?.data_type();
+            let kind = offer.field(column, "a name in fields")?.data_type();
             let Some((dtype, found)) = numeric(kind) else {
                 return Err(SourceError::config(format!(
                     "the column {column:?} of {name} holds {}; a field is a number or a list of numbers",
@@ -359,6 +227,169 @@ impl Choice {
             }
         }
         Ok(())
+    }
+}
+
+/// What is chosen from: a table's columns, with what the configuration says of them.
+struct Offer<'a> {
+    schema: &'a Schema,
+    config: &'a TableConfig,
+    /// The table's, for errors.
+    name: &'a str,
+    /// Hugging Face's description of the columns.
+    features: Option<serde_json::Map<String, serde_json::Value>>,
+}
+
+impl<'a> Offer<'a> {
+    /// A column that the configuration names under a key.
+    fn field(&self, column: &str, key: &str) -> Result<&'a types::Field, SourceError> {
+        let name = self.name;
+        if self.schema.fields().iter().filter(|field| field.name() == column).count() > 1 {
+            return Err(SourceError::data(format!(
+                "{name} has several columns {column:?}; rename all but one"
+            )));
+        }
+        self.schema.field_with_name(column).map_err(|_| {
+            SourceError::config(format!(
+                "{key} is {column:?}, but {name} has no such column; it has {}",
+                list(self.schema)
+            ))
+        })
+    }
+
+    /// The column that the features say is of a kind.
+    fn of_type(&self, kind: &str) -> Option<String> {
+        let found = self.features.as_ref()?.iter().find(|(_, feature)| feature["_type"] == kind)?;
+        self.schema.field_with_name(found.0).ok().map(|field| field.name().clone())
+    }
+
+    /// The names that the features have for integer labels.
+    fn class_names(&self, label: &str) -> Option<Vec<String>> {
+        let names = self.features.as_ref()?.get(label)?["names"].as_array()?;
+        names.iter().map(|name| name.as_str().map(str::to_owned)).collect()
+    }
+
+    fn image(&self, text: bool) -> Result<Option<Image>, SourceError> {
+        match self.config.image.as_deref() {
+            Some("") => Ok(None),
+            Some(column) if self.config.tokens.is_some() => Err(SourceError::config(format!(
+                "image is {column:?}, but records of tokens have no image; leave one of image and tokens out"
+            ))),
+            None if self.config.tokens.is_some() => Ok(None),
+            Some(column) => {
+                let kind = self.field(column, "image")?.data_type();
+                let kind = image_kind(kind).ok_or_else(|| {
+                    SourceError::config(format!(
+                        "image is {column:?}, a column of type {kind} in {}; an image column holds bytes, a struct of \
+                         bytes and path, or the paths of image files",
+                        self.name
+                    ))
+                })?;
+                Ok(Some(Image { column: column.to_owned(), kind }))
+            }
+            None => self.guess_image(text),
+        }
+    }
+
+    /// The image's column by metadata and name.
+    ///
+    /// # Errors
+    /// When there is none, and no fields that a record could be made of.
+    fn guess_image(&self, text: bool) -> Result<Option<Image>, SourceError> {
+        let found = self.of_type("Image").and_then(|column| self.as_image(&column));
+        let found = found.or_else(|| self.image_by_name());
+        let found = found.or_else(|| if text { self.paths_by_name() } else { None });
+        if found.is_none() && self.config.fields.is_none() {
+            let tokens = self.usual_tokens().map_or(String::new(), |column| {
+                format!(", or say how to cut its {column} (tokens={{\"length\": 1024, \"mode\": \"pack\"}})")
+            });
+            return Err(SourceError::config(format!(
+                "{} has no column that is clearly an image; name it (image=\"…\"), or the columns of numbers that a \
+                 record is made of (fields=[\"…\"]){tokens}; it has {}",
+                self.name,
+                list(self.schema)
+            )));
+        }
+        Ok(found)
+    }
+
+    /// A column as that of the images, if it holds bytes.
+    fn as_image(&self, column: &str) -> Option<Image> {
+        let kind = image_kind(self.schema.field_with_name(column).ok()?.data_type())?;
+        (kind != ImageKind::Path).then(|| Image { column: column.to_owned(), kind })
+    }
+
+    /// The column of images that has a usual name: one in lower case first.
+    fn image_by_name(&self) -> Option<Image> {
+        let exact = IMAGES.iter().find_map(|column| self.as_image(column));
+        exact.or_else(|| {
+            let is_usual = |name: &str| IMAGES.iter().any(|usual| usual.eq_ignore_ascii_case(name));
+            let mut all = self.schema.fields().iter().filter(|field| is_usual(field.name()));
+            all.find_map(|field| self.as_image(field.name()))
+        })
+    }
+
+    /// The column of paths that has a usual name, or is the only one whose texts end like image files.
+    fn paths_by_name(&self) -> Option<Image> {
+        let is_text = |field: &&types::Field| image_kind(field.data_type()) == Some(ImageKind::Path);
+        let all = || self.schema.fields().iter().map(AsRef::as_ref).filter(is_text);
+        let exact = PATHS.iter().find_map(|name| all().find(|field| field.name() == name));
+        let named = exact.or_else(|| {
+            PATHS.iter().find_map(|name| all().find(|field| field.name().eq_ignore_ascii_case(name)))
+        });
+        let mut of_images = all().filter(|field| field.metadata().contains_key(OF_IMAGES));
+        let only = of_images.next().filter(|_| of_images.next().is_none());
+        let column = named.or(only)?.name().clone();
+        Some(Image { column, kind: ImageKind::Path })
+    }
+
+    fn label(&self, image: Option<&Image>) -> Result<Option<String>, SourceError> {
+        match self.config.label.as_deref() {
+            Some("") => Ok(None),
+            Some(column) => {
+                let kind = self.field(column, "label")?.data_type();
+                if !is_label(kind) && !is_float(kind) {
+                    return Err(SourceError::config(unlabelled(column, kind, self.name)));
+                }
+                Ok(Some(column.to_owned()))
+            }
+            None if self.config.tokens.is_some() => Ok(None),
+            None => {
+                let used = image.map(|image| &image.column);
+                guess_label(self.schema, self.config, self.name, used, self.of_type("ClassLabel"))
+            }
+        }
+    }
+
+    fn tokens(&self) -> Result<Option<String>, SourceError> {
+        let Some(tokens) = &self.config.tokens else { return Ok(None) };
+        let name = self.name;
+        let column = match tokens.column.as_deref().or_else(|| self.usual_tokens()) {
+            Some(column) => column,
+            None => {
+                return Err(SourceError::config(format!(
+                    "{name} has no column of tokens with a usual name; name it (tokens.column); it has {}",
+                    list(self.schema)
+                )));
+            }
+        };
+        let kind = self.field(column, "tokens.column")?.data_type();
+        let inner = match kind {
+            DataType::List(inner) | DataType::LargeList(inner) | DataType::FixedSizeList(inner, _) => {
+                Some(inner)
+            }
+            _ => None,
+        };
+        if !inner.is_some_and(|inner| inner.data_type().is_integer()) {
+            return Err(SourceError::config(format!(
+                "tokens.column is {column:?}, a column of type {kind} in {name}; tokens are lists of integers"
+            )));
+        }
+        Ok(Some(column.to_owned()))
+    }
+
+    fn usual_tokens(&self) -> Option<&'static str> {
+        TOKENS.into_iter().find(|column| self.schema.field_with_name(column).is_ok())
     }
 }
 
