@@ -455,6 +455,15 @@ def test_what_was_recognised_is_said_once(
     assert expected in fuelrail("inspect", path).stderr
 
 
+@pytest.mark.parametrize("odd", ["cat", True, {"a": 1}, [1]])
+def test_a_refusal_of_values_of_different_kinds_names_file_line_and_key(odd: Any, tmp_path: Path) -> None:
+    file = jsonl(tmp_path, "label", [1, 2, None, odd, 1, "dog", 2, 1])
+    with pytest.raises(ConfigError, match="values of different kinds") as refused:
+        load(file)
+    shown = json.dumps(odd, separators=(",", ":"))
+    assert f'({file}:4: "label" is {shown}, and a whole number before' in str(refused.value), refused.value
+
+
 def test_numbers_and_gaps_are_in_what_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, logger="fuelrail"):
         load(csv(tmp_path, "y", [7, 3, None, 4])).close()

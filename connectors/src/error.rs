@@ -67,6 +67,11 @@ impl SourceError {
         })
     }
 
+    /// The same with more to say.
+    pub(crate) fn with(self, more: &str) -> Self {
+        Self::new(self.kind, &format!("{}{more}", self.message))
+    }
+
     /// A value in the configuration makes no sense.
     pub fn is_config(&self) -> bool {
         self.kind == SourceErrorKind::Config

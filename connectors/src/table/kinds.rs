@@ -43,7 +43,7 @@ impl Kind {
     }
 
     /// Whether no type holds all values, here or within lists.
-    fn is_mixed(&self) -> bool {
+    pub fn is_mixed(&self) -> bool {
         match self {
             Self::Mixed => true,
             Self::List(inner) => inner.is_mixed(),

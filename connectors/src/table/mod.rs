@@ -455,7 +455,8 @@ fn open_text(
         return Err(SourceError::data(format!("{} has no rows", shards.describe())));
     }
     let schema = text::unify(&heads);
-    let choice = Choice::new(&schema, config, &shards.display(0), true)?;
+    let choice = Choice::new(&schema, config, &shards.display(0), true)
+        .map_err(|error| text::with_places(error, &schema))?;
     let views = views(&choice);
     let files = heads
         .into_iter()

@@ -55,6 +55,9 @@ pub(super) const OF_IMAGES: &str = "fuelrail.images";
 /// Marks a column of numbers some of whose values are none.
 const WITH_OTHERS: &str = "fuelrail.others";
 
+/// Marks a column whose values no type holds: where that is first seen.
+const MIXED: &str = "fuelrail.mixed";
+
 /// What the configuration asks for.
 pub(super) struct Asked<'config> {
     /// Whether it names a column.
@@ -348,6 +351,8 @@ struct Columns {
     kinds: Vec<Kind>,
     /// Of those that are fields, how often each kind comes.
     tallies: Vec<Option<Tally>>,
+    /// Of those whose values no type holds, where that is first seen.
+    mixed: HashMap<usize, String>,
     /// Whether all texts so far end like image files.
     of_images: Vec<bool>,
     places: HashMap<String, usize>,
@@ -439,8 +444,16 @@ impl Columns {
             if let Some(tally) = &mut self.tallies[place] {
                 tally.take(found.clone(), line);
             }
-            let kind = std::mem::replace(&mut self.kinds[place], Kind::Nothing);
-            self.kinds[place] = kind.join(found);
+            let before = std::mem::replace(&mut self.kinds[place], Kind::Nothing);
+            let (was, name) = (before.text(), &self.names[place]);
+            let was_one = before != Kind::Nothing && !before.is_mixed();
+            let joined = before.join(found);
+            if joined.is_mixed() && was_one {
+                self.mixed.entry(place).or_insert_with(|| {
+                    format!(":{line}: {name:?} is {}, and {was} before", shortened(&value))
+                });
+            }
+            self.kinds[place] = joined;
             if let Value::String(text) = &value {
                 self.of_images[place] &= is_image(text.trim().as_bytes());
             }
@@ -459,14 +472,22 @@ impl Columns {
                 return Field::new(name, most.kind.arrow(), true).with_metadata(marks);
             }
             let is_marked = of_images && kind == Kind::Text && !is_image(name.as_bytes());
-            let field = Field::new(name, kind.arrow(), true);
-            if !is_marked {
-                return field;
-            }
-            field.with_metadata(HashMap::from([(OF_IMAGES.to_owned(), String::new())]))
+            let mixed = self.places.get(&name).and_then(|place| self.mixed.get(place));
+            let marks = mixed.map(|place| (MIXED.to_owned(), format!("{file}{place}")));
+            let marks = marks.into_iter().chain(is_marked.then(|| (OF_IMAGES.to_owned(), String::new())));
+            Field::new(name, kind.arrow(), true).with_metadata(marks.collect::<HashMap<_, _>>())
         };
         Arc::new(Schema::new(columns.map(field).collect::<Vec<_>>()))
     }
+}
+
+/// A refusal of columns, with the places of those it names whose values no type holds.
+pub(super) fn with_places(error: SourceError, schema: &Schema) -> SourceError {
+    let said = error.to_string();
+    let named = |name: &str| said.contains(&format!("{name:?}")) || said.contains(&format!(" {name} ("));
+    let places = schema.fields().iter().filter(|field| named(field.name()));
+    let places: Vec<&str> = places.filter_map(|field| Some(field.metadata().get(MIXED)?.as_str())).collect();
+    if places.is_empty() { error } else { error.with(&format!(" ({})", places.join("; "))) }
 }
 
 /// Records that are not as they should be: bad ones, if not all of them are.
