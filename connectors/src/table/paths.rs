@@ -7,11 +7,12 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
+use std::ops::Range;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::arrow::array::Array;
+use crate::arrow::array::ArrayRef;
 use crate::names;
 use xxhash_rust::xxh3::Xxh3;
 
@@ -25,7 +26,7 @@ use crate::labels::Labels;
 use crate::opening::{self, Counted, Step};
 use crate::shards::Shards;
 use crate::{
-    Blocks, Buffer, Extent, Fingerprint, IndexedSource, ReadError, ReadRequest, ReadStats, Reader,
+    Blocks, Buffer, Extent, FieldSpec, Fingerprint, IndexedSource, ReadError, ReadRequest, ReadStats, Reader,
     ReaderConfig, Record, Schema, SourceError,
 };
 
@@ -70,7 +71,54 @@ pub(super) fn root(
     })
 }
 
-/// What one run of rows holds.
+/// The root of each table file, one for those that share a folder, and the folder that all roots share.
+fn roots(config: &TableConfig, shards: &Shards) -> Result<(Vec<Arc<Root>>, PathBuf), SourceError> {
+    let mut roots: Vec<Arc<Root>> = Vec::with_capacity(shards.files().len());
+    for shard in 0..shards.files().len() {
+        let named = root(config.root.as_ref(), shards, shard)?;
+        roots.push(match roots.last() {
+            Some(last) if last.named() == named => last.clone(),
+            _ => Arc::new(Root::open(&named)?),
+        });
+    }
+    let mut common = roots[0].path.clone();
+    while !roots.iter().all(|root| root.path.starts_with(&common)) {
+        assert!(common.pop(), "absolute paths share the root");
+    }
+    Ok((roots, common))
+}
+
+/// Rows that one thread looks at.
+struct Share {
+    shard: usize,
+    part: usize,
+    rows: Range<u64>,
+    /// The number of the first of them in the whole list.
+    first: u64,
+}
+
+/// All rows in shares, and the first row of each file with the number of all at the end.
+fn shares(files: &[File]) -> (Vec<Share>, Vec<u64>) {
+    let (mut shares, mut firsts, mut first) = (Vec::new(), vec![0], 0);
+    for (shard, file) in files.iter().enumerate() {
+        for part in 0..file.parts() {
+            let what = file.part(RECORD, part);
+            let step = if what.divisible { UNIT_ROWS.min(1 << 15) } else { what.rows.max(1) };
+            let mut row = 0;
+            while row < what.rows {
+                let end = (row + step).min(what.rows);
+                shares.push(Share { shard, part, rows: row..end, first: first + row });
+                row = end;
+            }
+            first += what.rows;
+        }
+        firsts.push(first);
+    }
+    (shares, firsts)
+}
+
+/// What a share of the rows holds.
+#[derive(Default)]
 struct Run {
     paths: Vec<u8>,
     ends: Vec<u64>,
@@ -89,6 +137,88 @@ enum Bad {
     Field(String),
 }
 
+/// How rows are looked at.
+struct Look<'a> {
+    shards: &'a Shards,
+    files: &'a [File],
+    /// For each file its root, and what leads to it from the folder that all share.
+    roots: Vec<(&'a Root, &'a Path)>,
+    /// The column of paths, and those of the fields.
+    image: usize,
+    fields: Vec<(usize, &'a FieldSpec)>,
+    /// Bytes of a row's fields.
+    each: usize,
+    pool: Arc<Pool>,
+    step: &'a Step,
+}
+
+impl Look<'_> {
+    fn share(&self, share: &Share) -> Result<Run, SourceError> {
+        let Share { shard, part, ref rows, first } = *share;
+        let pieces = self.files[shard].decode(self.shards, shard, RECORD, part, rows.clone(), &self.pool);
+        let pieces = pieces.map_err(|trouble| trouble.at_open(&self.shards.display(shard)))?;
+        let mut run = Run::default();
+        for piece in pieces {
+            let begin = first + (piece.rows.start - rows.start);
+            let key = |row: usize| label::key(self.shards, self.files, begin + row as u64);
+            let columns = piece.columns.map_err(|why| SourceError::data(format!("{}: {why}", key(0))))?;
+            for row in 0..columns[self.image].len() {
+                opening::check()?;
+                self.step.add(1);
+                let bad = self.row(shard, &columns, row, &mut run);
+                let bad = bad.map_err(|why| SourceError::data(format!("{}: {why}", key(row))))?;
+                run.bad.extend(bad.map(|bad| (begin + row as u64, bad)));
+            }
+        }
+        Ok(run)
+    }
+
+    /// Appends a row: its path from the folder that all share, its file's size and its fields. Returns why it is bad.
+    ///
+    /// # Errors
+    /// When the environment is broken, and not the row.
+    fn row(
+        &self,
+        shard: usize,
+        columns: &[ArrayRef],
+        row: usize,
+        run: &mut Run,
+    ) -> Result<Option<Bad>, String> {
+        let (root, prefix) = self.roots[shard];
+        let path = bytes_at(columns[self.image].as_ref(), row);
+        let found = match path {
+            Some(path) => root.find(path),
+            None => Err(Miss::Unfit("the path of its image is missing".into())),
+        };
+        let path = path.unwrap_or_default().to_vec();
+        let (path, size, miss) = match found {
+            Ok(found) => (joined(prefix, found.path), found.size, None),
+            Err(Miss::Failed(why)) => return Err(why),
+            Err(Miss::Absent) => (joined(prefix, path), 0, Some(Miss::Absent)),
+            Err(miss) => (path, 0, Some(miss)),
+        };
+        run.paths.extend_from_slice(&path);
+        run.ends.push(run.paths.len() as u64);
+        run.sizes.push(size);
+        let end = run.fields.len() + self.each;
+        let bad = match miss {
+            Some(miss) => {
+                if let Miss::Outside(file) = &miss {
+                    run.outside = Some(shared(run.outside.take(), file));
+                }
+                Some(Bad::Path(miss))
+            }
+            None => self.fields(columns, row, &mut run.fields).err().map(Bad::Field),
+        };
+        run.fields.resize(end, 0);
+        Ok(bad)
+    }
+
+    fn fields(&self, columns: &[ArrayRef], row: usize, bytes: &mut Vec<u8>) -> Result<(), String> {
+        self.fields.iter().try_for_each(|(column, spec)| append(columns[*column].as_ref(), row, spec, bytes))
+    }
+}
+
 pub(super) fn open(
     config: &TableConfig,
     shards: Arc<Shards>,
@@ -102,140 +232,56 @@ pub(super) fn open(
         .map_err(|why| SourceError::config(format!("{}: {why}", shards.describe())))?;
     let columns = choice.record_columns();
     let place = |name: &str| columns.iter().position(|column| column == name).expect("it is one of them");
-    let image = place(&choice.image.as_ref().expect("this is a table of images").column);
-    let fields: Vec<_> = choice.fields.iter().map(|field| (place(&field.name), field)).collect();
-
-    // One root for each folder of table files, and the folder that they share.
-    let mut roots: Vec<Arc<Root>> = Vec::with_capacity(files.len());
-    for shard in 0..files.len() {
-        let named = root(config.root.as_ref(), &shards, shard)?;
-        roots.push(match roots.last() {
-            Some(last) if last.named() == named => last.clone(),
-            _ => Arc::new(Root::open(&named)?),
-        });
-    }
-    let mut common = roots[0].path.clone();
-    while !roots.iter().all(|root| root.path.starts_with(&common)) {
-        assert!(common.pop(), "absolute paths share the root");
-    }
-    let config_root = config.root.clone();
-    let mut runs = Vec::new();
-    let (mut first, mut names) = (0, Vec::new());
-    for (shard, file) in files.iter().enumerate() {
-        names.push((shards.files()[shard].name.clone(), first));
-        for part in 0..file.parts() {
-            let what = file.part(RECORD, part);
-            let step = if what.divisible { UNIT_ROWS.min(1 << 15) } else { what.rows.max(1) };
-            let mut row = 0;
-            while row < what.rows {
-                let end = (row + step).min(what.rows);
-                runs.push((shard, part, row..end, first + row));
-                row = end;
-            }
-            first += what.rows;
-        }
-    }
+    let (roots, common) = roots(config, &shards)?;
+    let (shares, firsts) = shares(files);
+    let rows = firsts[files.len()];
     let each = schema.fields_bytes();
-    if first.saturating_mul(each as u64) > MAX_FIELDS {
+    if rows.saturating_mul(each as u64) > MAX_FIELDS {
         return Err(SourceError::config(format!(
-            "{}: the fields of {first} rows take {} MiB; beside paths of images they are kept in memory, and the limit is {} \
-             MiB; put the images into the table, or name fewer fields",
+            "{}: the fields of {rows} rows take {} MiB; beside paths of images they are kept in memory, and the limit \
+             is {} MiB; put the images into the table, or name fewer fields",
             shards.describe(),
-            first.saturating_mul(each as u64) >> 20,
+            rows.saturating_mul(each as u64) >> 20,
             MAX_FIELDS >> 20
         )));
     }
-    let prefixes: Vec<&Path> =
-        roots.iter().map(|root| root.path.strip_prefix(&common).expect("it is a parent")).collect();
-    let pool = Pool::new(32 << 20);
-    let step = Step::begin("looking at files", Counted::Files, Some(first));
-    let parts = in_parallel(&step, runs.len(), |at| {
-        let (shard, part, rows, first) = runs[at].clone();
-        let pieces = files[shard].decode(&shards, shard, RECORD, part, rows.clone(), &pool);
-        let pieces = pieces.map_err(|trouble| trouble.at_open(&shards.display(shard)))?;
-        let mut run = Run {
-            paths: Vec::new(),
-            ends: Vec::new(),
-            sizes: Vec::new(),
-            fields: Vec::new(),
-            bad: Vec::new(),
-            outside: None,
-        };
-        for piece in pieces {
-            let begin = first + (piece.rows.start - rows.start);
-            let at = |row: usize| label::key(&shards, files, begin + row as u64);
-            let columns = piece.columns.map_err(|why| SourceError::data(format!("{}: {why}", at(0))))?;
-            for row in 0..columns[image].len() {
-                opening::check()?;
-                step.add(1);
-                let path = bytes_at(columns[image].as_ref(), row);
-                let found = match path {
-                    Some(path) => roots[shard].find(path),
-                    None => Err(Miss::Unfit("the path of its image is missing".into())),
-                };
-                let path = path.unwrap_or_default().to_vec();
-                let (path, size, miss) = match found {
-                    Ok(found) => (joined(prefixes[shard], found.path), found.size, None),
-                    Err(Miss::Failed(why)) => {
-                        return Err(SourceError::data(format!("{}: {why}", at(row))));
-                    }
-                    Err(Miss::Absent) => (joined(prefixes[shard], path), 0, Some(Miss::Absent)),
-                    Err(miss) => (path, 0, Some(miss)),
-                };
-                run.paths.extend_from_slice(&path);
-                run.ends.push(run.paths.len() as u64);
-                run.sizes.push(size);
-                if let Some(miss) = miss {
-                    if let Miss::Outside(file) = &miss {
-                        run.outside = Some(shared(run.outside.take(), file));
-                    }
-                    run.bad.push((begin + row as u64, Bad::Path(miss)));
-                    run.fields.resize(run.fields.len() + each, 0);
-                    continue;
-                }
-                let before = run.fields.len();
-                for (column, spec) in &fields {
-                    if let Err(why) = append(columns[*column].as_ref(), row, spec, &mut run.fields) {
-                        run.bad.push((begin + row as u64, Bad::Field(why)));
-                        break;
-                    }
-                }
-                run.fields.resize(before + each, 0);
-            }
-        }
-        Ok(run)
-    })?;
+    let step = Step::begin("looking at files", Counted::Files, Some(rows));
+    let look = Look {
+        shards: &shards,
+        files,
+        roots: roots
+            .iter()
+            .map(|root| (&**root, root.path.strip_prefix(&common).expect("it is a parent")))
+            .collect(),
+        image: place(&choice.image.as_ref().expect("this is a table of images").column),
+        fields: choice.fields.iter().map(|field| (place(&field.name), field)).collect(),
+        each,
+        pool: Pool::new(32 << 20),
+        step: &step,
+    };
+    let runs = in_parallel(&step, shares.len(), |at| look.share(&shares[at]))?;
+    let names = shards.files().iter().map(|file| file.name.clone());
     let mut table = PathTable {
         root: common,
-        paths: Vec::with_capacity(parts.iter().map(|run| run.paths.len()).sum()),
-        ends: Vec::with_capacity(first as usize),
-        sizes: Vec::with_capacity(first as usize),
+        paths: Vec::new(),
+        ends: Vec::new(),
+        sizes: Vec::new(),
         labels,
         schema,
-        fields: Vec::with_capacity(first as usize * each),
+        fields: Vec::new(),
         bad: BTreeMap::new(),
-        files: names,
+        files: names.zip(firsts).collect(),
         fingerprint: Fingerprint(0),
     };
-    let mut outside = None;
-    for run in parts {
-        let base = table.paths.len() as u64;
-        table.paths.extend_from_slice(&run.paths);
-        table.ends.extend(run.ends.iter().map(|end| base + end));
-        table.sizes.extend_from_slice(&run.sizes);
-        table.fields.extend_from_slice(&run.fields);
-        table.bad.extend(run.bad);
-        if let Some(folder) = run.outside {
-            outside = Some(shared(outside.take(), &folder.join("a file in it")));
-        }
-    }
-    if table.ends.len() as u64 != first {
+    let outside = table.fill(runs);
+    if table.ends.len() as u64 != rows {
         return Err(SourceError::data(format!("{} has fewer rows than it claims", shards.describe())));
     }
     table.judge(config, &shards, &roots, outside.as_deref())?;
     table.fingerprint = table.hash();
     let table = Arc::new(table);
     let (weak, here) = (Arc::downgrade(&table), roots[0].path.clone());
+    let config_root = config.root.clone();
     opening::depends_on(move || {
         let now = root(config_root.as_ref(), &shards, 0).and_then(|root| canonical(&root));
         now.is_ok_and(|now| now == here) && weak.upgrade().is_some_and(|table| table.has_its_images())
@@ -248,6 +294,28 @@ fn canonical(root: &Path) -> Result<PathBuf, SourceError> {
 }
 
 impl PathTable {
+    /// Takes over all rows. Returns the folder that absolute paths outside the root share.
+    fn fill(&mut self, runs: Vec<Run>) -> Option<PathBuf> {
+        let rows = runs.iter().map(|run| run.ends.len()).sum();
+        self.paths.reserve_exact(runs.iter().map(|run| run.paths.len()).sum());
+        self.ends.reserve_exact(rows);
+        self.sizes.reserve_exact(rows);
+        self.fields.reserve_exact(rows * self.schema.fields_bytes());
+        let mut outside = None;
+        for run in runs {
+            let base = self.paths.len() as u64;
+            self.paths.extend_from_slice(&run.paths);
+            self.ends.extend(run.ends.iter().map(|end| base + end));
+            self.sizes.extend_from_slice(&run.sizes);
+            self.fields.extend_from_slice(&run.fields);
+            self.bad.extend(run.bad);
+            if let Some(folder) = run.outside {
+                outside = Some(shared(outside.take(), &folder.join("a file in it")));
+            }
+        }
+        outside
+    }
+
     /// Whether every image is there and has the size that it had. Their bytes are read when they are wanted.
     fn has_its_images(&self) -> bool {
         let step = Step::begin("looking at files", Counted::Files, Some(self.sizes.len() as u64));
