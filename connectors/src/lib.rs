@@ -158,6 +158,24 @@ impl SourceConfig {
         })
     }
 
+    /// The key by which this would write files where its configuration says, if it does. What is cached in the user's own
+    /// cache folder is no such thing. Of an address only what was typed, as with [`locations`](Self::locations).
+    pub fn writes(&self) -> Option<&'static str> {
+        const CACHE: &str = "cache";
+        let cache = match self {
+            Self::Folder(config) => !config.cache.is_default(),
+            Self::Tar(config) => !config.cache.is_default(),
+            Self::Table(config) => !config.cache.is_default(),
+            Self::Hdf5(config) => !config.cache.is_default(),
+            Self::Array(config) => !config.cache.is_default(),
+            Self::Synthetic(_) | Self::Kafka(_) => false,
+            Self::Subset(config) => return config.source.writes(),
+            Self::Mix(config) => return config.parts.iter().find_map(|part| part.source.writes()),
+            Self::Address(config) => config.options.contains_key(CACHE),
+        };
+        cache.then_some(CACHE)
+    }
+
     /// The files, folders and URLs that opening this would read, as configured; braces, `*` and `?` may be in them. Of an
     /// address only what was typed: what its options name is known once it is [resolved](Self::resolve).
     pub fn locations(&self) -> Vec<String> {

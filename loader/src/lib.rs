@@ -50,6 +50,8 @@ mod ordering;
 #[cfg(feature = "daemon")]
 pub mod peer;
 #[cfg(feature = "daemon")]
+mod permission;
+#[cfg(feature = "daemon")]
 pub mod pipeline;
 #[cfg(feature = "daemon")]
 pub mod quarantine;
@@ -57,3 +59,5 @@ pub mod quarantine;
 pub mod refusal;
 #[cfg(feature = "daemon")]
 pub mod server;
+#[cfg(feature = "daemon")]
+mod sharing;

@@ -6,19 +6,20 @@
 //! the protocol, or when the daemon is told to stop; whatever the reason, dropping its [`Engine`] frees everything.
 //!
 //! A *private* daemon has its client's socket as standard input, takes further connections over it (`adopt`), writes its log
-//! to its standard output, a socket too (lines about the data of one feed go to that feed, as everywhere), ignores the terminal's signals, and ends when the last connection has ended. A standalone one listens on a socket that
-//! only its own user can open (mode 0600, peer uid checked besides).
+//! to its standard output, a socket too (lines about the data of one feed go to that feed, as everywhere), ignores the
+//! terminal's signals, and ends when the last connection has ended. A standalone one listens on a socket that only its own
+//! user can open (mode 0600, peer uid checked besides).
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream as StdStream;
-use std::path::{Component, Path};
+use std::path::Path;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use fuelrail_connectors::{Fingerprint, IndexedSource, Opening, shown};
+use fuelrail_connectors::{Opening, shown};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::Mode;
 use rustix::net::RecvFlags;
@@ -30,17 +31,17 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio::task::{JoinError, JoinHandle};
 use tokio::time::MissedTickBehavior;
 
-use crate::config::{DaemonConfig, PipelineConfig, Sampling};
+use crate::config::{DaemonConfig, PipelineConfig};
 use crate::engine::Engine;
-use crate::engine::flow::Flows;
 use crate::log;
 use crate::metrics::Consumer;
 use crate::peer::Peer;
-use crate::pipeline::{Opened, Pipeline, Supply};
+use crate::permission;
 use crate::protocol::{
     self, Attach, Decoder, ErrorKind, MAX_KEYS, PROTOCOL, PipelineRef, Progress, Reply, Request,
 };
 use crate::refusal::Refusal;
+use crate::sharing::{self, Sharing};
 
 /// A client that does not say hello within this time is let go.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
@@ -61,67 +62,10 @@ const LOG_PERIOD: Duration = Duration::from_secs(10);
 struct Server {
     config: DaemonConfig,
     private: bool,
-    /// Sources that feeds have open, so that the ranks of a run share one index.
-    sources: Mutex<HashMap<String, Shared>>,
-    /// What the ranks of each run have been given.
-    runs: Mutex<HashMap<String, Run>>,
+    sharing: Sharing,
     stop: watch::Receiver<bool>,
     /// Held by every connection; the receiver sees when the last is gone.
     alive: mpsc::Sender<()>,
-}
-
-/// A source that is open, and the opening that knows what it was opened from.
-#[derive(Clone)]
-struct Shared {
-    known: Known,
-    opening: Opening,
-}
-
-impl Shared {
-    /// The source, if it is still used and what it was opened from is still the same. Which windows of a stream there are is
-    /// settled by its flow; files may have changed since.
-    fn open(&self, asking: &Opening) -> Option<Opened> {
-        let opened = self.known.open()?;
-        let is_current = matches!(opened, Opened::Stream(_)) || self.opening.is_current(asking);
-        is_current.then_some(opened)
-    }
-}
-
-/// The ranks of a run that attached so far, and the data that the first of them found.
-struct Run {
-    dataset: String,
-    ranks: HashMap<u64, Weak<Pipeline>>,
-}
-
-/// A source that is open as long as a feed uses it.
-#[derive(Clone)]
-enum Known {
-    Indexed(Weak<dyn IndexedSource>),
-    Stream(Weak<Flows>),
-}
-
-impl Known {
-    fn of(supply: &Supply) -> Self {
-        match supply {
-            Supply::Indexed { source, .. } => Self::Indexed(Arc::downgrade(source)),
-            Supply::Stream { flows, .. } => Self::Stream(Arc::downgrade(flows)),
-        }
-    }
-
-    /// Identity of an indexed source that is still used.
-    fn fingerprint(&self) -> Option<Fingerprint> {
-        match self {
-            Self::Indexed(source) => source.upgrade().map(|source| source.fingerprint()),
-            Self::Stream(_) => None,
-        }
-    }
-
-    fn open(&self) -> Option<Opened> {
-        match self {
-            Self::Indexed(source) => source.upgrade().map(Opened::Indexed),
-            Self::Stream(flows) => flows.upgrade().map(Opened::Stream),
-        }
-    }
 }
 
 /// Runs a private daemon over the socket on standard input until its last client is gone.
@@ -162,14 +106,7 @@ fn run(config: DaemonConfig, door: Door) -> io::Result<Signal> {
         let (stopper, stop) = watch::channel(false);
         let (alive, last_gone) = mpsc::channel(1);
         let private = matches!(door, Door::Private(_));
-        let server = Arc::new(Server {
-            config,
-            private,
-            sources: Mutex::default(),
-            runs: Mutex::default(),
-            stop,
-            alive,
-        });
+        let server = Arc::new(Server { config, private, sharing: Sharing::default(), stop, alive });
         match door {
             Door::Private(control) => private_door(server, control, &stopper, last_gone).await,
             Door::Listener(listener) => listening_door(server, listener, &stopper, last_gone).await,
@@ -491,9 +428,11 @@ impl Session {
         let watched = Opening::new();
         let opening = watched.clone();
         let starting = tokio::task::spawn_blocking(move || {
-            let pipeline = Arc::new(server.open(config, &opening)?);
-            server.one_flow(&pipeline, world_size)?;
-            server.one_run(&pipeline, rank, world_size)?;
+            let pipeline = Arc::new(server.sharing.open(config, &opening)?);
+            if server.private {
+                sharing::alone(&pipeline, world_size)?;
+            }
+            server.sharing.join(&pipeline, rank, world_size)?;
             // What the engine says waits here until `attached` has gone out first.
             let (held, mut holding) = mpsc::unbounded_channel();
             let out = Box::new(move |reply| drop(held.send(reply)));
@@ -581,37 +520,6 @@ fn has_hung_up(stream: &UnixStream) -> bool {
     now.is_ok() && fds[0].revents().intersects(PollFlags::RDHUP | PollFlags::HUP | PollFlags::ERR)
 }
 
-/// Whether a location of a source lies below a root: a URL below a URL, a path below a folder with links resolved.
-fn below(root: &Path, location: &str) -> bool {
-    if location.contains("://") {
-        let root = root.to_string_lossy();
-        let root = root.trim_end_matches('/');
-        // No "..", which some servers resolve.
-        return root.contains("://")
-            && !location.split('/').any(|part| part == ".." || part.to_ascii_lowercase().contains("%2e%2e"))
-            && location.strip_prefix(root).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
-    }
-    // Of a pattern, what comes before its first brace or star; ".." behind that is refused when it is opened.
-    let fixed = match location.find(['{', '*', '?']) {
-        Some(special) => Path::new(&location[..location[..special].rfind('/').unwrap_or(0)]),
-        None => Path::new(location),
-    };
-    // What does not exist cannot be resolved. It is compared as it is, so that the client hears that it is missing, but
-    // not with ".." in it, which would tell what exists elsewhere.
-    let plain = !fixed.components().any(|part| part == Component::ParentDir);
-    let path = fixed.canonicalize().ok().or_else(|| plain.then(|| fixed.to_path_buf()));
-    root.canonicalize().is_ok_and(|root| path.is_some_and(|path| path.starts_with(root)))
-}
-
-/// Whether a key occurs anywhere in plain data.
-fn mentions(value: &serde_json::Value, key: &str) -> bool {
-    match value {
-        serde_json::Value::Object(map) => map.iter().any(|(name, value)| name == key || mentions(value, key)),
-        serde_json::Value::Array(list) => list.iter().any(|value| mentions(value, key)),
-        _ => false,
-    }
-}
-
 impl Server {
     /// The pipeline that a client means, if it may have it.
     fn resolve(&self, pipeline: PipelineRef) -> Result<PipelineConfig, Refusal> {
@@ -627,132 +535,8 @@ impl Server {
             PipelineRef::Inline(value) => {
                 let config = PipelineConfig::from_json(value)
                     .map_err(|message| Refusal::new(ErrorKind::Config, message))?;
-                self.allowed(config)
+                if self.private { Ok(config) } else { permission::grant(&self.config.roots, config) }
             }
         }
-    }
-
-    /// A client's own pipeline may read only below the daemon's roots, symbolic links resolved. What it may open comes
-    /// back with its addresses resolved, so that what is opened is what was looked at.
-    fn allowed(&self, mut config: PipelineConfig) -> Result<PipelineConfig, Refusal> {
-        if self.private {
-            return Ok(config);
-        }
-        if let Some(path) = &config.quarantine {
-            let message = format!(
-                "quarantine: this daemon writes no file for a client's own pipeline ({}); leave it out, or name the list in \
-                 a pipeline of the daemon's configuration",
-                shown(&path)
-            );
-            return Err(Refusal::new(ErrorKind::Config, message));
-        }
-        let source = serde_json::to_value(&config.source).expect("configuration is plain data");
-        if mentions(&source, "cache") {
-            return Err(Refusal::new(
-                ErrorKind::Config,
-                "source.cache: this daemon writes copies only where its own configuration says; leave it out",
-            ));
-        }
-        let weights = match &config.sampling {
-            Some(Sampling::Weights { file, .. }) => Some(file.to_string_lossy().into_owned()),
-            _ => None,
-        };
-        self.readable(config.source.locations().into_iter().chain(weights))?;
-        // An address may look at its own place now, to find out what it is and what its options name.
-        config.source = config.source.resolve().map_err(Refusal::of_source)?;
-        self.readable(config.source.locations())?;
-        Ok(config)
-    }
-
-    /// Whether all of these lie below the daemon's roots.
-    fn readable(&self, locations: impl IntoIterator<Item = String>) -> Result<(), Refusal> {
-        for location in locations {
-            if !self.config.roots.iter().any(|root| below(root, &location)) {
-                return Err(Refusal::new(
-                    ErrorKind::Config,
-                    format!(
-                        "this daemon does not let clients read {location}: name a folder above it with --root (or `roots` in \
-                         its configuration), or attach to one of its pipelines by name"
-                    ),
-                ));
-            }
-        }
-        Ok(())
-    }
-
-    /// Ranks whose daemons do not know of each other must cut the same windows of a stream.
-    fn one_flow(&self, pipeline: &Pipeline, world_size: u64) -> Result<(), Refusal> {
-        match &pipeline.supply {
-            Supply::Stream { flows, .. }
-                if self.private && world_size > 1 && !flows.source().is_uniform() =>
-            {
-                Err(Refusal::new(
-                    ErrorKind::Config,
-                    format!(
-                        "each of {world_size} ranks has a daemon of its own here, and windows that close by time or by what \
-                         has arrived would differ between them: give window_offsets=N (so many offsets of every partition), \
-                         or serve all ranks from one daemon (`fuelrail serve`, Loader(\"unix://...\", pipeline=...))"
-                    ),
-                ))
-            }
-            _ => Ok(()),
-        }
-    }
-
-    /// Opens a pipeline on a source that is open already, if it is one of the same data.
-    fn open(&self, mut config: PipelineConfig, opening: &Opening) -> Result<Pipeline, Refusal> {
-        // By what it stands for now: another file beside it may make it something else.
-        config.source = config.source.resolve().map_err(Refusal::of_source)?;
-        let name = serde_json::to_string(&config.source).expect("configuration is plain data");
-        let lock = || self.sources.lock().unwrap_or_else(PoisonError::into_inner);
-        let shared = || lock().get(&name).cloned();
-        let known = shared().and_then(|shared| shared.open(opening));
-        let is_new = known.is_none();
-        let mut pipeline = Pipeline::open_watched(config, known, opening)?;
-        if is_new {
-            // Another rank may have opened it meanwhile: then one of the two is enough.
-            let meanwhile =
-                shared().filter(|other| other.known.fingerprint() == pipeline.supply.fingerprint());
-            match meanwhile.and_then(|other| other.open(opening)) {
-                Some(Opened::Indexed(source)) => pipeline.supply.share(source),
-                _ => {
-                    let known = Known::of(&pipeline.supply);
-                    lock().insert(name, Shared { known, opening: opening.clone() });
-                }
-            }
-        }
-        lock().retain(|_, shared| shared.known.open().is_some());
-        Ok(pipeline)
-    }
-
-    /// Ranks of one run train on the same data: one that finds other files than those before it is refused.
-    fn one_run(&self, pipeline: &Arc<Pipeline>, rank: u64, world_size: u64) -> Result<(), Refusal> {
-        if world_size < 2 {
-            return Ok(());
-        }
-        let config = serde_json::to_string(&pipeline.config).expect("configuration is plain data");
-        let mut runs = self.runs.lock().unwrap_or_else(PoisonError::into_inner);
-        for run in runs.values_mut() {
-            run.ranks.retain(|_, feed| feed.strong_count() > 0);
-        }
-        runs.retain(|_, run| !run.ranks.is_empty());
-        let dataset = pipeline.identity.dataset.clone();
-        let new = || Run { dataset: dataset.clone(), ranks: HashMap::new() };
-        let run = runs.entry(format!("{world_size} {config}")).or_insert_with(new);
-        // The same rank again is another run.
-        if run.ranks.contains_key(&rank) {
-            *run = new();
-        }
-        if run.dataset != dataset {
-            return Err(Refusal::new(
-                ErrorKind::Source,
-                format!(
-                    "rank {rank} finds other data than the ranks of this run that attached before it: files of the source \
-                     changed in between; start all ranks again"
-                ),
-            ));
-        }
-        run.ranks.insert(rank, Arc::downgrade(pipeline));
-        Ok(())
     }
 }
