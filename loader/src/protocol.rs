@@ -12,6 +12,7 @@
 //!
 //! ```text
 //! client                                daemon
+//!   adopt {} + socket ───────────────────▶                               of a private daemon: one more connection
 //!   hello {protocol, pid} ───────────────▶
 //!   ◀─────────────────────────────────── welcome {protocol} | refused {kind, message}
 //!   attach {pipeline, rank, …} ──────────▶
@@ -21,6 +22,13 @@
 //!   release {slot} ──────────────────────▶
 //!   seek {generation, epoch, position} ──▶                               (of a stream with the window it lies in)
 //!   ◀─────────────────────────────────── window {place}, end {epoch, len}     of a stream: what a token needs to know
+//!   saved {place, position} ─────────────▶                               a checkpoint holds this place of a stream
+//!   ◀─────────────────────────────────── failed {generation, kind, message}   nothing more comes before a seek
+//!   keys {indices} ──────────────────────▶
+//!   ◀─────────────────────────────────── keys {keys}
+//!   stats {…} ───────────────────────────▶
+//!   ◀─────────────────────────────────── stats {…}
+//!   ◀─────────────────────────────────── log {level, text}               at any time
 //!   end-of-file (or the client's death) ─▶  everything of this feed is freed
 //! ```
 
