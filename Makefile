@@ -1,6 +1,6 @@
 # make help lists what there is. Every target sets up what it needs first; a second run finds it done.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-kafka test bench bench-sources lint gate clean distclean
+.PHONY: help setup demo demo-kafka check quick test bench bench-sources lint gate clean distclean
 SHELL := /bin/bash
 export PATH := $(HOME)/.cargo/bin:$(PATH)
 
@@ -27,11 +27,17 @@ demo: setup ## train on handwritten digits, or on DATA=folder (SIZE= EPOCHS= MOD
 demo-kafka: setup ## train on a live Kafka stream, kill the trainer, resume: nothing lost, nothing twice (RECORDS= RATE=)
 	@$(BIN)/python python/scripts/demo_kafka.py $(if $(RECORDS),--records $(RECORDS)) $(if $(RATE),--rate $(RATE))
 
+check: lint test ## what must pass before a change lands: lint, then every test
+
+quick: setup ## a loop of a minute: unit tests of the crates you touched (CRATES=loader), and the quick Python tests
+	@JOBS=$(JOBS) python/scripts/quick.sh $(CRATES)
+
 test: setup ## every test that needs no special hardware and no data from elsewhere (JOBS=2: Python tests at a time)
 	python/scripts/tidy.sh cargo test --release --workspace --exclude fuelrail-python
 	$(PYTEST) $(wildcard python/tests tests)
 
-gate: setup ## the same tests in their long forms
+gate: setup ## the same tests in their long forms, and the Rust ones once more with overflow checks
+	python/scripts/tidy.sh cargo test --profile checked --workspace --exclude fuelrail-python
 	FUELRAIL_GATE=1 python/scripts/tidy.sh cargo test --release --workspace --exclude fuelrail-python
 	FUELRAIL_GATE=1 $(PYTEST) $(wildcard python/tests tests)
 
