@@ -5,7 +5,6 @@ use std::io;
 use std::path::Path;
 
 use crate::names::{missing, printable, shown};
-use crate::remote::Fault;
 
 /// A source cannot be opened or read at all: the configuration or the environment is wrong.
 ///
@@ -194,5 +193,37 @@ impl ReadError {
     /// may succeed later, without any change to the data.
     pub fn is_transient(&self) -> bool {
         self.transient
+    }
+}
+
+/// Why bytes did not come, as whoever asked for them is told.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{detail}")]
+pub(crate) struct Fault {
+    pub kind: ReadErrorKind,
+    pub detail: String,
+    pub transient: bool,
+}
+
+impl Fault {
+    pub(crate) fn io(detail: String, transient: bool) -> Self {
+        Self { kind: ReadErrorKind::Io, detail, transient }
+    }
+}
+
+impl From<Fault> for SourceError {
+    fn from(fault: Fault) -> Self {
+        SourceError::data(fault.detail)
+    }
+}
+
+impl From<Fault> for std::io::Error {
+    fn from(fault: Fault) -> Self {
+        let kind = match fault.kind {
+            ReadErrorKind::Gone => std::io::ErrorKind::NotFound,
+            ReadErrorKind::Changed => std::io::ErrorKind::StaleNetworkFileHandle,
+            ReadErrorKind::Io | ReadErrorKind::Bad => std::io::ErrorKind::Other,
+        };
+        Self::new(kind, fault)
     }
 }

@@ -16,8 +16,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
-use crate::buffer::{POOL_BYTES, Pool};
-use crate::shards::{Ranges, Shards};
+use crate::bytes::buffer::{POOL_BYTES, Pool};
+use crate::bytes::shards::{Ranges, Shards};
 use crate::workers::{Meter, finish, lock, panic_text};
 use crate::{Buffer, ReadError, ReadRequest, ReadStats, Reader, ReaderConfig, SourceError};
 

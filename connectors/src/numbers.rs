@@ -3,8 +3,8 @@
 use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
 
-use crate::array::{MAX_HEADER, Npy, NpyError};
 use crate::names::shown;
+use crate::sources::array::{MAX_HEADER, Npy, NpyError};
 use crate::{ElementType, SourceError};
 
 /// Reads a one-dimensional npy array of `count` numbers of any width. Nothing but the header is read of a file that holds

@@ -1,0 +1,204 @@
+//! Arrays as a source: a record is a row of each.
+
+use std::sync::Arc;
+
+use crate::bytes::shards::{Ranges, Shards};
+use crate::column::Part;
+use crate::gather::{self, Parts, Place};
+use crate::labels::Labels;
+use crate::recognised::Recognised;
+use crate::schema::Schema;
+use crate::{
+    Blocks, Buffer, Extent, FieldSpec, Fingerprint, IndexedSource, Reader, ReaderConfig, SourceError,
+};
+
+/// npy and npz files, opened.
+pub(super) struct Array {
+    pub stores: Vec<Arc<Shards>>,
+    pub rows: Arc<Rowed>,
+    pub len: u64,
+    pub schema: Schema,
+    pub labels: Labels,
+    pub blocks: Blocks,
+    pub fingerprint: Fingerprint,
+    pub recognised: Recognised,
+    /// Why an array that may have been meant for images is not taken for them.
+    pub no_image: Option<String>,
+}
+
+/// Where every record's rows lie.
+pub(super) struct Rowed {
+    pub columns: Vec<Column>,
+    /// Names of the first column's runs, for keys.
+    pub names: Vec<String>,
+    /// Bytes of a record.
+    pub size: u64,
+}
+
+pub(super) struct Column {
+    pub runs: Vec<Run>,
+    pub step: u64,
+    pub part: Part,
+}
+
+/// Rows of one array that lie in one file.
+pub(super) struct Run {
+    /// The record of the first row.
+    pub first: u64,
+    pub store: u32,
+    pub shard: u32,
+    /// The first byte of the first row.
+    pub offset: u64,
+}
+
+impl Column {
+    fn run(&self, index: u64) -> usize {
+        self.runs.partition_point(|run| run.first <= index) - 1
+    }
+}
+
+impl Parts for Rowed {
+    fn parts(&self) -> usize {
+        self.columns.len()
+    }
+
+    fn locate(&self, index: u64, part: usize) -> Place {
+        let column = &self.columns[part];
+        let run = &column.runs[column.run(index)];
+        let offset = run.offset + (index - run.first) * column.step;
+        Place {
+            store: run.store as usize,
+            shard: run.shard as usize,
+            offset,
+            len: column.part.stored() as u64,
+        }
+    }
+
+    fn size(&self, _index: u64) -> u64 {
+        self.size
+    }
+
+    fn join(&self, _index: u64, parts: &[Buffer], mut record: &mut [u8]) -> Result<(), String> {
+        for (column, row) in self.columns.iter().zip(parts) {
+            let (body, rest) = record.split_at_mut(column.part.written());
+            column.part.write(row, body)?;
+            record = rest;
+        }
+        Ok(())
+    }
+
+    fn key(&self, index: u64) -> String {
+        let run = self.columns[0].run(index);
+        format!("{}/{}", self.names[run], index - self.columns[0].runs[run].first)
+    }
+}
+
+/// Records that are one range each, as they lie in the first store.
+impl Ranges for Rowed {
+    fn locate(&self, index: u64) -> (usize, u64, u64) {
+        let place = Parts::locate(self, index, 0);
+        (place.shard, place.offset, place.len)
+    }
+
+    fn key(&self, index: u64) -> String {
+        Parts::key(self, index)
+    }
+}
+
+impl Array {
+    /// Whether a record is its bytes in the files as they are.
+    fn plain(&self) -> bool {
+        let column = &self.rows.columns[0];
+        self.rows.columns.len() == 1 && column.part.is_plain() && column.runs.iter().all(|run| run.store == 0)
+    }
+
+    fn check(&self, index: u64) {
+        assert!(index < self.len, "record {index} of {}", self.len);
+    }
+}
+
+impl IndexedSource for Array {
+    fn len(&self) -> u64 {
+        self.len
+    }
+
+    fn key(&self, index: u64) -> String {
+        self.check(index);
+        Parts::key(&*self.rows, index)
+    }
+
+    fn label(&self, index: u64) -> i64 {
+        self.check(index);
+        self.labels.get(index)
+    }
+
+    fn is_labelled(&self) -> bool {
+        self.labels.is_some()
+    }
+
+    fn verdict(&self, index: u64) -> Option<String> {
+        self.labels.verdict(index)
+    }
+
+    fn classes(&self) -> &[String] {
+        &self.labels.classes
+    }
+
+    fn schema(&self) -> Schema {
+        self.schema.clone()
+    }
+
+    fn no_image(&self) -> Option<String> {
+        self.no_image.clone()
+    }
+
+    fn image_size(&self) -> Option<(u32, u32)> {
+        self.rows.columns.first().filter(|_| self.schema.image)?.part.image_size()
+    }
+
+    fn size(&self, index: u64) -> u64 {
+        self.check(index);
+        self.rows.size
+    }
+
+    fn extent(&self, index: u64) -> Option<Extent> {
+        self.check(index);
+        let place = Parts::locate(&*self.rows, index, 0);
+        let extent = || self.stores[place.store].extent(place.shard, place.offset, place.len);
+        self.plain().then(extent).flatten()
+    }
+
+    fn blocks(&self) -> Blocks {
+        self.blocks.clone()
+    }
+
+    fn fingerprint(&self) -> Fingerprint {
+        self.fingerprint
+    }
+
+    fn memory(&self) -> u64 {
+        let runs: usize =
+            self.rows.columns.iter().map(|column| column.runs.capacity() * size_of::<Run>()).sum();
+        let texts = self.rows.names.iter();
+        let texts: usize = texts.map(|text| text.capacity() + size_of::<String>()).sum();
+        let blocks = match &self.blocks {
+            Blocks::Lengths { lengths, .. } => lengths.len() * size_of::<u64>(),
+            Blocks::None => 0,
+        };
+        let fields = self.schema.fields.len() * size_of::<FieldSpec>();
+        let stores: u64 = self.stores.iter().map(|store| store.memory()).sum();
+        (size_of::<Self>() + runs + texts + blocks + fields) as u64 + self.labels.memory() + stores
+    }
+
+    fn reader_memory(&self) -> u64 {
+        let remote: u64 = self.stores.iter().map(|store| store.reader_memory()).max().unwrap_or(0);
+        remote + if self.plain() { 0 } else { gather::memory(self.rows.size) }
+    }
+
+    fn reader(self: Arc<Self>, config: &ReaderConfig) -> Result<Box<dyn Reader>, SourceError> {
+        if self.plain() {
+            return self.stores[0].clone().reader(self.rows.clone(), config);
+        }
+        gather::open(self.rows.clone(), &self.stores, config)
+    }
+}

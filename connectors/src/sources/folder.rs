@@ -1,0 +1,494 @@
+//! Image folder: one folder per class, images in it at any depth.
+//!
+//! ```text
+//!  root/cat/0001.jpg            label 0   key "cat/0001.jpg"
+//!  root/cat/kittens/7.png       label 0   key "cat/kittens/7.png"
+//!  root/dog/0001.jpg            label 1   key "dog/0001.jpg"
+//! ```
+//!
+//! - Classes are the folders directly under the root, sorted by name; the order of records is torchvision's `ImageFolder`
+//!   order (class, then directory path, then file name, compared as bytes), so that indices can be compared.
+//! - A class folder without images keeps its class, with a warning: labels do not shift because one folder is empty.
+//!   (torchvision raises there.) A source without a single image is refused.
+//! - Folders that systems and programs leave beside data (`__MACOSX`, `@eaDir`, `lost+found`, … ) are no classes, unless
+//!   `classes` names them.
+//! - Folders that are all called like parts of a data set (`train`, `val2017`) are no classes either: that is refused, and
+//!   `classes` says otherwise.
+//! - With `classes` given, that list is the mapping: a class without a folder is fine, a folder not in the list is an error.
+//! - Images are recognised by their extension, in any case; other files are passed over and counted by their endings, hidden
+//!   files and folders (leading dot) without a word. Of special files (pipes, devices, sockets) none is ever opened.
+//! - Symbolic links are followed, to files and to folders. A folder that contains itself is entered once.
+//! - A folder with images directly under it and no folders at all is an *unlabelled* source: no label, no classes. Next to
+//!   class folders such images have no class; they are ignored, with a warning.
+//!
+//! The walk goes level by level and in parallel: first all directories of a level are listed, then the sizes of their files
+//! are asked for, in pieces, so that one directory with a million files is as parallel as a thousand small ones. Never
+//! more than one descriptor per thread is open.
+
+mod walk;
+
+use std::collections::HashMap;
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+
+use self::walk::{Listing, Pending, Root, Subfolder};
+use crate::bytes::disk::{self, Files, Span};
+use crate::labels;
+use crate::names::{IMAGES, is_litter, shown};
+use crate::opening;
+use crate::recognised::{self, Recognised};
+use crate::sources::manifest::{Manifest, ManifestBuilder, escape};
+use crate::split::{Split, SplitPart};
+use crate::{Blocks, CacheConfig, Extent, Fingerprint, IndexedSource, Reader, ReaderConfig, SourceError};
+
+/// Names of folders that are parts of a data set and no classes, also with numbers behind them.
+const PARTS: [&str; 10] =
+    ["train", "training", "val", "valid", "validation", "test", "testing", "dev", "eval", "holdout"];
+
+/// Names of folders that lie beside parts and hold none.
+const BESIDE_PARTS: [&str; 6] = ["annotations", "docs", "labels", "meta", "metadata", "splits"];
+
+/// Directories may be nested this deep below the root.
+const MAX_DEPTH: usize = 64;
+
+/// A walk that meets more directories than this has run into links that multiply.
+const MAX_DIRECTORIES: usize = 4 << 20;
+
+/// Files whose sizes one task asks for.
+const FILES_PER_TASK: usize = 2048;
+
+/// Configuration of an image folder.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FolderConfig {
+    /// The folder that holds the class folders: a path, or `s3://bucket/path` (also gs, az).
+    pub root: PathBuf,
+    /// Class names in label order. Default: the names of the class folders, sorted.
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "crate::texts::optional")]
+    pub classes: Option<Vec<String>>,
+    /// `""` or null: the images without labels. Default: the class folders are the labels, if there are any.
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "labels::name_or_none")]
+    pub label: Option<String>,
+    /// Use only a part of the records.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub split: Option<Split>,
+    /// Where copies are kept when the root is in a bucket.
+    #[serde(default, skip_serializing_if = "CacheConfig::is_default")]
+    pub cache: CacheConfig,
+}
+
+impl FolderConfig {
+    /// Whether the images have labels.
+    pub(crate) fn is_labelled(&self, manifest: &Manifest) -> Result<bool, SourceError> {
+        let is_unwanted =
+            labels::only_none(self.label.as_deref(), "the labels of an image folder are its class folders")?;
+        Ok(!is_unwanted && !manifest.classes().is_empty())
+    }
+}
+
+/// An open image folder.
+#[derive(Debug)]
+pub(crate) struct Folder {
+    root: PathBuf,
+    manifest: Manifest,
+    is_labelled: bool,
+}
+
+impl Folder {
+    pub(crate) fn open(config: &FolderConfig) -> Result<Self, SourceError> {
+        if let Some(split) = &config.split {
+            split.check()?;
+        }
+        let Walked { manifest, warnings, passed_over } = list(config)?;
+        for warning in warnings {
+            tracing::warn!("{warning}");
+        }
+        tracing::debug!(
+            "{}: {} images of {} bytes in {} classes, the list takes {} bytes",
+            shown(&config.root),
+            manifest.len(),
+            manifest.total_bytes(),
+            manifest.classes().len(),
+            manifest.memory()
+        );
+        let is_labelled = config.is_labelled(&manifest)?;
+        let mut recognised = recognised_as(&manifest, is_labelled);
+        if let Some(passed_over) = passed_over {
+            recognised.note(passed_over);
+        }
+        recognised.say(&shown(&config.root).to_string(), manifest.len());
+        let (config_then, then) = (config.clone(), manifest.fingerprint());
+        // The list again: names, sizes and classes are all that is kept of a folder. An image's bytes are read when they are
+        // wanted.
+        opening::depends_on(move || list(&config_then).is_ok_and(|now| now.manifest.fingerprint() == then));
+        Ok(Self { root: config.root.clone(), manifest, is_labelled })
+    }
+}
+
+/// What a walk made of an image folder.
+pub(crate) fn recognised_as(manifest: &Manifest, is_labelled: bool) -> Recognised {
+    let mut recognised = Recognised::default();
+    recognised.note("image = files");
+    let place = is_labelled.then_some("class folders");
+    recognised.note(recognised::label(place, manifest.classes()));
+    recognised
+}
+
+/// Walks the folder on threads of its own.
+fn list(config: &FolderConfig) -> Result<Walked, SourceError> {
+    // Asking for sizes waits for the disk or the network when the directory cache is cold: more threads than cores.
+    let threads = std::thread::available_parallelism().map_or(2, usize::from).clamp(8, 32);
+    let pool = rayon::ThreadPoolBuilder::new()
+        .num_threads(threads)
+        .thread_name(|number| format!("fuelrail-walk-{number}"))
+        .build()
+        .map_err(|error| {
+            SourceError::backend(format!("no threads to read {}: {error}", shown(&config.root)))
+        })?;
+    let opening = opening::current().unwrap_or_default();
+    pool.install(|| opening.run(|| build(config)))
+}
+
+impl IndexedSource for Folder {
+    fn len(&self) -> u64 {
+        self.manifest.len()
+    }
+
+    fn key(&self, index: u64) -> String {
+        self.manifest.key(index)
+    }
+
+    fn label(&self, index: u64) -> i64 {
+        i64::from(self.manifest.label(index))
+    }
+
+    fn is_labelled(&self) -> bool {
+        self.is_labelled
+    }
+
+    fn classes(&self) -> &[String] {
+        if self.is_labelled { self.manifest.classes() } else { &[] }
+    }
+
+    fn size(&self, index: u64) -> u64 {
+        self.manifest.size(index)
+    }
+
+    fn extent(&self, index: u64) -> Option<Extent> {
+        let mut path = Vec::new();
+        self.manifest.path(index, &mut path);
+        Some(Extent {
+            file: self.root.join(OsStr::from_bytes(&path)),
+            offset: 0,
+            len: self.manifest.size(index),
+        })
+    }
+
+    fn blocks(&self) -> Blocks {
+        Blocks::None
+    }
+
+    fn fingerprint(&self) -> Fingerprint {
+        self.manifest.fingerprint()
+    }
+
+    fn memory(&self) -> u64 {
+        self.manifest.memory()
+    }
+
+    fn reader(self: Arc<Self>, config: &ReaderConfig) -> Result<Box<dyn Reader>, SourceError> {
+        disk::open(self, config)
+    }
+}
+
+impl Files for Folder {
+    fn root(&self) -> &Path {
+        &self.root
+    }
+
+    fn locate(&self, index: u64, file: &mut Vec<u8>) -> Span {
+        self.manifest.path(index, file);
+        Span { offset: 0, len: self.manifest.size(index), whole: true }
+    }
+
+    fn key(&self, index: u64) -> String {
+        self.manifest.key(index)
+    }
+}
+
+/// What a walk found, and what is to be said of it.
+struct Walked {
+    manifest: Manifest,
+    warnings: Vec<String>,
+    passed_over: Option<String>,
+}
+
+/// Walks the folder and makes the manifest.
+fn build(config: &FolderConfig) -> Result<Walked, SourceError> {
+    let root = Root::open(&config.root)?;
+    let mut top = root.list(Path::new(""), &root.ancestors)?;
+    let named = |folder: &Subfolder| {
+        let name = escape(folder.path.as_os_str().as_bytes());
+        config.classes.as_ref().is_some_and(|classes| classes.contains(&name))
+    };
+    top.folders.retain(|folder| !is_litter(folder.path.as_os_str().as_bytes()) || named(folder));
+    if top.folders.is_empty() {
+        return unlabelled(config, &root, top);
+    }
+    let folders = class_folders(config, &top)?;
+    let names: Vec<String> = folders.iter().map(|(name, ..)| name.clone()).collect();
+    let labels: Vec<u32> = folders.iter().map(|(_, label, _)| *label).collect();
+    let mut counts = top.counts.clone();
+
+    let level = folders.into_iter().map(|(_, class, folder)| Pending { class, folder }).collect();
+    let mut listings = root.walk(level)?;
+    // Classes by label; within one class by the path of the directory, as torchvision does.
+    // (Bytes, not `Path`s: those compare part by part, which puts "a/b/c" before "a/b-c".)
+    listings.par_sort_unstable_by(|(a_class, a), (b_class, b)| {
+        (a_class, a.path.as_os_str().as_bytes()).cmp(&(b_class, b.path.as_os_str().as_bytes()))
+    });
+
+    let records = listings.iter().map(|(_, listing)| listing.len()).sum();
+    let name_bytes = listings.iter().map(|(_, listing)| listing.names.len()).sum();
+    let mut manifest = ManifestBuilder::with_capacity(records, name_bytes);
+    let mut classes: Vec<Class> = names
+        .into_iter()
+        .zip(labels)
+        .map(|(name, label)| Class { name, label, images: 0, deeper: 0 })
+        .collect();
+    let places: HashMap<u32, usize> =
+        classes.iter().enumerate().map(|(at, class)| (class.label, at)).collect();
+    let mut seen = 0;
+    for (label, listing) in listings {
+        counts.add(&listing.counts);
+        let images = listing.add_to(&mut manifest, label, config.split.as_ref());
+        let class = &mut classes[places[&label]];
+        let is_deeper = listing.path.components().count() > 1;
+        class.images += images;
+        class.deeper +=
+            usize::from(is_deeper && images > 0) + usize::from(!is_deeper && images > 0) * usize::MAX / 2;
+        seen += images;
+    }
+    let manifest = manifest.build(match &config.classes {
+        Some(classes) => classes.clone(),
+        None => classes.iter().map(|class| class.name.clone()).collect(),
+    });
+    if seen == 0 {
+        let mut message = format!(
+            "no images in the {} class folders of {} (images end in {}){}",
+            classes.len(),
+            shown(&config.root),
+            extensions(),
+            counts.instead()
+        );
+        if top.len() > 0 {
+            message += &format!(
+                "; {} images lie directly in it: move them into class folders, or remove the empty folders to use them \
+                 without labels",
+                top.len()
+            );
+        }
+        return Err(SourceError::data(message));
+    }
+    let with_images: Vec<&str> =
+        classes.iter().filter(|class| class.images > 0).map(|class| class.name.as_str()).collect();
+    check_level(config, &with_images)?;
+    check_split(config, &manifest, seen)?;
+    let mut warnings = counts.warnings(&config.root);
+    if top.len() > 0 {
+        warnings.push(format!(
+            "{} images directly in {} have no class and are ignored; move them into class folders",
+            top.len(),
+            shown(&config.root)
+        ));
+    }
+    warnings.extend(doubts(config, &classes));
+    Ok(Walked { manifest, warnings, passed_over: counts.passed_over() })
+}
+
+/// A class folder and what was found in it.
+struct Class {
+    name: String,
+    label: u32,
+    images: u64,
+    /// Folders below it that hold images; as good as without end when it holds some itself.
+    deeper: usize,
+}
+
+/// What may be wrong with class folders that are usable.
+fn doubts(config: &FolderConfig, classes: &[Class]) -> Vec<String> {
+    let root = shown(&config.root);
+    let mut doubts = Vec::new();
+    let empty: Vec<String> =
+        classes.iter().filter(|class| class.images == 0).map(|class| class.name.clone()).collect();
+    if !empty.is_empty() {
+        doubts.push(format!(
+            "{root}: {} of {} class folders hold no image and stay classes: {}",
+            empty.len(),
+            classes.len(),
+            some(&empty)
+        ));
+    }
+    let mut lower: Vec<(String, &str)> =
+        classes.iter().map(|class| (class.name.to_lowercase(), class.name.as_str())).collect();
+    lower.sort_unstable();
+    for pair in lower.windows(2).filter(|pair| pair[0].0 == pair[1].0) {
+        doubts.push(format!(
+            "{root}: \"{}\" and \"{}\" are two classes that differ in case only",
+            pair[0].1, pair[1].1
+        ));
+    }
+    if let [class] = classes
+        && (2..usize::MAX / 2).contains(&class.deeper)
+        && config.classes.is_none()
+    {
+        doubts.push(format!(
+            "{root}: its one class folder, {0}, holds {1} folders with images; if these are the classes, give {2}",
+            class.name,
+            class.deeper,
+            shown(&config.root.join(&class.name))
+        ));
+    }
+    doubts
+}
+
+/// A folder without folders: its images, without labels.
+fn unlabelled(config: &FolderConfig, root: &Root, top: Listing) -> Result<Walked, SourceError> {
+    let place = shown(&config.root);
+    if top.len() == 0 {
+        return Err(SourceError::data(format!(
+            "no images in {place}: it has no class folders and no files that end in {}{}; give the folder that holds one folder \
+             per class",
+            extensions(),
+            top.counts.instead()
+        )));
+    }
+    if config.classes.is_some() {
+        return Err(SourceError::data(format!(
+            "{place} has no class folders, only images, but classes are given; move the images into one folder per class, \
+             or leave out classes to use them without labels"
+        )));
+    }
+    let mut listings = vec![(0, top)];
+    root.measure(&mut listings)?;
+    let (_, top) = listings.pop().expect("the one listing");
+    let mut manifest = ManifestBuilder::with_capacity(top.len(), top.names.len());
+    let seen = top.add_to(&mut manifest, 0, config.split.as_ref());
+    let manifest = manifest.build(Vec::new());
+    check_split(config, &manifest, seen)?;
+    let (warnings, passed_over) = (top.counts.warnings(&config.root), top.counts.passed_over());
+    Ok(Walked { manifest, warnings, passed_over })
+}
+
+/// Refuses class folders that are all called like parts of a data set.
+pub(crate) fn check_level(config: &FolderConfig, with_images: &[&str]) -> Result<(), SourceError> {
+    if config.classes.is_some() || with_images.is_empty() || !with_images.iter().all(|name| is_part(name)) {
+        return Ok(());
+    }
+    let quoted: Vec<String> = with_images.iter().map(|name| format!("{name:?}")).collect();
+    Err(SourceError::data(format!(
+        "the folders in {} are called like parts of a data set ({}), not like classes: give one of them as the folder, such as {}; \
+         if they are classes, say so with classes=[{}]",
+        shown(&config.root),
+        with_images.join(", "),
+        shown(&config.root.join(with_images[0])),
+        quoted.join(", ")
+    )))
+}
+
+/// Whether a folder is called like a part of a data set: `train`, `Val`, `test2017`, `train_images`.
+fn is_part(name: &str) -> bool {
+    let name = name.to_ascii_lowercase();
+    let name = name.strip_suffix("_images").or_else(|| name.strip_suffix("_set")).unwrap_or(&name);
+    PARTS.contains(&name.trim_end_matches(|c: char| c.is_ascii_digit() || c == '_' || c == '-'))
+}
+
+/// The folder of this name in one that holds nothing but parts of a data set.
+pub(crate) fn part(root: &Path, name: &str) -> Option<PathBuf> {
+    let mut found = None;
+    for entry in std::fs::read_dir(root).ok()?.flatten() {
+        let folder = entry.file_name();
+        if is_litter(folder.as_bytes()) || !entry.path().is_dir() {
+            continue;
+        }
+        let folder = folder.to_string_lossy();
+        if folder == name && is_part(name) {
+            found = Some(entry.path());
+        } else if !is_part(&folder) && !BESIDE_PARTS.contains(&&*folder.to_lowercase()) {
+            return None;
+        }
+    }
+    found
+}
+
+pub(crate) fn check_split(config: &FolderConfig, manifest: &Manifest, seen: u64) -> Result<(), SourceError> {
+    match config.split {
+        Some(split) if manifest.is_empty() => Err(SourceError::config(format!(
+            "the {} part of {} is empty: split.fraction is {} and the folder has {seen} images; choose another fraction",
+            match split.part {
+                SplitPart::Train => "train",
+                SplitPart::Val => "val",
+            },
+            shown(&config.root),
+            split.fraction
+        ))),
+        _ if manifest.is_empty() => Err(SourceError::data(format!(
+            "all images of {} vanished while it was read; try again",
+            shown(&config.root)
+        ))),
+        _ => Ok(()),
+    }
+}
+
+/// The class folders with their names and labels, in order.
+fn class_folders(config: &FolderConfig, top: &Listing) -> Result<Vec<(String, u32, Subfolder)>, SourceError> {
+    let names: Vec<_> = top.folders.iter().map(|folder| escape(folder.path.as_os_str().as_bytes())).collect();
+    let labels = class_labels(config, &names)?;
+    let folders = top.folders.iter().cloned();
+    Ok(names
+        .into_iter()
+        .zip(labels)
+        .zip(folders)
+        .map(|((name, label), folder)| (name, label, folder))
+        .collect())
+}
+
+/// The labels of class folders whose names come sorted.
+pub(crate) fn class_labels(config: &FolderConfig, names: &[String]) -> Result<Vec<u32>, SourceError> {
+    let Some(classes) = &config.classes else { return Ok((0..names.len() as u32).collect()) };
+    let mut sorted: Vec<_> = classes.iter().collect();
+    sorted.sort_unstable();
+    if let Some(pair) = sorted.windows(2).find(|pair| pair[0] == pair[1]) {
+        return Err(SourceError::config(format!("classes lists {:?} twice; remove one", pair[0])));
+    }
+    let label = |name: &String| match classes.iter().position(|class| class == name) {
+        Some(class) => Ok(class as u32),
+        None => Err(SourceError::data(format!(
+            "folder {} is not in the list of classes ({}); add {name:?} to classes or move the folder away",
+            shown(&config.root.join(name)),
+            some(classes)
+        ))),
+    };
+    names.iter().map(label).collect()
+}
+
+/// The first few names of a long list.
+fn some(names: &[String]) -> String {
+    match names.len() {
+        0 => "which is empty".to_owned(),
+        1..=8 => names.join(", "),
+        len => format!("{}, … {} in all", names[..8].join(", "), len),
+    }
+}
+
+pub(crate) fn extensions() -> String {
+    IMAGES.map(|ending| format!(".{ending}")).join(" ")
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,630 @@
+//! What an HDF5 file says about its datasets: shape, type, layout and where the chunks are.
+//!
+//! The structures are read by the crate `hdf5-reader`, which is pure Rust, inside of three walls, since a crafted file is
+//! what this format is known for:
+//!
+//! - **Everything it reads passes [`Budgeted`]**, which serves ranges of the file and nothing else, and stops at a number
+//!   of bytes in proportion to the file's size. The crate allocates in proportion to what it has read, so this bounds its
+//!   memory and its time, whatever a file says of itself.
+//! - **It runs on a thread of its own** with a stack for its deepest recursion, and a panic ends that thread only.
+//! - **It is asked for metadata only.** Numbers of chunks are checked against a limit before chunks are looked up; data,
+//!   filters and heaps are read by this module's neighbours, within sizes known beforehand. External files and links are
+//!   not followed.
+//!
+//! What it says is held against the file's size here: every range lies in the file, every number fits.
+
+use std::collections::{HashSet, VecDeque};
+use std::io;
+use std::sync::{Arc, Mutex};
+use std::thread;
+
+use hdf5_reader::group::Group;
+use hdf5_reader::messages::HdfMessage;
+use hdf5_reader::messages::datatype::{StringSize, VarLenKind};
+use hdf5_reader::messages::layout::{ChunkIndexing, DataLayout};
+use hdf5_reader::storage::StorageBuffer;
+use hdf5_reader::{ByteOrder, Datatype, Hdf5File, OpenOptions, Storage, btree_v1, chunk_index};
+use hdf5_reader::{error::Error, extensible_array, fixed_array};
+
+use super::chunk::{ABSENT, Chunk, Chunked, Filter, MAX_SLAB};
+use crate::ElementType;
+use crate::bytes::shards::Shards;
+use crate::column::{Stored, product};
+use crate::opening;
+use crate::workers::{lock, panic_text};
+
+/// Bytes that may be read to understand a file: this many, and four times its size, but never more than the third.
+const BUDGET: (u64, u64, u64) = (16 << 20, 4, 1 << 30);
+
+/// What a read costs beside its bytes, so that empty ones end, too.
+const READ_COST: u64 = 64;
+
+/// Metadata lies scattered; it is fetched in blocks of this size, of which some are kept.
+const BLOCK: u64 = 64 << 10;
+const BLOCKS_KEPT: usize = 64;
+
+/// More chunks than this in one dataset are refused.
+pub(super) const MAX_CHUNKS: u64 = 4 << 20;
+
+/// More groups and datasets than this are not searched.
+const MAX_OBJECTS: usize = 10_000;
+
+/// Object headers larger than this are refused.
+const MAX_HEADER: usize = 4 << 20;
+
+/// Stack of the thread: the crate's deepest recursion is a B-tree of 256 levels.
+const STACK: usize = 16 << 20;
+
+/// What elements are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    Numbers(Stored),
+    /// Bytes of a fixed length: opaque, or text padded with zeros or blanks.
+    Fixed {
+        text: bool,
+    },
+    /// Bytes in the global heap.
+    Heap {
+        text: bool,
+    },
+    /// Something else, named.
+    Unread(String),
+}
+
+/// Where a dataset's elements are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Layout {
+    /// From this byte of the file on.
+    Contiguous(u64),
+    /// In the header.
+    Held(Vec<u8>),
+    Chunked(Box<Chunked>),
+    /// Not looked up, or nowhere: the reason.
+    Unknown(String),
+}
+
+/// One dataset.
+#[derive(Clone, Debug)]
+pub(super) struct Dataset {
+    /// Its path without the leading slash.
+    pub path: String,
+    /// Records, then the shape of one (with the axes of an array type).
+    pub shape: Vec<u64>,
+    pub kind: Kind,
+    /// Bytes of one element.
+    pub element: usize,
+    pub layout: Layout,
+}
+
+/// What holds for a whole file.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Addresses {
+    /// What addresses count from.
+    pub base: u64,
+    pub length_size: u8,
+}
+
+impl Dataset {
+    /// Bytes of one row.
+    pub(super) fn row_bytes(&self) -> Option<u64> {
+        product(self.shape.get(1..)?)?.checked_mul(self.element as u64)
+    }
+
+    /// For errors: `train/x: u8 [60000, 28, 28]`.
+    pub(super) fn describe(&self) -> String {
+        let kind = match &self.kind {
+            Kind::Numbers(stored) => stored.element.name(),
+            Kind::Fixed { text: true } => "text of fixed length",
+            Kind::Fixed { text: false } => "opaque",
+            Kind::Heap { text: true } => "text",
+            Kind::Heap { text: false } => "bytes of any length",
+            Kind::Unread(what) => what,
+        };
+        format!("{}: {kind} {:?}", self.path, self.shape)
+    }
+}
+
+/// All datasets of a file, without their chunks, and what could not be looked at.
+///
+/// # Errors
+/// A sentence without the file's name.
+pub(super) fn list(shards: &Arc<Shards>, shard: usize) -> Result<(Vec<Dataset>, Vec<String>), String> {
+    contained(shards, shard, |file, _| {
+        let (mut found, mut failed) = (Vec::new(), Vec::new());
+        let mut seen = HashSet::new();
+        let root = file.root_group().map_err(text)?;
+        let mut groups = VecDeque::from([(root, String::new())]);
+        while let Some((group, path)) = groups.pop_front() {
+            if !seen.insert(group.address()) {
+                continue;
+            }
+            let members = match group.members() {
+                Ok(members) => members,
+                Err(error) => {
+                    failed.push(format!("the group /{path} cannot be read: {}", plain(&error.to_string())));
+                    continue;
+                }
+            };
+            if seen.len() + groups.len() + found.len() + members.0.len() + members.1.len() > MAX_OBJECTS {
+                return Err(format!(
+                    "it has more than {MAX_OBJECTS} groups and datasets; name the datasets to read"
+                ));
+            }
+            let under = |name: &str| if path.is_empty() { name.to_owned() } else { format!("{path}/{name}") };
+            for dataset in members.1 {
+                let path = under(dataset.name());
+                match describe(file, &dataset, path.clone()) {
+                    Ok(dataset) => found.push(dataset),
+                    Err(error) => failed.push(format!("the dataset {path} cannot be read: {error}")),
+                }
+            }
+            groups.extend(members.0.into_iter().map(|group: Group| {
+                let path = under(group.name());
+                (group, path)
+            }));
+        }
+        found.sort_by(|a, b| a.path.cmp(&b.path));
+        Ok((found, failed))
+    })
+}
+
+/// Some datasets of a file by their paths, with all their chunks.
+///
+/// # Errors
+/// A sentence without the file's name, but with the dataset's.
+pub(super) fn locate(
+    shards: &Arc<Shards>,
+    shard: usize,
+    paths: &[String],
+) -> Result<(Addresses, Vec<Dataset>), String> {
+    let paths = paths.to_vec();
+    contained(shards, shard, move |file, size| {
+        let superblock = file.superblock();
+        let addresses = Addresses { base: superblock.base_address, length_size: superblock.length_size };
+        let one = |path: &String| {
+            let refuse = |why: String| format!("dataset {path}: {why}");
+            let dataset = file.dataset(path).map_err(|error| match error {
+                Error::DatasetNotFound(_) => refuse("there is no such dataset in the file".into()),
+                error => refuse(plain(&error.to_string())),
+            })?;
+            let mut described = describe(file, &dataset, path.clone()).map_err(refuse)?;
+            described.layout = layout(file, &dataset, &described, size).map_err(refuse)?;
+            Ok(described)
+        };
+        Ok((addresses, paths.iter().map(one).collect::<Result<_, String>>()?))
+    })
+}
+
+/// Runs `work` on an opened file, inside of the walls.
+fn contained<T: Send + 'static>(
+    shards: &Arc<Shards>,
+    shard: usize,
+    work: impl FnOnce(&Hdf5File, u64) -> Result<T, String> + Send + 'static,
+) -> Result<T, String> {
+    let storage = Arc::new(Budgeted::new(shards.clone(), shard));
+    let size = storage.size;
+    let opening = opening::current().unwrap_or_default();
+    let run = move || {
+        let options = OpenOptions::default()
+            .with_chunk_cache_bytes(0)
+            .with_max_chunk_bytes(MAX_SLAB as usize)
+            .with_max_read_bytes(1 << 20)
+            .with_max_object_header_bytes(MAX_HEADER);
+        let file = Hdf5File::from_storage_with_options(storage, options).map_err(text)?;
+        work(&file, size)
+    };
+    let thread =
+        thread::Builder::new().name("fuelrail-hdf5".into()).stack_size(STACK).spawn(move || opening.run(run));
+    let thread = thread.map_err(|error| format!("no thread could be started to read it: {error}"))?;
+    thread.join().unwrap_or_else(|panic| {
+        Err(format!("understanding it panicked ({}); its structures are damaged", panic_text(&*panic)))
+    })
+}
+
+fn text(error: Error) -> String {
+    format!("its structures cannot be read: {}", plain(&error.to_string()))
+}
+
+/// What the library says of what it does not read, as users know it.
+fn plain(error: &str) -> String {
+    if error.contains("layout class 3") {
+        return "a virtual dataset, made of parts of other files, which is not read: copy it into one".into();
+    }
+    if error.contains("magic bytes") { "it is no HDF5 file".into() } else { error.into() }
+}
+
+/// Shape and type of a dataset.
+fn describe(file: &Hdf5File, dataset: &hdf5_reader::Dataset, path: String) -> Result<Dataset, String> {
+    let superblock = file.superblock();
+    let heap = super::heap::Ref::stored(superblock.offset_size);
+    let mut shape = dataset.shape().to_vec();
+    let dtype = match dataset.dtype() {
+        Datatype::Array { base, dims } => {
+            shape.extend(dims);
+            base
+        }
+        dtype => dtype,
+    };
+    let (mut kind, element) = match dtype {
+        Datatype::FixedPoint { size, signed, byte_order } => number(integer(*size, *signed), *byte_order),
+        Datatype::FloatingPoint { size, byte_order } => number(float(*size), *byte_order),
+        Datatype::Enum { base, members } => match &**base {
+            Datatype::FixedPoint { size, signed, byte_order } => {
+                // How h5py stores booleans.
+                let boolean = members.iter().map(|member| member.name.as_str()).eq(["FALSE", "TRUE"]);
+                let element =
+                    if boolean && *size == 1 { Some(ElementType::Bool) } else { integer(*size, *signed) };
+                number(element, *byte_order)
+            }
+            _ => (Kind::Unread("an enumeration".into()), 0),
+        },
+        Datatype::String { size: StringSize::Fixed(size), .. } => {
+            (Kind::Fixed { text: true }, *size as usize)
+        }
+        Datatype::Opaque { size, .. } => (Kind::Fixed { text: false }, *size as usize),
+        Datatype::String { size: StringSize::Variable, .. }
+        | Datatype::VarLen { kind: VarLenKind::String, .. } => (Kind::Heap { text: true }, heap),
+        Datatype::VarLen { base, .. } => match &**base {
+            Datatype::FixedPoint { size: 1, .. } => (Kind::Heap { text: false }, heap),
+            _ => (Kind::Unread("sequences of any length".into()), heap),
+        },
+        Datatype::Compound { .. } => (Kind::Unread("a compound type (records with named columns)".into()), 0),
+        Datatype::Array { .. } => (Kind::Unread("arrays of arrays".into()), 0),
+        Datatype::Reference { .. } => (Kind::Unread("references".into()), 0),
+        Datatype::Bitfield { .. } => (Kind::Unread("bit fields".into()), 0),
+    };
+    if matches!(kind, Kind::Numbers(_)) && !ordinary(dataset) {
+        kind = Kind::Unread("numbers of an unusual format".into());
+    }
+    if let Kind::Unread(_) = kind {
+        return Ok(Dataset { path, shape, kind, element, layout: Layout::Unknown("it is not read".into()) });
+    }
+    if element == 0 || element > 1 << 30 {
+        return Err(format!("its elements have {element} bytes"));
+    }
+    Ok(Dataset { path, shape, kind, element, layout: Layout::Unknown("not looked up".into()) })
+}
+
+fn number(element: Option<ElementType>, order: ByteOrder) -> (Kind, usize) {
+    match element {
+        Some(element) => {
+            let big = matches!(order, ByteOrder::BigEndian);
+            (Kind::Numbers(Stored { element, big }), element.size())
+        }
+        None => (Kind::Unread("numbers of an unusual size".into()), 0),
+    }
+}
+
+fn integer(size: u8, signed: bool) -> Option<ElementType> {
+    use ElementType::*;
+    Some(match (size, signed) {
+        (1, false) => U8,
+        (1, true) => I8,
+        (2, false) => U16,
+        (2, true) => I16,
+        (4, false) => U32,
+        (4, true) => I32,
+        (8, false) => U64,
+        (8, true) => I64,
+        _ => return None,
+    })
+}
+
+fn float(size: u8) -> Option<ElementType> {
+    match size {
+        2 => Some(ElementType::F16),
+        4 => Some(ElementType::F32),
+        8 => Some(ElementType::F64),
+        _ => None,
+    }
+}
+
+/// Whether a number's bits are laid out as in memory: no padding, and IEEE's exponent and mantissa. A bfloat16 has the
+/// size of an f16 and would be read as nonsense.
+fn ordinary(dataset: &hdf5_reader::Dataset) -> bool {
+    let Ok(raw) = dataset.raw_datatype() else { return false };
+    // | class and version | flags x3 | size u32 | offset u16 | precision u16 | exponent at, bits | mantissa at, bits | …
+    let Some(&class) = raw.first() else { return false };
+    let field = |at: usize| raw.get(at..at + 2).map(|two| u16::from_le_bytes([two[0], two[1]]));
+    let size = raw.get(4..8).map(|four| u32::from_le_bytes(four.try_into().expect("four bytes")));
+    match (class & 15, size, field(8), field(10)) {
+        (0, Some(size), Some(0), Some(precision)) => u32::from(precision) == 8 * size,
+        (1, Some(size), Some(0), Some(precision)) if u32::from(precision) == 8 * size => {
+            let bits = raw.get(12..16);
+            matches!(
+                (size, bits),
+                (2, Some([10, 5, 0, 10])) | (4, Some([23, 8, 0, 23])) | (8, Some([52, 11, 0, 52]))
+            )
+        }
+        (0 | 1, ..) => false,
+        // Numbers within an array or enumeration: their own description follows, and h5py writes none that differ.
+        _ => true,
+    }
+}
+
+/// Where a dataset's elements are, chunk by chunk.
+fn layout(
+    file: &Hdf5File,
+    dataset: &hdf5_reader::Dataset,
+    described: &Dataset,
+    size: u64,
+) -> Result<Layout, String> {
+    if let Kind::Unread(_) = described.kind {
+        return Ok(described.layout.clone());
+    }
+    let superblock = file.superblock();
+    let (offset_size, length_size, base) =
+        (superblock.offset_size, superblock.length_size, superblock.base_address);
+    let undefined = match offset_size {
+        8.. => u64::MAX,
+        bytes => (1 << (8 * bytes)) - 1,
+    };
+    let header = file.get_or_parse_header(dataset.address()).map_err(text)?;
+    let (mut layout, mut pipeline, mut fill) = (None, &[][..], None);
+    for message in &header.messages {
+        match message {
+            HdfMessage::DataLayout(message) => layout = Some(&message.layout),
+            HdfMessage::FilterPipeline(message) => pipeline = &message.filters,
+            HdfMessage::FillValue(message) => fill = message.value.clone(),
+            HdfMessage::ExternalFiles(_) => {
+                return Err("its data lies in other files, which are not read".into());
+            }
+            _ => {}
+        }
+    }
+    let row = described.row_bytes().ok_or("its rows are larger than 2^64 bytes")?;
+    let bytes = described.shape.first().and_then(|rows| rows.checked_mul(row));
+    let bytes = bytes.ok_or("it has no axis for the records, or is larger than 2^64 bytes")?;
+    let never = || Ok(Layout::Unknown("it was never written".into()));
+    let (address, dims, indexing) = match layout.ok_or("it has no layout")? {
+        DataLayout::Compact { data } if data.len() as u64 >= bytes => return Ok(Layout::Held(data.clone())),
+        DataLayout::Compact { data } => {
+            return Err(format!("it has {} bytes in its header, and {bytes} are expected", data.len()));
+        }
+        DataLayout::Contiguous { address, .. } if *address == undefined => return never(),
+        DataLayout::Contiguous { address, .. } => {
+            let start = address.checked_add(base);
+            let end = start.and_then(|start| start.checked_add(bytes));
+            return match (start, end) {
+                (Some(start), Some(end)) if end <= size => Ok(Layout::Contiguous(start)),
+                _ => Err(format!(
+                    "its {bytes} bytes from byte {address} on are not all in the file, which has {size}"
+                )),
+            };
+        }
+        DataLayout::Chunked { address, .. } if *address == undefined => return never(),
+        DataLayout::Chunked { address, dims, chunk_indexing, .. } => (*address, dims, chunk_indexing),
+    };
+
+    // The element's own axes are part of every chunk.
+    let rank = dataset.shape().len();
+    let dims = dims.get(..rank).ok_or("its chunks have fewer axes than it has")?;
+    let mut chunk: Vec<u64> = dims.iter().map(|&n| u64::from(n)).collect();
+    chunk.extend(&described.shape[rank..]);
+    let shape = described.shape.clone();
+    if chunk.contains(&0) || shape.contains(&0) {
+        return Err(format!("its chunks of shape {chunk:?} of {shape:?} hold nothing"));
+    }
+    let grid: Vec<u64> = shape.iter().zip(&chunk).map(|(n, c)| n.div_ceil(*c)).collect();
+    let count = product(&grid).filter(|&count| count <= MAX_CHUNKS).ok_or_else(|| {
+        format!("it has more than {MAX_CHUNKS} chunks (of shape {chunk:?}); store it anew with larger chunks")
+    })?;
+    let raw = product(&chunk).and_then(|n| n.checked_mul(described.element as u64));
+    let raw = raw.filter(|&raw| raw <= MAX_SLAB && raw <= u64::from(u32::MAX)).ok_or_else(|| {
+        format!(
+            "its chunks of shape {chunk:?} are larger than {} MiB; store it anew with smaller ones",
+            MAX_SLAB >> 20
+        )
+    })?;
+    if pipeline.len() > 32 {
+        return Err(format!("it has {} filters", pipeline.len()));
+    }
+    let filters = pipeline
+        .iter()
+        .map(|filter| {
+            Filter::known(filter.id, filter.name.as_deref(), &filter.client_data, described.element)
+        })
+        .collect::<Result<Vec<_>, _>>()?;
+    let fill = fill.filter(|fill| fill.len() == described.element);
+    let mut chunked = Chunked {
+        chunk,
+        grid,
+        element: described.element,
+        chunks: vec![Chunk { address: ABSENT, size: 0, mask: 0 }; count as usize],
+        filters,
+        fill: fill.unwrap_or_else(|| vec![0; described.element]),
+        shape,
+    };
+    let slab = chunked.row_bytes().checked_mul(chunked.slab_rows());
+    if slab.is_none_or(|slab| slab > MAX_SLAB) {
+        return Err(format!(
+            "{} of its rows, which lie in the same chunks, take more than {} MiB; store it anew with chunks of fewer rows, \
+             such as chunks=(1, ...)",
+            chunked.slab_rows(),
+            MAX_SLAB >> 20
+        ));
+    }
+
+    let storage = file.storage();
+    let mut set = |address: u64, stored: u64, mask: u32, offsets: &[u64]| {
+        let mut place = 0u64;
+        for axis in 0..rank {
+            let (at, rest) = (offsets[axis] / chunked.chunk[axis], offsets[axis] % chunked.chunk[axis]);
+            if rest != 0 {
+                return Err(format!("a chunk lies across others, at {offsets:?}"));
+            }
+            if at >= chunked.grid[axis] {
+                // What is left of a dataset that was made smaller.
+                return Ok(());
+            }
+            place = place * chunked.grid[axis] + at;
+        }
+        let stored = if stored == 0 || chunked.filters.is_empty() { raw } else { stored };
+        let start = address.checked_add(base);
+        let end = start.and_then(|start| start.checked_add(stored));
+        match (start, end) {
+            // No filter makes a chunk more than a little larger.
+            (Some(start), Some(end)) if end <= size && stored <= 2 * raw + (64 << 10) => {
+                chunked.chunks[place as usize] = Chunk { address: start, size: stored as u32, mask };
+                Ok(())
+            }
+            _ => Err(format!(
+                "the chunk at {offsets:?} ({stored} bytes from byte {address} on) is not in the file"
+            )),
+        }
+    };
+    let shape = dataset.shape();
+    let entries = match indexing {
+        None => {
+            let leaves = btree_v1::collect_btree_v1_leaves_storage(
+                storage,
+                address,
+                offset_size,
+                length_size,
+                Some(rank as u32),
+                dims,
+                None,
+            );
+            for (key, address) in leaves.map_err(text)? {
+                let btree_v1::BTreeV1Key::RawData { chunk_size, filter_mask, offsets } = key else {
+                    return Err("its index of chunks is one of names".into());
+                };
+                if offsets.len() < rank {
+                    return Err("its index of chunks has fewer axes than it has".into());
+                }
+                set(address, chunk_size.into(), filter_mask, &offsets)?;
+            }
+            Vec::new()
+        }
+        Some(ChunkIndexing::SingleChunk { filtered_size, filters }) => {
+            set(address, *filtered_size, *filters, &vec![0; rank])?;
+            Vec::new()
+        }
+        Some(ChunkIndexing::Implicit) => {
+            let mut offsets = vec![0; rank];
+            for number in 0..count {
+                let mut rest = number;
+                for axis in (0..rank).rev() {
+                    let chunks = shape[axis].div_ceil(u64::from(dims[axis]));
+                    offsets[axis] = rest % chunks * u64::from(dims[axis]);
+                    rest /= chunks;
+                }
+                set(address.saturating_add(number * raw), raw, 0, &offsets)?;
+            }
+            Vec::new()
+        }
+        Some(ChunkIndexing::FixedArray { .. }) => fixed_array::collect_fixed_array_chunk_entries_storage(
+            storage,
+            address,
+            offset_size,
+            length_size,
+            shape,
+            dims,
+            None,
+        )
+        .map_err(text)?,
+        Some(ChunkIndexing::ExtensibleArray { .. }) => {
+            extensible_array::collect_extensible_array_chunk_entries_storage(
+                storage,
+                address,
+                offset_size,
+                length_size,
+                shape,
+                dataset.max_dims(),
+                dims,
+                None,
+            )
+            .map_err(text)?
+        }
+        Some(ChunkIndexing::BTreeV2) => chunk_index::collect_v2_chunk_entries_storage(
+            storage,
+            address,
+            offset_size,
+            length_size,
+            rank as u32,
+            dims,
+            None,
+        )
+        .map_err(text)?,
+    };
+    for entry in entries {
+        if entry.offsets.len() != rank {
+            return Err("its index of chunks has other axes than it has".into());
+        }
+        set(entry.address, entry.size, entry.filter_mask, &entry.offsets)?;
+    }
+    Ok(Layout::Chunked(Box::new(chunked)))
+}
+
+/// A file as `hdf5-reader` sees it: ranges, until the budget is used up.
+struct Budgeted {
+    shards: Arc<Shards>,
+    shard: usize,
+    size: u64,
+    state: Mutex<State>,
+}
+
+struct State {
+    left: u64,
+    /// Blocks by number, the one fetched last at the back.
+    blocks: VecDeque<(u64, Arc<[u8]>)>,
+}
+
+impl Budgeted {
+    fn new(shards: Arc<Shards>, shard: usize) -> Self {
+        let size = shards.files()[shard].size;
+        let left = size.saturating_mul(BUDGET.1).saturating_add(BUDGET.0).min(BUDGET.2);
+        Self { shards, shard, size, state: Mutex::new(State { left, blocks: VecDeque::new() }) }
+    }
+
+    fn block(&self, number: u64) -> io::Result<Arc<[u8]>> {
+        if let Some((_, block)) = lock(&self.state).blocks.iter().rev().find(|(held, _)| *held == number) {
+            return Ok(block.clone());
+        }
+        let start = number * BLOCK;
+        let mut bytes = vec![0; BLOCK.min(self.size - start) as usize];
+        self.shards.read_at(self.shard, start, &mut bytes)?;
+        let block: Arc<[u8]> = bytes.into();
+        let mut state = lock(&self.state);
+        if state.blocks.len() == BLOCKS_KEPT {
+            state.blocks.pop_front();
+        }
+        state.blocks.push_back((number, block.clone()));
+        Ok(block)
+    }
+}
+
+impl Storage for Budgeted {
+    fn len(&self) -> u64 {
+        self.size
+    }
+
+    fn read_range(&self, offset: u64, len: usize) -> Result<StorageBuffer, Error> {
+        let end = offset.checked_add(len as u64).filter(|&end| end <= self.size);
+        let Some(end) = end else {
+            let available = self.size.saturating_sub(offset);
+            return Err(Error::UnexpectedEof { offset, needed: len as u64, available });
+        };
+        {
+            let mut state = lock(&self.state);
+            let left = state.left.checked_sub(len as u64 + READ_COST);
+            state.left = left.ok_or_else(|| {
+                Error::ResourceLimit("its structures are larger than a file of this size can need".into())
+            })?;
+        }
+        if len as u64 > BLOCK {
+            let mut bytes = vec![0; len];
+            self.shards.read_at(self.shard, offset, &mut bytes)?;
+            return Ok(StorageBuffer::from_vec(bytes));
+        }
+        let first = offset / BLOCK;
+        let from = (offset - first * BLOCK) as usize;
+        let block = self.block(first)?;
+        if end <= (first + 1) * BLOCK {
+            return StorageBuffer::from_shared(block, from, len);
+        }
+        let mut bytes = block[from..].to_vec();
+        bytes.extend_from_slice(&self.block(first + 1)?[..(end - (first + 1) * BLOCK) as usize]);
+        Ok(StorageBuffer::from_vec(bytes))
+    }
+}

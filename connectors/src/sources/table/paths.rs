@@ -1,0 +1,569 @@
+//! A table whose images are files: a list of paths, with labels and fields beside them.
+//!
+//! The images are read by the disk readers, as an image folder's are; the table itself is read once, at open, and its
+//! fields stay in memory. Paths stay below a root folder ([`root`](super::root) has the rule). A row whose path names no file
+//! there when the list is opened is a bad record; a file that goes later is a broken environment. A list of which less than
+//! one row in ten names a file is refused, for then the root is another one.
+
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::ops::Range;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::arrow::array::ArrayRef;
+use crate::names;
+use xxhash_rust::xxh3::Xxh3;
+
+use super::columns::{Choice, append, bytes_at};
+use super::label;
+use super::root::{Miss, Root, joined, shared, shown};
+use super::{File, RECORD, TableConfig, UNIT_ROWS, in_parallel};
+use crate::bytes::buffer::Pool;
+use crate::bytes::disk::{self, Files, Span};
+use crate::bytes::shards::Shards;
+use crate::labels::Labels;
+use crate::opening::{self, Counted, Step};
+use crate::{
+    Blocks, Buffer, Extent, FieldSpec, Fingerprint, IndexedSource, ReadError, ReadRequest, ReadStats, Reader,
+    ReaderConfig, Record, Schema, SourceError,
+};
+
+/// Fields of all rows may take this much memory.
+const MAX_FIELDS: u64 = 4 << 30;
+
+/// Rows whose fields are bad are listed; more than this is a wrong column.
+const MAX_BAD: usize = 100_000;
+
+/// The list.
+struct PathTable {
+    root: PathBuf,
+    /// Paths relative to the root, one after the other, and where each ends.
+    paths: Vec<u8>,
+    ends: Vec<u64>,
+    sizes: Vec<u64>,
+    labels: Labels,
+    schema: Schema,
+    fields: Vec<u8>,
+    /// Rows that give no record.
+    bad: BTreeMap<u64, Bad>,
+    /// Names of the table files and their first rows, for keys.
+    files: Vec<(String, u64)>,
+    fingerprint: Fingerprint,
+}
+
+/// The folder that the paths of a table file start from.
+pub(super) fn root(
+    configured: Option<&PathBuf>,
+    shards: &Shards,
+    shard: usize,
+) -> Result<PathBuf, SourceError> {
+    if let Some(root) = configured {
+        return Ok(root.clone());
+    }
+    let folder = shards.extent(shard, 0, 0).and_then(|extent| extent.file.parent().map(Path::to_path_buf));
+    folder.ok_or_else(|| {
+        SourceError::config(format!(
+            "{} is not on this machine, so the folder that its paths start from is not known; name it (root)",
+            shards.display(shard)
+        ))
+    })
+}
+
+/// The root of each table file, one for those that share a folder, and the folder that all roots share.
+fn roots(config: &TableConfig, shards: &Shards) -> Result<(Vec<Arc<Root>>, PathBuf), SourceError> {
+    let mut roots: Vec<Arc<Root>> = Vec::with_capacity(shards.files().len());
+    for shard in 0..shards.files().len() {
+        let named = root(config.root.as_ref(), shards, shard)?;
+        roots.push(match roots.last() {
+            Some(last) if last.named() == named => last.clone(),
+            _ => Arc::new(Root::open(&named)?),
+        });
+    }
+    let mut common = roots[0].path.clone();
+    while !roots.iter().all(|root| root.path.starts_with(&common)) {
+        assert!(common.pop(), "absolute paths share the root");
+    }
+    Ok((roots, common))
+}
+
+/// Rows that one thread looks at.
+struct Share {
+    shard: usize,
+    part: usize,
+    rows: Range<u64>,
+    /// The number of the first of them in the whole list.
+    first: u64,
+}
+
+/// All rows in shares, and the first row of each file with the number of all at the end.
+fn shares(files: &[File]) -> (Vec<Share>, Vec<u64>) {
+    let (mut shares, mut firsts, mut first) = (Vec::new(), vec![0], 0);
+    for (shard, file) in files.iter().enumerate() {
+        for part in 0..file.parts() {
+            let what = file.part(RECORD, part);
+            let step = if what.divisible { UNIT_ROWS.min(1 << 15) } else { what.rows.max(1) };
+            let mut row = 0;
+            while row < what.rows {
+                let end = (row + step).min(what.rows);
+                shares.push(Share { shard, part, rows: row..end, first: first + row });
+                row = end;
+            }
+            first += what.rows;
+        }
+        firsts.push(first);
+    }
+    (shares, firsts)
+}
+
+/// What a share of the rows holds.
+#[derive(Default)]
+struct Run {
+    paths: Vec<u8>,
+    ends: Vec<u64>,
+    sizes: Vec<u64>,
+    fields: Vec<u8>,
+    bad: Vec<(u64, Bad)>,
+    /// The folder that absolute paths outside the root share.
+    outside: Option<PathBuf>,
+}
+
+/// Why a row gives no record.
+enum Bad {
+    /// Its path names no file.
+    Path(Miss),
+    /// A field of it cannot be used.
+    Field(String),
+}
+
+/// How rows are looked at.
+struct Look<'a> {
+    shards: &'a Shards,
+    files: &'a [File],
+    /// For each file its root, and what leads to it from the folder that all share.
+    roots: Vec<(&'a Root, &'a Path)>,
+    /// The column of paths, and those of the fields.
+    image: usize,
+    fields: Vec<(usize, &'a FieldSpec)>,
+    /// Bytes of a row's fields.
+    each: usize,
+    pool: Arc<Pool>,
+    step: &'a Step,
+}
+
+impl Look<'_> {
+    fn share(&self, share: &Share) -> Result<Run, SourceError> {
+        let Share { shard, part, ref rows, first } = *share;
+        let pieces = self.files[shard].decode(self.shards, shard, RECORD, part, rows.clone(), &self.pool);
+        let pieces = pieces.map_err(|trouble| trouble.at_open(&self.shards.display(shard)))?;
+        let mut run = Run::default();
+        for piece in pieces {
+            let begin = first + (piece.rows.start - rows.start);
+            let key = |row: usize| label::key(self.shards, self.files, begin + row as u64);
+            let columns = piece.columns.map_err(|why| SourceError::data(format!("{}: {why}", key(0))))?;
+            for row in 0..columns[self.image].len() {
+                opening::check()?;
+                self.step.add(1);
+                let bad = self.row(shard, &columns, row, &mut run);
+                let bad = bad.map_err(|why| SourceError::data(format!("{}: {why}", key(row))))?;
+                run.bad.extend(bad.map(|bad| (begin + row as u64, bad)));
+            }
+        }
+        Ok(run)
+    }
+
+    /// Appends a row: its path from the folder that all share, its file's size and its fields. Returns why it is bad.
+    ///
+    /// # Errors
+    /// When the environment is broken, and not the row.
+    fn row(
+        &self,
+        shard: usize,
+        columns: &[ArrayRef],
+        row: usize,
+        run: &mut Run,
+    ) -> Result<Option<Bad>, String> {
+        let (root, prefix) = self.roots[shard];
+        let path = bytes_at(columns[self.image].as_ref(), row);
+        let found = match path {
+            Some(path) => root.find(path),
+            None => Err(Miss::Unfit("the path of its image is missing".into())),
+        };
+        let path = path.unwrap_or_default().to_vec();
+        let (path, size, miss) = match found {
+            Ok(found) => (joined(prefix, found.path), found.size, None),
+            Err(Miss::Failed(why)) => return Err(why),
+            Err(Miss::Absent) => (joined(prefix, path), 0, Some(Miss::Absent)),
+            Err(miss) => (path, 0, Some(miss)),
+        };
+        run.paths.extend_from_slice(&path);
+        run.ends.push(run.paths.len() as u64);
+        run.sizes.push(size);
+        let end = run.fields.len() + self.each;
+        let bad = match miss {
+            Some(miss) => {
+                if let Miss::Outside(file) = &miss {
+                    run.outside = Some(shared(run.outside.take(), file));
+                }
+                Some(Bad::Path(miss))
+            }
+            None => self.fields(columns, row, &mut run.fields).err().map(Bad::Field),
+        };
+        run.fields.resize(end, 0);
+        Ok(bad)
+    }
+
+    fn fields(&self, columns: &[ArrayRef], row: usize, bytes: &mut Vec<u8>) -> Result<(), String> {
+        self.fields.iter().try_for_each(|(column, spec)| append(columns[*column].as_ref(), row, spec, bytes))
+    }
+}
+
+pub(super) fn open(
+    config: &TableConfig,
+    shards: Arc<Shards>,
+    files: &[File],
+    choice: &Choice,
+    labels: Labels,
+) -> Result<Arc<dyn IndexedSource>, SourceError> {
+    let schema = Schema { image: true, fields: choice.fields.clone() };
+    schema
+        .check(labels.is_some())
+        .map_err(|why| SourceError::config(format!("{}: {why}", shards.describe())))?;
+    let columns = choice.record_columns();
+    let place = |name: &str| columns.iter().position(|column| column == name).expect("it is one of them");
+    let (roots, common) = roots(config, &shards)?;
+    let (shares, firsts) = shares(files);
+    let rows = firsts[files.len()];
+    let each = schema.fields_bytes();
+    if rows.saturating_mul(each as u64) > MAX_FIELDS {
+        return Err(SourceError::config(format!(
+            "{}: the fields of {rows} rows take {} MiB; beside paths of images they are kept in memory, and the limit \
+             is {} MiB; put the images into the table, or name fewer fields",
+            shards.describe(),
+            rows.saturating_mul(each as u64) >> 20,
+            MAX_FIELDS >> 20
+        )));
+    }
+    let step = Step::begin("looking at files", Counted::Files, Some(rows));
+    let look = Look {
+        shards: &shards,
+        files,
+        roots: roots
+            .iter()
+            .map(|root| (&**root, root.path.strip_prefix(&common).expect("it is a parent")))
+            .collect(),
+        image: place(&choice.image.as_ref().expect("this is a table of images").column),
+        fields: choice.fields.iter().map(|field| (place(&field.name), field)).collect(),
+        each,
+        pool: Pool::new(32 << 20),
+        step: &step,
+    };
+    let runs = in_parallel(&step, shares.len(), |at| look.share(&shares[at]))?;
+    let names = shards.files().iter().map(|file| file.name.clone());
+    let mut table = PathTable {
+        root: common,
+        paths: Vec::new(),
+        ends: Vec::new(),
+        sizes: Vec::new(),
+        labels,
+        schema,
+        fields: Vec::new(),
+        bad: BTreeMap::new(),
+        files: names.zip(firsts).collect(),
+        fingerprint: Fingerprint(0),
+    };
+    let outside = table.fill(runs);
+    if table.ends.len() as u64 != rows {
+        return Err(SourceError::data(format!("{} has fewer rows than it claims", shards.describe())));
+    }
+    table.judge(config, &shards, &roots, outside.as_deref())?;
+    table.fingerprint = table.hash();
+    let table = Arc::new(table);
+    let (weak, here) = (Arc::downgrade(&table), roots[0].path.clone());
+    let config_root = config.root.clone();
+    opening::depends_on(move || {
+        let now = root(config_root.as_ref(), &shards, 0).and_then(|root| canonical(&root));
+        now.is_ok_and(|now| now == here) && weak.upgrade().is_some_and(|table| table.has_its_images())
+    });
+    Ok(table)
+}
+
+fn canonical(root: &Path) -> Result<PathBuf, SourceError> {
+    root.canonicalize().map_err(|error| SourceError::folder(root, &error))
+}
+
+impl PathTable {
+    /// Takes over all rows. Returns the folder that absolute paths outside the root share.
+    fn fill(&mut self, runs: Vec<Run>) -> Option<PathBuf> {
+        let rows = runs.iter().map(|run| run.ends.len()).sum();
+        self.paths.reserve_exact(runs.iter().map(|run| run.paths.len()).sum());
+        self.ends.reserve_exact(rows);
+        self.sizes.reserve_exact(rows);
+        self.fields.reserve_exact(rows * self.schema.fields_bytes());
+        let mut outside = None;
+        for run in runs {
+            let base = self.paths.len() as u64;
+            self.paths.extend_from_slice(&run.paths);
+            self.ends.extend(run.ends.iter().map(|end| base + end));
+            self.sizes.extend_from_slice(&run.sizes);
+            self.fields.extend_from_slice(&run.fields);
+            self.bad.extend(run.bad);
+            if let Some(folder) = run.outside {
+                outside = Some(shared(outside.take(), &folder.join("a file in it")));
+            }
+        }
+        outside
+    }
+
+    /// Whether every image is there and has the size that it had. Their bytes are read when they are wanted.
+    fn has_its_images(&self) -> bool {
+        let step = Step::begin("looking at files", Counted::Files, Some(self.sizes.len() as u64));
+        let runs = self.sizes.len().div_ceil(UNIT_ROWS as usize);
+        in_parallel(&step, runs, |run| {
+            let first = run as u64 * UNIT_ROWS;
+            for index in first..(first + UNIT_ROWS).min(self.sizes.len() as u64) {
+                opening::check()?;
+                step.add(1);
+                // Of paths that can be none nothing changes that.
+                if matches!(self.bad.get(&index), Some(Bad::Path(miss)) if !matches!(miss, Miss::Absent)) {
+                    continue;
+                }
+                let file = self.root.join(OsStr::from_bytes(self.path(index)));
+                // One that was missing has the size 0.
+                if std::fs::metadata(&file).map_or(0, |meta| meta.len()) != self.sizes[index as usize] {
+                    return Err(SourceError::data(format!("{} has changed", names::shown(&file))));
+                }
+            }
+            Ok(())
+        })
+        .is_ok()
+    }
+
+    fn path(&self, index: u64) -> &[u8] {
+        let index = index as usize;
+        let begin = if index == 0 { 0 } else { self.ends[index - 1] };
+        &self.paths[begin as usize..self.ends[index] as usize]
+    }
+
+    /// Refuses a list that is wrong as a whole, and says how many of its rows are bad otherwise.
+    fn judge(
+        &self,
+        config: &TableConfig,
+        shards: &Shards,
+        roots: &[Arc<Root>],
+        outside: Option<&Path>,
+    ) -> Result<(), SourceError> {
+        let Some((&first, _)) = self.bad.first_key_value() else { return Ok(()) };
+        let (list, rows) = (shards.describe(), self.ends.len());
+        let fields = self.bad.values().filter(|bad| matches!(bad, Bad::Field(_))).count();
+        if fields > MAX_BAD {
+            let mut all = self.bad.iter().filter(|(_, bad)| matches!(bad, Bad::Field(_)));
+            let (&row, _) = all.next().expect("there are many");
+            return Err(SourceError::data(format!(
+                "{list}: the fields of more than {MAX_BAD} rows are bad, the first is row {row}: {}; name other fields",
+                self.why(row).unwrap_or_default()
+            )));
+        }
+        let missed: Vec<(u64, &Miss)> = (self.bad.iter())
+            .filter_map(|(&row, bad)| if let Bad::Path(miss) = bad { Some((row, miss)) } else { None })
+            .collect();
+        // Below this the list and its folder do not belong together.
+        let Some(&(row, miss)) = missed.first().filter(|_| (rows - missed.len()) * 10 < rows) else {
+            tracing::warn!(
+                "{list}: {} of {rows} rows give no record, the first is row {first}: {}",
+                self.bad.len(),
+                self.why(first).unwrap_or_default()
+            );
+            return Ok(());
+        };
+        let shard = self.files.partition_point(|(_, first)| *first <= row) - 1;
+        let root = &roots[shard];
+        let place = if config.root.is_some() { "root" } else { "the folder of the list" };
+        let count = format!("{} of {rows} rows name no image", missed.len());
+        Err(SourceError::data(match (miss, outside) {
+            (Miss::Outside(_), Some(folder)) => format!(
+                "{list}: {count}: \"{}\" (row {row}) lies outside {} ({place}); say root={:?}, the folder that such \
+                 paths share",
+                shown(self.path(row)),
+                names::shown(&root.path),
+                names::shown(&folder).to_string()
+            ),
+            (Miss::Absent, _) => format!(
+                "{list}: {count}: \"{}\" (row {row}) does not exist in {} ({place}){}",
+                shown(self.path(row)),
+                names::shown(&root.path),
+                root.hint(self.path(row))
+            ),
+            (miss, _) => format!("{list}: {count}; row {row}: {}", miss.text(self.path(row), &root.path)),
+        }))
+    }
+
+    /// What is wrong with a row that gives no record.
+    fn why(&self, index: u64) -> Option<String> {
+        Some(match self.bad.get(&index)? {
+            Bad::Path(miss) => miss.text(self.path(index), &self.root),
+            Bad::Field(why) => why.clone(),
+        })
+    }
+
+    fn fields(&self, index: u64) -> &[u8] {
+        let each = self.schema.fields_bytes();
+        &self.fields[index as usize * each..][..each]
+    }
+
+    fn hash(&self) -> Fingerprint {
+        let mut hash = Xxh3::new();
+        let number = |hash: &mut Xxh3, value: u64| hash.update(&value.to_le_bytes());
+        hash.update(b"fuelrail table of paths 1\0");
+        number(&mut hash, self.files.len() as u64);
+        for (name, first) in &self.files {
+            number(&mut hash, name.len() as u64);
+            hash.update(name.as_bytes());
+            number(&mut hash, *first);
+        }
+        number(&mut hash, self.ends.len() as u64);
+        for index in 0..self.ends.len() as u64 {
+            let path = self.path(index);
+            number(&mut hash, path.len() as u64);
+            hash.update(path);
+            let is_absent = matches!(self.bad.get(&index), Some(Bad::Path(_)));
+            number(&mut hash, if is_absent { u64::MAX } else { self.sizes[index as usize] });
+        }
+        label::hash(&self.labels, &mut hash);
+        hash.update(&serde_json::to_vec(&self.schema).expect("a schema is plain data"));
+        hash.update(&self.fields);
+        Fingerprint(hash.digest128())
+    }
+}
+
+impl IndexedSource for PathTable {
+    fn len(&self) -> u64 {
+        self.ends.len() as u64
+    }
+
+    fn key(&self, index: u64) -> String {
+        let file = self.files.partition_point(|(_, first)| *first <= index) - 1;
+        let (name, first) = &self.files[file];
+        format!("{name}:{}", index - first)
+    }
+
+    fn label(&self, index: u64) -> i64 {
+        assert!(index < self.len(), "record {index} of a source of {}", self.len());
+        self.labels.get(index)
+    }
+
+    fn is_labelled(&self) -> bool {
+        self.labels.is_some()
+    }
+
+    fn verdict(&self, index: u64) -> Option<String> {
+        self.labels.verdict(index)
+    }
+
+    fn classes(&self) -> &[String] {
+        &self.labels.classes
+    }
+
+    fn schema(&self) -> Schema {
+        self.schema.clone()
+    }
+
+    fn size(&self, index: u64) -> u64 {
+        self.sizes[index as usize] + self.schema.fields_bytes() as u64
+    }
+
+    fn extent(&self, index: u64) -> Option<Extent> {
+        // With fields the record is not what lies in the file.
+        let file = self.root.join(OsStr::from_bytes(self.path(index)));
+        let is_whole = self.schema.fields.is_empty() && !self.bad.contains_key(&index);
+        is_whole.then(|| Extent { file, offset: 0, len: self.sizes[index as usize] })
+    }
+
+    fn blocks(&self) -> Blocks {
+        Blocks::None
+    }
+
+    fn fingerprint(&self) -> Fingerprint {
+        self.fingerprint
+    }
+
+    fn memory(&self) -> u64 {
+        let text = |bad: &Bad| match bad {
+            Bad::Field(why) | Bad::Path(Miss::Unfit(why) | Miss::Failed(why)) => why.capacity(),
+            Bad::Path(Miss::Outside(path)) => path.capacity(),
+            Bad::Path(Miss::Absent) => 0,
+        };
+        let bad: usize = self.bad.values().map(|bad| text(bad) + 64).sum();
+        let names: usize = self.files.iter().map(|(name, _)| name.capacity() + 32).sum();
+        let columns = self.paths.capacity()
+            + (self.ends.capacity() + self.sizes.capacity()) * 8
+            + self.fields.capacity();
+        (size_of::<Self>() + columns + bad + names) as u64 + self.labels.memory()
+    }
+
+    fn reader(self: Arc<Self>, config: &ReaderConfig) -> Result<Box<dyn Reader>, SourceError> {
+        let inner = disk::open(self.clone(), config)?;
+        if self.schema.fields.is_empty() && self.bad.is_empty() {
+            return Ok(inner);
+        }
+        Ok(Box::new(WithFields { inner, table: self }))
+    }
+}
+
+impl Files for PathTable {
+    fn root(&self) -> &Path {
+        &self.root
+    }
+
+    fn locate(&self, index: u64, file: &mut Vec<u8>) -> Span {
+        // A bad row has no file; whatever comes of asking for none is turned into what is known of the row.
+        if !self.bad.contains_key(&index) {
+            file.extend_from_slice(self.path(index));
+        }
+        Span { offset: 0, len: self.sizes[index as usize], whole: true }
+    }
+
+    fn key(&self, index: u64) -> String {
+        IndexedSource::key(self, index)
+    }
+}
+
+/// Puts the fields behind the images, and says what is wrong with rows that are bad.
+struct WithFields {
+    inner: Box<dyn Reader>,
+    table: Arc<PathTable>,
+}
+
+impl Reader for WithFields {
+    fn submit(&self, requests: Vec<ReadRequest>) {
+        let with_fields = |request: ReadRequest| {
+            let ReadRequest { index, done } = request;
+            let table = self.table.clone();
+            let done = move |result: Result<Record, ReadError>| {
+                done(match table.why(index) {
+                    Some(why) => Err(ReadError::bad(IndexedSource::key(&*table, index), why)),
+                    None => result
+                        .map(|record| Record { index, bytes: extended(record.bytes, table.fields(index)) }),
+                });
+            };
+            ReadRequest { index, done: Box::new(done) }
+        };
+        self.inner.submit(requests.into_iter().map(with_fields).collect());
+    }
+
+    fn stats(&self) -> ReadStats {
+        self.inner.stats()
+    }
+}
+
+/// A record with bytes behind it: in its own storage where there is room, as there mostly is.
+fn extended(mut bytes: Buffer, more: &[u8]) -> Buffer {
+    let (len, end) = (bytes.len(), bytes.len() + more.len());
+    if end > bytes.capacity() {
+        return Buffer::from([&*bytes, more].concat());
+    }
+    bytes.storage()[len..end].copy_from_slice(more);
+    bytes.set_len(end);
+    bytes
+}
