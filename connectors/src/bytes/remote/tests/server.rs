@@ -217,13 +217,9 @@ impl Shared {
         if let Some(trouble) = trouble {
             *lock(&self.troubles).entry(trouble).or_default() += 1;
         }
-        let simple = |stream: &mut TcpStream, status: &str, more: &str| {
-            write!(stream, "HTTP/1.1 {status}\r\nContent-Length: 0\r\n{more}\r\n")?;
-            Ok(true)
-        };
         match trouble {
-            Some(Trouble::Status(status)) => return simple(stream, &format!("{status} Trouble"), ""),
-            Some(Trouble::TooMany) => return simple(stream, "429 Too Many Requests", "Retry-After: 0\r\n"),
+            Some(Trouble::Status(status)) => return refuse(stream, &format!("{status} Trouble"), ""),
+            Some(Trouble::TooMany) => return refuse(stream, "429 Too Many Requests", "Retry-After: 0\r\n"),
             Some(Trouble::Silence) => {
                 hold(stream);
                 return Ok(false);
@@ -235,7 +231,7 @@ impl Shared {
             _ => {}
         }
         let Some(mut stored) = lock(&self.objects).get(&path).cloned() else {
-            return simple(stream, "404 Not Found", "");
+            return refuse(stream, "404 Not Found", "");
         };
         if trouble == Some(Trouble::OtherVersion) {
             stored.bytes = Arc::new(noise(u64::MAX >> 33, stored.bytes.len()));
@@ -244,82 +240,108 @@ impl Shared {
             && self.conditional.load(Ordering::Relaxed)
             && (wanted != *tag || tag.starts_with("W/"))
         {
-            return simple(stream, "412 Precondition Failed", "");
+            return refuse(stream, "412 Precondition Failed", "");
         }
-        let len = stored.bytes.len();
-        let mut range = header("range").and_then(|range| {
-            let (from, to) = range.strip_prefix("bytes=")?.split_once('-')?;
-            Some(from.parse::<usize>().ok()?..to.parse::<usize>().ok()?.saturating_add(1).min(len))
-        });
-        if !self.ranges.load(Ordering::Relaxed) || trouble == Some(Trouble::WholeObject) {
-            range = None;
-        }
-        if range.as_ref().is_some_and(|range| range.start >= len) {
-            return simple(stream, "416 Range Not Satisfiable", "");
-        }
-        if let (Some(Trouble::OtherRange), Some(range)) = (trouble, &mut range) {
-            range.end = (range.end - range.len() / 2).max(range.start + 1);
-        }
-        let part: Range<usize> = range.clone().unwrap_or(0..len);
-        let mut body = &stored.bytes[part.clone()];
-        let mut head = match &range {
-            Some(range) => {
-                format!(
-                    "HTTP/1.1 206 Partial Content\r\nContent-Range: bytes {}-{}/{len}\r\n",
-                    range.start,
-                    range.end - 1
-                )
-            }
-            None => "HTTP/1.1 200 OK\r\n".to_owned(),
+        let Ok(range) = self.range(header("range"), stored.bytes.len(), trouble) else {
+            return refuse(stream, "416 Range Not Satisfiable", "");
         };
+        let mut body = &stored.bytes[range.clone().unwrap_or(0..stored.bytes.len())];
         if let (Some(Trouble::ShortOnPurpose), Some(_)) = (trouble, &range) {
             body = &body[..body.len() / 2];
         }
         let chunked = method != "HEAD" && self.chunked.load(Ordering::Relaxed);
-        head += &match chunked {
-            true => "Transfer-Encoding: chunked\r\n".to_owned(),
-            false => format!("Content-Length: {}\r\n", body.len()),
-        };
-        if let Some(tag) = &stored.tag {
-            head += &format!("ETag: {tag}\r\n");
-        }
-        if let Some(modified) = stored.modified {
-            head += &format!("Last-Modified: {modified}\r\n");
-        }
-        stream.write_all(format!("{head}\r\n").as_bytes())?;
+        let length = (!chunked).then_some(body.len());
+        stream.write_all(head(&stored, range, length).as_bytes())?;
         if method == "HEAD" {
             return Ok(true);
         }
         self.bytes.fetch_add(body.len() as u64, Ordering::Relaxed);
-        if chunked {
-            for piece in body.chunks(50_000) {
-                write!(stream, "{:x}\r\n", piece.len())?;
-                stream.write_all(piece)?;
-                stream.write_all(b"\r\n")?;
-            }
-            stream.write_all(b"0\r\n\r\n")?;
-            return Ok(true);
+        if chunked { send_chunks(stream, body) } else { send(stream, body, trouble) }
+    }
+
+    /// The bytes that are answered with, `None` for all of them. An error when there are none of those asked for.
+    fn range(
+        &self,
+        asked: Option<String>,
+        len: usize,
+        trouble: Option<Trouble>,
+    ) -> Result<Option<Range<usize>>, ()> {
+        if !self.ranges.load(Ordering::Relaxed) || trouble == Some(Trouble::WholeObject) {
+            return Ok(None);
         }
-        let half = &body[..body.len() / 2];
-        match trouble {
-            Some(Trouble::Reset) => {
-                stream.write_all(half)?;
-                rustix::net::sockopt::set_socket_linger(&*stream, Some(Duration::ZERO))?;
-                Ok(false)
-            }
-            Some(Trouble::Stall) => {
-                stream.write_all(half)?;
-                hold(stream);
-                Ok(false)
-            }
-            Some(Trouble::Short) => {
-                stream.write_all(half)?;
-                Ok(false)
-            }
-            _ => {
-                stream.write_all(body)?;
-                Ok(true)
-            }
+        let mut range = asked.and_then(|range| {
+            let (from, to) = range.strip_prefix("bytes=")?.split_once('-')?;
+            Some(from.parse::<usize>().ok()?..to.parse::<usize>().ok()?.saturating_add(1).min(len))
+        });
+        if range.as_ref().is_some_and(|range| range.start >= len) {
+            return Err(());
+        }
+        if let (Some(Trouble::OtherRange), Some(range)) = (trouble, &mut range) {
+            range.end = (range.end - range.len() / 2).max(range.start + 1);
+        }
+        Ok(range)
+    }
+}
+
+/// An answer without a body.
+fn refuse(stream: &mut TcpStream, status: &str, more: &str) -> std::io::Result<bool> {
+    write!(stream, "HTTP/1.1 {status}\r\nContent-Length: 0\r\n{more}\r\n")?;
+    Ok(true)
+}
+
+/// What comes before a body, whose length may be unsaid.
+fn head(stored: &Stored, range: Option<Range<usize>>, length: Option<usize>) -> String {
+    let mut head = match range {
+        Some(Range { start, end }) => {
+            let (last, len) = (end - 1, stored.bytes.len());
+            format!("HTTP/1.1 206 Partial Content\r\nContent-Range: bytes {start}-{last}/{len}\r\n")
+        }
+        None => "HTTP/1.1 200 OK\r\n".to_owned(),
+    };
+    head += &match length {
+        None => "Transfer-Encoding: chunked\r\n".to_owned(),
+        Some(length) => format!("Content-Length: {length}\r\n"),
+    };
+    if let Some(tag) = &stored.tag {
+        head += &format!("ETag: {tag}\r\n");
+    }
+    if let Some(modified) = stored.modified {
+        head += &format!("Last-Modified: {modified}\r\n");
+    }
+    head + "\r\n"
+}
+
+fn send_chunks(stream: &mut TcpStream, body: &[u8]) -> std::io::Result<bool> {
+    for piece in body.chunks(50_000) {
+        write!(stream, "{:x}\r\n", piece.len())?;
+        stream.write_all(piece)?;
+        stream.write_all(b"\r\n")?;
+    }
+    stream.write_all(b"0\r\n\r\n")?;
+    Ok(true)
+}
+
+/// Sends a body, or as much of it as the trouble lets through. False when the connection is to be closed.
+fn send(stream: &mut TcpStream, body: &[u8], trouble: Option<Trouble>) -> std::io::Result<bool> {
+    let half = &body[..body.len() / 2];
+    match trouble {
+        Some(Trouble::Reset) => {
+            stream.write_all(half)?;
+            rustix::net::sockopt::set_socket_linger(&*stream, Some(Duration::ZERO))?;
+            Ok(false)
+        }
+        Some(Trouble::Stall) => {
+            stream.write_all(half)?;
+            hold(stream);
+            Ok(false)
+        }
+        Some(Trouble::Short) => {
+            stream.write_all(half)?;
+            Ok(false)
+        }
+        _ => {
+            stream.write_all(body)?;
+            Ok(true)
         }
     }
 }
