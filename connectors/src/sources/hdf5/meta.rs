@@ -1,4 +1,4 @@
-//! What an HDF5 file says about its datasets: shape, type, layout and where the chunks are.
+//! What an HDF5 file says about its datasets: shape and type; [`layout`](super::layout) finds where their elements are.
 //!
 //! The structures are read by the crate `hdf5-reader`, which is pure Rust, inside of three walls, since a crafted file is
 //! what this format is known for:
@@ -11,22 +11,20 @@
 //!   filters and heaps are read by this module's neighbours, within sizes known beforehand. External files and links are
 //!   not followed.
 //!
-//! What it says is held against the file's size here: every range lies in the file, every number fits.
+//! What it says is held against the file's size: every range lies in the file, every number fits.
 
 use std::collections::{HashSet, VecDeque};
 use std::io;
 use std::sync::{Arc, Mutex};
 use std::thread;
 
+use hdf5_reader::error::Error;
 use hdf5_reader::group::Group;
-use hdf5_reader::messages::HdfMessage;
 use hdf5_reader::messages::datatype::{StringSize, VarLenKind};
-use hdf5_reader::messages::layout::{ChunkIndexing, DataLayout};
 use hdf5_reader::storage::StorageBuffer;
-use hdf5_reader::{ByteOrder, Datatype, Hdf5File, OpenOptions, Storage, btree_v1, chunk_index};
-use hdf5_reader::{error::Error, extensible_array, fixed_array};
+use hdf5_reader::{ByteOrder, Datatype, Hdf5File, OpenOptions, Storage};
 
-use super::chunk::{ABSENT, Chunk, Chunked, Filter, MAX_SLAB};
+use super::chunk::{Chunked, MAX_SLAB};
 use crate::ElementType;
 use crate::bytes::shards::Shards;
 use crate::column::{Stored, product};
@@ -42,9 +40,6 @@ const READ_COST: u64 = 64;
 /// Metadata lies scattered; it is fetched in blocks of this size, of which some are kept.
 const BLOCK: u64 = 64 << 10;
 const BLOCKS_KEPT: usize = 64;
-
-/// More chunks than this in one dataset are refused.
-pub(super) const MAX_CHUNKS: u64 = 4 << 20;
 
 /// More groups and datasets than this are not searched.
 const MAX_OBJECTS: usize = 10_000;
@@ -188,7 +183,7 @@ pub(super) fn locate(
                 error => refuse(plain(&error.to_string())),
             })?;
             let mut described = describe(file, &dataset, path.clone()).map_err(refuse)?;
-            described.layout = layout(file, &dataset, &described, size).map_err(refuse)?;
+            described.layout = super::layout::find(file, &dataset, &described, size).map_err(refuse)?;
             Ok(described)
         };
         Ok((addresses, paths.iter().map(one).collect::<Result<_, String>>()?))
@@ -221,7 +216,7 @@ fn contained<T: Send + 'static>(
     })
 }
 
-fn text(error: Error) -> String {
+pub(super) fn text(error: Error) -> String {
     format!("its structures cannot be read: {}", plain(&error.to_string()))
 }
 
@@ -340,220 +335,6 @@ fn ordinary(dataset: &hdf5_reader::Dataset) -> bool {
         // Numbers within an array or enumeration: their own description follows, and h5py writes none that differ.
         _ => true,
     }
-}
-
-/// Where a dataset's elements are, chunk by chunk.
-fn layout(
-    file: &Hdf5File,
-    dataset: &hdf5_reader::Dataset,
-    described: &Dataset,
-    size: u64,
-) -> Result<Layout, String> {
-    if let Kind::Unread(_) = described.kind {
-        return Ok(described.layout.clone());
-    }
-    let superblock = file.superblock();
-    let (offset_size, length_size, base) =
-        (superblock.offset_size, superblock.length_size, superblock.base_address);
-    let undefined = match offset_size {
-        8.. => u64::MAX,
-        bytes => (1 << (8 * bytes)) - 1,
-    };
-    let header = file.get_or_parse_header(dataset.address()).map_err(text)?;
-    let (mut layout, mut pipeline, mut fill) = (None, &[][..], None);
-    for message in &header.messages {
-        match message {
-            HdfMessage::DataLayout(message) => layout = Some(&message.layout),
-            HdfMessage::FilterPipeline(message) => pipeline = &message.filters,
-            HdfMessage::FillValue(message) => fill = message.value.clone(),
-            HdfMessage::ExternalFiles(_) => {
-                return Err("its data lies in other files, which are not read".into());
-            }
-            _ => {}
-        }
-    }
-    let row = described.row_bytes().ok_or("its rows are larger than 2^64 bytes")?;
-    let bytes = described.shape.first().and_then(|rows| rows.checked_mul(row));
-    let bytes = bytes.ok_or("it has no axis for the records, or is larger than 2^64 bytes")?;
-    let never = || Ok(Layout::Unknown("it was never written".into()));
-    let (address, dims, indexing) = match layout.ok_or("it has no layout")? {
-        DataLayout::Compact { data } if data.len() as u64 >= bytes => return Ok(Layout::Held(data.clone())),
-        DataLayout::Compact { data } => {
-            return Err(format!("it has {} bytes in its header, and {bytes} are expected", data.len()));
-        }
-        DataLayout::Contiguous { address, .. } if *address == undefined => return never(),
-        DataLayout::Contiguous { address, .. } => {
-            let start = address.checked_add(base);
-            let end = start.and_then(|start| start.checked_add(bytes));
-            return match (start, end) {
-                (Some(start), Some(end)) if end <= size => Ok(Layout::Contiguous(start)),
-                _ => Err(format!(
-                    "its {bytes} bytes from byte {address} on are not all in the file, which has {size}"
-                )),
-            };
-        }
-        DataLayout::Chunked { address, .. } if *address == undefined => return never(),
-        DataLayout::Chunked { address, dims, chunk_indexing, .. } => (*address, dims, chunk_indexing),
-    };
-
-    // The element's own axes are part of every chunk.
-    let rank = dataset.shape().len();
-    let dims = dims.get(..rank).ok_or("its chunks have fewer axes than it has")?;
-    let mut chunk: Vec<u64> = dims.iter().map(|&n| u64::from(n)).collect();
-    chunk.extend(&described.shape[rank..]);
-    let shape = described.shape.clone();
-    if chunk.contains(&0) || shape.contains(&0) {
-        return Err(format!("its chunks of shape {chunk:?} of {shape:?} hold nothing"));
-    }
-    let grid: Vec<u64> = shape.iter().zip(&chunk).map(|(n, c)| n.div_ceil(*c)).collect();
-    let count = product(&grid).filter(|&count| count <= MAX_CHUNKS).ok_or_else(|| {
-        format!("it has more than {MAX_CHUNKS} chunks (of shape {chunk:?}); store it anew with larger chunks")
-    })?;
-    let raw = product(&chunk).and_then(|n| n.checked_mul(described.element as u64));
-    let raw = raw.filter(|&raw| raw <= MAX_SLAB && raw <= u64::from(u32::MAX)).ok_or_else(|| {
-        format!(
-            "its chunks of shape {chunk:?} are larger than {} MiB; store it anew with smaller ones",
-            MAX_SLAB >> 20
-        )
-    })?;
-    if pipeline.len() > 32 {
-        return Err(format!("it has {} filters", pipeline.len()));
-    }
-    let filters = pipeline
-        .iter()
-        .map(|filter| {
-            Filter::known(filter.id, filter.name.as_deref(), &filter.client_data, described.element)
-        })
-        .collect::<Result<Vec<_>, _>>()?;
-    let fill = fill.filter(|fill| fill.len() == described.element);
-    let mut chunked = Chunked {
-        chunk,
-        grid,
-        element: described.element,
-        chunks: vec![Chunk { address: ABSENT, size: 0, mask: 0 }; count as usize],
-        filters,
-        fill: fill.unwrap_or_else(|| vec![0; described.element]),
-        shape,
-    };
-    let slab = chunked.row_bytes().checked_mul(chunked.slab_rows());
-    if slab.is_none_or(|slab| slab > MAX_SLAB) {
-        return Err(format!(
-            "{} of its rows, which lie in the same chunks, take more than {} MiB; store it anew with chunks of fewer rows, \
-             such as chunks=(1, ...)",
-            chunked.slab_rows(),
-            MAX_SLAB >> 20
-        ));
-    }
-
-    let storage = file.storage();
-    let mut set = |address: u64, stored: u64, mask: u32, offsets: &[u64]| {
-        let mut place = 0u64;
-        for axis in 0..rank {
-            let (at, rest) = (offsets[axis] / chunked.chunk[axis], offsets[axis] % chunked.chunk[axis]);
-            if rest != 0 {
-                return Err(format!("a chunk lies across others, at {offsets:?}"));
-            }
-            if at >= chunked.grid[axis] {
-                // What is left of a dataset that was made smaller.
-                return Ok(());
-            }
-            place = place * chunked.grid[axis] + at;
-        }
-        let stored = if stored == 0 || chunked.filters.is_empty() { raw } else { stored };
-        let start = address.checked_add(base);
-        let end = start.and_then(|start| start.checked_add(stored));
-        match (start, end) {
-            // No filter makes a chunk more than a little larger.
-            (Some(start), Some(end)) if end <= size && stored <= 2 * raw + (64 << 10) => {
-                chunked.chunks[place as usize] = Chunk { address: start, size: stored as u32, mask };
-                Ok(())
-            }
-            _ => Err(format!(
-                "the chunk at {offsets:?} ({stored} bytes from byte {address} on) is not in the file"
-            )),
-        }
-    };
-    let shape = dataset.shape();
-    let entries = match indexing {
-        None => {
-            let leaves = btree_v1::collect_btree_v1_leaves_storage(
-                storage,
-                address,
-                offset_size,
-                length_size,
-                Some(rank as u32),
-                dims,
-                None,
-            );
-            for (key, address) in leaves.map_err(text)? {
-                let btree_v1::BTreeV1Key::RawData { chunk_size, filter_mask, offsets } = key else {
-                    return Err("its index of chunks is one of names".into());
-                };
-                if offsets.len() < rank {
-                    return Err("its index of chunks has fewer axes than it has".into());
-                }
-                set(address, chunk_size.into(), filter_mask, &offsets)?;
-            }
-            Vec::new()
-        }
-        Some(ChunkIndexing::SingleChunk { filtered_size, filters }) => {
-            set(address, *filtered_size, *filters, &vec![0; rank])?;
-            Vec::new()
-        }
-        Some(ChunkIndexing::Implicit) => {
-            let mut offsets = vec![0; rank];
-            for number in 0..count {
-                let mut rest = number;
-                for axis in (0..rank).rev() {
-                    let chunks = shape[axis].div_ceil(u64::from(dims[axis]));
-                    offsets[axis] = rest % chunks * u64::from(dims[axis]);
-                    rest /= chunks;
-                }
-                set(address.saturating_add(number * raw), raw, 0, &offsets)?;
-            }
-            Vec::new()
-        }
-        Some(ChunkIndexing::FixedArray { .. }) => fixed_array::collect_fixed_array_chunk_entries_storage(
-            storage,
-            address,
-            offset_size,
-            length_size,
-            shape,
-            dims,
-            None,
-        )
-        .map_err(text)?,
-        Some(ChunkIndexing::ExtensibleArray { .. }) => {
-            extensible_array::collect_extensible_array_chunk_entries_storage(
-                storage,
-                address,
-                offset_size,
-                length_size,
-                shape,
-                dataset.max_dims(),
-                dims,
-                None,
-            )
-            .map_err(text)?
-        }
-        Some(ChunkIndexing::BTreeV2) => chunk_index::collect_v2_chunk_entries_storage(
-            storage,
-            address,
-            offset_size,
-            length_size,
-            rank as u32,
-            dims,
-            None,
-        )
-        .map_err(text)?,
-    };
-    for entry in entries {
-        if entry.offsets.len() != rank {
-            return Err("its index of chunks has other axes than it has".into());
-        }
-        set(entry.address, entry.size, entry.filter_mask, &entry.offsets)?;
-    }
-    Ok(Layout::Chunked(Box::new(chunked)))
 }
 
 /// A file as `hdf5-reader` sees it: ranges, until the budget is used up.

@@ -35,6 +35,7 @@
 
 mod chunk;
 mod heap;
+mod layout;
 mod meta;
 mod read;
 
@@ -232,142 +233,165 @@ impl Choice {
 
     fn build(self, config: &Hdf5Config, shards: Arc<Shards>) -> Result<Hdf5, SourceError> {
         let paths: Vec<String> = self.image.iter().chain(&self.fields).chain(&self.label).cloned().collect();
-        let mut schema = Schema { image: self.image.is_some(), fields: Vec::new() };
-        let mut columns: Vec<Column> = Vec::new();
-        let mut files: Vec<File> = Vec::new();
-        let mut first: Option<Vec<Dataset>> = None;
-        let mut runs: Vec<Run> = Vec::new();
-        let (mut len, mut chunks) = (0u64, 0u64);
+        let mut found =
+            Found { schema: Schema { image: self.image.is_some(), ..Schema::default() }, ..Found::default() };
         let step =
             Step::begin("reading the structures of files", Counted::Files, Some(shards.files().len() as u64));
         for shard in 0..shards.files().len() {
             opening::check()?;
             step.reached(shard as u64);
-            let display = shards.display(shard);
-            let refuse = |why: String| SourceError::data(format!("{display}: {why}"));
-            let (addresses, mut datasets) = meta::locate(&shards, shard, &paths)
+            let refuse = |why: String| SourceError::data(format!("{}: {why}", shards.display(shard)));
+            let (addresses, datasets) = meta::locate(&shards, shard, &paths)
                 .map_err(|why| shards.explain(shard, MAGIC, refuse(why)))?;
-            match &first {
-                None => {
-                    for (number, path) in paths.iter().enumerate().take(paths.len() - self.label.iter().len())
-                    {
-                        let dataset = &datasets[number];
-                        let unfit =
-                            |why: String| refuse(format!("dataset {path}: {why} ({})", dataset.describe()));
-                        let is_image = number == 0 && self.image.is_some();
-                        let part = if is_image {
-                            image_part(dataset, config.layout).ok_or_else(|| {
-                                unfit(match dataset.kind {
-                                    Kind::Numbers(stored) => {
-                                        let row = dataset.shape.get(1..).unwrap_or_default();
-                                        column::no_pixels(path, stored, row)
-                                    }
-                                    _ => "it holds no images: bytes of any length, opaque bytes, or uint8 pixels are".into(),
-                                })
-                            })?
-                        } else {
-                            let Kind::Numbers(stored) = dataset.kind else {
-                                return Err(unfit(
-                                    "it holds no numbers, and only numbers can be fields".into(),
-                                ));
-                            };
-                            let name = path.rsplit('/').next().unwrap_or(path);
-                            let shape = dataset.shape.get(1..).unwrap_or_default();
-                            let (part, spec) = Part::field(name, stored, shape).map_err(unfit)?;
-                            schema.fields.push(spec);
-                            Some(part)
-                        };
-                        columns.push(Column { part, places: Vec::new() });
-                    }
-                    schema.check(self.label.is_some()).map_err(refuse)?;
-                }
-                Some(first) => {
-                    for (one, other) in first.iter().zip(&datasets) {
-                        if (&one.kind, one.element, one.shape.get(1..))
-                            != (&other.kind, other.element, other.shape.get(1..))
-                        {
-                            return Err(refuse(format!(
-                                "it does not continue {}: there {}, here {}",
-                                shards.display(0),
-                                one.describe(),
-                                other.describe()
-                            )));
-                        }
-                    }
-                }
+            if found.first.is_empty() {
+                self.columns(config.layout, &datasets, &mut found).map_err(refuse)?;
+            } else {
+                continues(&found.first, &datasets, &shards).map_err(refuse)?;
             }
-            let rows = datasets[0].shape.first().copied().unwrap_or(0);
-            if let Some(other) = datasets.iter().find(|dataset| dataset.shape.first() != Some(&rows)) {
-                return Err(refuse(format!(
-                    "a record is one row of each dataset, and they have different numbers of rows: {}; {}",
-                    datasets[0].describe(),
-                    other.describe()
-                )));
-            }
-            if rows == 0 {
-                first.get_or_insert(datasets);
-                continue;
-            }
-            let file = File { shard, size: shards.files()[shard].size, addresses, first: len };
-            let label = self.label.as_ref().and_then(|_| datasets.pop());
-            for (dataset, column) in datasets.iter_mut().zip(&mut columns) {
-                let place = place(&shards, &file, dataset)
-                    .map_err(|why| refuse(format!("dataset {}: {why}", dataset.path)))?;
-                if let Place::Chunked(chunked) = &place {
-                    chunks += chunked.chunks.len() as u64;
-                }
-                column.places.push(place);
-            }
-            if chunks > 4 * meta::MAX_CHUNKS {
-                return Err(refuse(
-                    "all files together have too many chunks; store them anew with larger ones".into(),
-                ));
-            }
-            if let Some(mut dataset) = label {
-                let mut collector = Collector::default();
-                read_labels(&shards, &file, &mut dataset, &mut collector)
-                    .map_err(|why| refuse(format!("dataset {}: {why}", dataset.path)))?;
-                runs.push(collector.finish());
-                datasets.push(dataset);
-            }
-            first.get_or_insert(datasets);
-            len = len.checked_add(rows).ok_or_else(|| refuse("it has too many records".into()))?;
-            files.push(file);
+            let file = File { shard, size: shards.files()[shard].size, addresses, first: found.len };
+            found.add(&shards, file, datasets).map_err(refuse)?;
         }
+        let Found { schema, columns, files, first, runs, len, .. } = found;
         if len == 0 {
             return Err(SourceError::data(format!("{}: there are no records", shards.display(0))));
         }
-        let path = paths[0].clone();
-        let records = Records { shards, files, columns, path, len };
-        let labels = match &self.label {
-            Some(label) => {
-                let field =
-                    first.iter().flatten().last().filter(|label| matches!(label.kind, Kind::Numbers(_)));
-                let context = Context {
-                    what: format!("the dataset {label} of {}", records.shards.describe()),
-                    field: field.map(|label| label.path.as_str()),
-                    other: OTHER,
-                    classes: config.classes.as_deref(),
-                    names: None,
-                    names_of_numbers: true,
-                    key: &|row| records.key(row),
+        let records = Records { shards, files, columns, path: paths[0].clone(), len };
+        let labels = self.labels(config, runs, &first, &records)?;
+        let blocks = records.blocks();
+        let mut source =
+            Hdf5 { records: Arc::new(records), schema, labels, blocks, fingerprint: Fingerprint(0) };
+        source.fingerprint = source.identity(&first);
+        Ok(source)
+    }
+
+    /// The columns of a record, which the first file's datasets decide.
+    fn columns(&self, layout: PixelLayout, datasets: &[Dataset], found: &mut Found) -> Result<(), String> {
+        let wanted = self.image.iter().chain(&self.fields);
+        for (number, (path, dataset)) in wanted.zip(datasets).enumerate() {
+            let unfit = |why: String| format!("dataset {path}: {why} ({})", dataset.describe());
+            let row = dataset.shape.get(1..).unwrap_or_default();
+            let part = if number == 0 && self.image.is_some() {
+                image_part(dataset, layout).ok_or_else(|| {
+                    unfit(match dataset.kind {
+                        Kind::Numbers(stored) => column::no_pixels(path, stored, row),
+                        _ => "it holds no images: bytes of any length, opaque bytes, or uint8 pixels are"
+                            .into(),
+                    })
+                })?
+            } else {
+                let Kind::Numbers(stored) = dataset.kind else {
+                    return Err(unfit("it holds no numbers, and only numbers can be fields".into()));
                 };
-                Labels::join(runs, &context)?
-            }
-            None if config.classes.is_some() => {
+                let name = path.rsplit('/').next().unwrap_or(path);
+                let (part, spec) = Part::field(name, stored, row).map_err(unfit)?;
+                found.schema.fields.push(spec);
+                Some(part)
+            };
+            found.columns.push(Column { part, places: Vec::new() });
+        }
+        found.schema.check(self.label.is_some())
+    }
+
+    /// The labels of all files as one.
+    fn labels(
+        &self,
+        config: &Hdf5Config,
+        runs: Vec<Run>,
+        first: &[Dataset],
+        records: &Records,
+    ) -> Result<Labels, SourceError> {
+        let Some(label) = &self.label else {
+            if config.classes.is_some() {
                 return Err(SourceError::config(
                     "classes are given, but no dataset holds labels; name it (label), or leave out classes"
                         .into(),
                 ));
             }
-            None => Labels::default(),
+            return Ok(Labels::default());
         };
-        let blocks = records.blocks();
-        let described = first.unwrap_or_default();
-        let mut source =
-            Hdf5 { records: Arc::new(records), schema, labels, blocks, fingerprint: Fingerprint(0) };
-        source.fingerprint = source.identity(&described);
-        Ok(source)
+        let field = first.last().filter(|label| matches!(label.kind, Kind::Numbers(_)));
+        let context = Context {
+            what: format!("the dataset {label} of {}", records.shards.describe()),
+            field: field.map(|label| label.path.as_str()),
+            other: OTHER,
+            classes: config.classes.as_deref(),
+            names: None,
+            names_of_numbers: true,
+            key: &|row| records.key(row),
+        };
+        Labels::join(runs, &context)
+    }
+}
+
+/// Refuses the datasets of a further file that do not continue those of the first.
+fn continues(first: &[Dataset], datasets: &[Dataset], shards: &Shards) -> Result<(), String> {
+    for (one, other) in first.iter().zip(datasets) {
+        let same = |a: &Dataset, b: &Dataset| {
+            (&a.kind, a.element, a.shape.get(1..)) == (&b.kind, b.element, b.shape.get(1..))
+        };
+        if !same(one, other) {
+            return Err(format!(
+                "it does not continue {}: there {}, here {}",
+                shards.display(0),
+                one.describe(),
+                other.describe()
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// What is known of the files, as they are read.
+#[derive(Default)]
+struct Found {
+    schema: Schema,
+    columns: Vec<Column>,
+    files: Vec<File>,
+    /// The first file's datasets.
+    first: Vec<Dataset>,
+    runs: Vec<Run>,
+    len: u64,
+    chunks: u64,
+}
+
+impl Found {
+    /// Adds a file's rows: where they are, and their labels, which are what is behind the columns.
+    fn add(&mut self, shards: &Shards, file: File, mut datasets: Vec<Dataset>) -> Result<(), String> {
+        let rows = datasets[0].shape.first().copied().unwrap_or(0);
+        if let Some(other) = datasets.iter().find(|dataset| dataset.shape.first() != Some(&rows)) {
+            return Err(format!(
+                "a record is one row of each dataset, and they have different numbers of rows: {}; {}",
+                datasets[0].describe(),
+                other.describe()
+            ));
+        }
+        if rows > 0 {
+            let of = |path: &str, why: String| format!("dataset {path}: {why}");
+            let (of_records, label) = datasets.split_at_mut(self.columns.len());
+            for (dataset, column) in of_records.iter_mut().zip(&mut self.columns) {
+                let place = place(shards, &file, dataset).map_err(|why| of(&dataset.path, why))?;
+                if let Place::Chunked(chunked) = &place {
+                    self.chunks += chunked.chunks.len() as u64;
+                }
+                column.places.push(place);
+            }
+            if self.chunks > 4 * layout::MAX_CHUNKS {
+                return Err(
+                    "all files together have too many chunks; store them anew with larger ones".into()
+                );
+            }
+            for dataset in label {
+                let mut collector = Collector::default();
+                read_labels(shards, &file, dataset, &mut collector).map_err(|why| of(&dataset.path, why))?;
+                self.runs.push(collector.finish());
+            }
+            self.len = self.len.checked_add(rows).ok_or("it has too many records")?;
+            self.files.push(file);
+        }
+        if self.first.is_empty() {
+            self.first = datasets;
+        }
+        Ok(())
     }
 }
 
