@@ -27,21 +27,21 @@ def members(folder: Path) -> Iterator[tuple[str, int, str, bytes]]:
             yield str(path.relative_to(folder)), label, name, path.read_bytes()
 
 
-def tar(folder: Path, into: Path, *, shards: int = 4, suffix: str = "") -> Source:
-    """WebDataset shards with a .cls member, by Python's tarfile."""
+def tar(folder: Path, into: Path, *, shards: int = 4, suffix: str = "", named: bool = False) -> Source:
+    """WebDataset shards with a .cls member (the class's number, or its name), by Python's tarfile."""
     records = list(members(folder))
     for shard in range(shards):
         mode: Any = "w:gz" if suffix == ".gz" else "w"
         path = into / f"train-{shard:03}.tar{suffix.removesuffix('.zst')}"
         with tarfile.open(path, mode) as archive:
             for number in range(shard * len(records) // shards, (shard + 1) * len(records) // shards):
-                _, label, _, data = records[number]
+                _, label, name, data = records[number]
                 ending = "png" if data.startswith(b"\x89PNG") else "jpg"
-                for name, content in (
+                for member, content in (
                     (f"{number:05}.{ending}", data),
-                    (f"{number:05}.cls", str(label).encode()),
+                    (f"{number:05}.cls", (name if named else str(label)).encode()),
                 ):
-                    info = tarfile.TarInfo(name)
+                    info = tarfile.TarInfo(member)
                     info.size = len(content)
                     archive.addfile(info, io.BytesIO(content))
         if suffix == ".zst":
