@@ -2,7 +2,7 @@
 
     .venv/bin/python examples/resume.py build/demo/digits/train build/resume.pt
 
-Stop it with ctrl-C or kill -9 and start it again: it goes on with the first sample that the saved weights
+Stop it with ctrl-C or kill -9 and start it again: it continues with the first sample that the saved weights
 have not seen, in the same order. `fuelrail.train.Trainer` does this, and more, for you.
 """
 

@@ -17,7 +17,7 @@ from fuelrail.torch import Loader
 from torch import nn
 
 table, files = sys.argv[1], sys.argv[2:]
-END = 256  # behind every document
+END = 256  # after every document
 LENGTH = 128
 paragraphs = [part for file in files for part in Path(file).read_text().split("\n\n") if part.strip()]
 documents = pa.array([list(part.encode()) for part in paragraphs], pa.list_(pa.int32()))

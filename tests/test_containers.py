@@ -176,7 +176,7 @@ def test_a_shard_cut_off_between_members_is_delivered_aloud_and_refused_by_fail(
     path.write_bytes(whole + pack(tmp_path / "b.tar", range(4, 6)).read_bytes())
     with caplog.at_level(logging.WARNING, "fuelrail"):
         assert red(path, on_error="substitute") == [0, 1, 2, 3]
-    assert "goes on for 10,240 bytes after its end marker" in caplog.text
+    assert "continues for 10,240 bytes after its end marker" in caplog.text
 
 
 def test_what_is_no_file_in_a_shard_is_passed_over(tmp_path: Path, rng: random.Random) -> None:

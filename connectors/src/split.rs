@@ -135,7 +135,7 @@ impl Named {
             (from, "") => (from, false),
             _ => {
                 return refuse(
-                    "a part from the middle is not to be had, only one before or behind a percentage",
+                    "a part from the middle is not supported, only one before or after a percentage",
                 );
             }
         };

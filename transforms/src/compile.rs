@@ -30,10 +30,10 @@ pub(crate) fn program(
     let Some((width, height)) = state.size else {
         return Err(ConfigError(match state.culprit {
             Some(culprit) => format!(
-                "the chain has no fixed output size, which a batch needs: {culprit}. Add CenterCrop or RandomCrop \
-                 behind it, or a Resize with size = [height, width]"
+                "images in a batch must all have the same size, and the chain has no fixed output size: {culprit}. Add CenterCrop or RandomCrop \
+                 after it, or a Resize with size = [height, width]"
             ),
-            None => "the chain has no fixed output size, which a batch needs: it keeps the size of each image. Add \
+            None => "images in a batch must all have the same size, and the chain has no fixed output size: it keeps the size of each image. Add \
                      RandomResizedCrop, CenterCrop or Resize with size = [height, width]"
                 .to_owned(),
         }));

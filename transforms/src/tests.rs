@@ -316,7 +316,7 @@ fn a_refused_configuration_says_where_what_and_what_to_do() {
         ),
         (
             json!([crop, normalize, {"type": "RandomHorizontalFlip"}]),
-            &["transforms[2]", "Normalize", "in front"],
+            &["transforms[2]", "Normalize", "before Normalize"],
         ),
         (json!([crop, normalize, normalize]), &["transforms[2] Normalize", "merge"]),
         (json!([crop, {"type": "Normalize", "mean": [0.5], "std": [0]}]), &["std", "above 0"]),

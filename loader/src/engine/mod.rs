@@ -134,7 +134,7 @@ impl Engine {
             .thread_name(|worker| format!("fuelrail-work{worker}"))
             .build()
             .map_err(|error| {
-                environment(format!("{} worker threads cannot be had: {error}", pipeline.threads))
+                environment(format!("{} worker threads could not be started: {error}", pipeline.threads))
             })?;
         let attached = Attached {
             // In whole pages.
@@ -175,7 +175,7 @@ impl Engine {
         let thread = std::thread::Builder::new()
             .name("fuelrail-feed".into())
             .spawn(move || coordinator.run())
-            .map_err(|error| environment(format!("a thread cannot be had: {error}")))?;
+            .map_err(|error| environment(format!("could not start a thread: {error}")))?;
         Ok((Self { events, shared, thread: Some(thread) }, attached, handed_ring))
     }
 
@@ -439,14 +439,14 @@ impl Coordinator {
                 return Err(Refusal::new(
                     ErrorKind::Data,
                     format!(
-                        "bad record {key}: {reason}; on_error=\"fail\" stops the run (\"substitute\" would go on)"
+                        "bad record {key}: {reason}; on_error=\"fail\" stops the run (\"substitute\" would continue)"
                     ),
                 ));
             }
             match self.quarantine.note(batch.cursor.epoch, &refused, limit) {
                 Ok(Some(line)) => {
                     let did = match self.shared.pipeline.config.on_error {
-                        OnError::Substitute => "another record takes its place",
+                        OnError::Substitute => "using another sample instead",
                         OnError::Drop => "its row is left out",
                         OnError::Fail => unreachable!("returned above"),
                     };
@@ -456,7 +456,7 @@ impl Coordinator {
                 Err(over) => {
                     // The one message of several lines; each of them is printable.
                     let message = format!(
-                        "{} distinct records were refused, {} are tolerated (error_budget). The first of them:\n  {}",
+                        "{} bad records exceed the limit of {} (error_budget). The first of them:\n  {}",
                         over.refused,
                         over.limit,
                         over.first.join("\n  ")

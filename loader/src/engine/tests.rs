@@ -255,7 +255,7 @@ fn one_bad_record_too_many_ends_the_run_at_the_same_batch_each_time() {
         }
     };
     let (batches, message) = end(1);
-    assert!(message.contains("3 distinct records"), "{message}");
+    assert!(message.contains("3 bad records exceed the limit of"), "{message}");
     assert_eq!(end(8), (batches, message));
 }
 

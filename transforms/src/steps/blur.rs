@@ -69,7 +69,7 @@ impl Step for Blur {
         if kernel.0 / 2 >= w || kernel.1 / 2 >= h {
             return Err(SampleError::unsupported(format!(
                 "the image is {w} x {h} pixels here and GaussianBlur reflects {} x {} beyond its borders; put a \
-                 Resize in front",
+                 Resize before it",
                 kernel.0 / 2,
                 kernel.1 / 2
             )));

@@ -162,7 +162,7 @@ impl Step for Window {
         if padded.0 < crop_w || padded.1 < crop_h {
             return Err(SampleError::unsupported(format!(
                 "the image is {} x {} pixels here and RandomCrop needs {crop_w} x {crop_h}; set pad_if_needed \
-                 or put a Resize in front",
+                 or put a Resize before it",
                 padded.0, padded.1
             )));
         }

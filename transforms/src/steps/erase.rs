@@ -109,7 +109,7 @@ impl Transform for RandomErasing {
         let area = self.area(at)?;
         let EraseValue::Numbers(numbers) = &self.value else {
             return Err(at.error(
-                "value = \"random\" draws normalised values, which only fit behind Normalize: move it there or give \
+                "value = \"random\" draws normalised values, which only make sense after Normalize: move it there or give \
                  a level 0 to 255",
             ));
         };

@@ -59,7 +59,7 @@ pub(crate) trait Transform {
     fn after_normalize(&self, at: &At, state: &State) -> Result<Erasing, ConfigError> {
         let _ = state;
         Err(at.error(
-            "stands behind Normalize, where only RandomErasing may; pixels are u8 up to Normalize, so move it in front",
+            "comes after Normalize, and only RandomErasing may follow it; pixels are u8 up to Normalize, so move it before Normalize",
         ))
     }
 }

@@ -59,7 +59,7 @@ impl Filter {
                 };
                 Err(format!(
                     "it is compressed with the filter {known} (number {id}), and only gzip, lzf, shuffle and fletcher32 are \
-                     read; store it anew with one of these, for example with h5repack -f GZIP=1"
+                     read; store it again with one of these, for example with h5repack -f GZIP=1"
                 ))
             }
         }

@@ -105,12 +105,14 @@ fn unplaced(described: &Dataset, dims: &[u32], said: &Said) -> Result<Chunked, S
     }
     let grid: Vec<u64> = shape.iter().zip(&chunk).map(|(n, c)| n.div_ceil(*c)).collect();
     let count = product(&grid).filter(|&count| count <= MAX_CHUNKS).ok_or_else(|| {
-        format!("it has more than {MAX_CHUNKS} chunks (of shape {chunk:?}); store it anew with larger chunks")
+        format!(
+            "it has more than {MAX_CHUNKS} chunks (of shape {chunk:?}); store it again with larger chunks"
+        )
     })?;
     let raw = product(&chunk).and_then(|n| n.checked_mul(described.element as u64));
     if raw.is_none_or(|raw| raw > MAX_SLAB || raw > u64::from(u32::MAX)) {
         return Err(format!(
-            "its chunks of shape {chunk:?} are larger than {} MiB; store it anew with smaller ones",
+            "its chunks of shape {chunk:?} are larger than {} MiB; store it again with smaller ones",
             MAX_SLAB >> 20
         ));
     }
@@ -133,7 +135,7 @@ fn unplaced(described: &Dataset, dims: &[u32], said: &Said) -> Result<Chunked, S
     let slab = chunked.row_bytes().checked_mul(chunked.slab_rows());
     if slab.is_none_or(|slab| slab > MAX_SLAB) {
         return Err(format!(
-            "{} of its rows, which lie in the same chunks, take more than {} MiB; store it anew with chunks of fewer \
+            "{} of its rows, which lie in the same chunks, take more than {} MiB; store it again with chunks of fewer \
              rows, such as chunks=(1, ...)",
             chunked.slab_rows(),
             MAX_SLAB >> 20

@@ -377,7 +377,7 @@ impl Found {
             }
             if self.chunks > 4 * layout::MAX_CHUNKS {
                 return Err(
-                    "all files together have too many chunks; store them anew with larger ones".into()
+                    "all files together have too many chunks; store them again with larger ones".into()
                 );
             }
             for dataset in label {

@@ -231,7 +231,7 @@ impl Head {
                 let said = format!("{} cells where the first line has {}", record.len(), columns.names.len());
                 if next > line + 1 {
                     return Err(refuse(format!(
-                        "the record that begins here goes on to line {next} in a quoted cell, and has {said}; a quote is \
+                        "the record that begins here continues to line {next} in a quoted cell, and has {said}; a quote is \
                          missing, or one within a cell is not doubled"
                     )));
                 }

@@ -197,7 +197,7 @@ impl Tokens {
                 let row = piece.rows.start;
                 let columns = piece.columns.map_err(|why| {
                     SourceError::data(format!(
-                        "{file}: the documents from row {row} of a part on cannot be read ({why}), so where the tokens behind them \
+                        "{file}: the documents from row {row} of a part on cannot be read ({why}), so where the tokens after them \
                          belong is not known; repair the file, or use tokens.mode \"pad\""
                     ))
                 })?;

@@ -44,7 +44,7 @@ impl Losses {
             if notes.behind > 0 {
                 if joined == 0 {
                     missing.push(format!(
-                        "{} goes on for {} bytes after its end marker, as archives that were strung together do (cat); \
+                        "{} continues for {} bytes after its end marker, as archives that were strung together do (cat); \
                          only the first one is read, as by tar and WebDataset: give them as files of their own",
                         printed(&name),
                         grouped(notes.behind)
@@ -53,7 +53,7 @@ impl Losses {
                 joined += 1;
             }
         }
-        for (count, what) in [(unended, "end so"), (joined, "go on so")] {
+        for (count, what) in [(unended, "end so"), (joined, "continue so")] {
             if count > 1 {
                 missing.push(format!("{} shards {what}", grouped(count)));
             }
@@ -107,12 +107,12 @@ mod tests {
         let missing = losses.missing.unwrap();
         for part in [
             "b.tar ends without an end marker after 1,234 members",
-            "c.tar goes on for 10,240 bytes",
+            "c.tar continues for 10,240 bytes",
             "2 shards end so",
         ] {
             assert!(missing.contains(part), "{missing}");
         }
-        assert!(!missing.contains("go on so"), "{missing}");
+        assert!(!missing.contains("continue so"), "{missing}");
         let keys = |imageless, example: &str| {
             let notes = Notes { imageless, imageless_example: example.into(), ..Notes::default() };
             ("e.tar".to_owned(), notes)

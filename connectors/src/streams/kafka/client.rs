@@ -335,7 +335,7 @@ pub(super) fn serve(consumer: &Consumer) -> Result<(), SourceError> {
         }
     }
     match consumer.client().context().trouble().fatal {
-        Some(reason) => Err(SourceError::data(format!("librdkafka cannot go on: {reason}"))),
+        Some(reason) => Err(SourceError::data(format!("librdkafka cannot continue: {reason}"))),
         None => Ok(()),
     }
 }

@@ -281,7 +281,7 @@ impl KafkaConfig {
             ];
             if let Some((other, _)) = also.iter().find(|(_, given)| *given) {
                 return refuse(format!(
-                    "window_offsets and {other} are both given: windows of exactly so many offsets of each partition are \
+                    "window_offsets and {other} are both given: windows of exactly N offsets of each partition are \
                      closed by nothing else; leave one of them out"
                 ));
             }

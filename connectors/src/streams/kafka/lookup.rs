@@ -113,7 +113,7 @@ impl Lookup<'_> {
                 }
                 if more > 0 {
                     tracing::warn!(
-                        "{}: {more} of the offsets before `end` are not written yet; the epoch goes on when they are",
+                        "{}: {more} of the offsets before `end` are not written yet; the epoch continues when they are",
                         self.config.name()
                     );
                 }

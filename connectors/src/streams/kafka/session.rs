@@ -362,10 +362,10 @@ impl Session {
             }
             Code::BadMessage => {
                 "the batch is damaged on the broker or on its way (its checksum is wrong); records in it cannot be \
-                                 counted, so nothing is skipped: start a new run behind it, or have the broker's disk checked"
+                                 counted, so nothing is skipped: start a new run after it, or have the broker's disk checked"
             }
             Code::BadCompression => {
-                "the batch cannot be unpacked; nothing is skipped: start a new run behind it"
+                "the batch cannot be unpacked; nothing is skipped: start a new run after it"
             }
             Code::NotImplemented => "it is written in a format or compression that librdkafka does not know",
             _ => {
