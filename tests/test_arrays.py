@@ -96,3 +96,22 @@ def test_what_numpy_would_unpickle_is_refused(tmp_path: Path) -> None:
     for name, expected in (("objects.npy", "objects"), ("fortran.npy", "ascontiguousarray")):
         with pytest.raises(FuelrailError, match=expected):
             Loader(str(tmp_path / name), fields=[name.removesuffix(".npy")])
+
+
+def test_numbers_alone_are_had_from_files_that_hold_images_too(tmp_path: Path) -> None:
+    h5py = pytest.importorskip("h5py")
+    pixels = np.zeros((4, 8, 8, 3), np.uint8)
+    np.savez(tmp_path / "x.npz", images=pixels, points=np.arange(8.0).reshape(4, 2), labels=np.arange(4))
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        file["images"], file["points"], file["labels"] = pixels, np.arange(8.0).reshape(4, 2), np.arange(4)
+    for path in (tmp_path / "x.npz", tmp_path / "x.h5"):
+        with Loader(path, image="", fields=["points"], batch_size=4) as loader:
+            batch = next(iter(loader))
+        assert "image" not in batch and np.asarray(batch["points"]).tolist() == [
+            [0, 1],
+            [2, 3],
+            [4, 5],
+            [6, 7],
+        ]
+        with pytest.raises(FuelrailError, match="no image.*fields"):
+            Loader(path, image="")

@@ -170,7 +170,7 @@ def test_true_and_false_are_one_and_zero(write: Writer, tmp_path: Path) -> None:
     assert labels(write(tmp_path, "label", values))[0] == numbered(values)
 
 
-@pytest.mark.parametrize("write", [csv, tsv, jsonl, parquet, feather, hdf5, tar_json, tar_cls])
+@pytest.mark.parametrize("write", [csv, tsv, jsonl, parquet, feather, npz, hdf5, tar_json, tar_cls])
 def test_texts_are_classes_in_order_of_their_names(write: Writer, tmp_path: Path) -> None:
     values = ["dog", " cat", "cat ", "emu"] * 2
     found, classes = labels(write(tmp_path, "label", values))
@@ -270,7 +270,8 @@ ODD = {
     "one-hot": (np.eye(ROWS, 4), "shape"),
     "too few": (np.arange(ROWS - 1), "one for each of 8"),
     "too many": (np.arange(ROWS + 1), "one for each of 8"),
-    "texts": (np.array(["a", "b"] * 4), "text"),
+    "two texts each": (np.array([["a", "b"]] * ROWS), "text"),
+    "too few texts": (np.array(["a", "b"]), "one for each of 8"),
 }
 
 
@@ -285,6 +286,30 @@ def test_an_array_with_the_name_of_labels_is_used_or_refused(name: str, case: st
         with pytest.raises(FuelrailError, match=f'the array "{name}" holds .*label=None') as error:
             load(tmp_path / "x.npz")
         assert expected in str(error.value)
+
+
+@pytest.mark.parametrize("dtype", ["<U9", ">U9", "S9"])
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_texts_of_an_array_are_classes(save: Any, dtype: str, tmp_path: Path) -> None:
+    names = np.array(["señor", "cat", "", "dog"] * 2)
+    if dtype == "S9":
+        names = np.char.encode(names, "utf-8")
+    save(tmp_path / "x.npz", images=images(), label=names.astype(dtype))
+    with load(tmp_path / "x.npz", error_budget=10) as loader:
+        assert loader.classes == ["cat", "dog", "señor"]
+        found = {
+            int(i): int(y) for batch in loader for i, y in zip(batch["index"], batch["label"], strict=True)
+        }
+    # A text that is empty is no label: the record is a bad one.
+    assert {row: found[row] for row in (0, 1, 3)} == {0: 2, 1: 0, 3: 1}
+
+
+def test_texts_may_be_wider_in_one_shard_than_in_another(tmp_path: Path) -> None:
+    for shard, names in enumerate((["a", "b"], ["long", "a"])):
+        np.save(tmp_path / f"images-{shard}.npy", images()[:2])
+        np.save(tmp_path / f"labels-{shard}.npy", np.array(names))
+    found, classes = labels(tmp_path / "images-{0..1}.npy")
+    assert classes == ["a", "b", "long"] and [found[row] for row in range(4)] == [0, 1, 2, 0]
 
 
 def test_arrays_that_nobody_named_are_images_and_labels_by_their_place(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 //! Which array is the image, which the label, which are fields; and the ranges of their rows.
 
+use crate::sources::array::Npy;
 use std::sync::Arc;
 
 use xxhash_rust::xxh3::Xxh3;
@@ -9,7 +10,7 @@ use super::source::{Array, Column, Rowed, Run};
 use super::{ArrayConfig, BLOCK_BYTES, IMAGE_NAMES, LABEL_PIECE, TokensConfig, is_path, unpack};
 use crate::bytes::shards::{Shards, ends_with};
 use crate::column::{self, Part, Stored, product};
-use crate::labels::{self, Collector, Context, Labels, OF_ARRAYS, refusal};
+use crate::labels::{self, Collector, Context, Labels, OF_ARRAYS, Raw, refusal};
 use crate::names::shown;
 use crate::opening::{Counted, Step};
 use crate::recognised::Recognised;
@@ -48,7 +49,9 @@ impl Opened<'_> {
             .as_ref()
             .map(|names| names.iter().map(|name| self.named(name)).collect())
             .transpose()?;
-        let image = match &config.image {
+        let image = match config.image.as_deref() {
+            // Asked for: numbers alone.
+            Some("") => None,
             Some(name) => Some(self.named(name)?),
             None => self.guess_image(&label, fields.as_deref().unwrap_or_default())?,
         };
@@ -295,7 +298,10 @@ impl Opened<'_> {
                 && len.is_none_or(|len| len == rows.count);
             fits.then_some(rows.stored)
         };
-        let is_sure = |array: &Chosen<'_>| stored(array).is_some_and(|stored| !stored.is_float());
+        let is_sure = |array: &Chosen<'_>| {
+            stored(array).is_some_and(|stored| !stored.is_float())
+                || text_rows(array).is_some_and(|rows| len.is_none_or(|len| len == rows))
+        };
         let found = named
             .iter()
             .find(|array| is_sure(array))
@@ -374,43 +380,36 @@ impl Opened<'_> {
 
     /// Reads the labels: one for each of `len` records, whose names `records` knows.
     fn labels(&self, array: &Chosen<'_>, len: u64, records: &Rows<'_>) -> Result<Labels, SourceError> {
-        if array.pieces.iter().any(|piece| piece.npy.dtype.is_err()) {
-            return Err(self.unlabelled(array, None));
-        }
-        let rows = self.rows(array)?;
-        let one_each = rows.shape.iter().all(|&n| n == 1);
-        if !rows.stored.is_label() || !one_each || rows.count != len {
-            return Err(self.unlabelled(array, Some(len)));
-        }
-        let mut collector = Collector::default();
-        let element = rows.stored.element.size();
-        let mut buffer = Vec::new();
-        let step = Step::begin("reading labels", Counted::Rows, Some(len));
-        let what = format!("the array {:?}", array.name);
-        for (piece, &count) in rows.pieces.iter().zip(&rows.counts) {
-            let copy = match self.unpacked(piece)? {
-                Some(path) => Some(open_copies(&[path])?),
-                None => None,
-            };
-            let (shards, shard) = copy.as_ref().map_or((&self.shards, piece.shard), |copy| (copy, 0));
-            let mut at = piece.data();
-            let end = at + count * element as u64;
-            while at < end {
-                buffer.resize(LABEL_PIECE.min((end - at) as usize), 0);
-                shards
-                    .read_at(shard, at, &mut buffer)
-                    .map_err(|error| SourceError::data(error.to_string()))?;
-                at += buffer.len() as u64;
-                step.add((buffer.len() / element) as u64);
-                for one in buffer.chunks_exact(element) {
-                    let row = collector.len();
-                    collector.push(rows.stored.raw(one)).map_err(|holds| {
-                        let holds = format!("{holds} (row {row})");
-                        self.refuse(refusal(&what, &holds, Some(array.name), OTHER))
-                    })?;
-                }
+        if let Some(rows) = text_rows(array) {
+            if rows != len {
+                return Err(self.unlabelled(array, Some(len)));
+            }
+        } else {
+            if array.pieces.iter().any(|piece| piece.npy.dtype.is_err()) {
+                return Err(self.unlabelled(array, None));
+            }
+            let rows = self.rows(array)?;
+            let one_each = rows.shape.iter().all(|&n| n == 1);
+            if !rows.stored.is_label() || !one_each || rows.count != len {
+                return Err(self.unlabelled(array, Some(len)));
             }
         }
+        let mut collector = Collector::default();
+        self.each_label(array, len, |npy, one| {
+            let row = collector.len();
+            let pushed = match (&npy.dtype, npy.texts()) {
+                (Ok(stored), _) => collector.push(stored.raw(one)),
+                (Err(_), Some(texts)) => match texts.text(one) {
+                    Ok(text) => collector.push(Raw::text(&text)),
+                    Err(why) => collector.push(Raw::Wrong(why.into())),
+                },
+                (Err(unread), None) => Err(unread.to_string()),
+            };
+            pushed.map_err(|holds| {
+                let (what, holds) = (format!("the array {:?}", array.name), format!("{holds} (row {row})"));
+                self.refuse(refusal(&what, &holds, Some(array.name), OTHER))
+            })
+        })?;
         let context = Context {
             what: format!("the array {:?} of {}", array.name, self.shards.describe()),
             field: Some(array.name),
@@ -421,6 +420,42 @@ impl Opened<'_> {
             key: &|row| records.key(row),
         };
         Labels::join(vec![collector.finish()], &context)
+    }
+
+    /// Reads an array of one element per row, and hands out each with its file's header.
+    fn each_label(
+        &self,
+        array: &Chosen<'_>,
+        len: u64,
+        mut take: impl FnMut(&Npy, &[u8]) -> Result<(), SourceError>,
+    ) -> Result<(), SourceError> {
+        let mut buffer = Vec::new();
+        let step = Step::begin("reading labels", Counted::Rows, Some(len));
+        for piece in &array.pieces {
+            let npy = &piece.npy;
+            let rows = npy.shape.first().copied().unwrap_or(0);
+            let Some(element) = npy.data_bytes().and_then(|bytes| bytes.checked_div(rows)) else { continue };
+            let copy = match self.unpacked(piece)? {
+                Some(path) => Some(open_copies(&[path])?),
+                None => None,
+            };
+            let (shards, shard) = copy.as_ref().map_or((&self.shards, piece.shard), |copy| (copy, 0));
+            let mut at = piece.data();
+            let end = at + rows * element;
+            let most = (LABEL_PIECE as u64 / element).max(1) * element;
+            while at < end {
+                buffer.resize(most.min(end - at) as usize, 0);
+                shards
+                    .read_at(shard, at, &mut buffer)
+                    .map_err(|error| SourceError::data(error.to_string()))?;
+                at += buffer.len() as u64;
+                step.add(buffer.len() as u64 / element);
+                for one in buffer.chunks_exact(element as usize) {
+                    take(npy, one)?;
+                }
+            }
+        }
+        Ok(())
     }
 
     /// The unpacked copy of a deflated piece, as a path; `None` when it is read where it is.
@@ -585,4 +620,12 @@ impl Rows<'_> {
     fn whole_shape(&self) -> Vec<u64> {
         [&[self.count], self.shape].concat()
     }
+}
+/// Rows of an array of texts, one for each.
+fn text_rows(array: &Chosen<'_>) -> Option<u64> {
+    array.pieces.iter().try_fold(0u64, |sum, piece| {
+        piece.npy.texts()?;
+        let (&rows, row) = piece.npy.shape.split_first()?;
+        row.iter().all(|&n| n == 1).then(|| sum.checked_add(rows))?
+    })
 }

@@ -30,22 +30,60 @@ pub(crate) struct Npy {
     pub data: u64,
 }
 
-/// Kinds of elements that are known and refused.
+/// Kinds of elements that are known and no numbers.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Unread(String);
+pub(crate) struct Unread {
+    what: String,
+    /// How the texts are stored, if they are: class names of labels.
+    pub texts: Option<Texts>,
+}
+
+/// Texts of one width, padded with zeros.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Texts {
+    /// Characters of four bytes (numpy's `U`), or bytes (`S`).
+    pub width: u64,
+    pub wide: bool,
+    /// Big-endian characters.
+    pub big: bool,
+}
+
+impl Texts {
+    /// Bytes of one.
+    pub fn size(self) -> u64 {
+        self.width.saturating_mul(if self.wide { 4 } else { 1 })
+    }
+
+    /// The text of these bytes, or why there is none.
+    pub fn text(self, bytes: &[u8]) -> Result<String, &'static str> {
+        if !self.wide {
+            return String::from_utf8(bytes.to_vec()).map_err(|_| "its label is not UTF-8 text");
+        }
+        let code =
+            |four: &[u8; 4]| if self.big { u32::from_be_bytes(*four) } else { u32::from_le_bytes(*four) };
+        let characters = bytes.as_chunks().0.iter().map(|four| char::from_u32(code(four)));
+        characters.collect::<Option<String>>().ok_or("its label is no text: a character does not exist")
+    }
+}
+
+impl From<String> for Unread {
+    fn from(what: String) -> Self {
+        Self { what, texts: None }
+    }
+}
 
 impl fmt::Display for Unread {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        f.write_str(&self.what)
     }
 }
 
 impl Unread {
     /// What else can be done, as the end of a sentence.
     pub(crate) fn remedy(&self) -> &'static str {
-        if self.0.starts_with("Python objects") {
+        if self.what.starts_with("Python objects") {
             ": images of one size are one array of numbers (np.stack), others are files"
-        } else if self.0.starts_with("a structured type") {
+        } else if self.what.starts_with("a structured type") {
             ": save each of its columns as an array of its own (a[\"name\"])"
         } else {
             ""
@@ -65,8 +103,16 @@ pub(crate) enum NpyError {
 impl Npy {
     /// Bytes of the data, if a u64 can say it; of a refused kind unknown.
     pub(crate) fn data_bytes(&self) -> Option<u64> {
-        let size = self.dtype.as_ref().ok()?.element.size() as u64;
+        let size = match &self.dtype {
+            Ok(stored) => stored.element.size() as u64,
+            Err(unread) => unread.texts?.size(),
+        };
         product(&self.shape)?.checked_mul(size)
+    }
+
+    /// How its texts are stored, if that is what it holds.
+    pub(crate) fn texts(&self) -> Option<Texts> {
+        self.dtype.as_ref().err()?.texts
     }
 
     /// Whether its rows would be images, if they lay together.
@@ -218,12 +264,15 @@ impl<'text> Parser<'text> {
             }
             self.0 = &self.0[next.len_utf8()..];
             if depth == 0 {
-                return Ok(Err(Unread("a structured type (records with named columns)".into())));
+                return Ok(Err("a structured type (records with named columns)".to_owned().into()));
             }
         }
         Err("brackets do not match")
     }
 }
+
+/// Texts that are wider are no class names.
+const MAX_WIDTH: u64 = 1 << 12;
 
 /// A numpy type string such as `<f4`.
 fn dtype(text: &str) -> Result<Result<Stored, Unread>, &'static str> {
@@ -257,7 +306,10 @@ fn dtype(text: &str) -> Result<Result<Stored, Unread>, &'static str> {
                 Some('f') => "long floating-point numbers",
                 _ => return Err("a type that numpy does not have"),
             };
-            return Ok(Err(Unread(format!("{kind} ({text})"))));
+            let width = other.strip_prefix(['U', 'S', 'a']).and_then(|width| width.parse().ok());
+            let texts = width.filter(|width| (1..=MAX_WIDTH).contains(width));
+            let texts = texts.map(|width| Texts { width, wide: other.starts_with('U'), big });
+            return Ok(Err(Unread { what: format!("{kind} ({text})"), texts }));
         }
     };
     Ok(Ok(Stored { element, big }))

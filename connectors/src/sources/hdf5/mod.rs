@@ -151,6 +151,16 @@ impl Choice {
         let asked =
             |path: &str| label.as_deref() == Some(path) || fields.iter().flatten().any(|field| field == path);
         let image = match image {
+            // Asked for: numbers alone.
+            Some(image) if image.is_empty() => {
+                if fields.as_ref().is_none_or(Vec::is_empty) {
+                    return Err(refuse(format!(
+                        "image is \"\", so records have no image; name the datasets of numbers that they hold with fields ({})",
+                        listed()
+                    )));
+                }
+                None
+            }
             Some(image) => Some(image),
             None => {
                 let fits = |dataset: &&Dataset| {
