@@ -7,10 +7,10 @@ use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
 use fuelrail_loader::client::{
-    self, Address, ClientError, Feed as Inner, INTERRUPT_PERIOD, News, Next, Question, Waiting,
+    self, Address, Caller, ClientError, Feed as Inner, INTERRUPT_PERIOD, News, Next, Waiting, Wanted, until,
 };
 use fuelrail_loader::plan::Cursor;
-use fuelrail_loader::protocol::{Attach, Attached, PipelineRef, Reply};
+use fuelrail_loader::protocol::{Attach, Attached, PipelineRef};
 use fuelrail_loader::token::{Allow, Token};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
@@ -59,7 +59,7 @@ impl State {
 /// One loader's attachment to a daemon, for any number of threads and for signal handlers, which interrupt any of them.
 ///
 /// A call takes *steps*: with the lock, and without the interpreter. A step does not wait, and runs no Python. Between two
-/// steps nothing is held: there the call waits for the socket, and there signal handlers run. So foreign code never
+/// steps nothing is held: there the [`Call`] waits for the socket, and there signal handlers run. So foreign code never
 /// meets a lock of ours, whatever it calls.
 #[pyclass(module = "fuelrail._native", frozen)]
 pub struct Feed {
@@ -80,12 +80,44 @@ pub struct Feed {
 /// Where calls share a socket, one that waits looks this often whether another took in what it waits for.
 const SHARED_PERIOD: Duration = Duration::from_millis(5);
 
-/// Counts a call that is under way.
-struct Call<'a>(&'a AtomicUsize);
+/// A call that waits, for the whole of which it is counted.
+struct Call<'a, 'py> {
+    feed: &'a Feed,
+    py: Python<'py>,
+}
 
-impl Drop for Call<'_> {
+impl Caller for Call<'_, '_> {
+    type Of = Inner;
+    type Error = PyErr;
+
+    fn step<T: Send>(
+        &mut self,
+        step: impl FnOnce(&mut Inner) -> Result<T, ClientError> + Send,
+    ) -> PyResult<T> {
+        self.feed.step(self.py, |state| step(&mut state.inner))
+    }
+
+    fn tell(&mut self) -> PyResult<()> {
+        self.feed.tell(self.py)
+    }
+
+    fn wait(&mut self, patience: Duration) -> Duration {
+        let shared = self.feed.shared.load(Ordering::Relaxed);
+        let patience = patience.min(if shared { SHARED_PERIOD } else { INTERRUPT_PERIOD });
+        // Until the interpreter is back: the caller waits for that, too.
+        let began = Instant::now();
+        self.py.detach(|| self.feed.waiting.wait(patience));
+        began.elapsed()
+    }
+
+    fn interrupted(&mut self) -> PyResult<()> {
+        self.py.check_signals()
+    }
+}
+
+impl Drop for Call<'_, '_> {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+        self.feed.calls.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -119,65 +151,12 @@ impl Feed {
         })
     }
 
-    /// Takes steps until one gives something. Each is told how long was waited before it; so is `give_up`, when a handler of a
-    /// signal or of the log raises, or `timeout` is over. What handlers do takes none of that time. Lines of the log are handed
-    /// over before a step: one whose handler raises costs the caller no batch.
-    fn until<T: Send>(
-        &self,
-        py: Python<'_>,
-        timeout: Option<Duration>,
-        what: &str,
-        mut step: impl FnMut(&mut State, Duration) -> Result<Option<T>, ClientError> + Send,
-        give_up: impl FnOnce(&mut State, Duration) + Send,
-    ) -> PyResult<T> {
+    /// A call that waits begins.
+    fn call<'a, 'py>(&'a self, py: Python<'py>) -> Call<'a, 'py> {
         if self.calls.fetch_add(1, Ordering::Relaxed) > 0 {
             self.shared.store(true, Ordering::Relaxed);
         }
-        let _call = Call(&self.calls);
-        let (mut waited, mut before) = (Duration::ZERO, Duration::ZERO);
-        loop {
-            let looked = self.step(py, |state| state.inner.look());
-            if let Err(raised) = self.tell(py) {
-                self.step(py, |state| {
-                    give_up(state, before);
-                    Ok(())
-                })?;
-                return Err(raised);
-            }
-            looked?;
-            if let Some(found) = self.step(py, |state| step(state, before))? {
-                return Ok(found);
-            }
-            if let Some(timeout) = timeout.filter(|&timeout| waited >= timeout) {
-                return self.step(py, |state| {
-                    give_up(state, Duration::ZERO);
-                    Err(state.inner.timed_out(timeout, what))
-                });
-            }
-            let period = if self.shared.load(Ordering::Relaxed) { SHARED_PERIOD } else { INTERRUPT_PERIOD };
-            let period = timeout.map_or(period, |timeout| period.min(timeout - waited));
-            let asked = Instant::now();
-            py.detach(|| self.waiting.wait(period));
-            before = asked.elapsed();
-            waited += before;
-            if let Err(raised) = py.check_signals() {
-                self.step(py, |state| {
-                    give_up(state, before);
-                    Ok(())
-                })?;
-                return Err(raised);
-            }
-        }
-    }
-
-    fn answer(&self, py: Python<'_>, question: Question, timeout: Option<Duration>) -> PyResult<Reply> {
-        self.until(
-            py,
-            timeout,
-            "an answer",
-            |state, _| state.inner.answer(question),
-            |state, _| state.inner.forget(question),
-        )
+        Call { feed: self, py }
     }
 
     /// A stream without an end has one epoch: iterating again goes on where the last iteration was left.
@@ -288,12 +267,8 @@ impl Feed {
 
     /// The next batch of an iteration, or None at its end. The caller has it once it says `took`.
     fn next(&self, py: Python<'_>, iteration: u64, timeout: Option<f64>) -> PyResult<Option<Batch>> {
-        let batch = self.until(
-            py,
-            seconds(timeout)?,
-            "a batch",
-            |state, waited| {
-                state.inner.waited_for_data(waited);
+        let batch = until(&mut self.call(py), Wanted::Batch, seconds(timeout)?, |_| {
+            self.step(py, |state| {
                 state.check(iteration)?;
                 Ok(match state.inner.try_next()? {
                     Next::Batch(batch) => Some(Some((batch, state.inner.cursor()))),
@@ -303,9 +278,8 @@ impl Feed {
                     }
                     Next::Pending => None,
                 })
-            },
-            |state, waited| state.inner.waited_for_data(waited),
-        )?;
+            })
+        })?;
         let Some((batch, after)) = batch else { return Ok(None) };
         let ready = batch.ready;
         let fields = &self.attached.layout.fields;
@@ -403,29 +377,12 @@ impl Feed {
 
     /// Keys of records.
     fn keys(&self, py: Python<'_>, indices: Vec<i64>, timeout: Option<f64>) -> PyResult<Vec<String>> {
-        let timeout = seconds(timeout)?;
-        let questions = self.step(py, |state| state.inner.ask_keys(&indices))?;
-        let mut keys = Vec::with_capacity(indices.len());
-        for (at, &question) in questions.iter().enumerate() {
-            let answer = self.answer(py, question, timeout).inspect_err(|_| {
-                let forget =
-                    |state: &mut State| questions[at..].iter().for_each(|&late| state.inner.forget(late));
-                let _ = self.step(py, |state| {
-                    forget(state);
-                    Ok(())
-                });
-            })?;
-            keys.extend(client::into_keys(answer).map_err(|error| exception(py, &error))?);
-        }
-        Ok(keys)
+        client::keys(&mut self.call(py), &indices, seconds(timeout)?)
     }
 
     /// The daemon's counters and the verdict, as JSON.
     fn stats(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<String> {
-        let timeout = seconds(timeout)?;
-        let question = self.step(py, |state| state.inner.ask_stats())?;
-        let answer = self.answer(py, question, timeout)?;
-        let stats = client::into_stats(answer).map_err(|error| exception(py, &error))?;
+        let stats = client::stats(&mut self.call(py), seconds(timeout)?)?;
         Ok(serde_json::to_string(&stats).expect("plain data"))
     }
 

@@ -1,100 +1,163 @@
-//! The first messages of a connection, before there is a feed: greeting, attaching, and what the daemon announces.
+//! How a conversation begins: greeting, attaching, and what the daemon announces.
 
-use std::io;
 use std::os::fd::AsFd;
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
 
-use rustix::net::RecvFlags;
-
-use super::lease::Link;
+use super::conversation::Conversation;
 use super::private::Private;
-use super::{ClientError, INTERRUPT_PERIOD, Interrupt, News, Watch};
-use crate::protocol::{Attached, Decoder, Reply, Request};
+use super::questions::{Kind, Question};
+use super::waiting::{Alone, Caller, Steps, Wanted, until};
+use super::{Address, ClientError, Interrupt, News, Watch};
+use crate::protocol::{Attach, Attached, PROTOCOL, Progress, Reply, Request};
+use crate::ring::Mapping;
 
-/// The first two messages of a connection, before there is a feed.
-pub(super) struct Handshake {
-    pub link: Link,
-    pub private: Option<Arc<Private>>,
-    pub decoder: Decoder,
+/// A conversation that stands.
+pub(super) struct Opened {
+    pub conversation: Conversation,
     pub daemon_pid: u32,
+    pub attached: Attached,
+    pub mapping: Mapping,
 }
 
-impl Handshake {
-    pub fn send(&self, request: &Request) -> Result<(), ClientError> {
-        self.link.send(request).map_err(|error| self.died(&error.to_string()))
-    }
+/// Connects and attaches.
+pub(super) fn open(
+    address: &Address,
+    attach: Attach,
+    timeout: Option<Duration>,
+    interrupt: Interrupt<'_>,
+    watch: Watch<'_>,
+) -> Result<Opened, ClientError> {
+    let start = attach.start;
+    let mut opening = Opening { conversation: connect(address)?, stands: None };
+    let hello = Request::Hello { protocol: PROTOCOL, pid: std::process::id() };
+    let daemon_pid = match opening.ask(Kind::Hello, &hello, timeout, interrupt, watch)? {
+        Reply::Welcome { protocol: PROTOCOL, pid, .. } => pid,
+        Reply::Welcome { protocol, version, .. } => {
+            return Err(ClientError::protocol(format!(
+                "the daemon (version {version}) speaks protocol {protocol}, this client protocol {PROTOCOL}: \
+                 install the same version of fuelrail on both sides"
+            )));
+        }
+        other => return Err(ClientError::protocol(format!("the daemon greeted with {other:?}"))),
+    };
+    let attach = Request::Attach(Box::new(attach));
+    let attached = match opening.ask(Kind::Attach, &attach, timeout, interrupt, watch)? {
+        Reply::Attached(attached) => *attached,
+        other => return Err(ClientError::protocol(format!("the daemon answered attach with {other:?}"))),
+    };
+    let Opening { mut conversation, .. } = opening;
+    let ring = conversation
+        .descriptor()
+        .ok_or_else(|| ClientError::protocol("the daemon sent no shared memory with 'attached'"))?;
+    check(&attached)?;
+    let mapping =
+        Mapping::new(ring.as_fd(), attached.slots as usize * attached.layout.slot_bytes as usize)
+            .map_err(|error| ClientError::protocol(format!("the shared memory cannot be mapped: {error}")))?;
+    let begins = attached.stream.is_none().then(|| attached.batching.settle(start));
+    conversation.let_in(daemon_pid, begins);
+    Ok(Opened { conversation, daemon_pid, attached, mapping })
+}
 
-    /// The answer to what was sent last. As long as there is progress, time does not run out.
-    pub fn reply(
+fn connect(address: &Address) -> Result<Conversation, ClientError> {
+    match address {
+        Address::Private(binary) => {
+            let private = Private::get(binary)?;
+            let socket = private
+                .connect()
+                .map_err(|error| ClientError::Died(format!("the daemon is gone: {error}")))?;
+            Conversation::new(socket, Some(private))
+        }
+        Address::Socket(path) => {
+            let socket = UnixStream::connect(path).map_err(|error| {
+                ClientError::Died(format!(
+                    "no daemon answers at {path:?}: {error}; start one with `fuelrail serve --socket {path:?}`"
+                ))
+            })?;
+            Conversation::new(socket, None)
+        }
+    }
+}
+
+/// A conversation before there is a feed.
+struct Opening {
+    conversation: Conversation,
+    /// How far the daemon said last that it is.
+    stands: Option<String>,
+}
+
+/// What the daemon says while it opens a source.
+enum Word {
+    Progress(Progress),
+    Answer(Reply),
+}
+
+impl Opening {
+    /// Asks and waits for the answer. As long as there is progress, time does not run out.
+    fn ask(
         &mut self,
+        kind: Kind,
+        request: &Request,
         timeout: Option<Duration>,
         interrupt: Interrupt<'_>,
         watch: Watch<'_>,
     ) -> Result<Reply, ClientError> {
-        let (mut asked, mut last) = (Instant::now(), None);
+        let question = self.conversation.ask(kind, request)?;
         loop {
-            let next = self.decoder.message();
-            // A line that was written before a message is here when the message is, and is told first.
-            self.link.lines.take_in();
-            self.link.lines.heard(watch);
-            match next.map_err(|error| ClientError::protocol(error.to_string()))? {
-                Some(Reply::Log { level, text }) => self.link.lines.push(level, text),
-                Some(Reply::Progress(now)) => {
-                    asked = Instant::now();
-                    watch(News::Progress(&now));
-                    last = Some(now.to_string());
+            let waiting = self.conversation.waiting();
+            let mut caller = Alone { of: self, waiting, interrupt, watch };
+            let word = until(&mut caller, Wanted::Opening, timeout, |caller| {
+                caller.step(|opening| opening.word(question))
+            });
+            match word {
+                Ok(Word::Answer(answer)) => return Ok(answer),
+                Ok(Word::Progress(progress)) => {
+                    watch(News::Progress(&progress));
+                    self.stands = Some(progress.to_string());
                 }
-                Some(Reply::Refused { kind, message }) => return Err(ClientError::Daemon { kind, message }),
-                Some(reply) => return Ok(reply),
-                None => {
-                    if timeout.is_some_and(|timeout| asked.elapsed() >= timeout) {
-                        return Err(ClientError::Timeout(
-                            match &last {
-                                None => "the daemon did not begin to open the source within the timeout: a disk, file system or \
-                                     server that does not answer, or a machine that is short of memory or processors (raise \
-                                     timeout= to wait longer)"
-                                    .into(),
-                                Some(last) => format!(
-                                    "opening the source did not get on within the timeout, it stands at \"{last}\": a disk, file \
-                                     system or server that does not answer (what is tried again is in the log), or a machine that \
-                                     is short of memory or processors (raise timeout= to wait longer)"
-                                ),
-                            },
-                        ));
+                Err(error) => {
+                    // Its last words may have come while it died.
+                    if matches!(error, ClientError::Died(_)) {
+                        caller.step(Steps::look).and_then(|()| caller.tell())?;
                     }
-                    if interrupt() {
-                        return Err(ClientError::Interrupted);
-                    }
-                    self.link.wait(INTERRUPT_PERIOD);
-                    match self.decoder.receive(self.link.socket.as_fd(), RecvFlags::DONTWAIT) {
-                        Ok(0) => return Err(self.ended("it closed the connection", watch)),
-                        Err(error) if error.kind() != io::ErrorKind::WouldBlock => {
-                            return Err(self.ended(&error.to_string(), watch));
-                        }
-                        _ => {}
-                    }
+                    return Err(error);
                 }
             }
         }
     }
 
-    /// How it ended, after its last words.
-    fn ended(&self, how: &str, watch: Watch<'_>) -> ClientError {
-        let died = self.died(how);
-        self.link.lines.take_in();
-        self.link.lines.heard(watch);
-        died
+    fn word(&mut self, question: Question) -> Result<Option<Word>, ClientError> {
+        if let Some(progress) = self.conversation.progress() {
+            return Ok(Some(Word::Progress(progress)));
+        }
+        Ok(self.conversation.answer(question)?.map(Word::Answer))
+    }
+}
+
+impl Steps for Opening {
+    fn look(&mut self) -> Result<(), ClientError> {
+        self.conversation.take_in()
     }
 
-    fn died(&self, how: &str) -> ClientError {
-        let obituary = self.private.as_ref().and_then(|private| private.wait_for_obituary());
-        ClientError::Died(format!("the fuelrail daemon is gone: {}", obituary.as_deref().unwrap_or(how)))
+    fn waited(&mut self, _: Wanted, _: Duration) {}
+
+    fn timed_out(&self, _: Wanted, _: Duration) -> ClientError {
+        ClientError::Timeout(match &self.stands {
+            None => "the daemon did not begin to open the source within the timeout: a disk, file system or \
+                     server that does not answer, or a machine that is short of memory or processors (raise \
+                     timeout= to wait longer)"
+                .into(),
+            Some(stands) => format!(
+                "opening the source did not get on within the timeout, it stands at \"{stands}\": a disk, file \
+                 system or server that does not answer (what is tried again is in the log), or a machine that \
+                 is short of memory or processors (raise timeout= to wait longer)"
+            ),
+        })
     }
 }
 
 /// What the daemon announces is checked before any address is computed from it.
-pub(super) fn check(attached: &Attached) -> Result<(), ClientError> {
+fn check(attached: &Attached) -> Result<(), ClientError> {
     let Attached { layout, slots, batching, .. } = attached;
     if batching.batch_size == 0
         || batching.world_size == 0

@@ -3,7 +3,8 @@
 //! ```text
 //!  Private (child process, control socket)        one per process, shared by its feeds, ends with the last
 //!     ├── Lines (of the daemon's log)             told by whichever feed waits
-//!     └── Feed (socket, cursor, generation)       one per loader
+//!     └── Feed (cursor, windows, token)           one per loader
+//!            ├── Conversation (socket)            what is sent, and what has arrived, sorted
 //!            └── Batch ── Arc<Lease> ── Mapping   the slot goes back when the last view of it is dropped
 //! ```
 //!
@@ -11,48 +12,40 @@
 //! - [`Feed::next`] returns a batch, the end of the epoch, or a typed error by its time-out: never a silent hang;
 //! - it can be interrupted (ctrl-C) within a tenth of a second;
 //! - what the daemon logs is told while a call waits, before what the call waits for is taken;
-//! - nothing here waits but what says so: whoever shares a feed behind a lock takes its *steps* ([`Feed::try_next`],
-//!   [`Feed::answer`]) with the lock and [waits](Waiting) without;
+//! - a call is steps with a wait between them, in one loop ([`until`]): whoever shares a feed behind a lock is a [`Caller`] of
+//!   its own, takes the steps with the lock and [waits](Waiting) without;
 //! - a lease keeps the mapping alive by itself: views stay readable after close, after the daemon's death, and at
 //!   interpreter exit; dropped in a forked child it sends nothing;
 //! - all but one slot leased: batches are handed out as owned copies, so a caller who collects images never
 //!   deadlocks.
 
+mod conversation;
 mod handshake;
 mod lease;
 mod lines;
 mod private;
 mod questions;
+mod waiting;
 mod windows;
 
-use std::collections::VecDeque;
-use std::os::fd::AsFd;
-use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use rustix::net::RecvFlags;
-
 use crate::plan::{Batching, Cursor};
-use crate::protocol::{
-    Attach, Attached, Decoder, ErrorKind, MAX_KEYS, PROTOCOL, Progress, Ready, Reply, Request, Stats,
-};
+use crate::protocol::{Attach, Attached, ErrorKind, Progress, Ready, Reply, Request, Stats};
 use crate::ring::Mapping;
 use crate::token::{Allow, Place, Token, TokenError};
 
-use handshake::{Handshake, check};
-use lease::Link;
+use conversation::{Conversation, Told};
+use handshake::Opened;
 pub use lease::{AlignedBytes, Lease, Memory};
-use lines::Lines;
-use private::Private;
-pub use questions::Question;
-use questions::{Kind, Questions};
+use questions::{Kind, Question};
+pub use questions::{keys, stats};
+use waiting::Alone;
+pub use waiting::{Caller, INTERRUPT_PERIOD, Steps, Waiting, Wanted, until};
 use windows::Windows;
-
-/// How often a waiting client looks whether it is to stop.
-pub const INTERRUPT_PERIOD: Duration = Duration::from_millis(100);
 
 /// Slots that stay with the daemon however many batches the caller holds: with one, work goes on.
 const SLOTS_KEPT: usize = 1;
@@ -146,28 +139,8 @@ pub enum Next {
     Batch(Box<Batch>),
     /// The epoch has no more.
     End,
-    /// It has not come yet: [wait](Waiting::wait), then ask again.
+    /// It has not come yet: [wait](until), then ask again.
     Pending,
-}
-
-/// A way to wait for a feed's socket without the feed, which others may use meanwhile.
-#[derive(Clone, Debug)]
-pub struct Waiting(Arc<Link>);
-
-impl Waiting {
-    /// Waits until something has arrived or `patience` is over; a signal ends it early.
-    pub fn wait(&self, patience: Duration) {
-        self.0.wait(patience);
-    }
-
-    /// Tells the lines of the daemon's log that have arrived, (level, text), each once and in order, with nothing held. While
-    /// somebody is being told, nobody else is. After an error the rest waits for the next time.
-    ///
-    /// # Errors
-    /// That of `tell`.
-    pub fn tell<E>(&self, tell: impl FnMut(&str, &str) -> Result<(), E>) -> Result<(), E> {
-        self.0.lines.tell(tell)
-    }
 }
 
 /// What a feed counted on this side.
@@ -188,29 +161,16 @@ pub struct Counters {
 /// One loader's attachment to a pipeline.
 #[derive(Debug)]
 pub struct Feed {
-    link: Arc<Link>,
-    private: Option<Arc<Private>>,
+    conversation: Conversation,
     daemon_pid: u32,
-    decoder: Decoder,
     attached: Attached,
     mapping: Arc<Mapping>,
-    generation: u64,
-    /// What the daemon works on next, as far as this side knows: a seek is needed only when that is not what is wanted.
-    /// `None`: on nothing; it begins to read a stream when it is told where.
-    incoming: Option<Cursor>,
     /// The next row to hand out; what a token says.
     cursor: Cursor,
-    ready: VecDeque<Ready>,
     /// Of a stream: what is known of it.
     windows: Option<Windows>,
-    /// A failure that is due once `ready` is handed out.
-    pending_failure: Option<(ErrorKind, String)>,
-    questions: Questions,
-    /// How the connection ended, once it has.
-    ended: Option<String>,
     counters: Counters,
     iterating_since: Option<Instant>,
-    closed: bool,
 }
 
 impl Feed {
@@ -225,91 +185,22 @@ impl Feed {
         interrupt: Interrupt<'_>,
         watch: Watch<'_>,
     ) -> Result<Self, ClientError> {
-        match Self::connect(address, attach, timeout, interrupt, watch) {
-            // In the first moments of its life, before it has a process group of its own, the daemon hears the terminal's
-            // ctrl-C too. What happened then is the ctrl-C.
-            Err(ClientError::Died(_)) if interrupt() => Err(ClientError::Interrupted),
-            other => other,
-        }
-    }
-
-    fn connect(
-        address: &Address,
-        attach: Attach,
-        timeout: Option<Duration>,
-        interrupt: Interrupt<'_>,
-        watch: Watch<'_>,
-    ) -> Result<Self, ClientError> {
-        let (socket, private) = match address {
-            Address::Private(binary) => {
-                let private = Private::get(binary)?;
-                let socket = private
-                    .connect()
-                    .map_err(|error| ClientError::Died(format!("the daemon is gone: {error}")))?;
-                (socket, Some(private))
-            }
-            Address::Socket(path) => {
-                let socket = UnixStream::connect(path).map_err(|error| {
-                    ClientError::Died(format!(
-                        "no daemon answers at {path:?}: {error}; start one with `fuelrail serve --socket {path:?}`"
-                    ))
-                })?;
-                (socket, None)
-            }
-        };
         let start = attach.start;
-        let lines = private.as_ref().map_or_else(|| Arc::new(Lines::new(None)), |private| private.lines());
-        let link = Link::new(socket, lines)
-            .map_err(|error| ClientError::Died(format!("the daemon is gone: {error}")))?;
-        let mut handshake = Handshake { link, private, decoder: Decoder::default(), daemon_pid: 0 };
-        handshake.send(&Request::Hello { protocol: PROTOCOL, pid: std::process::id() })?;
-        match handshake.reply(timeout, interrupt, watch)? {
-            Reply::Welcome { protocol, version, pid } => {
-                if protocol != PROTOCOL {
-                    return Err(ClientError::protocol(format!(
-                        "the daemon (version {version}) speaks protocol {protocol}, this client protocol {PROTOCOL}: \
-                         install the same version of fuelrail on both sides"
-                    )));
-                }
-                handshake.daemon_pid = pid;
-            }
-            other => return Err(ClientError::protocol(format!("the daemon greeted with {other:?}"))),
-        }
-        handshake.send(&Request::Attach(Box::new(attach)))?;
-        let attached = match handshake.reply(timeout, interrupt, watch)? {
-            Reply::Attached(attached) => *attached,
-            other => return Err(ClientError::protocol(format!("the daemon answered attach with {other:?}"))),
-        };
-        let ring = handshake
-            .decoder
-            .take_fd()
-            .ok_or_else(|| ClientError::protocol("the daemon sent no shared memory with 'attached'"))?;
-        check(&attached)?;
-        let mapping =
-            Mapping::new(ring.as_fd(), attached.slots as usize * attached.layout.slot_bytes as usize)
-                .map_err(|error| {
-                    ClientError::protocol(format!("the shared memory cannot be mapped: {error}"))
-                })?;
-        let cursor = attached.batching.settle(start);
-        let windows = attached.stream.clone().map(Windows::new);
-        let Handshake { link, private, decoder, daemon_pid } = handshake;
+        let Opened { conversation, daemon_pid, attached, mapping } =
+            match handshake::open(address, attach, timeout, interrupt, watch) {
+                // In the first moments of its life, before it has a process group of its own, the daemon hears the terminal's
+                // ctrl-C too. What happened then is the ctrl-C.
+                Err(ClientError::Died(_)) if interrupt() => return Err(ClientError::Interrupted),
+                opened => opened?,
+            };
         Ok(Self {
-            link: Arc::new(link),
-            private,
+            conversation,
             daemon_pid,
-            decoder,
             mapping: Arc::new(mapping),
-            generation: 0,
-            incoming: windows.is_none().then_some(cursor),
             cursor: start,
-            ready: VecDeque::new(),
-            windows,
-            pending_failure: None,
-            questions: Questions::default(),
-            ended: None,
+            windows: attached.stream.clone().map(Windows::new),
             counters: Counters::default(),
             iterating_since: None,
-            closed: false,
             attached,
         })
     }
@@ -341,7 +232,7 @@ impl Feed {
 
     /// Slots in the caller's hands.
     pub fn leased(&self) -> usize {
-        self.link.leased.load(Ordering::Relaxed)
+        self.conversation.link().leased.load(Ordering::Relaxed)
     }
 
     /// Makes the next batch begin at `cursor`. Costs nothing when that is what comes next anyway; otherwise whatever
@@ -384,7 +275,7 @@ impl Feed {
         self.usable()?;
         token.verify(&self.attached.identity, &[Allow::Pixels])?;
         let position = token.position;
-        token.stream.map_or(Ok(()), |place| self.request(&Request::Saved { place, position }))
+        token.stream.map_or(Ok(()), |place| self.conversation.send(&Request::Saved { place, position }))
     }
 
     /// The window of a stream that holds a cursor.
@@ -404,9 +295,7 @@ impl Feed {
         self.pause();
         self.cursor = cursor;
         let settled = self.settle(cursor);
-        let next =
-            self.ready.front().map(|ready| ready.cursor).or(self.incoming).map(|next| self.settle(next));
-        if next == Some(settled) && self.pending_failure.is_none() {
+        if self.conversation.due().map(|due| self.settle(due)) == Some(settled) {
             return Ok(());
         }
         // Of the next epoch nobody has told the window yet, but it begins like all others.
@@ -414,13 +303,7 @@ impl Feed {
         if let (Some(windows), Some(place)) = (&mut self.windows, &place) {
             windows.restart(place.clone());
         }
-        self.generation += 1;
-        for ready in std::mem::take(&mut self.ready) {
-            self.give_back(&ready)?;
-        }
-        self.pending_failure = None;
-        self.incoming = Some(settled);
-        self.request(&Request::Seek { generation: self.generation, cursor: settled, place })
+        self.conversation.seek(settled, place)
     }
 
     /// Batches left in the cursor's epoch; `None` of a stream that has not ended.
@@ -448,39 +331,25 @@ impl Feed {
         interrupt: Interrupt<'_>,
         watch: Watch<'_>,
     ) -> Result<Option<Batch>, ClientError> {
-        let mut before = Duration::ZERO;
-        self.until(timeout, interrupt, watch, "a batch", |feed, waited| {
-            feed.waited_for_data(waited - before);
-            before = waited;
-            Ok(match feed.try_next()? {
-                Next::Batch(batch) => Some(Some(*batch)),
-                Next::End => Some(None),
-                Next::Pending => None,
+        until(&mut self.alone(interrupt, watch), Wanted::Batch, timeout, |caller| {
+            caller.step(|feed| {
+                Ok(match feed.try_next()? {
+                    Next::Batch(batch) => Some(Some(*batch)),
+                    Next::End => Some(None),
+                    Next::Pending => None,
+                })
             })
         })
     }
 
-    /// Takes in what has arrived: batches, answers, lines of the log. Does not wait, and hands out nothing, so that the lines
-    /// are [told](Waiting::tell) before whoever hears them could keep a batch from its caller.
-    ///
-    /// # Errors
-    /// When the feed cannot be used, or the daemon says what it never should.
-    pub fn look(&mut self) -> Result<(), ClientError> {
-        self.usable()?;
-        let taken = self.take_in();
-        // Last: a line that was written before an answer is here when the answer is.
-        self.link.lines.take_in();
-        taken
-    }
-
-    /// Hands out the next batch, if a [look](Self::look) has taken it in. Does not wait.
+    /// Hands out the next batch, if a [look](Steps::look) has taken it in. Does not wait.
     ///
     /// # Errors
     /// [`ClientError::Died`] once everything that was finished before the daemon's death is handed out; what the daemon
     /// stopped for, after what was finished before.
     pub fn try_next(&mut self) -> Result<Next, ClientError> {
         self.usable()?;
-        if self.incoming.is_none() {
+        if !self.conversation.begun() {
             self.seek(self.cursor)?;
         }
         if self.batches_left() != Some(0) {
@@ -490,15 +359,10 @@ impl Feed {
             self.pause();
             return Ok(Next::End);
         }
-        let Some(ready) = self.ready.pop_front() else {
-            return match (&self.pending_failure, &self.ended) {
-                (Some((kind, message)), _) => {
-                    Err(ClientError::Daemon { kind: *kind, message: message.clone() })
-                }
-                (None, Some(how)) => Err(self.died(how)),
-                (None, None) => Ok(Next::Pending),
-            };
-        };
+        let Some(ready) = self.conversation.ready()? else { return Ok(Next::Pending) };
+        if ready.slot >= self.attached.slots || u64::from(ready.rows) > self.attached.batching.most_rows() {
+            return Err(ClientError::protocol(format!("the daemon sent an impossible batch: {ready:?}")));
+        }
         if ready.cursor != self.settle(self.cursor) {
             return Err(ClientError::protocol(format!(
                 "the daemon sent the batch at {:?} where {:?} was due",
@@ -520,42 +384,15 @@ impl Feed {
         Ok(Next::Batch(Box::new(self.lease(ready))))
     }
 
-    /// The caller has waited this long for a batch.
-    pub fn waited_for_data(&mut self, time: Duration) {
-        self.counters.data_wait_ns += time.as_nanos() as u64;
-    }
-
     /// A way to wait without the feed.
     pub fn waiting(&self) -> Waiting {
-        Waiting(self.link.clone())
+        self.conversation.waiting()
     }
 
-    /// Takes steps until one gives something, and waits between them. A step is told how long it has waited so far.
-    fn until<T>(
-        &mut self,
-        timeout: Option<Duration>,
-        interrupt: Interrupt<'_>,
-        watch: Watch<'_>,
-        what: &str,
-        mut step: impl FnMut(&mut Self, Duration) -> Result<Option<T>, ClientError>,
-    ) -> Result<T, ClientError> {
-        let asked = Instant::now();
-        loop {
-            let looked = self.look();
-            self.link.lines.heard(watch);
-            looked?;
-            if let Some(found) = step(self, asked.elapsed())? {
-                return Ok(found);
-            }
-            if interrupt() {
-                return Err(ClientError::Interrupted);
-            }
-            match timeout {
-                Some(timeout) if asked.elapsed() >= timeout => return Err(self.timed_out(timeout, what)),
-                Some(timeout) => self.link.wait(INTERRUPT_PERIOD.min(timeout - asked.elapsed())),
-                None => self.link.wait(INTERRUPT_PERIOD),
-            }
-        }
+    /// A caller who has the feed to itself.
+    fn alone<'a>(&'a mut self, interrupt: Interrupt<'a>, watch: Watch<'a>) -> Alone<'a, Self> {
+        let waiting = self.waiting();
+        Alone { of: self, waiting, interrupt, watch }
     }
 
     /// Stops the clock of the iteration: what the caller does between epochs is not the consumer's time.
@@ -577,8 +414,9 @@ impl Feed {
                 bytes
             })
             .collect();
-        let leased = self.link.leased.fetch_add(1, Ordering::Relaxed);
-        let lease = Lease { link: self.link.clone(), mapping: self.mapping.clone(), slot: ready.slot, base };
+        let link = self.conversation.link();
+        let leased = link.leased.fetch_add(1, Ordering::Relaxed);
+        let lease = Lease { link: link.clone(), mapping: self.mapping.clone(), slot: ready.slot, base };
         let memory = if leased + SLOTS_KEPT >= self.attached.slots as usize {
             self.counters.copies += 1;
             // From the slot's beginning, so that fields lie at the offsets they have there.
@@ -602,15 +440,7 @@ impl Feed {
         interrupt: Interrupt<'_>,
         watch: Watch<'_>,
     ) -> Result<Vec<String>, ClientError> {
-        let questions = self.ask_keys(&indices)?;
-        let mut keys = Vec::with_capacity(indices.len());
-        for (at, &question) in questions.iter().enumerate() {
-            let answer = self.until(timeout, interrupt, watch, "an answer", |feed, _| feed.answer(question));
-            let answer =
-                answer.inspect_err(|_| questions[at..].iter().for_each(|&late| self.forget(late)))?;
-            keys.extend(into_keys(answer)?);
-        }
-        Ok(keys)
+        keys(&mut self.alone(interrupt, watch), &indices, timeout)
     }
 
     /// The daemon's counters and the verdict.
@@ -623,67 +453,27 @@ impl Feed {
         interrupt: Interrupt<'_>,
         watch: Watch<'_>,
     ) -> Result<Stats, ClientError> {
-        let question = self.ask_stats()?;
-        let answer = self.until(timeout, interrupt, watch, "an answer", |feed, _| feed.answer(question));
-        into_stats(answer.inspect_err(|_| self.forget(question))?)
-    }
-
-    /// Asks for keys; the answers are those of these questions, one after the other. Does not wait.
-    ///
-    /// # Errors
-    /// When the daemon is gone.
-    pub fn ask_keys(&mut self, indices: &[i64]) -> Result<Vec<Question>, ClientError> {
-        indices
-            .chunks(MAX_KEYS)
-            .map(|indices| self.ask(Kind::Keys, &Request::Keys { indices: indices.to_vec() }))
-            .collect()
-    }
-
-    /// Asks for the daemon's counters. Does not wait.
-    ///
-    /// # Errors
-    /// When the daemon is gone.
-    pub fn ask_stats(&mut self) -> Result<Question, ClientError> {
-        let Counters { data_wait_ns, iteration_ns, .. } = self.counters();
-        self.ask(Kind::Stats, &Request::Stats { data_wait_ns, iteration_ns })
+        stats(&mut self.alone(interrupt, watch), timeout)
     }
 
     fn ask(&mut self, kind: Kind, request: &Request) -> Result<Question, ClientError> {
         self.usable()?;
-        self.request(request)?;
-        Ok(self.questions.ask(kind))
+        self.conversation.ask(kind, request)
     }
 
-    /// Hands out the answer to a question, if a [look](Self::look) has taken it in. Does not wait.
-    ///
-    /// # Errors
-    /// When the daemon is gone or the feed closed.
-    pub fn answer(&mut self, question: Question) -> Result<Option<Reply>, ClientError> {
+    fn answer(&mut self, question: Question) -> Result<Option<Reply>, ClientError> {
         self.usable()?;
-        match (self.questions.take(question), &self.ended) {
-            (None, Some(how)) => Err(self.died(how)),
-            (answer, _) => Ok(answer),
-        }
+        self.conversation.answer(question)
     }
 
-    /// Nobody waits for this answer any more.
-    pub fn forget(&mut self, question: Question) {
-        self.questions.forget(question);
+    fn forget(&mut self, question: Question) {
+        self.conversation.forget(question);
     }
 
     /// Ends the feed: the daemon frees everything of it; a private daemon without feeds ends too. Views of batches
     /// stay readable. Calling it again does nothing.
     pub fn close(&mut self) {
-        if self.closed || self.link.pid != std::process::id() {
-            return;
-        }
-        self.closed = true;
-        self.ready.clear();
-        // What was said before is still told.
-        let _ = self.take_in();
-        let _ = self.link.socket.shutdown(std::net::Shutdown::Both);
-        self.private = None;
-        self.link.lines.take_in();
+        self.conversation.end();
     }
 
     /// Whether it can be used.
@@ -691,46 +481,10 @@ impl Feed {
     /// # Errors
     /// [`ClientError::Misuse`] after close, and in a forked child.
     pub fn usable(&self) -> Result<(), ClientError> {
-        if self.link.pid != std::process::id() {
-            return Err(ClientError::forked());
-        }
-        if self.closed {
-            return Err(ClientError::Misuse("this Loader is closed; make a new one".into()));
-        }
-        Ok(())
+        self.conversation.usable()
     }
 
-    fn request(&self, request: &Request) -> Result<(), ClientError> {
-        self.link.send(request).map_err(|error| self.died(&error.to_string()))
-    }
-
-    /// Files every message that has arrived. Does not wait.
-    fn take_in(&mut self) -> Result<(), ClientError> {
-        loop {
-            // What came in one piece with an earlier message is here already: the socket will not say so.
-            while let Some(reply) =
-                self.decoder.message().map_err(|error| ClientError::protocol(error.to_string()))?
-            {
-                self.sort(reply)?;
-            }
-            if self.ended.is_some() {
-                return Ok(());
-            }
-            match self.decoder.receive(self.link.socket.as_fd(), RecvFlags::DONTWAIT) {
-                Ok(0) => self.ended = Some("it closed the connection".into()),
-                Ok(_) => {}
-                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return Ok(()),
-                Err(error) => self.ended = Some(error.to_string()),
-            }
-        }
-    }
-
-    /// The error of a wait that took too long, with what is stuck.
-    pub fn timed_out(&self, timeout: Duration, what: &str) -> ClientError {
-        ClientError::Timeout(self.timeout_text(timeout, what))
-    }
-
-    fn timeout_text(&self, timeout: Duration, what: &str) -> String {
+    fn timeout_text(&self, what: &str, timeout: Duration) -> String {
         let state = process_state(self.daemon_pid);
         let leased = self.leased();
         let stuck = match state {
@@ -749,93 +503,31 @@ impl Feed {
         };
         format!("{what} did not come within {:.0} s (timeout): {stuck}", timeout.as_secs_f64())
     }
+}
 
-    fn sort(&mut self, reply: Reply) -> Result<(), ClientError> {
-        match reply {
-            Reply::Ready(ready) if ready.generation != self.generation => self.give_back(&ready)?,
-            Reply::Ready(ready) => {
-                if ready.slot >= self.attached.slots
-                    || u64::from(ready.rows) > self.attached.batching.most_rows()
-                {
-                    return Err(ClientError::protocol(format!(
-                        "the daemon sent an impossible batch: {ready:?}"
-                    )));
-                }
-                self.incoming = Some(ready.next);
-                self.ready.push_back(ready);
-            }
-            Reply::Log { level, text } => self.link.lines.push(level, text),
-            Reply::Failed { generation, kind, message } => {
-                // Due where it happened: after the batches that were finished before it.
-                if generation == self.generation {
-                    self.pending_failure = Some((kind, message));
-                }
-            }
-            Reply::Window { generation, place } => {
-                if let Some(windows) = self.windows.as_mut().filter(|_| generation == self.generation) {
-                    windows.arrived(place);
-                }
-            }
-            Reply::End { generation, epoch, len } => {
-                if let Some(windows) = self.windows.as_mut().filter(|_| generation == self.generation) {
-                    windows.ended(epoch, len);
-                }
-            }
-            Reply::Refused { kind, message } => return Err(ClientError::Daemon { kind, message }),
-            other => {
-                if let Some(other) = self.questions.file(other) {
-                    return Err(ClientError::protocol(format!("the daemon said {other:?} unasked")));
-                }
+impl Steps for Feed {
+    fn look(&mut self) -> Result<(), ClientError> {
+        self.usable()?;
+        let taken = self.conversation.take_in();
+        for told in self.conversation.windows() {
+            match (&mut self.windows, told) {
+                (None, _) => {}
+                (Some(windows), Told::Window(place)) => windows.arrived(place),
+                (Some(windows), Told::End { epoch, len }) => windows.ended(epoch, len),
             }
         }
-        Ok(())
+        taken
     }
 
-    fn give_back(&self, ready: &Ready) -> Result<(), ClientError> {
-        self.request(&Request::Release { slot: ready.slot })
+    fn waited(&mut self, wanted: Wanted, time: Duration) {
+        if wanted == Wanted::Batch {
+            self.counters.data_wait_ns += time.as_nanos() as u64;
+        }
     }
 
-    fn died(&self, how: &str) -> ClientError {
-        let pid = self.daemon_pid;
-        let obituary = self.private.as_ref().and_then(|private| private.wait_for_obituary());
-        ClientError::Died(match obituary {
-            Some(obituary) => format!(
-                "the fuelrail daemon (pid {pid}) died: {obituary}. Make a new Loader and load the state of your last \
-                 checkpoint to go on exactly"
-            ),
-            None => format!(
-                "the fuelrail daemon (pid {pid}) is gone: {how}. Start it again, make a new Loader and load the state of \
-                 your last checkpoint to go on exactly"
-            ),
-        })
-    }
-}
-
-impl Drop for Feed {
-    fn drop(&mut self) {
-        self.close();
-    }
-}
-
-/// The keys in an answer to [`Feed::ask_keys`].
-///
-/// # Errors
-/// When it is another.
-pub fn into_keys(answer: Reply) -> Result<Vec<String>, ClientError> {
-    match answer {
-        Reply::Keys { keys } => Ok(keys),
-        other => Err(ClientError::protocol(format!("the daemon answered keys with {other:?}"))),
-    }
-}
-
-/// The counters in an answer to [`Feed::ask_stats`].
-///
-/// # Errors
-/// When it is another.
-pub fn into_stats(answer: Reply) -> Result<Stats, ClientError> {
-    match answer {
-        Reply::Stats(stats) => Ok(*stats),
-        other => Err(ClientError::protocol(format!("the daemon answered stats with {other:?}"))),
+    fn timed_out(&self, wanted: Wanted, timeout: Duration) -> ClientError {
+        let what = if wanted == Wanted::Batch { "a batch" } else { "an answer" };
+        ClientError::Timeout(self.timeout_text(what, timeout))
     }
 }
 
