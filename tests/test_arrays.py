@@ -113,5 +113,5 @@ def test_numbers_alone_are_had_from_files_that_hold_images_too(tmp_path: Path) -
             [4, 5],
             [6, 7],
         ]
-        with pytest.raises(FuelrailError, match="no image.*fields"):
+        with pytest.raises(FuelrailError, match=r"no image.*fields"):
             Loader(path, image="")
