@@ -816,3 +816,26 @@ def test_metrics_lines_are_json(tmp_path: Path):
     train(FakeLoader(16, 8), tmp_path).fit()
     for line in (tmp_path / "metrics.jsonl").read_text().splitlines():
         assert {"event", "step", "time"} <= json.loads(line).keys()
+
+
+# ---- what a trainer needs of a loader
+
+
+def test_a_loader_that_lacks_a_part_is_refused_at_once_with_the_parts_name(tmp_path: Path):
+    class Bare:
+        epoch, batch_size, classes = 0, 8, ()
+
+        def __len__(self) -> int:
+            return 1
+
+    with pytest.raises(
+        TypeError, match=r"a Bare, has no endless, state_dict, load_state_dict, checkpoint_saved"
+    ):
+        train(Bare(), tmp_path)
+
+
+def test_the_torch_loader_is_a_source_of_batches():
+    from fuelrail.torch import Loader
+    from fuelrail.train.batches import lacking
+
+    assert lacking(Loader) == [] and lacking(FakeLoader(8, 8)) == []

@@ -49,6 +49,8 @@ class FakeLoader:
         self.size = size
         self.epoch, self._position = 0, 0
 
+    endless = False
+
     def __len__(self) -> int:
         return -(-self.count // self.batch_size)
 
@@ -75,6 +77,9 @@ class FakeLoader:
         if token["seed"] != self.seed:
             raise ValueError(f"the token is of seed {token['seed']}, this loader has {self.seed}")
         self.epoch, self._position = token["epoch"], token["position"]
+
+    def checkpoint_saved(self, token: dict[str, Any]) -> None:
+        pass
 
     def stats(self) -> dict[str, Any]:
         return {"verdict": {"stage": "train", "text": "Bottleneck: the training step"}}

@@ -24,13 +24,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .batches import BatchSource, LabelledBatch
     from .evaluation import Evaluation, evaluate
     from .models import build_model, model_names
     from .optim import parameter_groups
     from .trainer import Recipe, Step, Stopped, Trainer
 
 __all__ = [
+    "BatchSource",
     "Evaluation",
+    "LabelledBatch",
     "Recipe",
     "Step",
     "Stopped",
@@ -42,6 +45,8 @@ __all__ = [
 ]
 
 _HOME = {
+    "BatchSource": "batches",
+    "LabelledBatch": "batches",
     "Evaluation": "evaluation",
     "evaluate": "evaluation",
     "build_model": "models",

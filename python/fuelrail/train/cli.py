@@ -24,6 +24,8 @@ from . import first
 if TYPE_CHECKING:
     import torch
 
+    from fuelrail.torch import Loader
+
     from .trainer import Trainer
 
 
@@ -56,7 +58,7 @@ def _main(arguments: argparse.Namespace) -> int:
 
     with contextlib.ExitStack() as opened:
         try:
-            trainer = _open(arguments, opened)
+            trainer, loader = _open(arguments, opened)
         except BrokenPipeError:
             raise
         except (ConfigError, SourceError, TokenError, ValueError, OSError) as error:
@@ -64,7 +66,7 @@ def _main(arguments: argparse.Namespace) -> int:
         except FuelrailError as error:
             return _fail(error, 1)
         try:
-            _run(trainer, arguments)
+            _run(trainer, loader, arguments)
         except Stopped as stopped:
             print(f"{stopped}; continue with --resume", file=sys.stderr)
             return 128 + stopped.signum
@@ -88,7 +90,7 @@ class OneLabel(Exception):
         )
 
 
-def _open(arguments: argparse.Namespace, opened: contextlib.ExitStack) -> Trainer:
+def _open(arguments: argparse.Namespace, opened: contextlib.ExitStack) -> tuple[Trainer, Loader]:
     """Everything a wrong argument can break: recipe, model, folders, run folder. Says what will be
     trained.
     """
@@ -161,10 +163,10 @@ def _open(arguments: argparse.Namespace, opened: contextlib.ExitStack) -> Traine
         f"({chosen.reason}); {places.how}",
         flush=True,
     )
-    return trainer
+    return trainer, train
 
 
-def _check_batch(train: Any, arguments: argparse.Namespace) -> None:
+def _check_batch(train: Loader, arguments: argparse.Namespace) -> None:
     """A batch larger than the data set is a typo: the learning rate would be scaled to it."""
     try:
         samples = train.num_samples
@@ -191,7 +193,7 @@ def _device(name: str | None) -> torch.device:
     return device
 
 
-def _run(trainer: Trainer, arguments: argparse.Namespace) -> None:
+def _run(trainer: Trainer, loader: Loader, arguments: argparse.Namespace) -> None:
     shown = None
     labels: set[int] | None = set()
     for step in trainer.steps():
@@ -207,11 +209,14 @@ def _run(trainer: Trainer, arguments: argparse.Namespace) -> None:
         step.train()
     if labels is not None and len(labels) == 1:
         raise OneLabel(labels.pop())
-    _report(trainer, shown, arguments)
+    _report(trainer, loader, shown, arguments)
 
 
 def _report(
-    trainer: Trainer, shown: tuple[torch.Tensor, list[int]] | None, arguments: argparse.Namespace
+    trainer: Trainer,
+    loader: Loader,
+    shown: tuple[torch.Tensor, list[int]] | None,
+    arguments: argparse.Namespace,
 ) -> None:
     """The end of a run in a few lines: accuracy, what limited it, where things are."""
     out: Path = arguments.out
@@ -226,7 +231,7 @@ def _report(
             print(f"not counted: {last['val_left_out']} held-out images that could not be read")
     if trainer.total_pace.images:
         print(f"speed: {trainer.total_pace.text()}")
-    print(trainer.train_loader.stats()["verdict"]["text"])
+    print(loader.stats()["verdict"]["text"])
     try:
         from .pictures import draw_contact_sheet, draw_curves
 
@@ -234,10 +239,9 @@ def _report(
         draw_curves(out / "metrics.jsonl", out / "curve.png", title)
         print(f"curve: {out / 'curve.png'}")
         if shown is not None:
-            classes = trainer.train_loader.classes
             images, labels = shown
             title = f"{title}: as the model saw them"
-            draw_contact_sheet(images, labels, classes, out / "samples.png", title)
+            draw_contact_sheet(images, labels, loader.classes, out / "samples.png", title)
             print(f"samples: {out / 'samples.png'}")
     except ImportError:
         print("curve.png and samples.png need matplotlib: pip install matplotlib")

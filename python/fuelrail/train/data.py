@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fuelrail import torch as frames
 
 #: Folder names that mean "train on this" and "measure on this", in the order they are looked for.
 TRAIN_NAMES = ("train", "training")
@@ -87,7 +90,7 @@ def val_transforms(T: Any, size: int) -> list[Any]:
 
 
 def open_loaders(
-    Loader: Callable[..., Any],
+    Loader: type[frames.Loader],
     T: Any,
     places: Places,
     *,
@@ -103,14 +106,14 @@ def open_loaders(
     on_error: str,
     quarantine: Path,
     options: Mapping[str, Any],
-) -> tuple[Any, Any]:
+) -> tuple[frames.Loader, frames.Loader | None]:
     """The training and the validation loader (None where nothing is held out), with one numbering of the
     classes. `options` are the training source's; of these the validation source has `image` and `label`.
 
     Errors are the loader's own (SourceError, ConfigError). When the second cannot be opened the first is
     closed.
     """
-    common = {
+    common: dict[str, Any] = {
         "batch_size": batch_size,
         "num_workers": num_workers,
         "device": device,

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .batches import LabelledBatch
 from .precision import Precision
 
 
@@ -31,7 +31,7 @@ class Evaluation:
 @torch.no_grad()
 def evaluate(
     model: nn.Module,
-    loader: Iterable[Any],
+    loader: Iterable[LabelledBatch],
     *,
     precision: Precision,
     device: torch.device,

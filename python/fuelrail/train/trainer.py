@@ -17,7 +17,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
@@ -28,6 +28,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from . import checkpoint, precision
+from .batches import BatchSource, LabelledBatch, lacking
 from .checkpoint import Checkpoints
 from .evaluation import Evaluation, evaluate
 from .metrics import IdChain, Mean, MetricsLog, read_metrics
@@ -173,14 +174,15 @@ class Trainer:
     the same `describe["model"]` where both have one. The model is moved to `device` (default: the GPU when
     there is one, else the CPU).
 
-    Raises ValueError when `out` holds a run and `resume` is off, or when a checkpoint does not fit.
+    Raises ValueError when `out` holds a run and `resume` is off, or when a checkpoint does not fit; TypeError when
+    `train_loader` is no `BatchSource`.
     """
 
     def __init__(
         self,
         model: nn.Module,
-        train_loader: Any,
-        val_loader: Any = None,
+        train_loader: BatchSource,
+        val_loader: Iterable[LabelledBatch] | None = None,
         recipe: Recipe | None = None,
         *,
         out: str | os.PathLike[str] | None = None,
@@ -190,6 +192,11 @@ class Trainer:
         describe: dict[str, Any] | None = None,
         stream: TextIO | None = None,
     ) -> None:
+        if missing := lacking(train_loader):
+            raise TypeError(
+                f"train_loader, a {type(train_loader).__name__}, has no {', '.join(missing)}: use "
+                "fuelrail.torch.Loader, or give yours the parts of a fuelrail.train.BatchSource"
+            )
         self.recipe = recipe or Recipe()
         self.train_loader = train_loader
         self.val_loader = val_loader
@@ -211,7 +218,7 @@ class Trainer:
                 "train_loader has no batch in an epoch: fewer images than batch_size with drop_last?"
             )
         self.step = 0
-        self.epoch = int(train_loader.epoch)
+        self.epoch = train_loader.epoch
         self.history: list[dict[str, Any]] = []
         self.best: float | None = None
         self.total_pace = Pace()
@@ -274,7 +281,7 @@ class Trainer:
         total = self.steps_per_epoch
         # Of a stream without an end this goes on where the last epoch stopped.
         batches = iter(self.train_loader)
-        while not (self._endless and self._done >= total):
+        while not (self.train_loader.endless and self._done >= total):
             began = time.perf_counter()
             batch = self._next(batches)
             if batch is None:
@@ -392,7 +399,7 @@ class Trainer:
         finally:
             self._waiting = False
 
-    def _next(self, batches: Iterator[Any]) -> Any:
+    def _next(self, batches: Iterator[LabelledBatch]) -> LabelledBatch | None:
         """The next batch, or None at the end of the epoch."""
         try:
             # While we wait, a signal may end the wait: the token in hand is still that of the last step
@@ -441,13 +448,8 @@ class Trainer:
             return None
         self._finite_loss()
         path = self._checkpoints.save(self._state(), self.step, best=best)
-        if (saved := getattr(self.train_loader, "checkpoint_saved", None)) is not None:
-            saved(self._token)
+        self.train_loader.checkpoint_saved(self._token)
         return path
-
-    @property
-    def _endless(self) -> bool:
-        return bool(getattr(self.train_loader, "endless", False))
 
     def _state(self) -> dict[str, Any]:
         return {
@@ -471,7 +473,7 @@ class Trainer:
             "best": self.best,
             "recipe": asdict(self.recipe),
             "describe": self.describe,
-            "classes": list(getattr(self.train_loader, "classes", [])),
+            "classes": list(self.train_loader.classes),
         }
 
     def _open_run(self, out: Path, checkpoints: Checkpoints, resume: bool) -> None:
@@ -504,7 +506,7 @@ class Trainer:
         before, now = state["describe"].get("model"), self.describe.get("model")
         if before and now and before != now:
             raise ValueError(f"it was trained as {before}, this run says {now}")
-        classes = list(getattr(self.train_loader, "classes", []))
+        classes = list(self.train_loader.classes)
         if state["classes"] != classes:
             raise ValueError(f"its classes differ: {_difference(state['classes'], classes)}")
         self.model.load_state_dict(state["model"])
@@ -519,7 +521,7 @@ class Trainer:
         self.train_loader.load_state_dict(state["loader"])
         self._token = state["loader"]
         self.step, self.epoch = state["step"], state["epoch"]
-        if not self._endless and self.train_loader.epoch != self.epoch:
+        if not self.train_loader.endless and self.train_loader.epoch != self.epoch:
             raise ValueError(
                 f"its loader token is for epoch {self.train_loader.epoch}, its counters for {self.epoch}"
             )
@@ -537,11 +539,12 @@ class Trainer:
 
     def _recipe_optimizer(self) -> torch.optim.Optimizer:
         recipe = self.recipe
-        batch_size = int(getattr(self.train_loader, "batch_size", 256))
         return build_optimizer(
             recipe.optimizer,
             self.model,
-            lr=recipe.lr if recipe.lr is not None else default_lr(recipe.optimizer, batch_size),
+            lr=recipe.lr
+            if recipe.lr is not None
+            else default_lr(recipe.optimizer, self.train_loader.batch_size),
             weight_decay=recipe.weight_decay,
             momentum=recipe.momentum,
         )
@@ -572,7 +575,7 @@ def _check(name: str, value: object, good: bool, need: str) -> None:
         raise ValueError(f"{name}={value!r}: must be {need}")
 
 
-def _steps_per_epoch(loader: Any, recipe: Recipe) -> int:
+def _steps_per_epoch(loader: BatchSource, recipe: Recipe) -> int:
     try:
         steps = len(loader)
     except TypeError:
