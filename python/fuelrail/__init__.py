@@ -18,7 +18,8 @@ from fuelrail.errors import (
     SourceError,
     TokenError,
 )
-from fuelrail.sources import AUTO, Mix, Source
+from fuelrail.options import AUTO
+from fuelrail.sources import Mix, Source
 
 __all__ = [
     "AUTO",

@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from fuelrail import transforms as ours
+from fuelrail.checks import DTYPES, shown
 from fuelrail.errors import ConfigError
-from fuelrail.options import DTYPES, shown
 from fuelrail.transforms import Transform
 
 # torchvision's containers, and what they hold.

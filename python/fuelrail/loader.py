@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import logging
 import os
@@ -11,13 +10,15 @@ import tempfile
 from abc import ABC, abstractmethod
 from array import array
 from collections.abc import ItemsView, Iterator, Mapping, Sequence, ValuesView
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Generic, NoReturn, Self, TypeVar, overload
 
-from fuelrail import _native, interop, options
+from fuelrail import _native, checks, interop, options
 from fuelrail.errors import ConfigError, EnvironmentFailure, FuelrailError, SourceError, TokenError
 from fuelrail.opening import Opening
-from fuelrail.sources import AUTO, DESCRIBING, KEYS, Address, Auto, Mix, Source, finite
+from fuelrail.options import AUTO, Auto, LoaderOptions
+from fuelrail.sources import KEYS, Address, Mix, Source, finite
 
 logger = logging.getLogger("fuelrail")
 
@@ -166,32 +167,29 @@ class BaseLoader(ABC, Generic[Array]):
         **source_keys: Any,
     ) -> None:
         given = dict(locals())
-        arguments = {name: given[name] for name in options.CHECKS}
-        keys = options.refuse_unknown(source_keys, [*_DEFAULTS, "transforms"], KEYS)
-        # Without an end where 0 or None is given; None is no default here.
-        forever = timeout is None
-        arguments = options.checked(arguments, _DEFAULTS)
-        self._timeout = None if forever else arguments["timeout"]
+        keys = options.refuse_unknown(source_keys, [*options.OPTIONS, "transforms"], KEYS)
+        chosen = LoaderOptions(**{name: given[name] for name in options.OPTIONS})
         steps, asked = interop.chain(transforms)
-        arguments["dtype"] = self._dtype(arguments["dtype"] or asked)
-        self._device = self._place(arguments["device"])
+        chosen = replace(chosen, dtype=self._dtype(chosen.dtype or asked))
+        self._device = self._place(chosen.device)
+        self._rank, self._timeout = chosen.rank, chosen.timeout
         attach: dict[str, Any] = {
-            "rank": arguments["rank"],
-            "world_size": arguments["world_size"],
-            "timeout": self._timeout,
+            "rank": chosen.rank,
+            "world_size": chosen.world_size,
+            "timeout": chosen.timeout,
         }
         weights_folder = None
         if isinstance(source, str) and source.startswith("unix://"):
             if pipeline is None:
                 raise ConfigError("a daemon's socket needs pipeline=NAME, one of the daemon's pipelines")
-            _refuse_decided({**arguments, **keys, "transforms": steps})
+            _refuse_decided(chosen, {**keys, "transforms": steps or None})
             attach |= {"socket": source.removeprefix("unix://"), "name": pipeline}
         else:
             if pipeline is not None:
                 raise ConfigError(
                     "pipeline=NAME goes with a daemon's socket (unix:///run/...), not with a source"
                 )
-            config, weights_folder = _pipeline(source, steps, arguments, keys)
+            config, weights_folder = _pipeline(source, steps, chosen, keys)
             attach |= {"binary": str(binary()), "pipeline": json.dumps(config)}
         opening = Opening()
         try:
@@ -199,7 +197,7 @@ class BaseLoader(ABC, Generic[Array]):
         except (ConfigError, SourceError) as error:
             if "name" in attach:  # the pipeline is not of these arguments
                 raise
-            raise type(error)(_in_arguments(str(error), source, arguments)) from None
+            raise type(error)(_in_arguments(str(error), source, chosen)) from None
         finally:
             opening.close()
             # The daemon has read it, or never will.
@@ -209,7 +207,7 @@ class BaseLoader(ABC, Generic[Array]):
         # What records hold (the image first, if there is one) is views, what the daemon knows of each row is copies.
         self._own: list[dict[str, Any]] = self._attached["layout"]["fields"]
         self._columns: list[dict[str, Any]] = self._attached["layout"]["columns"]
-        self._source, self._rank = _shown(source), arguments["rank"]
+        self._source = _shown(source)
         self._closed = False
         self._opened()
 
@@ -248,7 +246,7 @@ class BaseLoader(ABC, Generic[Array]):
 
     def set_epoch(self, epoch: int) -> None:
         """Make the next `iter()` begin at `epoch`; a loaded position within that epoch is kept."""
-        epoch = options.accept("epoch", epoch, _EPOCH)
+        epoch = checks.accept("epoch", epoch, _EPOCH)
         if self.endless and epoch > 0:
             raise ConfigError(f"set_epoch({epoch}): a stream without an end has one epoch, 0")
         was, position = self._feed.set_epoch(epoch)
@@ -293,7 +291,7 @@ class BaseLoader(ABC, Generic[Array]):
         for name in allowed:
             if name != "pixels":
                 raise ConfigError(
-                    f'allow={options.shown(name)} is not known; "pixels" can be allowed to differ'
+                    f'allow={checks.shown(name)} is not known; "pixels" can be allowed to differ'
                 )
         self._feed.load(_token_text(state), allowed)
 
@@ -359,7 +357,7 @@ class BaseLoader(ABC, Generic[Array]):
         """Keys (paths) of the records in a batch, in row order."""
         self._usable()
         if not isinstance(batch, Batch):
-            raise TypeError(f"keys() takes a batch of this Loader, not {options.shown(batch)}")
+            raise TypeError(f"keys() takes a batch of this Loader, not {checks.shown(batch)}")
         indices: Any = batch["index"]
         return self._feed.keys([int(index) for index in indices.tolist()], self._timeout)
 
@@ -491,19 +489,12 @@ class _Iterator(Iterator[Batch[Array]]):
         raise TypeError(_NO_COPY)
 
 
-#: The defaults, as the signature has them.
-_DEFAULTS: dict[str, Any] = {
-    name: parameter.default
-    for name, parameter in inspect.signature(BaseLoader.__init__).parameters.items()
-    if name in options.CHECKS
-}
-
-_EPOCH = options.whole(0, (1 << 63) - 1)
+_EPOCH = checks.whole(0, (1 << 63) - 1)
 
 
 def _token_text(state: Mapping[str, Any]) -> str:
     def strange(value: object) -> NoReturn:
-        raise TypeError(f"it holds {options.shown(value)}")
+        raise TypeError(f"it holds {checks.shown(value)}")
 
     try:
         return json.dumps(state if isinstance(state, Mapping) else None, default=strange)
@@ -525,67 +516,46 @@ def binary() -> Path:
     return path
 
 
-def _refuse_decided(arguments: Mapping[str, Any]) -> None:
+def _refuse_decided(chosen: LoaderOptions, keys: Mapping[str, Any]) -> None:
     """Refuses what the daemon's pipeline decides: ignored, it would train on something else than it says."""
-    ours = ("rank", "world_size", "timeout", "pipeline", "device")
-    for name, value in arguments.items():
-        default = _DEFAULTS.get(name)
+    decided = {
+        name: getattr(chosen, name) for name, option in options.OPTIONS.items() if option.whose != "client"
+    }
+    for name, value in {**decided, **keys}.items():
+        default = options.DEFAULTS.get(name)
         # Where the default is None anything else was given, arrays included, which do not compare to a bool.
-        given = value is not None if default is None else value != default
-        if name not in ours and given and not (name == "transforms" and not value):
+        if value is not None if default is None else value != default:
             raise ConfigError(
-                f"{name}= is decided by the daemon's pipeline {arguments['pipeline']!r}: change it in the daemon's "
+                f"{name}= is decided by the daemon's pipeline {chosen.pipeline!r}: change it in the daemon's "
                 "configuration and leave it out here"
             )
 
 
 def _pipeline(
-    source: Any, steps: Sequence[Mapping[str, Any]], arguments: Mapping[str, Any], keys: Mapping[str, Any]
+    source: Any, steps: Sequence[Mapping[str, Any]], chosen: LoaderOptions, keys: Mapping[str, Any]
 ) -> tuple[dict[str, Any], tempfile.TemporaryDirectory[str] | None]:
     """The pipeline as the daemon takes it, and a folder that may go once it was read."""
-    described = {name: arguments[name] for name in DESCRIBING}
-    twice = [name for name in arguments["source_options"] or {} if keys.get(name) is not None]
+    described = {name: getattr(chosen, name) for name in options.DESCRIBING}
+    further = chosen.source_options or {}
+    twice = [name for name in further if keys.get(name) is not None]
     if twice:
         raise ConfigError(f"{twice[0]}= is given twice: as an argument and in source_options")
-    config: dict[str, Any] = {
-        "source": _source(source, {**described, **keys, **(arguments["source_options"] or {})}),
-        "transforms": steps,
-        "num_workers": arguments["num_workers"] or 0,
-    }
-    for name in _DECIDED:
-        if arguments[name] is not None or name == "dtype":
-            options.configure(config, name, arguments[name])
-    sampled, folder = _sampling(arguments["sampling"], arguments["weights"], arguments["samples_per_epoch"])
+    config = {"source": _source(source, {**described, **keys, **further}), "transforms": steps}
+    for name, option in options.OPTIONS.items():
+        if option.whose == "pipeline" and (value := getattr(chosen, name)) is not None:
+            options.configure(config, name, value)
+    sampled, folder = _sampling(chosen.sampling, chosen.weights, chosen.samples_per_epoch)
     if sampled is not None:
         config["sampling"] = sampled
     return config, folder
 
 
-#: Arguments that are keys of a pipeline.
-_DECIDED = (
-    "batch_size",
-    "drop_last",
-    "shuffle",
-    "seed",
-    "dtype",
-    "layout",
-    "prefetch_factor",
-    "on_error",
-    "truncated",
-    "error_budget",
-    "read_ahead_bytes",
-    "max_sample_bytes",
-    "quarantine",
-    "read_backend",
-)
-
-
-def _in_arguments(said: str, source: Any, arguments: Mapping[str, Any]) -> str:
+def _in_arguments(said: str, source: Any, chosen: LoaderOptions) -> str:
     """What the daemon said of the configuration, in the names that the caller has for it."""
     sources = source.parts.values() if isinstance(source, Mix) else [source]
     of_sources = [name for each in sources if isinstance(each, Source) for name in each.given]
-    given = [name for name in options.CHECKS if arguments[name] is not None]
-    raw = [*source] if isinstance(source, Mapping) else [*(arguments["source_options"] or {}), *of_sources]
+    given = [name for name in options.OPTIONS if getattr(chosen, name) is not None]
+    raw = [*source] if isinstance(source, Mapping) else [*(chosen.source_options or {}), *of_sources]
     parts = [*source.parts] if isinstance(source, Mix) else []
     return options.in_arguments(said, [*given, *of_sources], parts, raw)
 
@@ -620,7 +590,7 @@ def _source(source: Address | Source | Mix | Mapping[str, Any], described: dict[
     hint = f" (its files: Loader({os.fspath(root)!r}, ...))" if isinstance(root, str | os.PathLike) else ""
     raise ConfigError(
         "a source is a path, a URL, a list of them, fuelrail.Source or fuelrail.Mix; "
-        f"{options.shown(source)} was given{hint}"
+        f"{checks.shown(source)} was given{hint}"
     )
 
 
@@ -637,7 +607,7 @@ def _sampling(
             path = str(Path(weights).absolute())
             if not Path(path).is_file():
                 raise ConfigError(
-                    f"weights={options.shown(weights)}: there is no such file; it takes an .npy file"
+                    f"weights={checks.shown(weights)}: there is no such file; it takes an .npy file"
                 )
         else:
             try:
@@ -645,7 +615,7 @@ def _sampling(
             except (TypeError, ValueError):
                 raise ConfigError(
                     "weights= takes one number per record, or the path of an .npy file; "
-                    f"{options.shown(weights)} was given"
+                    f"{checks.shown(weights)} was given"
                 ) from None
             folder = tempfile.TemporaryDirectory(prefix="fuelrail-")
             file = Path(folder.name, "weights.npy")
@@ -666,7 +636,7 @@ def _sampling(
     else:
         raise ConfigError(
             'sampling= takes "class_balanced", or a share for each class, like {"cat": 2, "dog": 1}; '
-            f"{options.shown(sampling)} was given (weights= takes one number per record)"
+            f"{checks.shown(sampling)} was given (weights= takes one number per record)"
         )
     if samples_per_epoch is not None:
         config["samples_per_epoch"] = samples_per_epoch

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from fuelrail import _native, transforms
+from fuelrail.checks import shown
 from fuelrail.errors import ConfigError
 from fuelrail.loader import BaseLoader, Batch
-from fuelrail.options import shown
+from fuelrail.options import OPTIONS, documented
 
 try:
     import numpy as np
@@ -23,13 +24,16 @@ __all__ = ["Batch", "Loader", "transforms"]
 _COLUMNS: dict[str, type[np.generic]] = {"i64": np.int64, "bool": np.bool_}
 
 
+@documented(*(name for name in OPTIONS if name != "device"))
 class Loader(BaseLoader[np.ndarray]):
-    """Iterates over batches of images as numpy arrays; arguments as in `fuelrail.torch.Loader`, without
-    `device`.
+    """Iterates over batches of images as numpy arrays; all else is as in `fuelrail.torch.Loader`, without `device`.
 
     Images are views of shared memory of shape (N, C, H, W); a slot is given back when the last array over it
-    is gone.
-    dtype: "uint8", "float32" or "float16". numpy has no bfloat16.
+    is gone. numpy has no bfloat16.
+
+    Args:
+        source, transforms: as in `fuelrail.torch.Loader`.
+        ...: as the fields of `fuelrail.options.LoaderOptions`.
     """
 
     def _opened(self) -> None:

@@ -1,216 +1,58 @@
-"""What each argument of a Loader takes: one table, one checker, one form of refusal.
+"""The options of a Loader: each with its type, its default, what it takes, what it does, and its name in the daemon.
 
-A value becomes plain data (numpy's and torch's numbers and dtypes, enumerations and paths included) or is refused with
-the argument's name, what it takes and what was given. Nothing here imports numpy or torch: what a value is, is asked of
-the value. Defaults are those of the signature; `None` stands for them everywhere but in `batch_size`.
+`LoaderOptions` is the one list. From it are made the configuration for the daemon, what the daemon says of that in the
+caller's words, and the "Args" of `fuelrail.Source` and of both Loaders. Only the signatures of these say the names once
+more, for editors and type checkers; `tests/test_options.py` holds them equal.
 """
 
 from __future__ import annotations
 
-import datetime
 import difflib
-import math
-import operator
+import enum
+import functools
+import linecache
 import os
 import re
+import textwrap
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, fields
+from typing import Annotated, Any, Final, Literal, TypeVar, get_type_hints
 
-from fuelrail.errors import ConfigError
+from fuelrail import checks
+from fuelrail.checks import Check
 
-#: Makes plain data of a value, or raises `Refused`.
-Check = Callable[[Any], Any]
-
-
-class Refused(Exception):
-    """What an argument takes, and a hint on what was given."""
-
-    def __init__(self, takes: str, hint: str = "") -> None:
-        super().__init__(takes)
-        self.takes, self.hint = takes, hint
+Documented = TypeVar("Documented", bound=type)
 
 
-def whole(least: int, most: int, *, zero: str = "") -> Check:
-    """A whole number; bools, floats and text are none."""
-    takes = (
-        f"a whole number from {least:,} to {most:,}" if most < 1 << 62 else f"a whole number from {least} on"
-    )
-    if most == (1 << 64) - 1:
-        takes = "a whole number from 0 to 2**64 - 1"
-    takes += zero
+class Auto(enum.Enum):
+    """The default of an argument for which None has a meaning of its own."""
 
-    def check(value: Any) -> int:
-        if _is_bool(value):
-            raise Refused(takes)
-        if isinstance(value, str | bytes):
-            raise Refused(takes, "convert text with int()" if value.strip().isdigit() else "")
-        number = _scalar(value)
-        if isinstance(number, float):
-            hint = f"write {int(number)}, or divide with //" if number.is_integer() else ""
-            raise Refused(takes, hint)
-        try:
-            number = operator.index(number)
-        except TypeError:
-            raise Refused(takes) from None
-        if not least <= number <= most:
-            raise Refused(takes)
-        return number
+    AUTO = "auto"
 
-    return check
+    def __repr__(self) -> str:
+        return "AUTO"
 
 
-def real(least: float, takes: str) -> Check:
-    """A finite number."""
+#: `label=AUTO`, the default: labels are found by name and type. `label=None`: there are none.
+AUTO: Final = Auto.AUTO
 
-    def check(value: Any) -> float | int:
-        number = _number(value, takes)
-        if not math.isfinite(number) or number < least:
-            raise Refused(takes)
-        return number
+#: Who does what an option says: a key of the daemon's pipeline or of its source; "made": keys that are made from it in a
+#: way of its own; "client": this side alone.
+Whose = Literal["pipeline", "source", "made", "client"]
 
-    return check
-
-
-def flag(value: Any) -> bool:
-    """True or False, also numpy's and torch's, and 0 or 1."""
-    value = _scalar(value)
-    if _is_bool(value) or (isinstance(value, int) and value in (0, 1)):
-        return bool(value)
-    raise Refused("True or False")
+#: What None says: the default; something of its own; or nothing, and the check refuses it.
+WhenNone = Literal["default", "meant", "refused"]
 
 
-def choice(*known: str, also: Mapping[str, str] | None = None) -> Check:
-    """One of some words, in any case. `also` has further names of them, as `str` gives them."""
-    takes = "one of " + ", ".join(repr(word) for word in known)
+@dataclass(frozen=True)
+class Option:
+    """What is known of an option beside its type, its default and its text."""
 
-    def check(value: Any) -> str:
-        word = str(value) if isinstance(value, str) or str(value) in (also or {}) else None
-        if word is None:
-            raise Refused(takes)
-        word = (also or {}).get(word, word.lower())
-        if word not in known:
-            near = difflib.get_close_matches(word, known, n=1)
-            raise Refused(takes, f"did you mean {near[0]!r}?" if near else "")
-        return word
-
-    return check
-
-
-def seconds(value: Any) -> float | None:
-    """Seconds; None where there is no end, as for 0."""
-    takes = "a number of seconds; None or 0 waits for ever"
-    if isinstance(value, datetime.timedelta):
-        value = value.total_seconds()
-    number = _number(value, takes)
-    if number == math.inf:
-        return None
-    if not 0 <= number <= 1e9:
-        raise Refused(takes)
-    return float(number) or None
-
-
-def budget(value: Any) -> float | int | str:
-    """Bad records that are tolerated: a share or a count."""
-    takes = 'a share of the records below 1 (0.01, or "1%"), or a whole number of records (20)'
-    if isinstance(value, str) and re.fullmatch(r"\s*\d+(\.\d+)?\s*%\s*", value):
-        if float(value.strip().rstrip("%")) <= 100:
-            return str(value)
-        raise Refused(takes)
-    number = _number(value, takes)
-    if not math.isfinite(number) or number < 0:
-        raise Refused(takes)
-    if isinstance(number, float) and number == 1:
-        raise Refused(takes, '1.0 may mean one record or all of them: write 1 for one record, "100%" for all')
-    if number > 1:
-        if number != int(number):
-            raise Refused(takes)
-        return int(number)
-    return number
-
-
-def path(value: Any) -> str:
-    """An absolute path."""
-    if not isinstance(value, str | os.PathLike) or not isinstance(os.fspath(value), str):
-        raise Refused("a path: text or a pathlib.Path")
-    return str(Path(value).absolute())
-
-
-def text(takes: str) -> Check:
-    """Text."""
-
-    def check(value: Any) -> str:
-        if not isinstance(value, str):
-            raise Refused(takes)
-        return str(value)
-
-    return check
-
-
-def names(takes: str, *, one: bool = False) -> Check:
-    """A list of texts; or just one text."""
-
-    def check(value: Any) -> str | list[str]:
-        if isinstance(value, str):
-            if one:
-                return str(value)
-            raise Refused(takes, f"for one name write [{value!r}]")
-        if isinstance(value, Mapping):
-            raise Refused(takes)
-        value = value.tolist() if hasattr(value, "tolist") else value
-        listed = list(value) if isinstance(value, Iterable) else None
-        if listed is None or not all(isinstance(name, str) for name in listed):
-            raise Refused(takes)
-        return [str(name) for name in listed]
-
-    return check
-
-
-def mapping(takes: str) -> Check:
-    """A mapping, as a dict."""
-
-    def check(value: Any) -> dict[Any, Any]:
-        if not isinstance(value, Mapping):
-            raise Refused(takes)
-        return dict(value)
-
-    return check
-
-
-def bytes_or_text(value: Any) -> int | str:
-    """A number of bytes, or text like "100gb"."""
-    if isinstance(value, str):
-        return str(value)
-    try:
-        return int(whole(0, (1 << 63) - 1)(value))
-    except Refused:
-        raise Refused('a number of bytes, or text like "100gb"') from None
-
-
-#: The daemon's names of pixel types, by every library's.
-DTYPES = {
-    **{"uint8": "u8", "u1": "u8", "float32": "f32", "f4": "f32", "single": "f32"},
-    **{"float16": "f16", "f2": "f16", "half": "f16", "bfloat16": "bf16", "fp32": "f32", "fp16": "f16"},
-}
-
-
-def dtype(value: Any) -> str:
-    """The daemon's name of a pixel type: torch's, numpy's, or text."""
-    name = (
-        value if isinstance(value, str) else getattr(value, "name", None) or getattr(value, "__name__", None)
-    )
-    name = str(value if name is None else name).removeprefix("torch.").lstrip("<=|")
-    known = DTYPES.get(name, name)
-    if known not in DTYPES.values() or value is float:
-        raise Refused(
-            "uint8, float32, float16 or bfloat16: numpy's, torch's or as text; the daemon makes no other"
-        )
-    return known
-
-
-def anything(value: Any) -> Any:
-    """What is checked where it is used."""
-    return value
+    whose: Whose
+    takes: Check
+    #: Its place in the daemon's configuration, where that has another name for it.
+    key: str = ""
+    none: WhenNone = "default"
 
 
 #: Memory formats by torch's names.
@@ -221,52 +63,184 @@ _LAYOUTS = {
     "channels_first": "nchw",
 }
 
-#: The arguments of every Loader, in no order.
-CHECKS: dict[str, Check] = {
-    "batch_size": whole(1, 1 << 20),
-    "shuffle": flag,
-    "seed": whole(0, (1 << 64) - 1),
-    "num_workers": whole(0, 1024, zero="; 0 and None mean one per core"),
-    "drop_last": flag,
-    "device": anything,
-    "dtype": dtype,
-    "layout": choice("nchw", "nhwc", also=_LAYOUTS),
-    "prefetch_factor": whole(1, 64),
-    "rank": whole(0, (1 << 32) - 1),
-    "world_size": whole(1, (1 << 32) - 1),
-    "timeout": seconds,
-    "on_error": choice("substitute", "drop", "fail"),
-    "truncated": choice("bad", "fill"),
-    "error_budget": budget,
-    "quarantine": path,
-    "image": names("a name, or a list of names", one=True),
-    "label": text("the name of a column, array, dataset or member"),
-    "fields": names("a list of names"),
-    "tokens": mapping('a mapping like {"column": "input_ids", "length": 1024}'),
-    "classes": names("a list of class names, in the order of their numbers"),
-    "split": text('text: "train[:90%]" for one part, "train[90%:]" for the other'),
-    "cache_dir": path,
-    "cache_limit": bytes_or_text,
-    "source_options": mapping("a mapping of further keys of this kind of source"),
-    "sampling": anything,
-    "weights": anything,
-    "samples_per_epoch": whole(1, (1 << 63) - 1),
-    "read_backend": choice("auto", "io_uring", "threads"),
-    "read_ahead_bytes": whole(1, (1 << 63) - 1),
-    "max_sample_bytes": whole(1, (1 << 63) - 1),
-    "pipeline": text("the name of a pipeline of the daemon"),
+_ONE_BY_ONE = "samples without a batch are not made; batch_size=1 makes batches of one"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LoaderOptions:
+    """The options of a Loader, as plain data once it is made; what one does not take is refused by its name.
+
+    A field's text is the option's entry in the docstrings of the Loaders (and of `fuelrail.Source`, where it has it).
+
+    Args:
+        ...: the fields, below.
+    """
+
+    batch_size: Annotated[
+        int, Option("pipeline", checks.whole(1, 1 << 20, none=_ONE_BY_ONE), none="refused")
+    ] = 1
+    """rows per batch and rank."""
+    shuffle: Annotated[bool, Option("pipeline", checks.flag)] = False
+    """a new order in every epoch; a pure function of (seed, epoch, position)."""
+    seed: Annotated[int, Option("pipeline", checks.whole(0, (1 << 64) - 1))] = 0
+    """of order and augmentation. The default is a constant."""
+    num_workers: Annotated[
+        int | None, Option("pipeline", checks.whole(0, 1024, zero="; 0 and None mean one per core"))
+    ] = None
+    """threads of the daemon for this loader; 0 or None: one per core."""
+    drop_last: Annotated[bool, Option("pipeline", checks.flag)] = False
+    """leave out a last batch that is not full."""
+    device: Annotated[Any, Option("client", checks.anything)] = None
+    """where batches go; None leaves them on the CPU. Copies are blocking in this version."""
+    dtype: Annotated[Any, Option("pipeline", checks.dtype)] = None
+    """uint8, float32, float16 or bfloat16, as torch's or numpy's dtypes or as text. Default: float32 with a Normalize
+    or a torchvision ToTensor, else uint8. float32 without Normalize is on the scale where white is 1."""
+    layout: Annotated[Any, Option("pipeline", checks.choice("nchw", "nhwc", also=_LAYOUTS))] = "nchw"
+    """memory order: "nchw" (contiguous, torch.contiguous_format) or "nhwc" (torch.channels_last; the same shape)."""
+    prefetch_factor: Annotated[int, Option("pipeline", checks.whole(1, 64))] = 2
+    """finished batches kept ahead."""
+    rank: Annotated[int, Option("client", checks.whole(0, (1 << 32) - 1))] = 0
+    """this process's share: row j of a global batch belongs to rank j mod world_size."""
+    world_size: Annotated[int, Option("client", checks.whole(1, (1 << 32) - 1))] = 1
+    """processes that share the batches."""
+    timeout: Annotated[float | None, Option("client", checks.seconds, none="meant")] = 300.0
+    """seconds (or a timedelta) after which a batch that does not come is an error, and after which opening the source
+    is, when it makes no progress; 0 or None waits for ever."""
+    on_error: Annotated[str, Option("pipeline", checks.choice("substitute", "drop", "fail"))] = "substitute"
+    """what a bad record leads to: "substitute" another record for it, "drop" its row, or "fail"."""
+    error_budget: Annotated[float | str | None, Option("pipeline", checks.budget)] = None
+    """bad records tolerated: a share of the source (default 0.01, or "1%"; at least 16 records), or a whole number of
+    records. 1 is one record, "100%" all; 1.0 is refused, for it may mean either."""
+    quarantine: Annotated[str | os.PathLike[str] | None, Option("pipeline", checks.path)] = None
+    """file to which bad records are appended, one JSON line each."""
+    image: Annotated[
+        str | Sequence[str] | None, Option("source", checks.names("a name, or a list of names", one=True))
+    ] = None
+    """the column, array, dataset or tar endings that hold images. Default: found by name and type."""
+    label: Annotated[
+        str | Auto | None,
+        Option("source", checks.text("the name of a column, array, dataset or member"), none="meant"),
+    ] = AUTO
+    """the column, array, dataset or tar member that holds labels: whole numbers or class names. Default
+    (`fuelrail.AUTO`): found by name and type. None: no labels, and a batch has none."""
+    fields: Annotated[Sequence[str] | None, Option("source", checks.names("a list of names"))] = None
+    """further numeric fields of fixed shape, delivered as tensors of the same batch."""
+    tokens: Annotated[
+        Mapping[str, Any] | None,
+        Option("source", checks.mapping('a mapping like {"column": "input_ids", "length": 1024}')),
+    ] = None
+    """a column or array of token ids, padded or packed into rows: `{"column": "input_ids", "length": 1024, "mode":
+    "pack"}`."""
+    classes: Annotated[
+        Sequence[str] | None,
+        Option("source", checks.names("a list of class names, in the order of their numbers")),
+    ] = None
+    """fixes the mapping from class names to labels (pass the training loader's to the validation loader)."""
+    split: Annotated[
+        str | None,
+        Option("source", checks.text('text: "train[:90%]" for one part, "train[90%:]" for the other')),
+    ] = None
+    """a part of the source, "train[:90%]", or what is held out of that, "train[90%:]", by a hash of each key. Of a
+    folder that holds parts ("train", "val"), the name of one of them."""
+    cache_dir: Annotated[str | os.PathLike[str] | None, Option("source", checks.path, key="cache.dir")] = None
+    """where copies of remote and unpacked files are kept. Default: ~/.cache/fuelrail."""
+    cache_limit: Annotated[
+        int | str | None, Option("source", checks.bytes_or_text, key="cache.limit_bytes")
+    ] = None
+    """most bytes kept there: a number, or "100gb" (the default)."""
+    source_options: Annotated[
+        Mapping[str, Any] | None,
+        Option("made", checks.mapping("a mapping of further keys of this kind of source")),
+    ] = None
+    """further keys of this kind of source, like `{"root": "images/"}` for a manifest. They can be given as arguments,
+    too: `Loader("list.csv", root="images/")`; only a source's own `layout` cannot."""
+    sampling: Annotated[
+        str | Mapping[str, float] | None, Option("made", checks.anything, key="sampling.shares")
+    ] = None
+    """how classes are drawn: "class_balanced" draws each equally often, {"cat": 2, "dog": 1} in these shares. Within a
+    class, no record comes again before all others of it. The order is random."""
+    weights: Annotated[Any, Option("made", checks.anything, key="sampling.file")] = None
+    """one number per record (or a .npy file of them): how often it is drawn, relative to the others."""
+    samples_per_epoch: Annotated[
+        int | None, Option("made", checks.whole(1, (1 << 63) - 1), key="sampling.samples_per_epoch")
+    ] = None
+    """draws in an epoch, with sampling or weights. Default: the number of records."""
+    read_backend: Annotated[
+        str, Option("pipeline", checks.choice("auto", "io_uring", "threads"), key="read.backend")
+    ] = "auto"
+    """how files are read: "auto", "io_uring" or "threads"."""
+    read_ahead_bytes: Annotated[int | None, Option("pipeline", checks.whole(1, (1 << 63) - 1))] = None
+    """encoded bytes in flight (default 64 MiB)."""
+    max_sample_bytes: Annotated[int | None, Option("pipeline", checks.whole(1, (1 << 63) - 1))] = None
+    """decoded bytes of one sample above which it is bad (default 256 MiB)."""
+    truncated: Annotated[str, Option("pipeline", checks.choice("bad", "fill"))] = "bad"
+    """what becomes of an image whose data end before its picture does: "bad" makes it a bad record, "fill" delivers
+    the part that is there (JPEG, PNG and GIF), as Pillow's LOAD_TRUNCATED_IMAGES does."""
+    pipeline: Annotated[str | None, Option("client", checks.text("the name of a pipeline of the daemon"))] = (
+        None
+    )
+    """name of a pipeline of the daemon at `source`."""
+
+    def __post_init__(self) -> None:
+        for name, option in OPTIONS.items():
+            value, default = getattr(self, name), DEFAULTS[name]
+            if value is None and option.none == "default":
+                value = default
+            if value is not default and (value is not None or option.none == "refused"):
+                value = checks.accept(name, value, option.takes)
+            object.__setattr__(self, name, value)
+
+
+#: Each option by its name.
+OPTIONS: dict[str, Option] = {
+    name: hint.__metadata__[0] for name, hint in get_type_hints(LoaderOptions, include_extras=True).items()
 }
 
-#: Arguments that have another name in the configuration that a Loader makes for the daemon. The one list of them: the
-#: configuration is made by it, and what the daemon says of it is said of the argument.
+#: What each is when it is not given.
+DEFAULTS: dict[str, Any] = {each.name: each.default for each in fields(LoaderOptions)}
+
+#: What each takes.
+CHECKS: dict[str, Check] = {name: option.takes for name, option in OPTIONS.items()}
+
+#: Options of a source whatever its kind: arguments of `fuelrail.Source`, too.
+DESCRIBING = tuple(name for name, option in OPTIONS.items() if option.whose == "source")
+
+#: Options that have another name in the configuration that a Loader makes for the daemon: it is made by this, and what
+#: the daemon says of it is said of the option.
 CONFIGURED: dict[str, tuple[str, ...]] = {
-    "cache_dir": ("cache", "dir"),
-    "cache_limit": ("cache", "limit_bytes"),
-    "read_backend": ("read", "backend"),
-    "samples_per_epoch": ("sampling", "samples_per_epoch"),
-    "sampling": ("sampling", "shares"),
-    "weights": ("sampling", "file"),
+    name: tuple(option.key.split(".")) for name, option in OPTIONS.items() if option.key
 }
+
+
+@functools.cache
+def _texts() -> dict[str, str]:
+    """What stands under each field of `LoaderOptions`; nothing where the package came without its source."""
+    # Not by ast, which takes 10 ms of the import.
+    source = "".join(linecache.getlines(__file__, globals()))
+    fields = re.findall(r'^    (\w+): Annotated\[.*?^    """(.*?)"""$', source, re.DOTALL | re.MULTILINE)
+    return {name: " ".join(text.split()) for name, text in fields}
+
+
+def documented(*names: str) -> Callable[[Documented], Documented]:
+    """Puts what the options called `names` say in place of the entry `...` in a class's docstring."""
+    texts = _texts()
+
+    def entry(name: str) -> str:
+        return textwrap.fill(
+            f"{name}: {texts[name]}", 120, initial_indent=" " * 8, subsequent_indent=" " * 12
+        )
+
+    def complete(kind: Documented) -> Documented:
+        # Under python -OO there is none.
+        if kind.__doc__ is not None and texts:
+            entries = "\n".join(map(entry, names))
+            kind.__doc__ = re.sub(r"^ +\.\.\.: .*$", lambda _: entries, kind.__doc__, flags=re.MULTILINE)
+        return kind
+
+    return complete
+
+
+documented(*OPTIONS)(LoaderOptions)
 
 
 def configure(config: dict[str, Any], name: str, value: Any) -> None:
@@ -356,52 +330,6 @@ _ELSEWHERE: dict[str, tuple[str, tuple[Any, ...]]] = {
 }
 
 
-#: Arguments for which None is no default: no labels; and what torch means by it, no batches, is refused.
-_NONE_HAS_A_MEANING = ("batch_size", "label")
-
-
-def checked(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """All arguments as plain data. `given` has a value for each; None is replaced by the default."""
-    values = {}
-    for name, value in given.items():
-        if value is None and name not in _NONE_HAS_A_MEANING:
-            value = defaults[name]
-        checks = value is not defaults[name] and (value is not None or name == "batch_size")
-        values[name] = accept(name, value, CHECKS[name]) if checks else value
-    return values
-
-
-def accept(name: str, value: Any, check: Check) -> Any:
-    """One argument as plain data; a ConfigError that names it when it is something else."""
-    try:
-        return check(value)
-    except Refused as refused:
-        hint = refused.hint
-        if name == "batch_size" and value is None:
-            hint = "samples without a batch are not made; batch_size=1 makes batches of one"
-        raise ConfigError(
-            f"{name}= takes {refused.takes}; {shown(value)} was given" + (f" ({hint})" if hint else "")
-        ) from None
-
-
-def shown(value: Any) -> str:
-    """A value in an error: short, on one line, with its type where that does not show."""
-    if value is None or isinstance(value, bool | int | float | str):
-        try:
-            text = repr(value)
-        except ValueError:  # an integer of more than 4,300 digits
-            return "a number of thousands of digits"
-    else:
-        kind = type(value)
-        module = "" if kind.__module__ == "builtins" else f"{kind.__module__}."
-        try:
-            text = f"{value!r} (a {module}{kind.__qualname__})"
-        except Exception:  # foreign code
-            text = f"a {module}{kind.__qualname__}"
-    text = " ".join(text.split())
-    return text if len(text) <= 120 else f"{text[:117]}..."
-
-
 def refuse_unknown(
     unknown: Mapping[str, Any], known: Iterable[str], source_keys: Sequence[str]
 ) -> dict[str, Any]:
@@ -420,29 +348,3 @@ def refuse_unknown(
         hint = f"did you mean {near[0]}=?" if near else "it takes " + ", ".join(sorted(known))
         raise TypeError(f"Loader() got an unknown argument {name}=; {hint}")
     return keys
-
-
-def _is_bool(value: Any) -> bool:
-    return isinstance(value, bool) or str(getattr(value, "dtype", "")) in ("bool", "torch.bool")
-
-
-def _scalar(value: Any) -> Any:
-    """numpy's and torch's numbers as Python's; everything else as it is."""
-    if getattr(value, "shape", None) == () and hasattr(value, "item"):
-        try:
-            return value.item()
-        except (TypeError, ValueError, RuntimeError):
-            return value
-    return value
-
-
-def _number(value: Any, takes: str) -> float | int:
-    if _is_bool(value) or isinstance(value, str | bytes):
-        raise Refused(takes, "convert text with float()" if isinstance(value, str | bytes) else "")
-    value = _scalar(value)
-    if isinstance(value, int):
-        return value
-    try:
-        return float(value)
-    except (TypeError, ValueError, OverflowError):
-        raise Refused(takes) from None

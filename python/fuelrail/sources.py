@@ -9,35 +9,19 @@ Mix(photos=Source('photos/'), web=Source('web/*.parquet', image='jpg'))
 
 from __future__ import annotations
 
-import enum
 import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
+from fuelrail.checks import accept
 from fuelrail.errors import ConfigError
-from fuelrail.options import CHECKS, accept, configure
+from fuelrail.options import AUTO, CHECKS, DESCRIBING, Auto, configure, documented
 
 #: One path or URL, or several that make one source.
 Address = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
-
-class Auto(enum.Enum):
-    """The default of an argument for which None has a meaning of its own."""
-
-    AUTO = "auto"
-
-    def __repr__(self) -> str:
-        return "AUTO"
-
-
-#: `label=AUTO`, the default: labels are found by name and type. `label=None`: there are none.
-AUTO: Final = Auto.AUTO
-
-
-#: Arguments of a source whatever its kind.
-DESCRIBING = ("image", "label", "fields", "tokens", "classes", "split", "cache_dir", "cache_limit")
 
 #: Keys of sources that a Loader takes as arguments of its own. `layout` is not one: a Loader's is that of its batches.
 KEYS = (
@@ -49,6 +33,7 @@ KEYS = (
 )
 
 
+@documented(*DESCRIBING)
 class Source:
     """One place with samples in it. What it is follows from its ending or, for a folder, from what lies in it.
 
@@ -57,17 +42,7 @@ class Source:
             Parquet, Arrow or Feather files; .csv and .jsonl manifests; .h5, .npy and .npz arrays; any of these
             behind `s3://`, `gs://`, `az://` or `https://`; `"synthetic://?count=1000"`. Several addresses of
             one kind make one source.
-        image: the column, array, dataset or tar endings that hold images. Default: found by name and type.
-        label: the column, array, dataset or tar member that holds labels: whole numbers or class names. Default
-            (`fuelrail.AUTO`): found by name and type. None: no labels, and a batch has none.
-        fields: further numeric fields of fixed shape, delivered as tensors of the same batch.
-        tokens: a column or array of token ids, padded or packed into rows:
-            `{"column": "input_ids", "length": 1024, "mode": "pack"}`.
-        classes: fixes the mapping from class names to labels.
-        split: "train[:90%]" or "train[90%:]": a part of it, and what is held out of that, by a hash of each key. Of a
-            folder that holds parts ("train", "val"), the name of one of them.
-        cache_dir: where copies of remote and unpacked files are kept. Default: ~/.cache/fuelrail.
-        cache_limit: most bytes kept there: a number, or "100gb" (the default).
+        ...: as the fields of `fuelrail.options.LoaderOptions` of these names.
         options: further keys of this kind of source; an unknown one is refused by name.
     """
 
@@ -85,27 +60,19 @@ class Source:
         cache_limit: int | str | None = None,
         **options: Any,
     ) -> None:
+        arguments = dict(locals())
         one = isinstance(address, str | bytes | os.PathLike)
         addresses: Sequence[Any] = [address] if one else list(address)  # type: ignore[arg-type]
         self._addresses: list[str] = [_address(item) for item in addresses]
-        given: dict[str, Any] = {
-            "image": image,
-            "label": None if label is AUTO else "" if label is None else label,
-            "fields": fields,
-            "tokens": tokens,
-            "classes": classes,
-            "split": split,
-            "cache_dir": cache_dir,
-            "cache_limit": cache_limit,
-            **options,
-        }
+        given = {name: arguments[name] for name in DESCRIBING}
+        given["label"] = None if label is AUTO else "" if label is None else label
         # Of procedural images there are no names of classes, only how many.
         counted = (
             {"classes"} if self._addresses[:1] and self._addresses[0].startswith("synthetic:") else set()
         )
         self._options = {
             key: accept(key, value, CHECKS[key]) if key in DESCRIBING and key not in counted else value
-            for key, value in given.items()
+            for key, value in {**given, **options}.items()
             if value is not None
         }
 

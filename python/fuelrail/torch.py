@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any, Self
 
 from fuelrail import _native, loader, transforms
+from fuelrail.checks import shown
 from fuelrail.errors import ConfigError
 from fuelrail.loader import BaseLoader
-from fuelrail.options import shown
+from fuelrail.options import OPTIONS, documented
 
 try:
     import torch
@@ -41,6 +42,7 @@ class Batch(loader.Batch[torch.Tensor]):
         return self._with({name: field.pin_memory() for name, field in self.items()})
 
 
+@documented(*OPTIONS)
 class Loader(BaseLoader[torch.Tensor]):
     """Iterates over batches of images as torch tensors, prepared by a daemon in Rust.
 
@@ -53,42 +55,7 @@ class Loader(BaseLoader[torch.Tensor]):
             a `fuelrail.Mix` of several; or "unix:///path/to/socket" of a running `fuelrail serve`, with `pipeline=`.
         transforms: what happens to each image: a list of steps from `fuelrail.transforms`, or torchvision's own objects
             (also a `Compose`, and `weights.transforms()`), which are translated. The last size must be fixed.
-        batch_size: rows per batch and rank.
-        shuffle: a new order in every epoch; a pure function of (seed, epoch, position).
-        seed: of order and augmentation. The default is a constant.
-        num_workers: threads of the daemon for this loader; 0 or None: one per core.
-        drop_last: leave out a last batch that is not full.
-        device: where batches go; None leaves them on the CPU. Copies are blocking in this version.
-        dtype: uint8, float32, float16 or bfloat16, as torch's or numpy's dtypes or as text. Default: float32 with a
-            Normalize or a torchvision ToTensor, else uint8. float32 without Normalize is on the scale where white is 1.
-        layout: "nchw" (contiguous, torch.contiguous_format) or "nhwc" (torch.channels_last; the same shape).
-        prefetch_factor: finished batches kept ahead.
-        rank, world_size: this process's share: row j of a global batch belongs to rank j mod world_size.
-        timeout: seconds (or a timedelta) after which a batch that does not come is an error, and after which opening
-            the source is, when it makes no progress; 0 or None waits for ever.
-        on_error: "substitute" another record for a bad one, "drop" its row, or "fail".
-        error_budget: bad records tolerated: a share of the source (default 0.01, or "1%"; at least 16 records), or a
-            whole number of records. 1 is one record, "100%" all; 1.0 is refused, for it may mean either.
-        quarantine: file to which bad records are appended, one JSON line each.
-        image, label, fields, tokens: which columns, arrays, datasets or tar members to take, as `fuelrail.Source` says.
-            label=None: no labels, and a batch has none.
-        classes: fixes the mapping from class names to labels (pass the training loader's to the validation
-            loader).
-        split: "train[:90%]" or "train[90%:]": a part of the source, by a hash of each key.
-        cache_dir, cache_limit: where copies of remote and unpacked files are kept, and how many bytes of them
-            ("100gb").
-        source_options: further keys of this kind of source, like `{"root": "images/"}` for a manifest. They can be
-            given as arguments, too: `Loader("list.csv", root="images/")`; only a source's own `layout` cannot.
-        sampling: "class_balanced" draws every class equally often; {"cat": 2, "dog": 1} draws classes in these
-            shares. Within a class, no record comes again before all others of it. The order is random.
-        weights: one number a record (or a .npy file of them): how often it is drawn, relative to the others.
-        samples_per_epoch: draws in an epoch, with sampling or weights. Default: the number of records.
-        read_backend: "auto", "io_uring" or "threads".
-        read_ahead_bytes: encoded bytes in flight (default 64 MiB).
-        max_sample_bytes: decoded bytes of one sample above which it is bad (default 256 MiB).
-        truncated: what becomes of an image whose data end before its picture does: "bad" makes it a bad record,
-            "fill" delivers the part that is there (JPEG, PNG and GIF), as Pillow's LOAD_TRUNCATED_IMAGES does.
-        pipeline: name of a pipeline of the daemon at `source`.
+        ...: as the fields of `fuelrail.options.LoaderOptions`.
 
     None stands for the default, but for batch_size. Arguments of torch's DataLoader that ask for nothing
     (`sampler=None`, `pin_memory=False`) are accepted; others that it has are answered with what to use instead.
