@@ -308,7 +308,7 @@ def test_texts_may_be_wider_in_one_shard_than_in_another(tmp_path: Path) -> None
     for shard, names in enumerate((["a", "b"], ["long", "a"])):
         np.save(tmp_path / f"images-{shard}.npy", images()[:2])
         np.save(tmp_path / f"labels-{shard}.npy", np.array(names))
-    found, classes = labels(tmp_path / "images-{0..1}.npy")
+    found, classes = labels(tmp_path / "*.npy")
     assert classes == ["a", "b", "long"] and [found[row] for row in range(4)] == [0, 1, 2, 0]
 
 

@@ -49,7 +49,7 @@ pub struct Quarantine {
 }
 
 /// The budget is used up.
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 pub struct OverBudget {
     /// How many distinct records were refused.
     pub refused: u64,
@@ -72,7 +72,8 @@ impl Quarantine {
     /// [`OverBudget`] when one more than is tolerated was refused.
     pub fn note(&mut self, epoch: u64, refused: &Refused, limit: u64) -> Result<Option<String>, OverBudget> {
         if !self.seen.insert(refused.index) {
-            return Ok(None);
+            // Met again, after a seek or in another epoch: the budget is as used up as before.
+            return self.within(limit).map(|()| None);
         }
         let Refused { key, index, reason, bytes, hash } = refused;
         let line = Line {
@@ -94,10 +95,7 @@ impl Quarantine {
         if self.keys.len() < NAMED {
             self.keys.push(said.clone());
         }
-        let refused = self.seen.len() as u64;
-        if refused > limit {
-            return Err(OverBudget { refused, limit, first: self.keys.clone() });
-        }
+        self.within(limit)?;
         Ok(match (self.seen.len(), &self.path) {
             (count, _) if count <= NAMED => Some(said),
             (count, Some(path)) if count == NAMED + 1 => {
@@ -108,6 +106,11 @@ impl Quarantine {
             }
             _ => None,
         })
+    }
+
+    fn within(&self, limit: u64) -> Result<(), OverBudget> {
+        let refused = self.seen.len() as u64;
+        if refused > limit { Err(OverBudget { refused, limit, first: self.keys.clone() }) } else { Ok(()) }
     }
 
     fn write(&mut self, line: &[u8]) -> std::io::Result<()> {
@@ -140,6 +143,11 @@ mod tests {
         assert!(quarantine.note(1, &refused("b.jpg", 2), 2).unwrap().is_some());
         let over = quarantine.note(1, &refused("c.jpg", 3), 2).unwrap_err();
         assert_eq!((over.refused, over.limit, over.first.len()), (3, 2, 3));
+        assert_eq!(
+            quarantine.note(1, &refused("c.jpg", 3), 2).unwrap_err(),
+            over,
+            "and so it is when it is met again"
+        );
         let lines = std::fs::read_to_string(path).unwrap();
         assert_eq!(lines.lines().count(), 3);
         assert!(lines.contains(r#""key":"b.jpg""#));

@@ -324,7 +324,10 @@ impl Opened<'_> {
         let shape = first.shape.get(1..).unwrap_or_default();
         let what = format!("the array {:?}", array.name);
         let (holds, field) = match (&first.dtype, self.rows(array)) {
-            (Err(unread), _) => (unread.to_string(), None),
+            (Err(unread), _) => match (text_rows(array), len) {
+                (Some(rows), Some(len)) => (format!("{rows} texts, not one for each of {len} records"), None),
+                _ => (unread.to_string(), None),
+            },
             (_, Err(error)) => return error,
             (Ok(_), Ok(rows)) if len.is_some_and(|len| len != rows.count) => {
                 let len = len.unwrap_or_default();
