@@ -312,6 +312,23 @@ def test_texts_may_be_wider_in_one_shard_than_in_another(tmp_path: Path) -> None
     assert classes == ["a", "b", "long"] and [found[row] for row in range(4)] == [0, 1, 2, 0]
 
 
+@pytest.mark.parametrize("names", [("x_train", "y_train", "x_test", "y_test"), ("train_images", "train_labels") * 2])
+@pytest.mark.parametrize("kind", ["npz", "h5"])
+def test_the_label_of_an_image_is_called_as_that_is(kind: str, names: tuple[str, ...], tmp_path: Path) -> None:
+    """As in mnist.npz of Keras."""
+    arrays = dict(zip(names, (images(), np.arange(ROWS), images()[:3], np.arange(3)), strict=True))
+    if kind == "npz":
+        np.savez(tmp_path / "x.npz", **arrays)
+    else:
+        h5py = pytest.importorskip("h5py")
+        with h5py.File(tmp_path / "x.h5", "w") as file:
+            for name, values in arrays.items():
+                file[name] = values
+    rows = len(arrays[names[0]])
+    found, _ = labels(tmp_path / f"x.{kind}", image=names[0])
+    assert found == {row: row for row in range(rows)}
+
+
 def test_arrays_that_nobody_named_are_images_and_labels_by_their_place(tmp_path: Path) -> None:
     np.savez(tmp_path / "x.npz", images(), np.arange(ROWS))
     assert labels(tmp_path / "x.npz")[0] == {row: row for row in range(ROWS)}

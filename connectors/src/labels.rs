@@ -123,6 +123,37 @@ pub(crate) fn candidates<'given>(
     found
 }
 
+/// How arrays are called that hold what a model sees, as a part of their names.
+const SEEN: [&str; 8] = ["x", "images", "image", "imgs", "img", "data", "inputs", "pixels"];
+
+/// Those of `given` that are called as the image is, with a word for labels where it has one for images: `y_train` beside
+/// `x_train`, `train-labels` beside `train-images`.
+pub(crate) fn beside<'given>(
+    image: &str,
+    given: impl Iterator<Item = &'given str> + Clone,
+) -> Vec<&'given str> {
+    let words = || image.split(|c: char| !c.is_ascii_alphanumeric());
+    if words().count() < 2 {
+        // A name that is the word alone has no partner but the usual ones.
+        return Vec::new();
+    }
+    let mut found = Vec::new();
+    let mut at = 0;
+    for word in words() {
+        let (before, after) = (&image[..at], &image[at + word.len()..]);
+        at += word.len() + image[at + word.len()..].chars().next().map_or(0, char::len_utf8);
+        if !SEEN.iter().any(|seen| seen.eq_ignore_ascii_case(word)) {
+            continue;
+        }
+        for label in OF_ARRAYS.iter().chain(&NAMES) {
+            let name = format!("{before}{label}{after}");
+            let called = given.clone().find(|other| other.eq_ignore_ascii_case(&name));
+            found.extend(called.filter(|other| !found.contains(other)));
+        }
+    }
+    found
+}
+
 /// `label` in a configuration: a name, or `""` or null for none.
 pub(crate) fn name_or_none<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
     Ok(Some(Option::<String>::deserialize(deserializer)?.unwrap_or_default()))
@@ -810,6 +841,22 @@ mod tests {
         assert_eq!(find(&["Label", "label", "y"]).as_deref(), Some("label"), "the same case goes before");
         assert_eq!(find(&["image", "price"]), None);
         assert_eq!(candidates(["labels", "y"].into_iter(), &OF_ARRAYS), ["y", "labels"]);
+    }
+
+    #[test]
+    fn a_label_may_be_called_as_its_image_is() {
+        let given = ["x_train", "y_train", "x_test", "y_test", "train-labels", "Y", "train_label_names"];
+        for (image, expected) in [
+            ("x_train", &["y_train"][..]),
+            ("X_test", &["y_test"]),
+            ("train-images", &["train-labels"]),
+            ("x", &[]),
+            ("train", &[]),
+            ("x_train_x", &[]),
+            ("_é_x_", &[]),
+        ] {
+            assert_eq!(beside(image, given.into_iter()), expected, "{image}");
+        }
     }
 
     #[test]

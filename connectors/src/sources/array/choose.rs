@@ -287,8 +287,10 @@ impl Opened<'_> {
         len: Option<u64>,
     ) -> Result<Option<Chosen<'arrays>>, SourceError> {
         let names = free.iter().map(|array| array.name);
-        let named: Vec<&Chosen<'_>> = labels::candidates(names, &OF_ARRAYS)
+        let called = image.map_or(Vec::new(), |image| labels::beside(image.name, names.clone()));
+        let named: Vec<&Chosen<'_>> = called
             .into_iter()
+            .chain(labels::candidates(names, &OF_ARRAYS))
             .filter_map(|name| free.iter().find(|array| array.name == name))
             .collect();
         let stored = |array: &Chosen<'_>| {

@@ -212,7 +212,7 @@ impl Choice {
                     })
                     .filter(|dataset| !is_asked(&dataset.path))
                     .collect();
-                guess_label(&found, rows, &refuse)?
+                guess_label(&found, image.as_deref(), rows, &refuse)?
             }
         };
         // What would have been the label is not wanted as a field either, unless it is asked for.
@@ -408,6 +408,7 @@ impl Found {
 /// The label by name: one whose type leaves no doubt, else one of floats, which may be whole numbers.
 fn guess_label(
     datasets: &[&Dataset],
+    image: Option<&str>,
     rows: Option<&u64>,
     refuse: &dyn Fn(String) -> SourceError,
 ) -> Result<Option<String>, SourceError> {
@@ -417,8 +418,11 @@ fn guess_label(
     }
     let name = |dataset: &Dataset| dataset.path.rsplit('/').next().unwrap_or_default().to_owned();
     let names: Vec<String> = datasets.iter().map(|dataset| name(dataset)).collect();
-    let named = labels::candidates(names.iter().map(String::as_str), &OF_ARRAYS);
-    let named = named.iter().filter_map(|name| datasets.iter().zip(&names).find(|(_, other)| other == name));
+    let given = names.iter().map(String::as_str);
+    let image = image.and_then(|image| image.rsplit('/').next());
+    let called = image.map_or(Vec::new(), |image| labels::beside(image, given.clone()));
+    let named = called.into_iter().chain(labels::candidates(given, &OF_ARRAYS));
+    let named = named.filter_map(|name| datasets.iter().zip(&names).find(|(_, other)| **other == name));
     let named: Vec<&Dataset> = named.map(|(dataset, _)| *dataset).collect();
     let is_float = |dataset: &Dataset| matches!(dataset.kind, Kind::Numbers(stored) if stored.is_float());
     let fits = |dataset: &&&Dataset| rows.is_some() && dataset.shape.first() == rows && is_label(dataset);
