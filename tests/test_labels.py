@@ -312,9 +312,13 @@ def test_texts_may_be_wider_in_one_shard_than_in_another(tmp_path: Path) -> None
     assert classes == ["a", "b", "long"] and [found[row] for row in range(4)] == [0, 1, 2, 0]
 
 
-@pytest.mark.parametrize("names", [("x_train", "y_train", "x_test", "y_test"), ("train_images", "train_labels") * 2])
+@pytest.mark.parametrize(
+    "names", [("x_train", "y_train", "x_test", "y_test"), ("train_images", "train_labels") * 2]
+)
 @pytest.mark.parametrize("kind", ["npz", "h5"])
-def test_the_label_of_an_image_is_called_as_that_is(kind: str, names: tuple[str, ...], tmp_path: Path) -> None:
+def test_the_label_of_an_image_is_called_as_that_is(
+    kind: str, names: tuple[str, ...], tmp_path: Path
+) -> None:
     """As in mnist.npz of Keras."""
     arrays = dict(zip(names, (images(), np.arange(ROWS), images()[:3], np.arange(3)), strict=True))
     if kind == "npz":

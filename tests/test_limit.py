@@ -171,7 +171,7 @@ def test_wrong_arguments_give_exit_code_2_and_name_what_is_wrong(arguments: list
         (["bench", "synthetic://", "--read-backend", "aio"], ["aio", "io_uring"]),
         (["serve", "/"], ["/", "folder"]),
         (["bench", "synthetic://?fail_rate=1"], ["injected"]),
-        (["bench", "synthetic://?corrupt_rate=1"], ["records were refused", "class-"]),
+        (["bench", "synthetic://?corrupt_rate=1"], ["bad records exceed the limit", "class-"]),
         (
             ["preview", "synthetic://", "--out", "/nonexistent/x.png"],
             ["/nonexistent/x.png", "create it first"],

@@ -218,9 +218,10 @@ def test_a_daemon_stops_opening_for_a_client_that_is_gone(
         else:
             with Wire(daemon.socket) as wire:
                 wire.greets().say({"say": "attach", "pipeline": {"name": "slow"}})
-                told = wire.hears("progress")
+                # On a slow machine it is seen looking for the object first.
+                while (told := wire.hears("progress")) and told["counted"] != "bytes":
+                    pass
                 assert told is not None
-                assert told["counted"] == "bytes"
                 assert told["total"] == len(slow.files["/x.tar.gz"])
                 slow.holds()
             slow.is_left()
