@@ -67,6 +67,13 @@ PROPERTIES = {
 }
 
 
+def new_cluster() -> str:
+    """A cluster's name as Kafka makes it: never with a dash first, which its command line takes for an option."""
+    while (name := urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")).startswith("-"):
+        pass
+    return name
+
+
 class BrokerError(RuntimeError):
     """The broker did not do what it was told; the message holds the end of its log."""
 
@@ -119,7 +126,7 @@ class Broker:
 
     def start(self) -> Broker:
         """Formats the storage where that was not done, starts all nodes, and waits until they take requests."""
-        cluster = urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
+        cluster = new_cluster()
         fresh = [node for node in self.nodes if not (node.data / "meta.properties").exists()]
         for node in self.nodes:
             self._configure(node)
