@@ -1,7 +1,8 @@
 //! The bare chain: read a file, transform it, write the row. No daemon, no queue, no message, no Python.
 //!
-//! It does exactly the work of the fuelrail peer (same order, same randomness, same rows), so the difference between the
-//! two is what everything else costs: reading ahead, queues, hand-over, the client. Prints what `benches/tasks.py` does.
+//! It does exactly the work of the fuelrail peer (same order, same randomness, same rows), so the difference between
+//! the two is what everything else costs: reading ahead, queues, hand-over, the client. Prints what `benches/tasks.py`
+//! does.
 
 use std::cell::RefCell;
 use std::error::Error;

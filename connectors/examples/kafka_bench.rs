@@ -1,4 +1,5 @@
-//! How fast windows are read, next to a bare loop over librdkafka's consumer: A B A B, the same records, the same settings.
+//! How fast windows are read, next to a bare loop over librdkafka's consumer: A B A B, the same records, the same
+//! settings.
 //!
 //! `cargo run --release -p fuelrail-connectors --example kafka_bench -- [SERVERS [TOPIC]]`. Without servers it starts
 //! librdkafka's mock of a cluster in this process, fills it with 100 KB records, and reads those over and over.
@@ -36,8 +37,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         arguments.next().map_or(Ok(serde_json::json!({})), |text| text.parse())?;
     let servers: Vec<String> = servers.split(',').map(str::to_owned).collect();
     if mock.is_some() {
-        // A record a batch, as producers with the usual settings send records of this size: the mock answers a request with one
-        // batch of each partition.
+        // A record a batch, as producers with the usual settings send records of this size: the mock answers a request
+        // with one batch of each partition.
         let properties = KafkaProperties::new([("batch.size", "100000")]);
         let producer = KafkaProducer::open(&servers, &topic, &properties)?;
         for record in 0..PARTITIONS as i64 * EACH {

@@ -1,5 +1,5 @@
-//! The parts of Arrow that are used, under the names of the `arrow` crate, which is an umbrella over these and seven more
-//! (casts, arithmetic, regular expressions, CSV, JSON) that cost minutes of building and are used nowhere here.
+//! The parts of Arrow that are used, under the names of the `arrow` crate, which is an umbrella over these and seven
+//! more (casts, arithmetic, regular expressions, CSV, JSON) that cost minutes of building and are used nowhere here.
 #![allow(unused_imports, missing_docs, reason = "names, some of which only tests use")]
 
 pub use arrow_buffer as buffer;

@@ -113,8 +113,8 @@ pub enum ReadErrorKind {
     Changed,
     /// The system could not read it.
     Io,
-    /// The bytes are there and hold no such record: a null, a wrong length, a damaged page. A verdict on bytes, the same
-    /// at every attempt.
+    /// The bytes are there and hold no such record: a null, a wrong length, a damaged page. A verdict on bytes, the
+    /// same at every attempt.
     Bad,
 }
 
@@ -157,8 +157,8 @@ impl ReadError {
         Self { key, kind: ReadErrorKind::Io, detail, transient }
     }
 
-    /// What became of a remote read, if the error is of one: it has been retried, and knows whether the object is gone or
-    /// has changed.
+    /// What became of a remote read, if the error is of one: it has been retried, and knows whether the object is gone
+    /// or has changed.
     pub(crate) fn of_remote(key: &str, error: &io::Error) -> Option<Self> {
         let fault = error.get_ref()?.downcast_ref::<Fault>()?;
         Some(Self::remote(key.to_owned(), fault.clone()))

@@ -6,9 +6,9 @@
 //!           └─ part 2: …                                     ┘
 //! ```
 //!
-//! Each part is a request of its own to the readers below, so parts are fetched side by side, locally or not, and nothing
-//! here waits. When the last part of a record has come, the thread that brought it joins them into one buffer. Memory
-//! beside the parts themselves is one record for each thread that joins, and a pool of idle buffers: [`memory`].
+//! Each part is a request of its own to the readers below, so parts are fetched side by side, locally or not, and
+//! nothing here waits. When the last part of a record has come, the thread that brought it joins them into one buffer.
+//! Memory beside the parts themselves is one record for each thread that joins, and a pool of idle buffers: [`memory`].
 //!
 //! A record one of whose parts failed fails with the error of its first such part, whatever order they came in.
 

@@ -8,7 +8,8 @@ use serde_json::error::Category;
 /// A word in an error is cut here.
 const SHOWN: usize = 20;
 
-/// Reads a value; `NaN`, `Infinity` and `-Infinity` outside of texts are nulls. A byte order mark before it is no part of it.
+/// Reads a value; `NaN`, `Infinity` and `-Infinity` outside of texts are nulls. A byte order mark before it is no part
+/// of it.
 ///
 /// # Errors
 /// What is wrong, as [`fault`] says it.

@@ -16,11 +16,12 @@
 //! | texts like "007", all of one length | classes: codes |
 //! | null, NaN, an empty text; among numbers also NA, null, None and their like | none: the record is a bad one |
 //!
-//! Everything else under a name that is taken for a label (a fraction, a date, a list) is refused by [`refusal`]. So are texts
-//! among numbers, for one odd cell would give all others another meaning. (Some numbers among more texts are class names.)
+//! Everything else under a name that is taken for a label (a fraction, a date, a list) is refused by [`refusal`]. So
+//! are texts among numbers, for one odd cell would give all others another meaning. (Some numbers among more texts are
+//! class names.)
 //!
-//! One bad row is one bad record ([`Labels::verdict`]); when more than half of them are, something else was meant, and the
-//! source is refused.
+//! One bad row is one bad record ([`Labels::verdict`]); when more than half of them are, something else was meant, and
+//! the source is refused.
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -126,7 +127,8 @@ pub(crate) fn candidates<'given>(
 /// How arrays are called that hold what a model sees, as a part of their names.
 const SEEN: [&str; 8] = ["x", "images", "image", "imgs", "img", "data", "inputs", "pixels"];
 
-/// Those of `given` that are called as the image is, with a word for labels where it has one for images: `y_train` beside
+/// Those of `given` that are called as the image is, with a word for labels where it has one for images: `y_train`
+/// beside
 /// `x_train`, `train-labels` beside `train-images`.
 pub(crate) fn beside<'given>(
     image: &str,

@@ -1,9 +1,10 @@
-//! Names of files: how they are shown, which of them are nobody's data, and what somebody who mistyped one may have meant.
+//! Names of files: how they are shown, which of them are nobody's data, and what somebody who mistyped one may have
+//! meant.
 //!
 //! A name may hold anything but a slash and a NUL: line breaks that forge a line of a log, escape codes that rewrite a
-//! terminal, marks that reverse the text behind them, bytes that are no text. [`printable`] is the one function that makes
-//! such a text safe to be shown; every error and every line of a log goes through it. Keys of records stay as they are:
-//! they are data.
+//! terminal, marks that reverse the text behind them, bytes that are no text. [`printable`] is the one function that
+//! makes such a text safe to be shown; every error and every line of a log goes through it. Keys of records stay as
+//! they are: they are data.
 
 use std::borrow::Cow;
 use std::ffi::OsStr;
@@ -104,8 +105,8 @@ pub(crate) fn is_image(name: &[u8]) -> bool {
     IMAGES.iter().any(|ending| name[dot + 1..].eq_ignore_ascii_case(ending.as_bytes()))
 }
 
-/// Of files that were passed over because their names begin with a dot: how many, and what to do. `all` says that nothing
-/// else is there.
+/// Of files that were passed over because their names begin with a dot: how many, and what to do. `all` says that
+/// nothing else is there.
 pub(crate) fn hidden(count: u64, all: bool) -> Option<String> {
     let begin = "begins with a dot";
     let what = match (count, all) {
@@ -199,8 +200,8 @@ fn alike(folder: &Path, wanted: &str) -> (Vec<String>, Vec<String>) {
     (names, like)
 }
 
-/// How many letters have to be changed, added, left out or swapped with their neighbour; names that cannot be alike are not
-/// compared.
+/// How many letters have to be changed, added, left out or swapped with their neighbour; names that cannot be alike are
+/// not compared.
 fn distance(a: &[char], b: &[char]) -> usize {
     let is_far = a.len().abs_diff(b.len()) > 3 || a.len().max(b.len()) > 256;
     if is_far { usize::MAX } else { strsim::generic_damerau_levenshtein(a, b) }

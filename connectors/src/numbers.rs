@@ -7,8 +7,8 @@ use crate::names::shown;
 use crate::sources::array::{MAX_HEADER, Npy, NpyError};
 use crate::{ElementType, SourceError};
 
-/// Reads a one-dimensional npy array of `count` numbers of any width. Nothing but the header is read of a file that holds
-/// another number of them.
+/// Reads a one-dimensional npy array of `count` numbers of any width. Nothing but the header is read of a file that
+/// holds another number of them.
 ///
 /// # Errors
 /// [`SourceError`] that names the file and what it holds instead.

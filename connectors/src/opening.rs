@@ -1,8 +1,8 @@
 //! An opening under way: how far it has come, for whoever waits, and the wish that it stop.
 //!
-//! Walking a folder, listing a bucket, indexing shards, unpacking them, reading a column of labels: each may take minutes.
-//! Whoever opens a source may hold an [`Opening`] beside it, look at its [`progress`](Opening::progress) as often as it
-//! likes, and [`cancel`](Opening::cancel) it from another thread.
+//! Walking a folder, listing a bucket, indexing shards, unpacking them, reading a column of labels: each may take
+//! minutes. Whoever opens a source may hold an [`Opening`] beside it, look at its [`progress`](Opening::progress) as
+//! often as it likes, and [`cancel`](Opening::cancel) it from another thread.
 //!
 //! ```text
 //!  watcher   opening.progress() ─▶ "indexing shards", 3.1 GB of 10 GB        opening.cancel()
@@ -12,19 +12,20 @@
 //!
 //! # Promises
 //!
-//! - A cancelled opening ends with an error that [`SourceError::is_cancelled`], after the read in hand: of the network at
-//!   once, of a disk within a megabyte or a row group. What it was writing into the cache is deleted, what was whole stays.
+//! - A cancelled opening ends with an error that [`SourceError::is_cancelled`], after the read in hand: of the network
+//!   at once, of a disk within a megabyte or a row group. What it was writing into the cache is deleted, what was whole
+//!   stays.
 //! - Watching costs the opener an addition per step; nothing is formatted or sent for who does not look.
 //!
 //! # Whether it is still what lies there
 //!
-//! Whatever an opening looks at, it notes how to look again ([`depends_on`]): files by size, time and inode, folders by walking
-//! them, objects by version. So whoever shares an open source between feeds can ask [`Opening::is_current`] first, and a source
-//! opened after its data has changed is a new one.
+//! Whatever an opening looks at, it notes how to look again ([`depends_on`]): files by size, time and inode, folders by
+//! walking them, objects by version. So whoever shares an open source between feeds can ask [`Opening::is_current`]
+//! first, and a source opened after its data has changed is a new one.
 //!
-//! The opening that a thread works for is known to the thread ([`Opening::run`]), like the reader in [`crate::workers`],
-//! so that it need not be passed through every function that reads a byte. Work that is spread over threads takes it along
-//! with [`Step::run`].
+//! The opening that a thread works for is known to the thread ([`Opening::run`]), like the reader in
+//! [`crate::workers`], so that it need not be passed through every function that reads a byte. Work that is spread over
+//! threads takes it along with [`Step::run`].
 
 use std::cell::RefCell;
 use std::fmt;
@@ -120,7 +121,8 @@ impl Opening {
         Some(Progress { what: (*what).to_owned(), done, total, counted: *counted })
     }
 
-    /// Whether opening it again would find the same: looks at all that was looked at, and reads none of it. Takes part in
+    /// Whether opening it again would find the same: looks at all that was looked at, and reads none of it. Takes part
+    /// in
     /// `asking`, who may be cancelled; then it says no.
     pub fn is_current(&self, asking: &Opening) -> bool {
         asking.run(|| lock(&self.0.looks).iter().all(|look| check().is_ok() && look()))
@@ -175,8 +177,8 @@ pub(crate) fn check() -> Result<(), SourceError> {
     if stop { Err(SourceError::cancelled()) } else { Ok(()) }
 }
 
-/// Notes how to look again at something that the opening that this thread works for has found out. Costs nothing elsewhere.
-/// What `look` captures lives as long as the opening: no source, or only weakly.
+/// Notes how to look again at something that the opening that this thread works for has found out. Costs nothing
+/// elsewhere. What `look` captures lives as long as the opening: no source, or only weakly.
 pub(crate) fn depends_on(look: impl Fn() -> bool + Send + Sync + 'static) {
     OPENING.with_borrow(|opening| {
         if let Some(opening) = opening {

@@ -51,8 +51,8 @@ pub type Done = Box<dyn FnOnce(Result<Record, ReadError>) + Send>;
 pub struct ReadRequest {
     /// Index of the record in the source.
     pub index: u64,
-    /// Called once, on a thread of the reader, as soon as the request has ended; so it should hand over and return. It may
-    /// submit more. A panic in it is logged and goes no further.
+    /// Called once, on a thread of the reader, as soon as the request has ended; so it should hand over and return. It
+    /// may submit more. A panic in it is logged and goes no further.
     pub done: Done,
 }
 
@@ -67,7 +67,8 @@ impl fmt::Debug for ReadRequest {
 pub struct Record {
     /// Index of the record in the source.
     pub index: u64,
-    /// The encoded image, then the fields; [`Schema::split`](crate::Schema::split) cuts them apart. The memory goes back to the reader's pool when this is dropped.
+    /// The encoded image, then the fields; [`Schema::split`](crate::Schema::split) cuts them apart. The memory goes
+    /// back to the reader's pool when this is dropped.
     pub bytes: Buffer,
 }
 

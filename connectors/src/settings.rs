@@ -1,14 +1,14 @@
-//! Configuration in, sentences out: reads a configuration from plain data, and says of one that is wrong where it is wrong,
-//! what was given and what it takes.
+//! Configuration in, sentences out: reads a configuration from plain data, and says of one that is wrong where it is
+//! wrong, what was given and what it takes.
 //!
 //! ```text
 //!  serde_json::Value ──read()──▶ a configuration
 //!                       └──────▶ Wrong: "transforms[1] Resize: unknown key "sze"; did you mean "size"? It takes …"
 //! ```
 //!
-//! The types say what they take by their own `Deserialize`, so that there is no second list of keys. What serde reports is
-//! caught as data (`Why`), for its words are for programmers. It does not report where; that is found by leaving parts of
-//! the value out until the fault changes, which works through tagged enums and flattened tables alike.
+//! The types say what they take by their own `Deserialize`, so that there is no second list of keys. What serde reports
+//! is caught as data (`Why`), for its words are for programmers. It does not report where; that is found by leaving
+//! parts of the value out until the fault changes, which works through tagged enums and flattened tables alike.
 
 use std::fmt;
 

@@ -11,8 +11,8 @@ use crate::{ReadError, Reader, ReaderConfig, Schema, SourceError};
 
 /// A list of records with a known length and random access. Immutable once open; shared by all feeds of a pipeline.
 ///
-/// Methods that take an index panic when it is not below [`len`](Self::len): indices come from the order, and one out of
-/// range is a bug.
+/// Methods that take an index panic when it is not below [`len`](Self::len): indices come from the order, and one out
+/// of range is a bug.
 pub trait IndexedSource: Send + Sync + 'static {
     /// Number of records, at least 1.
     fn len(&self) -> u64;
@@ -29,12 +29,12 @@ pub trait IndexedSource: Send + Sync + 'static {
     /// Whether records have labels. Where they have none, a batch has no `label`.
     fn is_labelled(&self) -> bool;
 
-    /// The record's label: an index into [`classes`](Self::classes), or a whole number of its own where there are none. Without
-    /// a meaning where the source has no labels, and in records that [`verdict`](Self::verdict) judges.
+    /// The record's label: an index into [`classes`](Self::classes), or a whole number of its own where there are none.
+    /// Without a meaning where the source has no labels, and in records that [`verdict`](Self::verdict) judges.
     fn label(&self, index: u64) -> i64;
 
-    /// Why a record is a bad one, as far as the index knows: it has no label that is of use, say. Such a record keeps its index
-    /// and is not worth reading. Default: never.
+    /// Why a record is a bad one, as far as the index knows: it has no label that is of use, say. Such a record keeps
+    /// its index and is not worth reading. Default: never.
     fn verdict(&self, index: u64) -> Option<String> {
         let _ = index;
         None
@@ -63,16 +63,18 @@ pub trait IndexedSource: Send + Sync + 'static {
         None
     }
 
-    /// Width and height of every image, where the source itself fixes them: pixels of arrays, not files. `None` otherwise.
+    /// Width and height of every image, where the source itself fixes them: pixels of arrays, not files. `None`
+    /// otherwise.
     fn image_size(&self) -> Option<(u32, u32)> {
         None
     }
 
     /// Bytes of a record, its fields included: exact where it is stored, an upper bound where it is made (synthetic),
-    /// the mean of its block where that has to be decoded to know (tables of images). Known without reading, for budgets.
+    /// the mean of its block where that has to be decoded to know (tables of images). Known without reading, for
+    /// budgets.
     ///
-    /// What a budget makes of a mean: records whose means add up to `b` bytes take `b` bytes when they are whole blocks. Out
-    /// of blocks whose sizes scatter they may take more, at most what those blocks take, which is what
+    /// What a budget makes of a mean: records whose means add up to `b` bytes take `b` bytes when they are whole
+    /// blocks. Out of blocks whose sizes scatter they may take more, at most what those blocks take, which is what
     /// [`reader_memory`](Self::reader_memory) counts for the blocks themselves. No block takes more than 1 GiB.
     fn size(&self, index: u64) -> u64;
 
@@ -94,7 +96,8 @@ pub trait IndexedSource: Send + Sync + 'static {
     /// Bytes of memory that the source's index holds.
     fn memory(&self) -> u64;
 
-    /// Bytes of memory that one reader holds beside the records in flight and [`POOL_BYTES`](crate::POOL_BYTES): decoded blocks, say.
+    /// Bytes of memory that one reader holds beside the records in flight and [`POOL_BYTES`](crate::POOL_BYTES):
+    /// decoded blocks, say.
     fn reader_memory(&self) -> u64 {
         0
     }
@@ -102,7 +105,8 @@ pub trait IndexedSource: Send + Sync + 'static {
     /// Starts a reader for this source. Each reader has its own threads and buffers; one per pipeline is enough.
     ///
     /// # Errors
-    /// [`SourceError`] when the backend asked for is refused by the kernel, or the data has gone since [`open`](crate::open).
+    /// [`SourceError`] when the backend asked for is refused by the kernel, or the data has gone since
+    /// [`open`](crate::open).
     fn reader(self: Arc<Self>, config: &ReaderConfig) -> Result<Box<dyn Reader>, SourceError>;
 }
 

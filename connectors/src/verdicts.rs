@@ -13,8 +13,8 @@ pub(crate) struct Verdicts {
 }
 
 impl Verdicts {
-    /// Adds a row, which comes after all that were added before. `otherwise` is said of rows whose reasons are too many to be
-    /// kept apart.
+    /// Adds a row, which comes after all that were added before. `otherwise` is said of rows whose reasons are too many
+    /// to be kept apart.
     pub fn push(&mut self, row: u64, why: &str, otherwise: &str) {
         let reasons = &mut self.reasons;
         let reason = match reasons.iter().position(|other| other == why) {

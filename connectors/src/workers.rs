@@ -1,8 +1,8 @@
-//! The life of a request, shared by all readers: counting, finishing, and a small pool of threads for readers whose work
-//! blocks.
+//! The life of a request, shared by all readers: counting, finishing, and a small pool of threads for readers whose
+//! work blocks.
 //!
-//! Dropping [`Workers`] stops it: waits inside the work are cut short through [`Stop`], threads are joined, and requests
-//! not begun are dropped uncalled.
+//! Dropping [`Workers`] stops it: waits inside the work are cut short through [`Stop`], threads are joined, and
+//! requests not begun are dropped uncalled.
 
 use std::any::Any;
 use std::cell::OnceCell;
@@ -133,8 +133,8 @@ thread_local! {
 }
 
 /// Ends when the reader that this thread works for is being dropped; never on other threads. What waits for a network
-/// waits for this, too, so that whoever calls it from a reader's work need not pass [`Stop`] on; an error it then returns
-/// reaches no callback.
+/// waits for this, too, so that whoever calls it from a reader's work need not pass [`Stop`] on; an error it then
+/// returns reaches no callback.
 pub(crate) async fn stopped() {
     let Some(shared) = READER.with(|reader| reader.get().cloned()) else {
         return std::future::pending().await;

@@ -200,8 +200,8 @@ fn peak() -> u64 {
     line.split_whitespace().nth(1).and_then(|text| text.parse::<u64>().ok()).expect("a number") << 10
 }
 
-/// Opens a file in the ways a user might and reads what there is: whatever it is, that ends soon, and in the memory that the
-/// source says it needs.
+/// Opens a file in the ways a user might and reads what there is: whatever it is, that ends soon, and in the memory
+/// that the source says it needs.
 fn survive(path: &Path) {
     let before = peak();
     let mut allowed = 192 << 20;
@@ -273,7 +273,8 @@ proptest! {
         }
         let mut bytes = FILES.with(|files| files[which.index(files.len())].clone());
         for (at, kind, value) in damage {
-            // Structures are dense at the start of these files, and their fields are aligned: half of the damage goes there.
+            // Structures are dense at the start of these files, and their fields are aligned: half of the damage goes
+            // there.
             let range = if kind % 2 == 0 { bytes.len().min(4096) } else { bytes.len() };
             let at = at.index(range);
             let end = bytes.len().min(at + [1, 1, 2, 4, 8, 8, 1, 2][kind]);

@@ -173,8 +173,8 @@ fn follow(
     source.clone().follow(from, again, sink.clone()).unwrap()
 }
 
-/// Reads until so many records have come. A follower goes on meanwhile, with the next epoch where the range is bounded: what
-/// it was quick enough to hand over is left out.
+/// Reads until so many records have come. A follower goes on meanwhile, with the next epoch where the range is bounded:
+/// what it was quick enough to hand over is left out.
 fn read(source: &Arc<dyn StreamSource>, from: &Place, records: u64) -> Arc<Collector> {
     let sink = Collector::new(usize::MAX);
     let follower = follow(source, from, false, &sink);

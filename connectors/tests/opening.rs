@@ -1,4 +1,5 @@
-//! An opening that takes long says how far it has come, and ends soon when it is told to stop, with nothing half done left.
+//! An opening that takes long says how far it has come, and ends soon when it is told to stop, with nothing half done
+//! left.
 
 use std::fs;
 use std::io::Write;
@@ -48,8 +49,8 @@ fn write_tar(out: &mut dyn Write, members: usize, size: usize) {
     out.write_all(&[0; 1024]).unwrap();
 }
 
-/// What becomes of an opening, and everything that it said meanwhile; `look` may cancel it. Opens again until something was
-/// seen: on a machine that is busy a whole opening may pass between two looks.
+/// What becomes of an opening, and everything that it said meanwhile; `look` may cancel it. Opens again until something
+/// was seen: on a machine that is busy a whole opening may pass between two looks.
 fn watch(
     config: &SourceConfig,
     forget: &dyn Fn(),

@@ -1093,7 +1093,8 @@ fn bytes_that_are_no_table_are_refused_in_words() {
     }
 }
 
-/// One byte of a good file is changed, at many places: whatever that does, nothing hangs, panics or delivers another length.
+/// One byte of a good file is changed, at many places: whatever that does, nothing hangs, panics or delivers another
+/// length.
 #[test]
 fn any_byte_may_be_wrong() {
     let folder = tempfile::tempdir().unwrap();

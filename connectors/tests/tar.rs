@@ -689,7 +689,8 @@ fn set_age(path: &Path, seconds: u64) {
     fs::File::options().write(true).open(path).unwrap().set_modified(time).unwrap();
 }
 
-/// A shard that was written anew, with the same size and the same first and last record, beside the index of the old one.
+/// A shard that was written anew, with the same size and the same first and last record, beside the index of the old
+/// one.
 #[test]
 fn an_index_of_what_the_shard_was_before_never_gives_old_labels_or_numbers() {
     const COUNT: u32 = 100;

@@ -5,8 +5,8 @@
 //!         ╰───── what records hold, handed out as views ─────╯╰──── small, handed out as copies ────╯
 //! ```
 //!
-//! Each begins at a multiple of [`ALIGNMENT`]. A *field* is made from a record; a *column* is what the engine knows of a row,
-//! and the list of them is closed.
+//! Each begins at a multiple of [`ALIGNMENT`]. A *field* is made from a record; a *column* is what the engine knows of
+//! a row, and the list of them is closed.
 
 use std::fmt;
 
@@ -198,8 +198,8 @@ impl Layout {
         Self { fields, columns, slot_bytes: end }
     }
 
-    /// Whether all of it lies within a slot, for batches of at most `rows` rows: what a client asks before it computes an
-    /// address from what another process says.
+    /// Whether all of it lies within a slot, for batches of at most `rows` rows: what a client asks before it computes
+    /// an address from what another process says.
     pub fn fits(&self, rows: u64) -> bool {
         let within = |offset: u64, row_bytes: u64| {
             let end = rows.checked_mul(row_bytes).and_then(|bytes| bytes.checked_add(offset));

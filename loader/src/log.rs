@@ -1,4 +1,5 @@
-//! Where the daemon's log lines go: a standalone daemon writes to stderr, a private one to a socket that its client reads.
+//! Where the daemon's log lines go: a standalone daemon writes to stderr, a private one to a socket that its client
+//! reads.
 
 use std::collections::VecDeque;
 use std::fmt::Write as _;
@@ -26,7 +27,8 @@ pub fn is_for_people(text: &str) -> bool {
 /// Bytes that wait for a client which does not read; further lines are counted.
 const MAX_UNSENT: usize = 1 << 20;
 
-/// The way to the client. Lines are sent by whoever logs them, so that each is there before anything that is said after it.
+/// The way to the client. Lines are sent by whoever logs them, so that each is there before anything that is said after
+/// it.
 struct Channel {
     socket: OwnedFd,
     unsent: VecDeque<u8>,

@@ -1,5 +1,5 @@
-//! What a client's own pipeline may read and write on a daemon that serves several: nothing but what lies below the daemon's
-//! roots, and nothing at all. Pipelines of the daemon's own configuration may do what that says.
+//! What a client's own pipeline may read and write on a daemon that serves several: nothing but what lies below the
+//! daemon's roots, and nothing at all. Pipelines of the daemon's own configuration may do what that says.
 
 use std::path::{Component, Path, PathBuf};
 

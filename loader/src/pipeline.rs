@@ -318,7 +318,8 @@ impl Pipeline {
         Layout::new(rows, image.into_iter().chain(own).collect(), &columns)
     }
 
-    /// The bytes a feed of this pipeline may use with batches of at most `rows` rows, one line per owner, with their "total".
+    /// The bytes a feed of this pipeline may use with batches of at most `rows` rows, one line per owner, with their
+    /// "total".
     ///
     /// # Errors
     /// [`ErrorKind::Environment`] when that is more than there is.

@@ -41,7 +41,8 @@ impl Batching {
         self.batch_size.min(of_epoch).max(1)
     }
 
-    /// Batches from `position` to the end of the epoch, the same on every rank; `None` as long as nobody knows where it ends.
+    /// Batches from `position` to the end of the epoch, the same on every rank; `None` as long as nobody knows where it
+    /// ends.
     pub fn batches_from(&self, position: u64) -> Option<u64> {
         let rest = self.len?.saturating_sub(position);
         Some(if self.drop_last { rest / self.global_batch() } else { rest.div_ceil(self.global_batch()) })

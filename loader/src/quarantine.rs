@@ -65,8 +65,8 @@ impl Quarantine {
         Self { path, file: None, dataset, seen: HashSet::new(), keys: Vec::new() }
     }
 
-    /// Notes a refusal, of which `limit` are tolerated. `Some(line)` for the log while the record is one of the first in this
-    /// run.
+    /// Notes a refusal, of which `limit` are tolerated. `Some(line)` for the log while the record is one of the first
+    /// in this run.
     ///
     /// # Errors
     /// [`OverBudget`] when one more than is tolerated was refused.

@@ -39,7 +39,8 @@ struct Memory {
 }
 
 // SAFETY: `base` points to a mapping that lives as long as this value (unmapped only in `drop`), and every access to it
-// goes through a SlotWriter or RowWriter, which are exclusive for their bytes (see `Ring::slot` and `SlotWriter::rows`).
+// goes through a SlotWriter or RowWriter, which are exclusive for their bytes (see `Ring::slot` and
+// `SlotWriter::rows`).
 unsafe impl Send for Memory {}
 // SAFETY: as above; shared references give access to plain integers and atomics only.
 unsafe impl Sync for Memory {}
@@ -203,9 +204,9 @@ impl RowWriter {
     pub fn bytes(&mut self, field: usize) -> &mut [u8] {
         let (offset, row_bytes) = self.fields[field];
         // SAFETY: offset + (row + 1) x row_bytes lies inside the slot, and no two fields overlap (both asserted in
-        // `SlotWriter::rows`, for rows up to its count). So the parts of different rows and fields are disjoint, a second
-        // split or `whole` is impossible while any writer lives (`Arc::get_mut` fails), and `&mut self` makes this the
-        // only access through this writer.
+        // `SlotWriter::rows`, for rows up to its count). So the parts of different rows and fields are disjoint, a
+        // second split or `whole` is impossible while any writer lives (`Arc::get_mut` fails), and `&mut self` makes
+        // this the only access through this writer.
         unsafe { slice::from_raw_parts_mut(self.span.start().add(offset + self.row * row_bytes), row_bytes) }
     }
 }

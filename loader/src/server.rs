@@ -5,10 +5,10 @@
 //! client's process dies (its pidfd says so even where a forked child still holds the socket), when the client breaks
 //! the protocol, or when the daemon is told to stop; whatever the reason, dropping its [`Engine`] frees everything.
 //!
-//! A *private* daemon has its client's socket as standard input, takes further connections over it (`adopt`), writes its log
-//! to its standard output, a socket too (lines about the data of one feed go to that feed, as everywhere), ignores the
-//! terminal's signals, and ends when the last connection has ended. A standalone one listens on a socket that only its own
-//! user can open (mode 0600, peer uid checked besides).
+//! A *private* daemon has its client's socket as standard input, takes further connections over it (`adopt`), writes
+//! its log to its standard output, a socket too (lines about the data of one feed go to that feed, as everywhere),
+//! ignores the terminal's signals, and ends when the last connection has ended. A standalone one listens on a socket
+//! that only its own user can open (mode 0600, peer uid checked besides).
 
 use std::collections::BTreeMap;
 use std::io;
@@ -112,8 +112,8 @@ fn run(config: DaemonConfig, door: Door) -> io::Result<Signal> {
             Door::Listener(listener) => listening_door(server, listener, &stopper, last_gone).await,
         }
     });
-    // A source that was being opened for a client that is gone was told to stop, and deletes what it has half written; on a
-    // disk that hangs it is not waited for.
+    // A source that was being opened for a client that is gone was told to stop, and deletes what it has half written;
+    // on a disk that hangs it is not waited for.
     runtime.shutdown_timeout(Duration::from_secs(1));
     result
 }
@@ -226,8 +226,8 @@ fn listen(path: &Path) -> io::Result<std::os::unix::net::UnixListener> {
 /// A frame on its way to a client, with the descriptor that travels along, and its place among the answers.
 type Letter = (Vec<u8>, Option<OwnedFd>, Option<OwnedSemaphorePermit>);
 
-/// Unbounded, because nothing that says something may wait for a slow client. What lies in it is bounded by what there is
-/// to say: a `ready` for each slot, the answers that [`MAX_ANSWERS`] lets wait, and a few log lines.
+/// Unbounded, because nothing that says something may wait for a slow client. What lies in it is bounded by what there
+/// is to say: a `ready` for each slot, the answers that [`MAX_ANSWERS`] lets wait, and a few log lines.
 type Outbox = mpsc::UnboundedSender<Letter>;
 
 fn say(outbox: &Outbox, reply: &Reply) -> bool {
@@ -472,8 +472,8 @@ impl Session {
         Ok(())
     }
 
-    /// Waits for an opening, tells its client how far it has come, and cancels it when there is no client any more: nothing
-    /// goes on for nobody.
+    /// Waits for an opening, tells its client how far it has come, and cancels it when there is no client any more:
+    /// nothing goes on for nobody.
     async fn watch<T>(
         &self,
         mut starting: JoinHandle<T>,

@@ -28,8 +28,8 @@ struct Shared {
 }
 
 impl Shared {
-    /// The source, if it is still used and what it was opened from is still the same. Which windows of a stream there are is
-    /// settled by its flow; files may have changed since.
+    /// The source, if it is still used and what it was opened from is still the same. Which windows of a stream there
+    /// are is settled by its flow; files may have changed since.
     fn open(&self, asking: &Opening) -> Option<Opened> {
         let opened = self.known.open()?;
         let is_current = matches!(opened, Opened::Stream(_)) || self.opening.is_current(asking);
@@ -104,8 +104,8 @@ impl Sharing {
         Ok(pipeline)
     }
 
-    /// Takes a rank into its run. Ranks of one run train on the same data: one that finds other files than those before it is
-    /// refused.
+    /// Takes a rank into its run. Ranks of one run train on the same data: one that finds other files than those before
+    /// it is refused.
     pub fn join(&self, pipeline: &Arc<Pipeline>, rank: u64, world_size: u64) -> Result<(), Refusal> {
         if world_size < 2 {
             return Ok(());

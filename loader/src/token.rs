@@ -3,8 +3,8 @@
 //!
 //! A token says where a run stands (seed, epoch, position) and of what: the *dataset* (sorted keys and sizes), the
 //! *order* (seed, shuffle, blocks, on_error) and the *pixels* (transforms, dtype). Batch size, world size, threads
-//! and device are not in it: changing them between save and load is legal and continues exactly. Of a stream it also says
-//! which window it stands in, so that exactly these records can be read again.
+//! and device are not in it: changing them between save and load is legal and continues exactly. Of a stream it also
+//! says which window it stands in, so that exactly these records can be read again.
 
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_64;
@@ -68,8 +68,8 @@ impl Place {
         self.first.saturating_add(self.count)
     }
 
-    /// Whether a token for this cursor may name this window. Of two that meet at the position it is the earlier, so that
-    /// all ranks write the same token whatever they have seen beyond.
+    /// Whether a token for this cursor may name this window. Of two that meet at the position it is the earlier, so
+    /// that all ranks write the same token whatever they have seen beyond.
     pub fn holds(&self, cursor: Cursor) -> bool {
         self.epoch == cursor.epoch && (self.first..=self.end()).contains(&cursor.position)
     }

@@ -1,8 +1,9 @@
 //! DLPack: a batch's fields as views that torch, numpy and others take without a copy.
 //!
-//! The structures are those of dlpack.h, version 1.0 (<https://github.com/dmlc/dlpack>). Slots are exported as plain CPU
-//! memory (kDLCPU), since torch refuses kDLCUDAHost. The deleter drops a clone of the batch's [`Memory`], hence gives the
-//! slot back when the last view is gone; it never calls Python, so it may run at interpreter exit or on any thread.
+//! The structures are those of dlpack.h, version 1.0 (<https://github.com/dmlc/dlpack>). Slots are exported as plain
+//! CPU memory (kDLCPU), since torch refuses kDLCUDAHost. The deleter drops a clone of the batch's [`Memory`], hence
+//! gives the slot back when the last view is gone; it never calls Python, so it may run at interpreter exit or on any
+//! thread.
 #![allow(unsafe_code)]
 
 use std::ffi::{CStr, c_void};

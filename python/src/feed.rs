@@ -58,9 +58,9 @@ impl State {
 
 /// One loader's attachment to a daemon, for any number of threads and for signal handlers, which interrupt any of them.
 ///
-/// A call takes *steps*: with the lock, and without the interpreter. A step does not wait, and runs no Python. Between two
-/// steps nothing is held: there the [`Call`] waits for the socket, and there signal handlers run. So foreign code never
-/// meets a lock of ours, whatever it calls.
+/// A call takes *steps*: with the lock, and without the interpreter. A step does not wait, and runs no Python. Between
+/// two steps nothing is held: there the [`Call`] waits for the socket, and there signal handlers run. So foreign code
+/// never meets a lock of ours, whatever it calls.
 #[pyclass(module = "fuelrail._native", frozen)]
 pub struct Feed {
     state: Mutex<State>,
@@ -168,8 +168,8 @@ impl Feed {
 #[pymethods]
 impl Feed {
     /// `pipeline` is JSON (a private daemon's, or a listening one's where its roots allow) or the name of a pipeline.
-    /// While the source is being opened, `progress(what, done, total, counted)` is called now and then; then and in every other
-    /// call that waits, `log(level, text)` with lines of the daemon's log.
+    /// While the source is being opened, `progress(what, done, total, counted)` is called now and then; then and in
+    /// every other call that waits, `log(level, text)` with lines of the daemon's log.
     #[new]
     #[pyo3(signature = (*, binary=None, socket=None, pipeline=None, name=None, rank=0, world_size=1, timeout=None, progress=None, log=None))]
     #[expect(clippy::too_many_arguments, reason = "keyword arguments of one call")]

@@ -4,8 +4,10 @@
 //! cargo run --release -p fuelrail-transforms --example cut_jpegs -- folder [trials]
 //! ```
 //!
-//! Each trial cuts one file of the folder at a random byte of its first scan and appends `FF D9`. A cut picture that passes is
-//! *wrong* where its row differs from that of the whole file, and *right* where the crop does not reach what is missing.
+//! Each trial cuts one file of the folder at a random byte of its first scan and appends `FF D9`. A cut picture that
+//! passes is
+//! *wrong* where its row differs from that of the whole file, and *right* where the crop does not reach what is
+//! missing.
 
 use std::error::Error;
 use std::path::{Path, PathBuf};

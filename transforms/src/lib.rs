@@ -23,8 +23,8 @@
 //! ```
 //!
 //! # Promises
-//! - **Pure**: a row depends on the bytes, the chain and the [`SampleKey`] only, never on the thread, the [`Scratch`] or
-//!   what was done before.
+//! - **Pure**: a row depends on the bytes, the chain and the [`SampleKey`] only, never on the thread, the [`Scratch`]
+//!   or what was done before.
 //! - **torchvision's semantics** on PIL images: names, arguments, defaults, the order of operations, Pillow's rounding
 //!   after every step. Resizing (with antialias), cropping, padding, flipping, gray, jitter and rotation are
 //!   bit-identical to torchvision 0.29 on Pillow 13.0, blurring within one level. `antialias = false` follows
@@ -37,16 +37,16 @@
 //! - The **EXIF orientation is applied** (torchvision's default loader does not): the picture is trained on as it is
 //!   seen. It costs a transposed copy of the decoded region for the files that have one.
 //! - **Alpha is dropped**, not blended, as `convert("RGB")` does (a TIFF whose colours are premultiplied keeps them so,
-//!   where Pillow divides); **gray and palettes** become RGB; of **more than 8 bits** the upper 8 are taken. Pillow does
-//!   that for RGB, but clips 16-bit gray at 255, which turns nearly all of it white.
+//!   where Pillow divides); **gray and palettes** become RGB; of **more than 8 bits** the upper 8 are taken. Pillow
+//!   does that for RGB, but clips 16-bit gray at 255, which turns nearly all of it white.
 //! - **CMYK and YCCK JPEGs** are taken as inverted (Adobe) and converted by Pillow's formula, without a colour profile.
-//! - An animated GIF, PNG, WebP or AVIF gives its **first frame**; a TIFF its first page. Where that frame leaves part of
-//!   the canvas open, or an RLE BMP skips pixels, these are black; Pillow fills them from the palette.
+//! - An animated GIF, PNG, WebP or AVIF gives its **first frame**; a TIFF its first page. Where that frame leaves part
+//!   of the canvas open, or an RLE BMP skips pixels, these are black; Pillow fills them from the palette.
 //! - **Refused as unsupported**, by name and with the remedy: TIFF in Lab or with float or 32-bit samples, lossless and
 //!   12-bit JPEG, and the formats that `decode/formats.rs` lists, such as HEIC and JPEG XL.
 //! - The **format is recognised by content**, never by the file's name.
-//! - An image **whose data end before its picture does is malformed**, unless [`Truncated::Fill`] takes what is there; one
-//!   that lacks only its end marker is whole. A JPEG with damaged data inside is decoded as libjpeg does it.
+//! - An image **whose data end before its picture does is malformed**, unless [`Truncated::Fill`] takes what is there;
+//!   one that lacks only its end marker is whole. A JPEG with damaged data inside is decoded as libjpeg does it.
 //! - **Nothing is remembered from one image to the next**: every image has a decoder of its own.
 //!
 //! `docs/images.md` says the same for users.
@@ -94,7 +94,8 @@ pub fn compile(
     compile_for(transforms, output, limits, None)
 }
 
-/// As [`compile`], for images that all have one `size` (width, height), if there is one: then the chain need not fix it.
+/// As [`compile`], for images that all have one `size` (width, height), if there is one: then the chain need not fix
+/// it.
 ///
 /// # Errors
 /// As [`compile`].
@@ -134,8 +135,8 @@ impl Chain {
         &self.program.pass.spec
     }
 
-    /// Decodes `encoded`, transforms it, and writes all of `row`, which must be `output().row_bytes()` long. On an error
-    /// the content of `row` is unspecified.
+    /// Decodes `encoded`, transforms it, and writes all of `row`, which must be `output().row_bytes()` long. On an
+    /// error the content of `row` is unspecified.
     ///
     /// # Errors
     /// The sample cannot be used: malformed, of a kind that is not decoded or too small for a crop, or beyond the

@@ -1,7 +1,7 @@
 //! The memory that records travel in: borrowed from a bounded pool, given back when dropped.
 //!
-//! Encoded images vary in size, so buffers come in classes (four per power of two, at most a quarter wasted). A class is
-//! searched together with the ones up to twice as large; what does not fit is allocated. The pool bounds only *idle*
+//! Encoded images vary in size, so buffers come in classes (four per power of two, at most a quarter wasted). A class
+//! is searched together with the ones up to twice as large; what does not fit is allocated. The pool bounds only *idle*
 //! memory; memory in use is bounded by whoever submits reads.
 //!
 //! Buffers stay initialised over their whole length while they live, so that reading into one needs no unsafe code and

@@ -14,15 +14,15 @@
 //!
 //! - **What is read is what was written**: length and hash are verified at every read; a file that is short or damaged
 //!   counts as absent.
-//! - **kill -9 at any moment leaves a whole file or none**: a temporary file and a rename. What a killed process left of a
-//!   temporary file is deleted by whoever looks next.
+//! - **kill -9 at any moment leaves a whole file or none**: a temporary file and a rename. What a killed process left
+//!   of a temporary file is deleted by whoever looks next.
 //! - **The folder stays below its limit**, over all processes that use it: room is taken under a lock before a byte is
-//!   written, and the files not read for the longest time go first. A file that is being read may be deleted; its reader
-//!   has it open and does not notice.
-//! - **Only files with our names inside our sub-folder are deleted**, and a folder with other files in it is not taken for
-//!   ours.
-//! - **A cache that cannot be written is a warning** (one) and never an error: whoever uses it makes the bytes again. After
-//!   a failure (a full disk) writing is tried again once a minute.
+//!   written, and the files not read for the longest time go first. A file that is being read may be deleted; its
+//!   reader has it open and does not notice.
+//! - **Only files with our names inside our sub-folder are deleted**, and a folder with other files in it is not taken
+//!   for ours.
+//! - **A cache that cannot be written is a warning** (one) and never an error: whoever uses it makes the bytes again.
+//!   After a failure (a full disk) writing is tried again once a minute.
 
 mod blocks;
 mod room;
@@ -84,8 +84,8 @@ pub(crate) struct Cache {
 /// The folders in use, by path. They are few and small, and stay until the process ends.
 static OPEN: Mutex<BTreeMap<PathBuf, Arc<Cache>>> = Mutex::new(BTreeMap::new());
 
-/// The cache that the configuration names: its folder, or `fuelrail` in the user's cache folder, made with mode 0700 if it
-/// is not there. The limit given last counts for the whole process.
+/// The cache that the configuration names: its folder, or `fuelrail` in the user's cache folder, made with mode 0700 if
+/// it is not there. The limit given last counts for the whole process.
 ///
 /// # Errors
 /// [`SourceError`] that names the folder and the key to set when it cannot be made or is somebody else's.

@@ -8,11 +8,11 @@
 //!
 //! # Promises
 //!
-//! - **Exact bytes of one version, or an error that names the address.** The version (ETag; else the time of change) and
-//!   the size are fixed when the source is opened. Every answer must carry them; requests also ask for that version
+//! - **Exact bytes of one version, or an error that names the address.** The version (ETag; else the time of change)
+//!   and the size are fixed when the source is opened. Every answer must carry them; requests also ask for that version
 //!   (`If-Match`). A block on disk is filed under its version.
-//! - **Faults that pass are waited out**: server errors, 429 with `Retry-After`, resets, silence, bodies that end early.
-//!   What came is kept and the rest asked for. The attempts are bounded ([`Patience`]).
+//! - **Faults that pass are waited out**: server errors, 429 with `Retry-After`, resets, silence, bodies that end
+//!   early. What came is kept and the rest asked for. The attempts are bounded ([`Patience`]).
 //! - **Memory is bounded**: at most [`FETCHES`] blocks are in memory at a time for one store ([`MEMORY`]).
 //! - **A reader that is dropped stops within milliseconds**, whatever the server does.
 //! - **Without a cache folder that can be written** (a full disk) exactly the bytes asked for are fetched, each time.
@@ -86,8 +86,8 @@ pub(crate) struct Object {
     pub version: Version,
 }
 
-/// The version of an object: its ETag without quotes; `@` and a time where it has none (or a weak one before that); empty
-/// when the server tells nothing.
+/// The version of an object: its ETag without quotes; `@` and a time where it has none (or a weak one before that);
+/// empty when the server tells nothing.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Version {
     Text(String),
@@ -146,7 +146,8 @@ impl Remote {
     /// Fills `out` from a place in an object; blocks.
     ///
     /// # Errors
-    /// [`Fault`] that names the address. When this is a reader's thread and the reader is being dropped, any fault at once.
+    /// [`Fault`] that names the address. When this is a reader's thread and the reader is being dropped, any fault at
+    /// once.
     pub(crate) fn read(self: &Arc<Self>, object: &Object, offset: u64, out: &mut [u8]) -> Result<(), Fault> {
         let end = offset.checked_add(out.len() as u64);
         if end.is_none_or(|end| end > object.size) {
@@ -210,8 +211,8 @@ impl Remote {
         xxh3_128(text.as_bytes())
     }
 
-    /// Runs a future on this thread until it is done, the reader that this thread belongs to is being dropped, or the opening
-    /// that it works for is cancelled.
+    /// Runs a future on this thread until it is done, the reader that this thread belongs to is being dropped, or the
+    /// opening that it works for is cancelled.
     pub(crate) fn wait<T>(&self, work: impl Future<Output = Result<T, Fault>>) -> Result<T, Fault> {
         self.runtime.block_on(async {
             tokio::select! {
@@ -223,7 +224,8 @@ impl Remote {
         })
     }
 
-    /// Starts a reader for records that are ranges of objects. `locate` gives the object, the first byte and the length.
+    /// Starts a reader for records that are ranges of objects. `locate` gives the object, the first byte and the
+    /// length.
     ///
     /// # Errors
     /// As [`crate::IndexedSource::reader`].

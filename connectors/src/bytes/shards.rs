@@ -55,8 +55,8 @@ const MAX_SHARDS: usize = 4 << 20;
 /// Folders may be nested this deep below a pattern.
 const MAX_DEPTH: usize = 64;
 
-/// A file changed less than this ago may change again without its times showing it: clocks of file systems are coarse, of
-/// some 2 s.
+/// A file changed less than this ago may change again without its times showing it: clocks of file systems are coarse,
+/// of some 2 s.
 const SETTLED: Duration = Duration::from_secs(2);
 
 /// One file.
@@ -106,8 +106,8 @@ pub(crate) trait Ranges: Send + Sync + 'static {
 
 impl Shards {
     /// Finds the files that `patterns` name, in the order of the patterns. `endings` (lower case, with the dot, like
-    /// ".tar") choose the files of a folder; a file named outright may be called anything. The opening that this belongs to
-    /// [depends](opening::depends_on) on what was found.
+    /// ".tar") choose the files of a folder; a file named outright may be called anything. The opening that this
+    /// belongs to [depends](opening::depends_on) on what was found.
     ///
     /// # Errors
     /// [`SourceError`] that names the pattern: nothing there, a brace that does not close, a file that cannot be read.
@@ -171,8 +171,8 @@ impl Shards {
             let Some(name) = name.to_str() else {
                 return Err(SourceError::data(format!("{}: names of shards must be UTF-8", shown(path))));
             };
-            // Its size is in the list anyway. The time of its last change of any kind shows one that was rewritten in place
-            // and given its old time back.
+            // Its size is in the list anyway. The time of its last change of any kind shows one that was rewritten in
+            // place and given its old time back.
             states.extend_from_slice(path.as_os_str().as_bytes());
             states.push(0);
             for number in [meta.dev(), meta.ino(), meta.len()] {
@@ -269,8 +269,8 @@ impl Shards {
         }
     }
 
-    /// An error of understanding a file, or a better one when it is evidently something else. `own` is how the file's own
-    /// kind begins.
+    /// An error of understanding a file, or a better one when it is evidently something else. `own` is how the file's
+    /// own kind begins.
     pub(crate) fn explain(&self, shard: usize, own: &[u8], error: SourceError) -> SourceError {
         let mut beginning = vec![0; self.files[shard].size.min(512) as usize];
         if beginning.is_empty()
@@ -286,8 +286,8 @@ impl Shards {
     }
 
     /// Fills `buffer` from a place in a file; blocks. Fewer bytes than that are an error: the file was cut short.
-    /// On a thread of a reader that is being dropped, or of an opening that is cancelled, reading ends with an error: from
-    /// the network at once, from a disk before the next call.
+    /// On a thread of a reader that is being dropped, or of an opening that is cancelled, reading ends with an error:
+    /// from the network at once, from a disk before the next call.
     ///
     /// # Errors
     /// The system's, with the file's name and what to do in its text; [`crate::ReadError::of_remote`] keeps its kind.
@@ -452,7 +452,8 @@ fn unreadable(path: &Path, error: &io::Error) -> SourceError {
     })
 }
 
-/// The names that a pattern of local files stands for, its braces written out; one that is there as it is stands for itself.
+/// The names that a pattern of local files stands for, its braces written out; one that is there as it is stands for
+/// itself.
 ///
 /// # Errors
 /// As [`expand_braces`].
@@ -502,7 +503,8 @@ pub(crate) fn expand_braces(pattern: &str) -> Result<Vec<String>, SourceError> {
     Ok(middles.iter().flat_map(join).collect())
 }
 
-/// Appends the files that one path stands for: itself, those of a folder, or those that match `*` and `?` in its last part.
+/// Appends the files that one path stands for: itself, those of a folder, or those that match `*` and `?` in its last
+/// part.
 fn find(path: &Path, pattern: &str, endings: &[&str], paths: &mut Vec<PathBuf>) -> Result<(), SourceError> {
     if !path.is_absolute() {
         return Err(SourceError::config(format!("{pattern} must be an absolute path")));

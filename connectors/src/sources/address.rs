@@ -14,8 +14,8 @@
 //! | `file://` before any of these | the same, with `%20` and its like decoded |
 //! | `~/` before any of these | below the home folder |
 //!
-//! Schemes are known in any case. `..` is what the system makes of it: behind a symbolic link, the folder above where that leads.
-//! A name that is there is meant as it is, whatever `#`, `?`, `*`, brackets or braces are in it.
+//! Schemes are known in any case. `..` is what the system makes of it: behind a symbolic link, the folder above where
+//! that leads. A name that is there is meant as it is, whatever `#`, `?`, `*`, brackets or braces are in it.
 //!
 //! Options are the keys of that source's configuration, so that a wrong one is named where the address was given.
 
@@ -412,8 +412,8 @@ fn percent_decoded(text: &str) -> Option<String> {
     String::from_utf8(bytes).ok().filter(|text| !text.contains('\0'))
 }
 
-/// An absolute path without ".", doubled slashes, and "..": that is the folder above where a link leads. Where there is nothing
-/// to be above of it stays, to be refused by whoever opens it.
+/// An absolute path without ".", doubled slashes, and "..": that is the folder above where a link leads. Where there is
+/// nothing to be above of it stays, to be refused by whoever opens it.
 fn resolved(path: &Path) -> String {
     use std::path::Component;
     let mut kept = PathBuf::from("/");
@@ -447,7 +447,8 @@ fn by_ending(location: &str) -> Option<&'static str> {
     KINDS.iter().find(|(_, _, endings)| ends_with(location, endings)).map(|(kind, ..)| *kind)
 }
 
-/// Which source a URL is: what is not known by its ending is a folder of images, but not what is known to be something else.
+/// Which source a URL is: what is not known by its ending is a folder of images, but not what is known to be something
+/// else.
 fn of_url(location: &str, name: &str) -> Result<&'static str, SourceError> {
     if let Some(kind) = by_ending(location) {
         return Ok(kind);
@@ -564,8 +565,8 @@ fn holds_an_image(folder: &Path, depth: usize, left: &mut usize) -> bool {
     below.iter().any(|folder| holds_an_image(folder, depth - 1, left))
 }
 
-/// What a local folder holds. Images in class folders come before a few files beside them; where both could be the data, it
-/// is refused by name.
+/// What a local folder holds. Images in class folders come before a few files beside them; where both could be the
+/// data, it is refused by name.
 fn by_content(folder: &Path) -> Result<&'static str, SourceError> {
     let content = Content::of(folder);
     let files: usize = content.shards.iter().map(Vec::len).sum();
@@ -638,8 +639,8 @@ fn by_content(folder: &Path) -> Result<&'static str, SourceError> {
     Ok(KINDS[most].0)
 }
 
-/// Takes a split out of the options: of a folder it stays there, others are split from outside. A name that is the name of a
-/// folder of parts means that folder; any other but "train" is refused.
+/// Takes a split out of the options: of a folder it stays there, others are split from outside. A name that is the name
+/// of a folder of parts means that folder; any other but "train" is refused.
 fn part_of(
     kind: &str,
     value: &mut serde_json::Map<String, serde_json::Value>,

@@ -6,24 +6,29 @@
 //!  root/dog/0001.jpg            label 1   key "dog/0001.jpg"
 //! ```
 //!
-//! - Classes are the folders directly under the root, sorted by name; the order of records is torchvision's `ImageFolder`
-//!   order (class, then directory path, then file name, compared as bytes), so that indices can be compared.
+//! - Classes are the folders directly under the root, sorted by name; the order of records is torchvision's
+//!   `ImageFolder` order (class, then directory path, then file name, compared as bytes), so that indices can be
+//!   compared.
 //! - A class folder without images keeps its class, with a warning: labels do not shift because one folder is empty.
 //!   (torchvision raises there.) A source without a single image is refused.
-//! - Folders that systems and programs leave beside data (`__MACOSX`, `@eaDir`, `lost+found`, … ) are no classes, unless
+//! - Folders that systems and programs leave beside data (`__MACOSX`, `@eaDir`, `lost+found`, … ) are no classes,
+//!   unless
 //!   `classes` names them.
-//! - Folders that are all called like parts of a data set (`train`, `val2017`) are no classes either: that is refused, and
+//! - Folders that are all called like parts of a data set (`train`, `val2017`) are no classes either: that is refused,
+//!   and
 //!   `classes` says otherwise.
-//! - With `classes` given, that list is the mapping: a class without a folder is fine, a folder not in the list is an error.
-//! - Images are recognised by their extension, in any case; other files are passed over and counted by their endings, hidden
-//!   files and folders (leading dot) without a word. Of special files (pipes, devices, sockets) none is ever opened.
+//! - With `classes` given, that list is the mapping: a class without a folder is fine, a folder not in the list is an
+//!   error.
+//! - Images are recognised by their extension, in any case; other files are passed over and counted by their endings,
+//!   hidden files and folders (leading dot) without a word. Of special files (pipes, devices, sockets) none is ever
+//!   opened.
 //! - Symbolic links are followed, to files and to folders. A folder that contains itself is entered once.
-//! - A folder with images directly under it and no folders at all is an *unlabelled* source: no label, no classes. Next to
-//!   class folders such images have no class; they are ignored, with a warning.
+//! - A folder with images directly under it and no folders at all is an *unlabelled* source: no label, no classes. Next
+//!   to class folders such images have no class; they are ignored, with a warning.
 //!
-//! The walk goes level by level and in parallel: first all directories of a level are listed, then the sizes of their files
-//! are asked for, in pieces, so that one directory with a million files is as parallel as a thousand small ones. Never
-//! more than one descriptor per thread is open.
+//! The walk goes level by level and in parallel: first all directories of a level are listed, then the sizes of their
+//! files are asked for, in pieces, so that one directory with a million files is as parallel as a thousand small ones.
+//! Never more than one descriptor per thread is open.
 
 mod walk;
 
@@ -123,8 +128,8 @@ impl Folder {
         }
         recognised.say(&shown(&config.root).to_string(), manifest.len());
         let (config_then, then) = (config.clone(), manifest.fingerprint());
-        // The list again: names, sizes and classes are all that is kept of a folder. An image's bytes are read when they are
-        // wanted.
+        // The list again: names, sizes and classes are all that is kept of a folder. An image's bytes are read when
+        // they are wanted.
         opening::depends_on(move || list(&config_then).is_ok_and(|now| now.manifest.fingerprint() == then));
         Ok(Self { root: config.root.clone(), manifest, is_labelled })
     }

@@ -1,7 +1,7 @@
 //! An image folder in a bucket: objects below a path, with the order, labels and keys that the same files have on disk.
 //!
-//! What a bucket does not have: empty folders (a class without any object is no class unless `classes` names it), links,
-//! names that are not UTF-8. Everything else is as [`crate::sources::folder`] says.
+//! What a bucket does not have: empty folders (a class without any object is no class unless `classes` names it),
+//! links, names that are not UTF-8. Everything else is as [`crate::sources::folder`] says.
 
 use std::collections::{BTreeSet, HashMap};
 use std::ffi::OsStr;

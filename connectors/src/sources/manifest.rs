@@ -1,8 +1,8 @@
 //! The list of a folder's records: which files, of what size, of which class, in a fixed order.
 //!
-//! A data set of 1.3 million files must cost little memory, so nothing is a `String` or a `PathBuf` per record. A file name
-//! is stored once, without its directory; a directory is stored once, with the number of its first record; a record is
-//! eight bytes and its name:
+//! A data set of 1.3 million files must cost little memory, so nothing is a `String` or a `PathBuf` per record. A file
+//! name is stored once, without its directory; a directory is stored once, with the number of its first record; a
+//! record is eight bytes and its name:
 //!
 //! ```text
 //!  directories   path "cat/tabby" │ class 3 │ first record 4211 │ its names begin at byte 90113     (40 bytes each)
@@ -12,8 +12,8 @@
 //!  sizes         ... │ 98213│  7731│  MAX │ ...        u32 each; MAX: 4 GiB or more, look in `large`
 //! ```
 //!
-//! Finding a record's directory is a binary search over the directories. The order is that of torchvision's `ImageFolder`:
-//! classes by name, then directories by path, then files by name, all compared as bytes.
+//! Finding a record's directory is a binary search over the directories. The order is that of torchvision's
+//! `ImageFolder`: classes by name, then directories by path, then files by name, all compared as bytes.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -105,8 +105,8 @@ impl Manifest {
         path.extend_from_slice(&names[begin as usize..self.name_ends[index] as usize]);
     }
 
-    /// A record's path as text: a backslash becomes `\\` and a byte that is not UTF-8 `\xNN`, so that different paths stay
-    /// different.
+    /// A record's path as text: a backslash becomes `\\` and a byte that is not UTF-8 `\xNN`, so that different paths
+    /// stay different.
     pub(crate) fn key(&self, index: u64) -> String {
         let mut path = Vec::with_capacity(128);
         self.path(index, &mut path);

@@ -71,8 +71,8 @@ impl SourceConfig {
         })
     }
 
-    /// The key by which this would write files where its configuration says, if it does. What is cached in the user's own
-    /// cache folder is no such thing. Of an address only what was typed, as with [`locations`](Self::locations).
+    /// The key by which this would write files where its configuration says, if it does. What is cached in the user's
+    /// own cache folder is no such thing. Of an address only what was typed, as with [`locations`](Self::locations).
     pub fn writes(&self) -> Option<&'static str> {
         const CACHE: &str = "cache";
         let cache = match self {
@@ -89,8 +89,8 @@ impl SourceConfig {
         cache.then_some(CACHE)
     }
 
-    /// The files, folders and URLs that opening this would read, as configured; braces, `*` and `?` may be in them. Of an
-    /// address only what was typed: what its options name is known once it is [resolved](Self::resolve).
+    /// The files, folders and URLs that opening this would read, as configured; braces, `*` and `?` may be in them. Of
+    /// an address only what was typed: what its options name is known once it is [resolved](Self::resolve).
     pub fn locations(&self) -> Vec<String> {
         match self {
             Self::Folder(config) => vec![config.root.to_string_lossy().into_owned()],
@@ -147,7 +147,8 @@ pub fn open_watched(config: &SourceConfig, opening: &Opening) -> Result<Arc<dyn 
 /// Opens a stream: looks for its topics, and for where it starts and ends.
 ///
 /// # Errors
-/// [`SourceError`] when the configuration makes no sense, no broker answers within ten seconds, or a topic is not there.
+/// [`SourceError`] when the configuration makes no sense, no broker answers within ten seconds, or a topic is not
+/// there.
 pub fn open_stream(config: &KafkaConfig) -> Result<Arc<dyn StreamSource>, SourceError> {
     open_stream_watched(config, &Opening::new())
 }

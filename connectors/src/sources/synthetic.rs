@@ -1,8 +1,9 @@
 //! Synthetic source: procedural images of chosen size, cost and faults, made on the fly.
 //!
-//! It needs no data on disk, so it drives the tests of everything behind it, measures the loader without a disk, and gives
-//! a model something to learn: the class of a record decides the colour, the outline and the fineness of the stripes of one
-//! object in its image; place, size, tilt and background are random. Flips, crops and small rotations keep the class.
+//! It needs no data on disk, so it drives the tests of everything behind it, measures the loader without a disk, and
+//! gives a model something to learn: the class of a record decides the colour, the outline and the fineness of the
+//! stripes of one object in its image; place, size, tilt and background are random. Flips, crops and small rotations
+//! keep the class.
 //!
 //! Every record is a pure function of (seed, index): bytes, size of the picture, faults and delays. What a fault does:
 //!

@@ -15,8 +15,8 @@
 //! - **A window is fixed once it is delivered.** Its [`Place`] says everything needed to read exactly these records
 //!   again, from a process that knows nothing else. Read again, it is the same, or the follower fails and says what is
 //!   missing: never a silent jump, never other records under the same numbers.
-//! - **Windows of data that was there already are a pure function of the place before them** and the stored data; only at
-//!   the live edge, where one closes because time is up, do they depend on arrival.
+//! - **Windows of data that was there already are a pure function of the place before them** and the stored data; only
+//!   at the live edge, where one closes because time is up, do they depend on arrival.
 //! - **Memory is bounded by the sink.** A follower reads a window only while [`Sink::has_room`], and a window holds no
 //!   more than [`StreamSource::window_bytes`], one record excepted.
 //! - **A bad record is in its window**, with the reason; it has a position like any other.
@@ -50,7 +50,8 @@ pub trait StreamSource: Send + Sync + 'static {
     /// Whether processes that do not talk to each other cut the same windows, also at the live edge.
     fn is_uniform(&self) -> bool;
 
-    /// The place before the first record of an epoch: window 0, which is empty. The same for all epochs but for the number.
+    /// The place before the first record of an epoch: window 0, which is empty. The same for all epochs but for the
+    /// number.
     fn origin(&self, epoch: u64) -> Place;
 
     /// The name of the record with this [id](Window::id); `None` where there can be none.
@@ -68,9 +69,9 @@ pub trait StreamSource: Send + Sync + 'static {
     /// A sentence that says why no follower can start there.
     fn check(&self, place: &Place) -> Result<(), SourceError>;
 
-    /// Reads on from a place, on a thread of its own. With `again`, the first window delivered is `from` itself, read again
-    /// and compared; else the one behind it. Behind the last window of an epoch comes an empty one of the same epoch, which
-    /// says that it has ended; windows of the next epoch follow.
+    /// Reads on from a place, on a thread of its own. With `again`, the first window delivered is `from` itself, read
+    /// again and compared; else the one behind it. Behind the last window of an epoch comes an empty one of the same
+    /// epoch, which says that it has ended; windows of the next epoch follow.
     ///
     /// # Errors
     /// As [`check`](Self::check); what happens later is told to the sink.
@@ -190,8 +191,8 @@ pub trait Sink: Send + Sync {
 
 /// A stream being read. Dropping it ends its thread, within a second.
 pub trait Follower: Send + Sync {
-    /// A checkpoint holds this place: what lies before it may be told to the broker as consumed. Returns at once; a failure
-    /// is logged and nothing else, for nothing is ever read back.
+    /// A checkpoint holds this place: what lies before it may be told to the broker as consumed. Returns at once; a
+    /// failure is logged and nothing else, for nothing is ever read back.
     fn saved(&self, place: &Place, position: u64);
 
     /// What it has done so far.

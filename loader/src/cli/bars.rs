@@ -1,4 +1,5 @@
-//! Progress bars: on a terminal only, and taken off it whatever ends the command, so that nothing is printed behind one.
+//! Progress bars: on a terminal only, and taken off it whatever ends the command, so that nothing is printed behind
+//! one.
 
 use std::fmt::Write;
 use std::io::IsTerminal;

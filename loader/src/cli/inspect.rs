@@ -1,7 +1,7 @@
 //! `fuelrail inspect`: what a source holds, before anything is trained on it.
 //!
-//! Records, classes and sizes are counted over the whole source, from its index. Formats, dimensions and unreadable records
-//! are found by reading: all records of a small source, and of a large one N, spread evenly.
+//! Records, classes and sizes are counted over the whole source, from its index. Formats, dimensions and unreadable
+//! records are found by reading: all records of a small source, and of a large one N, spread evenly.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;

@@ -1,7 +1,8 @@
-//! The commands of the `fuelrail` binary. (`fuelrail train` is Python, and runs in the wheel's launcher before this is reached.)
+//! The commands of the `fuelrail` binary. (`fuelrail train` is Python, and runs in the wheel's launcher before this is
+//! reached.)
 
-/// A line on the standard output. When nobody reads it any more (`fuelrail inspect … | head`), the command ends like one
-/// that SIGPIPE ended, without a word.
+/// A line on the standard output. When nobody reads it any more (`fuelrail inspect … | head`), the command ends like
+/// one that SIGPIPE ended, without a word.
 macro_rules! say {
     ($($text:tt)*) => { $crate::cli::print_line(format_args!($($text)*)) };
 }

@@ -23,8 +23,8 @@ const LOOK: Duration = Duration::from_millis(50);
 /// After ctrl-C an opening gets this long to delete what it has half written; a disk that hangs is not waited for.
 const TIDYING: Duration = Duration::from_millis(800);
 
-/// Opens a source on a thread of its own, and shows how far that has come. Ends early, with [`ClientError::Interrupted`],
-/// after ctrl-C.
+/// Opens a source on a thread of its own, and shows how far that has come. Ends early, with
+/// [`ClientError::Interrupted`], after ctrl-C.
 pub(super) fn open(config: SourceConfig) -> Result<Arc<dyn IndexedSource>, Failure> {
     watched(move |opening| fuelrail_connectors::open_watched(&config, opening))
 }

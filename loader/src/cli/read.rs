@@ -23,7 +23,8 @@ pub(super) fn open(address: &str, options: &[String]) -> Result<Arc<dyn IndexedS
     opening::open(settings::read::<SourceConfig>(&described.into())?)
 }
 
-/// Reads records `index(0)`, `index(1)`, … up to `count`, lets `work` prepare each on some core, and gives the results to
+/// Reads records `index(0)`, `index(1)`, … up to `count`, lets `work` prepare each on some core, and gives the results
+/// to
 /// `sink` in this order. Ends early, with [`ClientError::Interrupted`], after ctrl-C.
 ///
 /// # Errors

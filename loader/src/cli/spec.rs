@@ -13,7 +13,8 @@ use crate::log;
 use crate::plan::Cursor;
 use crate::protocol::{Attach, PipelineRef};
 
-/// A pipeline, as flags. Without others it is a training run's: shuffled, in batches of 64, as `fuelrail train` has them.
+/// A pipeline, as flags. Without others it is a training run's: shuffled, in batches of 64, as `fuelrail train` has
+/// them.
 #[derive(Debug, Args)]
 pub(super) struct Spec {
     #[arg(value_name = "SOURCE", required_unless_present = "config", help = source::SOURCE)]
@@ -109,8 +110,8 @@ impl Spec {
         Ok(pipeline)
     }
 
-    /// The flags that were given and are one key of the pipeline, which has another name: (flag, key), value. The one list of
-    /// them: the pipeline is made by it, and what is said of a key is said of its flag.
+    /// The flags that were given and are one key of the pipeline, which has another name: (flag, key), value. The one
+    /// list of them: the pipeline is made by it, and what is said of a key is said of its flag.
     fn given(&self) -> Vec<((&'static str, &'static str), Value)> {
         let all = [
             (("--batch-size", "batch_size"), self.batch_size.map(Value::from)),

@@ -19,8 +19,8 @@ use fuelrail_connectors::shown;
 pub(super) struct Which {
     #[command(flatten)]
     spec: spec::Spec,
-    /// Start from a loader's state, as `json.dump(loader.state_dict(), file)` writes it. A stream needs it, because the state
-    /// says which offsets its window holds
+    /// Start from a loader's state, as `json.dump(loader.state_dict(), file)` writes it. A stream needs it, because the
+    /// state says which offsets its window holds
     #[arg(long, value_name = "FILE")]
     state: Option<PathBuf>,
     /// With --state: the samples just before it instead, the batch after which the state was saved

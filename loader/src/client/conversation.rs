@@ -11,7 +11,8 @@
 //!
 //! Promises
 //! - nothing here waits for a message or calls anybody: [`until`](super::waiting::until) waits;
-//! - what was said of the run before the last [`seek`](Conversation::seek) is never handed out: its slots go back unseen;
+//! - what was said of the run before the last [`seek`](Conversation::seek) is never handed out: its slots go back
+//!   unseen;
 //! - what the daemon said before it ended is handed out before the end is reported;
 //! - a line of the log stands before what was said after it;
 //! - a forked child, where it is not [usable](Conversation::usable), ends nothing by dropping it.
@@ -55,8 +56,8 @@ pub(super) struct Conversation {
     progress: VecDeque<Progress>,
     /// Which run the daemon is to speak of: seeks so far.
     generation: u64,
-    /// What the daemon works on next, as far as this side knows. `None`: on nothing; it begins to read a stream when it is
-    /// told where.
+    /// What the daemon works on next, as far as this side knows. `None`: on nothing; it begins to read a stream when it
+    /// is told where.
     incoming: Option<Cursor>,
     ready: VecDeque<Ready>,
     windows: VecDeque<Told>,
@@ -167,7 +168,8 @@ impl Conversation {
         self.ready.front().map(|ready| ready.cursor).or(self.incoming)
     }
 
-    /// Hands out the next batch, once it is here; after the last of them, what the daemon stopped for, or that it is gone.
+    /// Hands out the next batch, once it is here; after the last of them, what the daemon stopped for, or that it is
+    /// gone.
     pub fn ready(&mut self) -> Result<Option<Ready>, ClientError> {
         match (self.ready.pop_front(), &self.failure, &self.ended) {
             (Some(ready), ..) => Ok(Some(ready)),
@@ -278,7 +280,8 @@ impl Conversation {
         })
     }
 
-    /// Ends it: the daemon frees everything of it; a private daemon without feeds ends too. Calling it again does nothing.
+    /// Ends it: the daemon frees everything of it; a private daemon without feeds ends too. Calling it again does
+    /// nothing.
     pub fn end(&mut self) {
         if self.usable().is_err() {
             return;

@@ -1,8 +1,9 @@
 //! Lines of a daemon's log that have arrived and that nobody has been told yet.
 //!
-//! A private daemon writes its log to a socket that all loaders of a process share: whichever of them waits tells the lines,
-//! whatever they are about. They are told one after the other, in the order they came, with nothing held: who listens may call
-//! any method, raise, or take its time. Meanwhile others only add to the queue, so a line is never told twice nor overtaken.
+//! A private daemon writes its log to a socket that all loaders of a process share: whichever of them waits tells the
+//! lines, whatever they are about. They are told one after the other, in the order they came, with nothing held: who
+//! listens may call any method, raise, or take its time. Meanwhile others only add to the queue, so a line is never
+//! told twice nor overtaken.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -98,8 +99,8 @@ impl Lines {
         }
     }
 
-    /// Tells the lines that are here, and those that come meanwhile, unless somebody is being told already. After an error
-    /// the rest waits for the next time.
+    /// Tells the lines that are here, and those that come meanwhile, unless somebody is being told already. After an
+    /// error the rest waits for the next time.
     pub fn tell<E>(&self, mut tell: impl FnMut(&str, &str) -> Result<(), E>) -> Result<(), E> {
         let is_told = |mut state: MutexGuard<'_, State>| std::mem::replace(&mut state.telling, true);
         if self.state().is_none_or(is_told) {

@@ -12,8 +12,8 @@
 //! - [`Feed::next`] returns a batch, the end of the epoch, or a typed error by its time-out: never a silent hang;
 //! - it can be interrupted (ctrl-C) within a tenth of a second;
 //! - what the daemon logs is told while a call waits, before what the call waits for is taken;
-//! - a call is steps with a wait between them, in one loop ([`until`]): whoever shares a feed behind a lock is a [`Caller`] of
-//!   its own, takes the steps with the lock and [waits](Waiting) without;
+//! - a call is steps with a wait between them, in one loop ([`until`]): whoever shares a feed behind a lock is a
+//!   [`Caller`] of its own, takes the steps with the lock and [waits](Waiting) without;
 //! - a lease keeps the mapping alive by itself: views stay readable after close, after the daemon's death, and at
 //!   interpreter exit; dropped in a forked child it sends nothing;
 //! - all but one slot leased: batches are handed out as owned copies, so a caller who collects images never
@@ -188,8 +188,8 @@ impl Feed {
         let start = attach.start;
         let Opened { conversation, daemon_pid, attached, mapping } =
             match handshake::open(address, attach, timeout, interrupt, watch) {
-                // In the first moments of its life, before it has a process group of its own, the daemon hears the terminal's
-                // ctrl-C too. What happened then is the ctrl-C.
+                // In the first moments of its life, before it has a process group of its own, the daemon hears the
+                // terminal's ctrl-C too. What happened then is the ctrl-C.
                 Err(ClientError::Died(_)) if interrupt() => return Err(ClientError::Interrupted),
                 opened => opened?,
             };
@@ -355,7 +355,8 @@ impl Feed {
         if self.batches_left() != Some(0) {
             self.iterating_since.get_or_insert_with(Instant::now);
         } else {
-            // The end of a stream's epoch may have come in one piece with the first batch of the next, which stays where it is.
+            // The end of a stream's epoch may have come in one piece with the first batch of the next, which stays
+            // where it is.
             self.pause();
             return Ok(Next::End);
         }

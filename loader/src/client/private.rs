@@ -28,7 +28,8 @@ pub(super) struct Private {
     settings: u128,
 }
 
-/// Beginnings of the names of variables that decide what a daemon finds and who it is there: credentials and endpoints of stores, certificates, proxies, folders for caches, our own.
+/// Beginnings of the names of variables that decide what a daemon finds and who it is there: credentials and endpoints
+/// of stores, certificates, proxies, folders for caches, our own.
 const SETTINGS: [&str; 15] = [
     "ALL_PROXY",
     "AWS_",
@@ -63,8 +64,8 @@ fn settings() -> u128 {
     hasher.digest128()
 }
 
-/// The daemon of each process in a line of forks, this one's last. A process takes only its own lock: that of its parent
-/// may have been held, by another thread, when it was forked, and then nobody will ever open it.
+/// The daemon of each process in a line of forks, this one's last. A process takes only its own lock: that of its
+/// parent may have been held, by another thread, when it was forked, and then nobody will ever open it.
 struct Generation {
     pid: u32,
     private: Mutex<Weak<Private>>,
@@ -87,8 +88,8 @@ impl Generation {
 }
 
 impl Private {
-    /// The one that runs, or a new one: also when the environment has changed in a way that matters, as in a notebook where
-    /// credentials are set after the first loader was made. The old one goes on for the feeds that it has.
+    /// The one that runs, or a new one: also when the environment has changed in a way that matters, as in a notebook
+    /// where credentials are set after the first loader was made. The old one goes on for the feeds that it has.
     pub fn get(binary: &Path) -> Result<Arc<Self>, ClientError> {
         let settings = settings();
         let mut slot = Generation::own().lock().unwrap_or_else(PoisonError::into_inner);
@@ -111,8 +112,8 @@ impl Private {
         };
         let (control, theirs) = UnixStream::pair().map_err(failed)?;
         let (log, written) = UnixStream::pair().map_err(failed)?;
-        // The sockets are the child's standard input and output: nothing to inherit by number, nothing with a name on disk. Its own
-        // process group keeps the terminal's ctrl-C from it until it has made a session of its own.
+        // The sockets are the child's standard input and output: nothing to inherit by number, nothing with a name on
+        // disk. Its own process group keeps the terminal's ctrl-C from it until it has made a session of its own.
         let child = Command::new(binary)
             .args(["serve", "--private"])
             .stdin(Stdio::from(OwnedFd::from(theirs)))

@@ -7,8 +7,8 @@
 //! ```
 //!
 //! Promises
-//! - a step neither waits nor runs the caller's code, and between two steps nothing is held: whoever shares a feed behind a lock
-//!   takes the lock for a step only;
+//! - a step neither waits nor runs the caller's code, and between two steps nothing is held: whoever shares a feed
+//!   behind a lock takes the lock for a step only;
 //! - lines of the log are told before anything is taken, so one whose listener fails costs the caller no batch;
 //! - a time-out counts the time spent waiting, not what listeners and signal handlers do meanwhile.
 
@@ -122,8 +122,8 @@ impl Waiting {
         began.elapsed()
     }
 
-    /// Tells the lines of the daemon's log that have arrived, (level, text), each once and in order, with nothing held. While
-    /// somebody is being told, nobody else is. After an error the rest waits for the next time.
+    /// Tells the lines of the daemon's log that have arrived, (level, text), each once and in order, with nothing held.
+    /// While somebody is being told, nobody else is. After an error the rest waits for the next time.
     ///
     /// # Errors
     /// That of `tell`.

@@ -42,8 +42,8 @@ impl Consumers {
         self.say(&Reply::Log { level: "warn".into(), text });
     }
 
-    /// Tells the one that released what it does not hold; once, so that a client which goes on with it fills no memory of
-    /// ours with complaints.
+    /// Tells the one that released what it does not hold; once, so that a client which goes on with it fills no memory
+    /// of ours with complaints.
     pub fn complain(&mut self, of: ConsumerId, slot: u32) {
         let Some(consumer) = self.0.iter_mut().find(|consumer| consumer.id == of) else { return };
         if !std::mem::replace(&mut consumer.forgery_seen, true) {

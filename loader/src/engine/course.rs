@@ -1,8 +1,9 @@
-//! One rank's way through its source: the rows of its next batch, the end of an epoch, or nothing that is known yet; and the
-//! records of these rows.
+//! One rank's way through its source: the rows of its next batch, the end of an epoch, or nothing that is known yet;
+//! and the records of these rows.
 //!
-//! An indexed source knows all of it at once, epoch after epoch, and reads records when they are asked for. A stream knows it
-//! window by window, learns that an epoch has ended with its last one, and has the records of a window in memory.
+//! An indexed source knows all of it at once, epoch after epoch, and reads records when they are asked for. A stream
+//! knows it window by window, learns that an epoch has ended with its last one, and has the records of a window in
+//! memory.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -162,8 +163,8 @@ impl Course {
         }
     }
 
-    /// Goes on from elsewhere. Of a stream, `place` is the window in or behind which the cursor lies; it may be left out at
-    /// the start of an epoch.
+    /// Goes on from elsewhere. Of a stream, `place` is the window in or behind which the cursor lies; it may be left
+    /// out at the start of an epoch.
     pub fn seek(&mut self, cursor: Cursor, place: Option<Place>) -> Result<(), Refusal> {
         match self {
             // Its stretches are whole epochs, found by the cursor alone.

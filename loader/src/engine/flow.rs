@@ -1,5 +1,5 @@
-//! One reading of a stream, shared by the ranks of a run: they all see the same windows, and each window is kept until the
-//! last of them is done with it.
+//! One reading of a stream, shared by the ranks of a run: they all see the same windows, and each window is kept until
+//! the last of them is done with it.
 //!
 //! ```text
 //!  Follower ─ window ─▶ Flow: [ n: ranks 1, 2 ] [ n + 1: ranks 0, 1, 2 ]      has_room() while these fit the budget
@@ -8,8 +8,8 @@
 //! ```
 //!
 //! Ranks of one run must cut the same windows. Where they come out the same wherever they are cut
-//! ([`StreamSource::is_uniform`]) each daemon has its own flow and nobody waits for a rank that is elsewhere; otherwise one
-//! flow serves all ranks of the run, and keeps its first windows until the last of them has come.
+//! ([`StreamSource::is_uniform`]) each daemon has its own flow and nobody waits for a rank that is elsewhere; otherwise
+//! one flow serves all ranks of the run, and keeps its first windows until the last of them has come.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
@@ -114,8 +114,8 @@ impl Member {
         self.flow.state.failed.get().cloned()
     }
 
-    /// To be called when this rank waits for a window and has nothing in hand. True when that would be for ever: every rank
-    /// does so, and what they all wait for does not fit beside what is held for them.
+    /// To be called when this rank waits for a window and has nothing in hand. True when that would be for ever: every
+    /// rank does so, and what they all wait for does not fit beside what is held for them.
     pub fn is_stuck(&self) -> bool {
         self.flow.state.is_stuck(self.rank)
     }

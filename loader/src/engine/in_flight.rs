@@ -44,8 +44,8 @@ impl InFlight {
         self.count.rows.load(Relaxed)
     }
 
-    /// Whether there is room for a run of rows: they are topped up in runs rather than one by one, so that many reads share one
-    /// submission to the kernel.
+    /// Whether there is room for a run of rows: they are topped up in runs rather than one by one, so that many reads
+    /// share one submission to the kernel.
     pub fn has_room(&self) -> bool {
         self.bytes() <= self.most_bytes / 4 * 3 && self.rows() <= MAX_ROWS / 4 * 3
     }

@@ -1,4 +1,5 @@
-//! Which records stand at which positions, without reading them into a batch: the engine's own course, asked by a person.
+//! Which records stand at which positions, without reading them into a batch: the engine's own course, asked by a
+//! person.
 
 use std::sync::Arc;
 use std::sync::mpsc;
@@ -24,8 +25,9 @@ pub struct Named {
     pub label: Option<i64>,
 }
 
-/// The records planned at `cursor` and the `count - 1` positions behind it, fewer at the end of the epoch. Of a stream, `place`
-/// is the window in or behind which the cursor lies. `interrupt` is asked now and then while windows are waited for.
+/// The records planned at `cursor` and the `count - 1` positions behind it, fewer at the end of the epoch. Of a stream,
+/// `place` is the window in or behind which the cursor lies. `interrupt` is asked now and then while windows are waited
+/// for.
 ///
 /// # Errors
 /// What keeps the source from being read; `None` when interrupted.

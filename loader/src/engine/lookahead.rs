@@ -1,5 +1,5 @@
-//! Which records a feed will need once the batches under construction are done: told to readers that decode whole blocks, so
-//! that the next block is under way before its first record is asked for.
+//! Which records a feed will need once the batches under construction are done: told to readers that decode whole
+//! blocks, so that the next block is under way before its first record is asked for.
 
 use crate::order::{EpochOrder, Order};
 use crate::plan::{Batching, Cursor};
@@ -24,8 +24,8 @@ impl Lookahead {
         Self { order, horizon, at: start, distance: 0, cursor: start, epoch: None }
     }
 
-    /// The records that have come into sight since the last call, as the cursor has moved on. Across the end of an epoch it
-    /// looks into the next.
+    /// The records that have come into sight since the last call, as the cursor has moved on. Across the end of an
+    /// epoch it looks into the next.
     pub fn beyond(&mut self, cursor: Cursor, batching: &Batching, rank: u64) -> Vec<u64> {
         let mut found = Vec::new();
         if self.horizon == 0 {

@@ -238,8 +238,8 @@ struct Coordinator {
     next_batch: u64,
     /// A batch failed; nothing goes on before a seek.
     halted: bool,
-    /// The generation of `open`. The shared one runs ahead of it between a client's seek and the event that tells of it,
-    /// and a batch of the old place must not go out under the new number.
+    /// The generation of `open`. The shared one runs ahead of it between a client's seek and the event that tells of
+    /// it, and a batch of the old place must not go out under the new number.
     generation: u64,
 }
 
@@ -503,8 +503,8 @@ impl Coordinator {
     }
 }
 
-/// The refusal of a row's record that need not be read: the source says that it is a bad one, or no buffer of its size is ever
-/// asked for.
+/// The refusal of a row's record that need not be read: the source says that it is a bad one, or no buffer of its size
+/// is ever asked for.
 fn judged(row: &Row, bytes: u64, limit: u64) -> Option<Refused> {
     let oversized = || {
         (bytes > limit)

@@ -7,8 +7,8 @@
 //!     ╰──────────────────╯
 //! ```
 //!
-//! A slot is free when nobody writes it and nobody reads it. That nobody writes it is known by the ring, whose writers give
-//! back when they are dropped, wherever their rows are; so a batch that nobody wants any more is simply dropped.
+//! A slot is free when nobody writes it and nobody reads it. That nobody writes it is known by the ring, whose writers
+//! give back when they are dropped, wherever their rows are; so a batch that nobody wants any more is simply dropped.
 
 use crate::ring::{Ring, SlotWriter};
 

@@ -7,8 +7,8 @@ use fuelrail_connectors::{IndexedSource, Window};
 use super::flow::Hold;
 use crate::order::EpochOrder;
 
-/// Positions `first..first + len` of an epoch. Every row keeps the stretch it is drawn from; of a stream the memory of the
-/// window goes when the last of them does.
+/// Positions `first..first + len` of an epoch. Every row keeps the stretch it is drawn from; of a stream the memory of
+/// the window goes when the last of them does.
 pub(super) struct Stretch {
     pub epoch: u64,
     pub first: u64,

@@ -1,7 +1,8 @@
 //! Which record comes at which position: a pure function of (seed, epoch, position).
 //!
 //! Promises
-//! - a bijection, unless parts, classes or records are drawn by weight: over one epoch every record is named exactly once;
+//! - a bijection, unless parts, classes or records are drawn by weight: over one epoch every record is named exactly
+//!   once;
 //! - drawn by weight, an epoch names each part, class or record as often as its share says, and no record of a part or
 //!   class again before all others of it;
 //! - O(1) memory and O(1) seek for the plain shuffle, O(shards) and O(log shards) for the blocked one, 4 or 8 bytes a
@@ -93,7 +94,8 @@ impl Order {
         Self { len: classes.len(), seed, kind: Kind::Classes(classes) }
     }
 
-    /// Records drawn by weights of their own, `len` times an epoch. The weights are finite, not negative, and not all 0.
+    /// Records drawn by weights of their own, `len` times an epoch. The weights are finite, not negative, and not all
+    /// 0.
     pub fn by_weight(weights: impl Iterator<Item = f64>, len: u64, seed: u64) -> Self {
         Self { len, seed, kind: Kind::Weights(Weights::new(weights, len)) }
     }

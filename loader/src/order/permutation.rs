@@ -1,8 +1,8 @@
 //! A keyed permutation of `0..len` in O(1) memory, and the random draws that everything here is made of.
 //!
 //! An alternating Feistel network over the smallest power of two that holds the range, *cycle-walked* (Black & Rogaway,
-//! "Ciphers with Arbitrary Finite Domains", 2002): a value that falls outside is enciphered again until it falls inside,
-//! which keeps it a bijection and takes less than two rounds on average.
+//! "Ciphers with Arbitrary Finite Domains", 2002): a value that falls outside is enciphered again until it falls
+//! inside, which keeps it a bijection and takes less than two rounds on average.
 
 /// A keyed permutation of `0..len`.
 #[derive(Clone, Copy, Debug)]

@@ -1,7 +1,8 @@
 //! Sampling by weight: classes in chosen proportions, or records by weights of their own.
 //!
-//! *Classes*: an epoch has a fixed number of draws of each class; within a class, records come in passes as in a mixture,
-//! so that no record of it comes again before all others have. One `u32` or `u64` a record lists them by class.
+//! *Classes*: an epoch has a fixed number of draws of each class; within a class, records come in passes as in a
+//! mixture, so that no record of it comes again before all others have. One `u32` or `u64` a record lists them by
+//! class.
 //!
 //! *Weights*: systematic resampling (Madow 1949). The epoch's M draws are M equidistant points, shifted by one random
 //! number an epoch, on the line of cumulated weights; a record is drawn as often as points fall on it, which is its

@@ -1,10 +1,11 @@
-//! Work on a thread that a panic may cost: for a decoder whose panics cannot be caught, because they would have to pass an
+//! Work on a thread that a panic may cost: for a decoder whose panics cannot be caught, because they would have to pass
+//! an
 //! `extern "C"` function, where Rust ends the process.
 //!
-//! The panic hook runs before any unwinding. On such a thread it reports that the work has failed and then never returns, so
-//! that the frame which would end the process is not reached. The thread sleeps until the process ends, and what it held is
-//! lost: a few megabytes, for a bug that has not been seen yet. std's lock of the hook is held by it too: nobody may set
-//! another hook later, and the daemon sets its own when it starts.
+//! The panic hook runs before any unwinding. On such a thread it reports that the work has failed and then never
+//! returns, so that the frame which would end the process is not reached. The thread sleeps until the process ends, and
+//! what it held is lost: a few megabytes, for a bug that has not been seen yet. std's lock of the hook is held by it
+//! too: nobody may set another hook later, and the daemon sets its own when it starts.
 
 use std::cell::Cell;
 use std::panic;
@@ -18,8 +19,8 @@ const MOST_LOST: u32 = 64;
 type Job = Box<dyn FnOnce() + Send>;
 
 thread_local! {
-    /// On a thread that asks: the one that works for it. It is kept, because a fresh one, with fresh memory, costs as much
-    /// as a small picture; it ends with the thread that asks.
+    /// On a thread that asks: the one that works for it. It is kept, because a fresh one, with fresh memory, costs as
+    /// much as a small picture; it ends with the thread that asks.
     static HELPER: Cell<Option<mpsc::Sender<Job>>> = const { Cell::new(None) };
     /// On a thread that works: what tells whoever asked that the work has failed.
     static FAILED: Cell<Option<Job>> = const { Cell::new(None) };

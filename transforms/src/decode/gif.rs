@@ -1,8 +1,8 @@
 //! The first frame of a GIF, on a canvas that holds it: the screen, or more where the frame reaches beyond it.
 //!
-//! Read as Pillow reads it, which takes more than the standard says: bytes between blocks that begin none are passed over
-//! (encoders that write a palette of the wrong length leave some there), extensions may have any label, and nothing after
-//! the frame matters, neither its end nor the file's. Only the codes are left to a crate.
+//! Read as Pillow reads it, which takes more than the standard says: bytes between blocks that begin none are passed
+//! over (encoders that write a palette of the wrong length leave some there), extensions may have any label, and
+//! nothing after the frame matters, neither its end nor the file's. Only the codes are left to a crate.
 //!
 //! ```text
 //!  header, screen [palette]  ( stray bytes | '!' label blocks | ',' place, size [palette] code size, blocks )*  ';'

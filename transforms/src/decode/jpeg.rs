@@ -3,12 +3,12 @@
 //! Promises:
 //! - The pixels of a region are **bit-identical** to the same pixels of a full decode (accurate integer IDCT,
 //!   triangle-filter chroma upsampling), for every sampling and for progressive files.
-//! - The verdict on a file depends on its bytes and the limits alone, never on the region (but see the next), and neither
-//!   pixels nor verdict on what was decoded before: each image has a decoder of its own.
-//! - A picture whose data end before its blocks do is malformed, unless [`Truncated::Fill`] takes what is there. Whether
-//!   they do is known without decoding what the region leaves out, but for files whose end looks wrong (`tail.rs`).
-//!   A rare cut looks right: then a region that reaches what is missing is malformed, and any other has its pixels.
-//!   Damaged data inside are no error: libjpeg, and so Pillow, shows them as gray or smeared blocks.
+//! - The verdict on a file depends on its bytes and the limits alone, never on the region (but see the next), and
+//!   neither pixels nor verdict on what was decoded before: each image has a decoder of its own.
+//! - A picture whose data end before its blocks do is malformed, unless [`Truncated::Fill`] takes what is there.
+//!   Whether they do is known without decoding what the region leaves out, but for files whose end looks wrong
+//!   (`tail.rs`). A rare cut looks right: then a region that reaches what is missing is malformed, and any other has
+//!   its pixels. Damaged data inside are no error: libjpeg, and so Pillow, shows them as gray or smeared blocks.
 //! - Gray becomes RGB; CMYK and YCCK become RGB the way Pillow does it, taking the inks as inverted (Adobe).
 //!
 //! Decoding at a fraction of the size (DCT scaling) is not done: it is not what torchvision computes.

@@ -1,5 +1,5 @@
-//! PNG by the `png` crate, row by row, so that a picture that is all there is known from one that is not: a file may end
-//! after its last row, without the chunks that should follow.
+//! PNG by the `png` crate, row by row, so that a picture that is all there is known from one that is not: a file may
+//! end after its last row, without the chunks that should follow.
 
 use std::io::{self, Cursor};
 

@@ -6,10 +6,10 @@
 //! begins at, and in step they must end with a whole group of blocks and fewer than eight padding bits. Whatever does
 //! not end so is decoded to its end by libjpeg, whose word is final.
 //!
-//! What goes unnoticed here: an end marker after a cut that happens to fall between two groups of blocks with the bits that
-//! padding has, about one cut in 125 (`transforms/examples/cut_jpegs.rs`), which libjpeg meets where a region reaches it; and
-//! data missing inside, after which the rest is whole. These are damage inside the picture, which libjpeg shows as gray or
-//! smeared blocks.
+//! What goes unnoticed here: an end marker after a cut that happens to fall between two groups of blocks with the bits
+//! that padding has, about one cut in 125 (`transforms/examples/cut_jpegs.rs`), which libjpeg meets where a region
+//! reaches it; and data missing inside, after which the rest is whole. These are damage inside the picture, which
+//! libjpeg shows as gray or smeared blocks.
 
 use super::markers::{self, SCAN};
 

@@ -1,6 +1,6 @@
 //! The first page of a TIFF or BigTIFF file: strips or tiles, together or a plane a sample, of 1 to 16 bits, in gray,
-//! RGB, CMYK, YCbCr, Lab or with a palette; without compression, with PackBits, LZW, deflate, Zstandard, LZMA, the fax codes, or
-//! JPEG, whose streams go to the JPEG decoder with the file's tables before them.
+//! RGB, CMYK, YCbCr, Lab or with a palette; without compression, with PackBits, LZW, deflate, Zstandard, LZMA, the fax
+//! codes, or JPEG, whose streams go to the JPEG decoder with the file's tables before them.
 //!
 //! Pixels are those of Pillow's `convert("RGB")`, but that of more than eight bits the upper eight are taken, and
 //! premultiplied colours stay so. Floats, 32-bit integers and other kinds of Lab are refused by name.

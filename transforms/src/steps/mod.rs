@@ -6,8 +6,8 @@
 //! {"type": "RandomResizedCrop", "size": 224, "scale": [0.08, 1.0]}
 //! ```
 //!
-//! Unknown types and arguments are refused; who reads a configuration says which are known. A transform is added by its file
-//! (arguments, how they are checked, what they do, tests) and its line in the list below.
+//! Unknown types and arguments are refused; who reads a configuration says which are known. A transform is added by its
+//! file (arguments, how they are checked, what they do, tests) and its line in the list below.
 
 mod arguments;
 mod blur;
@@ -51,8 +51,8 @@ pub(crate) use erase::Erasing;
 
 /// What a transform is before an image is seen: arguments that are checked and become a step.
 pub(crate) trait Transform {
-    /// The step in front of the normalisation, after what it does to what is known of the image; `None` where it changes no
-    /// pixel there.
+    /// The step in front of the normalisation, after what it does to what is known of the image; `None` where it
+    /// changes no pixel there.
     fn step(&self, at: &At, state: &mut State) -> Result<Option<Box<dyn Step>>, ConfigError>;
 
     /// The step behind the normalisation, for those few that may stand there.
@@ -87,8 +87,8 @@ macro_rules! transforms {
     ($($(#[$doc:meta])* $name:ident,)*) => {
         /// One transform of a chain.
         ///
-        /// Pixels are `u8` after each of them, rounded as Pillow does. Sizes are in pixels, (height, width); factors and
-        /// probabilities have no unit; `fill` is in levels 0 to 255.
+        /// Pixels are `u8` after each of them, rounded as Pillow does. Sizes are in pixels, (height, width); factors
+        /// and probabilities have no unit; `fill` is in levels 0 to 255.
         #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
         #[serde(tag = "type", remote = "Self")]
         pub enum TransformConfig {

@@ -36,7 +36,8 @@ pub(super) fn tiff(pixels: &[u8], w: usize, h: usize) -> Vec<u8> {
     out
 }
 
-/// A GIF whose frame of 20 x 20 lies at (4, 3), on a screen of `w` x `h`, with a palette shorter than its indices reach.
+/// A GIF whose frame of 20 x 20 lies at (4, 3), on a screen of `w` x `h`, with a palette shorter than its indices
+/// reach.
 fn gif(w: u16, h: u16) -> Vec<u8> {
     let palette = vec![[9, 8, 7], [200, 100, 50], [30, 60, 90], [1, 2, 3]];
     GifPicture { screen: (w, h), place: [4, 3, 20, 20], palette, local: false, interlaced: false }.plain()

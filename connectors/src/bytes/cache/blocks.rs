@@ -36,8 +36,8 @@ impl BlockId {
 }
 
 impl Cache {
-    /// Fills `out` from the place `offset` of a block of `len` bytes. False when the block is not there or anything about
-    /// it is wrong; `out` then holds anything.
+    /// Fills `out` from the place `offset` of a block of `len` bytes. False when the block is not there or anything
+    /// about it is wrong; `out` then holds anything.
     pub(crate) fn read_block(&self, id: BlockId, len: usize, offset: usize, out: &mut [u8]) -> bool {
         debug_assert!(offset + out.len() <= len, "inside the block");
         self.try_read(id, len, offset, out).is_some()

@@ -1,9 +1,9 @@
 //! Room for the next file: how many bytes the folder holds, over all processes, and which files go when it is full.
 //!
 //! The file `USAGE` counts the bytes. Under its lock a writer adds the size of its new file, deletes old ones when that
-//! passes the limit, and makes the temporary file *with its full length*, so that a count of the folder made at any moment
-//! includes files being written. Whoever is killed leaves the count too high, never too low; it is counted anew whenever
-//! the limit is reached, and once an hour.
+//! passes the limit, and makes the temporary file *with its full length*, so that a count of the folder made at any
+//! moment includes files being written. Whoever is killed leaves the count too high, never too low; it is counted anew
+//! whenever the limit is reached, and once an hour.
 //!
 //! Choosing what to delete takes memory for the distinct seconds in which files were last read, not for the files.
 

@@ -1,7 +1,7 @@
 //! Reading byte ranges of files: io_uring where the kernel allows it, threads where not.
 //!
-//! Both backends do the same for each request (open relative to the root, read the range, close) and judge the outcome by
-//! the same rules in this file, so that they cannot be told apart by what they deliver.
+//! Both backends do the same for each request (open relative to the root, read the range, close) and judge the outcome
+//! by the same rules in this file, so that they cannot be told apart by what they deliver.
 //!
 //! A record that is a *whole file* is read with one byte more than its size: a short read then proves that the file has
 //! not grown, without asking for its size. A record that is a *part* of a file is read exactly, and the source is asked
@@ -160,8 +160,8 @@ impl Opened {
 
 /// How long to wait before trying again after the `attempt`th failure (from 0); `None` when trying is over or useless.
 ///
-/// An interrupted call is repeated at once. A disk error or a lack of descriptors or memory may pass, and gets three more
-/// chances over a third of a second; longer would only hide a broken disk.
+/// An interrupted call is repeated at once. A disk error or a lack of descriptors or memory may pass, and gets three
+/// more chances over a third of a second; longer would only hide a broken disk.
 fn retry(error: Errno, attempt: u32) -> Option<Duration> {
     const BACKOFF_MS: [u64; 3] = [10, 50, 250];
     let patient = |attempt: u32| BACKOFF_MS.get(attempt as usize).copied().map(Duration::from_millis);

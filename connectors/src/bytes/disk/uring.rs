@@ -7,12 +7,12 @@
 //! ```
 //!
 //! - The file lives in a slot of the ring's own table, not in the process's: no descriptor is used up.
-//! - The links are *hard*: a read of one byte more than the file has always comes back short, which would break a soft link
-//!   and lose the close; and if the open fails, read and close fail after it, harmlessly.
+//! - The links are *hard*: a read of one byte more than the file has always comes back short, which would break a soft
+//!   link and lose the close; and if the open fails, read and close fail after it, harmlessly.
 //! - A slot of this reader has one chain at a time and is used again when all three of its completions have come. Hence
 //!   each number in the table means one file at any moment, and memory lent to the kernel is back before it is touched.
-//! - [`Uring::submit`] puts requests into a queue and wakes the thread through an event counter, of which a read is always
-//!   in flight in the ring: the thread waits for disk and for work in one place.
+//! - [`Uring::submit`] puts requests into a queue and wakes the thread through an event counter, of which a read is
+//!   always in flight in the ring: the thread waits for disk and for work in one place.
 //!
 //! It is the default for what it leaves alone, not for its speed: one thread reads, so the cores stay with the workers,
 //! and a disk sees `depth` requests at once. On warm files a pool of threads reads more per second (they copy in
@@ -219,8 +219,8 @@ struct Chain {
 
 /// What the thread owns.
 ///
-/// The invariant all of its unsafe code rests on: **memory that an operation in flight refers to is neither freed, moved
-/// nor touched until the completion of that operation has been taken from the ring.** It is kept so:
+/// The invariant all of its unsafe code rests on: **memory that an operation in flight refers to is neither freed,
+/// moved nor touched until the completion of that operation has been taken from the ring.** It is kept so:
 /// - `Slot::file` and the storage of `Chain::job.buffer` are heap blocks of `Vec`s that are not touched while
 ///   `Slot::chain` is there, and a chain is taken out only when `missing` has reached 0; the kernel posts exactly one
 ///   completion for each entry it was given, failed and cancelled ones included;
@@ -304,8 +304,8 @@ impl Driver {
         if !self.wake_armed {
             let word = self.wake_word.as_mut_ptr();
             let read = opcode::Read::new(Fd(self.shared.wake.as_raw_fd()), word, 8).build().user_data(WAKE);
-            // SAFETY: `wake_word` is 8 bytes on the heap, not touched while `wake_armed` (see `Driver`); the descriptor is
-            // open as long as `shared`, which the driver holds.
+            // SAFETY: `wake_word` is 8 bytes on the heap, not touched while `wake_armed` (see `Driver`); the descriptor
+            // is open as long as `shared`, which the driver holds.
             self.wake_armed = unsafe { self.ring.submission().push(&read) }.is_ok();
         }
         while let Some(&slot) = self.free.last()
@@ -361,9 +361,10 @@ impl Driver {
                 .user_data(token(READ)),
             opcode::Close::new(Fixed(number as u32)).build().user_data(token(CLOSE)),
         ];
-        // SAFETY: the path is NUL-terminated and lies, like the `len` bytes at `address`, in a heap block of a `Vec` that is
-        // not touched while the slot has a chain, which it has from here on if the push succeeds (see `Driver`). The slot's
-        // earlier chain is complete, so its number in the file table is free. The root's descriptor is open as long as
+        // SAFETY: the path is NUL-terminated and lies, like the `len` bytes at `address`, in a heap block of a `Vec`
+        // that is not touched while the slot has a chain, which it has from here on if the push succeeds (see
+        // `Driver`). The slot's earlier chain is complete, so its number in the file table is free. The root's
+        // descriptor is open as long as
         // `opened`, which the driver holds. `push_multiple` takes all entries or none.
         match unsafe { self.ring.submission().push_multiple(&chain) } {
             Ok(()) => {

@@ -48,8 +48,8 @@ impl Patience {
         attempts: 11,
     };
 
-    /// The wait before the next attempt, after `failures` of them. A part is random, so that many readers do not come back
-    /// at the same moment.
+    /// The wait before the next attempt, after `failures` of them. A part is random, so that many readers do not come
+    /// back at the same moment.
     pub(super) fn wait(&self, failures: u32, asked: Option<Duration>) -> Duration {
         use std::hash::{BuildHasher, Hasher};
         let random = std::hash::RandomState::new().build_hasher().finish() as f64 / u64::MAX as f64;
@@ -79,7 +79,8 @@ impl Client {
         let failed = |error: object_store::Error| {
             SourceError::config(format!("{place} cannot be used: {}", cause(&error)))
         };
-        // Chosen at compile time for the requests' signatures, at run time for TLS. An error says that one is there already.
+        // Chosen at compile time for the requests' signatures, at run time for TLS. An error says that one is there
+        // already.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let connector = Watching { patience, is_web: place.scheme.is_http() };
         let timeouts = [
@@ -321,8 +322,8 @@ fn has_length(response: &HttpResponse) -> bool {
     response.headers().contains_key("content-length")
 }
 
-/// An answer in chunks with its length written to it: that of its range, or that of a short body, which is taken in whole.
-/// Longer files are read by ranges.
+/// An answer in chunks with its length written to it: that of its range, or that of a short body, which is taken in
+/// whole. Longer files are read by ranges.
 async fn measured(response: HttpResponse, silence: Duration) -> Result<HttpResponse, HttpError> {
     use futures_util::StreamExt;
     let (mut head, body) = response.into_parts();

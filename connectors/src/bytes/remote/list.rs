@@ -41,7 +41,8 @@ impl Listed {
 }
 
 impl Remote {
-    /// The objects that addresses of this place stand for, in their order. `endings` choose those of a path that ends in
+    /// The objects that addresses of this place stand for, in their order. `endings` choose those of a path that ends
+    /// in
     /// `/` or turns out to be no object; an object named outright may be called anything.
     ///
     /// # Errors
@@ -207,8 +208,8 @@ impl Remote {
 /// The addresses that patterns write out.
 ///
 /// # Errors
-/// [`SourceError`] for a brace that does not close, an address without a host, or addresses of several places: one source
-/// reads from one.
+/// [`SourceError`] for a brace that does not close, an address without a host, or addresses of several places: one
+/// source reads from one.
 pub(crate) fn addresses(patterns: &[String]) -> Result<Vec<Address>, SourceError> {
     let mut addresses: Vec<Address> = Vec::new();
     for pattern in patterns {

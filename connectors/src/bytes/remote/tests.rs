@@ -153,7 +153,8 @@ fn many_objects_through_many_faults_are_exact_or_named() {
                     assert_eq!(error.kind(), ReadErrorKind::Gone, "{text}");
                 } else {
                     assert_eq!(error.kind(), ReadErrorKind::Changed, "{text}");
-                    // What is there instead is asked for once more; with faults on a busy machine that may have no answer.
+                    // What is there instead is asked for once more; with faults on a busy machine that may have no
+                    // answer.
                     let instead = [format!("version v1-{index} found"), "another one found".into()];
                     assert!(
                         text.contains(&format!("v0-{index} expected"))

@@ -1,7 +1,8 @@
-//! Addresses of remote data: `s3://bucket/path`, `gs://bucket/path`, `az://container/path`, `http(s)://host/path?query`.
+//! Addresses of remote data: `s3://bucket/path`, `gs://bucket/path`, `az://container/path`,
+//! `http(s)://host/path?query`.
 //!
-//! In bucket addresses the path is the object's key as it is stored, with nothing encoded; in http addresses it is what a
-//! browser would take. A query may be a signature, so it is never shown.
+//! In bucket addresses the path is the object's key as it is stored, with nothing encoded; in http addresses it is what
+//! a browser would take. A query may be a signature, so it is never shown.
 
 use std::fmt;
 

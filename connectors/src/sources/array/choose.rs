@@ -278,8 +278,8 @@ impl Opened<'_> {
         why.map(|why| format!("{:?}: {why}", array.name))
     }
 
-    /// The label by name: one whose type leaves no doubt, else one of floats, which may be whole numbers; beside images called
-    /// arr_0 the whole numbers called arr_1.
+    /// The label by name: one whose type leaves no doubt, else one of floats, which may be whole numbers; beside images
+    /// called arr_0 the whole numbers called arr_1.
     fn guess_label<'arrays>(
         &self,
         free: Vec<Chosen<'arrays>>,

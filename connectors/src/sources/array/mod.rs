@@ -5,14 +5,14 @@
 //! ```
 //!
 //! What the arrays are called: a member of an npz file by its name, an npy file by its own without ending and without a
-//! trailing number, so that `images-00.npy` and `images-01.npy` are two shards of `images`. Shards of one array have the
-//! same type and row shape and are strung together along the first axis.
+//! trailing number, so that `images-00.npy` and `images-01.npy` are two shards of `images`. Shards of one array have
+//! the same type and row shape and are strung together along the first axis.
 //!
 //! What is taken for what, unless the configuration says:
 //! - the **image**: the only array of u8 whose rows have the shape of pixels; of several, the one called `images`,
 //!   `image` or `x`. Without one, records are fields alone;
-//! - the **label**: an array with a usual name ([`crate::labels`]) and one whole number a record, which may be an npy file beside the
-//!   only one named. Labels are held in memory, all else is read when asked for;
+//! - the **label**: an array with a usual name ([`crate::labels`]) and one whole number a record, which may be an npy
+//!   file beside the only one named. Labels are held in memory, all else is read when asked for;
 //! - the **fields**: all other arrays with a row for each record.
 //!
 //! # Promises
@@ -55,12 +55,12 @@ pub struct ArrayConfig {
     /// Name of the array of images.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub image: Option<String>,
-    /// Name of the array of labels, one whole number a record; `""` or null for none. An npy file may be named by its path,
-    /// which starts where the first file is.
+    /// Name of the array of labels, one whole number a record; `""` or null for none. An npy file may be named by its
+    /// path, which starts where the first file is.
     #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "labels::name_or_none")]
     pub label: Option<String>,
-    /// Names of the arrays that become fields, in this order; npy files as with `label`. Default: all that have a row for
-    /// each record.
+    /// Names of the arrays that become fields, in this order; npy files as with `label`. Default: all that have a row
+    /// for each record.
     #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "crate::texts::optional")]
     pub fields: Option<Vec<String>>,
     /// What the axes of the image array are.
@@ -77,8 +77,8 @@ pub struct ArrayConfig {
     pub cache: CacheConfig,
 }
 
-/// How a line of tokens is cut: record i is the tokens from `i * stride` on, `length` of them. What is left over at the end
-/// of a file is not used; no record spans two files.
+/// How a line of tokens is cut: record i is the tokens from `i * stride` on, `length` of them. What is left over at the
+/// end of a file is not used; no record spans two files.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, expecting = "tokens to be keys with values, like {\"length\": 1024}")]
 pub struct TokensConfig {

@@ -1,8 +1,8 @@
 //! Deflated members of npz files, unpacked once into the cache folder so that their rows can be read at random.
 //!
 //! The copy is named by a hash of where the member came from and which version of the file that was; it is written to a
-//! temporary file and renamed, so it is there whole or not at all. The member's own name is never a path. It may not grow
-//! past what its array header says, which in turn must be what the archive's directory says.
+//! temporary file and renamed, so it is there whole or not at all. The member's own name is never a path. It may not
+//! grow past what its array header says, which in turn must be what the archive's directory says.
 
 use std::fs;
 use std::io::{self, BufWriter, Write};

@@ -4,9 +4,9 @@
 //!  local header | name | extra | data … ×n | central directory | [zip64 end, locator] | end
 //! ```
 //!
-//! Read strictly: the end record is the last thing in the file, the directory lies before it, and every member's data lies
-//! before the directory. Names are looked at and never used as paths. Self-extracting, split and encrypted archives are
-//! refused.
+//! Read strictly: the end record is the last thing in the file, the directory lies before it, and every member's data
+//! lies before the directory. Names are looked at and never used as paths. Self-extracting, split and encrypted
+//! archives are refused.
 
 use std::io;
 

@@ -5,8 +5,8 @@
 //!                 slab 1 │ chunk 1,0 │ chunk 1,1 │ …     It is what is unpacked, and kept, at once: whole rows.
 //! ```
 //!
-//! A chunk's filters are undone in memory of the size that the chunk has unpacked, known from the dataset's shape; a stream
-//! that would grow past it is damaged. Deflate, shuffle, Fletcher-32 and LZF are known.
+//! A chunk's filters are undone in memory of the size that the chunk has unpacked, known from the dataset's shape; a
+//! stream that would grow past it is damaged. Deflate, shuffle, Fletcher-32 and LZF are known.
 
 use flate2::{Decompress, FlushDecompress, Status};
 use hdf5_reader::checksum::fletcher32;

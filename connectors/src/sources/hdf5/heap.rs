@@ -83,8 +83,8 @@ struct Found {
     at: u64,
 }
 
-/// Finds objects; keeps the bytes it read last and where it found the last object, since neighbours are often in the same
-/// collection.
+/// Finds objects; keeps the bytes it read last and where it found the last object, since neighbours are often in the
+/// same collection.
 pub(super) struct Heap {
     start: u64,
     window: Vec<u8>,
@@ -99,8 +99,8 @@ impl Heap {
         Self::with(1 << 27)
     }
 
-    /// For all objects of a file: some seconds of searching, which no library's files come near, since it writes objects in
-    /// the order of their rows.
+    /// For all objects of a file: some seconds of searching, which no library's files come near, since it writes
+    /// objects in the order of their rows.
     pub(super) fn all() -> Self {
         Self::with(1 << 32)
     }

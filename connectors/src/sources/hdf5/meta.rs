@@ -1,15 +1,15 @@
 //! What an HDF5 file says about its datasets: shape and type; [`layout`](super::layout) finds where their elements are.
 //!
-//! The structures are read by the crate `hdf5-reader`, which is pure Rust, inside of three walls, since a crafted file is
-//! what this format is known for:
+//! The structures are read by the crate `hdf5-reader`, which is pure Rust, inside of three walls, since a crafted file
+//! is what this format is known for:
 //!
-//! - **Everything it reads passes [`Budgeted`]**, which serves ranges of the file and nothing else, and stops at a number
-//!   of bytes in proportion to the file's size. The crate allocates in proportion to what it has read, so this bounds its
-//!   memory and its time, whatever a file says of itself.
+//! - **Everything it reads passes [`Budgeted`]**, which serves ranges of the file and nothing else, and stops at a
+//!   number of bytes in proportion to the file's size. The crate allocates in proportion to what it has read, so this
+//!   bounds its memory and its time, whatever a file says of itself.
 //! - **It runs on a thread of its own** with a stack for its deepest recursion, and a panic ends that thread only.
-//! - **It is asked for metadata only.** Numbers of chunks are checked against a limit before chunks are looked up; data,
-//!   filters and heaps are read by this module's neighbours, within sizes known beforehand. External files and links are
-//!   not followed.
+//! - **It is asked for metadata only.** Numbers of chunks are checked against a limit before chunks are looked up;
+//!   data, filters and heaps are read by this module's neighbours, within sizes known beforehand. External files and
+//!   links are not followed.
 //!
 //! What it says is held against the file's size: every range lies in the file, every number fits.
 

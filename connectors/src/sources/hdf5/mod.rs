@@ -8,27 +8,27 @@
 //! | integers, booleans, floats | fields |
 //! | whole numbers (also as floats) or texts, one a record | labels |
 //!
-//! What is taken for what, unless the configuration says: the image is the only dataset that could be one; the label has
-//! a usual name ([`crate::labels`]) and lies in the same group; the fields are the other numbers of that group with a row
-//! for each record. Several files hold the same datasets, strung together along the first axis.
+//! What is taken for what, unless the configuration says: the image is the only dataset that could be one; the label
+//! has a usual name ([`crate::labels`]) and lies in the same group; the fields are the other numbers of that group with
+//! a row for each record. Several files hold the same datasets, strung together along the first axis.
 //!
 //! # How a crafted file is kept from doing harm
 //!
 //! No C library is involved. The file's structures are read by `hdf5-reader` within the three walls that [`meta`]
 //! describes: a budget of bytes, a thread of its own, and questions that have bounded answers. A helper process was
 //! considered and is not needed: the crate asks for memory only in proportion to bytes it has read, which the budget
-//! bounds. 100,000 mutations of files by h5py and of those on the HDF5 library's CVE list, opened and read in one process,
-//! gave no panic, no abort, no wait, and a peak of 164 MB (`FUELRAIL_HDF5_MUTATIONS=100000`, `connectors/tests/hdf5.rs`).
-//! Data is read by this module itself: [`chunk`] undoes filters in memory of a known size, [`heap`] finds objects in a
-//! bounded number of steps.
+//! bounds. 100,000 mutations of files by h5py and of those on the HDF5 library's CVE list, opened and read in one
+//! process, gave no panic, no abort, no wait, and a peak of 164 MB (`FUELRAIL_HDF5_MUTATIONS=100000`,
+//! `connectors/tests/hdf5.rs`). Data is read by this module itself: [`chunk`] undoes filters in memory of a known size,
+//! [`heap`] finds objects in a bounded number of steps.
 //!
 //! # Promises
 //! - A record's place is known when the source is open: 16 bytes a record for objects of the heap and 16 bytes a chunk,
 //!   plus 8 bytes a label.
 //! - A damaged chunk or object makes its own records bad, and none else. A file that has changed since it was opened is
 //!   not judged: that is an error of its own.
-//! - Unpacked chunks are kept within [`IndexedSource::reader_memory`], and [`IndexedSource::blocks`] makes an epoch unpack
-//!   each about once.
+//! - Unpacked chunks are kept within [`IndexedSource::reader_memory`], and [`IndexedSource::blocks`] makes an epoch
+//!   unpack each about once.
 //!
 //! # What it does not do
 //! Filters other than gzip, lzf, shuffle and fletcher32; compound types; virtual datasets; external files and links.
@@ -88,8 +88,8 @@ const OTHER: &str = "name another dataset (label=\"…\")";
 /// How a file begins.
 const MAGIC: &[u8] = b"\x89HDF";
 
-/// Labels are held in memory, and compression makes a few bytes of a file into many of them: this many, and one for each
-/// byte of the file, are believed.
+/// Labels are held in memory, and compression makes a few bytes of a file into many of them: this many, and one for
+/// each byte of the file, are believed.
 const MAX_LABELS: u64 = 16 << 20;
 
 /// As above for references to the heap, where each object takes at least 16 bytes of the file.

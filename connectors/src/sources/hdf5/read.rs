@@ -436,8 +436,8 @@ struct Slot {
 }
 
 impl Slabs {
-    /// The slab, unpacked by this thread or by another that was asked first. What is wrong with its bytes is kept like the
-    /// bytes themselves; other failures are not.
+    /// The slab, unpacked by this thread or by another that was asked first. What is wrong with its bytes is kept like
+    /// the bytes themselves; other failures are not.
     fn get(
         &self,
         key: SlabKey,

@@ -18,8 +18,8 @@ use crate::{ElementType, FieldSpec, RESERVED, SourceError};
 /// Names that an image column may have without being named.
 const IMAGES: [&str; 7] = ["image", "img", "jpg", "jpeg", "png", "bytes", "content"];
 
-/// Names that a column of paths may have in a text file without being named, in any case. Behind them comes a column of which
-/// all texts end like image files, if it is the only one.
+/// Names that a column of paths may have in a text file without being named, in any case. Behind them comes a column of
+/// which all texts end like image files, if it is the only one.
 const PATHS: [&str; 23] = [
     "path",
     "file",
@@ -393,7 +393,8 @@ impl<'a> Offer<'a> {
     }
 }
 
-/// The label's column by metadata and name: one whose type leaves no doubt, else one of floats, which may be whole numbers.
+/// The label's column by metadata and name: one whose type leaves no doubt, else one of floats, which may be whole
+/// numbers.
 ///
 /// # Errors
 /// When there are columns with the name of a label, and none of them can be it.

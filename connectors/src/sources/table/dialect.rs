@@ -1,11 +1,12 @@
 //! How a CSV file is written: what separates its cells, and where its records begin.
 //!
-//! - The separator is the one that `delimiter` names, or that Excel's first line `sep=;` does, or the one of comma, tab,
-//!   semicolon and bar that gives every line at the beginning the same number of cells, at least two. If several do, the
-//!   one that makes a usual name of a column counts; if that leaves several, the file is refused with their names.
+//! - The separator is the one that `delimiter` names, or that Excel's first line `sep=;` does, or the one of comma,
+//!   tab, semicolon and bar that gives every line at the beginning the same number of cells, at least two. If several
+//!   do, the one that makes a usual name of a column counts; if that leaves several, the file is refused with their
+//!   names.
 //! - A byte order mark is passed over. UTF-16, and files that are no text, are refused by name.
-//! - Lines at the beginning that start with `#` are comments, but for one that has as many cells as the records that follow:
-//!   it names the columns (`np.savetxt` writes it so).
+//! - Lines at the beginning that start with `#` are comments, but for one that has as many cells as the records that
+//!   follow: it names the columns (`np.savetxt` writes it so).
 
 use crate::{SourceError, mistaken};
 

@@ -1,7 +1,7 @@
 //! What type a column of text has, found out value by value.
 //!
-//! A column has the type that holds all of its values ([`Kind::join`]). One that was asked for as a field has the type that
-//! most of them have ([`Tally`]): among numbers one text is one bad record, not a column of texts.
+//! A column has the type that holds all of its values ([`Kind::join`]). One that was asked for as a field has the type
+//! that most of them have ([`Tally`]): among numbers one text is one bad record, not a column of texts.
 
 use std::sync::Arc;
 

@@ -6,14 +6,15 @@
 //!  record ──▶ its unit ── decoded once, kept for a while ──▶ bytes                     reader.rs
 //! ```
 //!
-//! A *unit* is what is decoded at once: a part, or a run of rows of a large part. The blocked order goes through the units
-//! in a few lanes, and what is needed at one time fits in the reader's cache, so an epoch decodes each unit about once.
-//! Any other order is served too, only slower.
+//! A *unit* is what is decoded at once: a part, or a run of rows of a large part. The blocked order goes through the
+//! units in a few lanes, and what is needed at one time fits in the reader's cache, so an epoch decodes each unit about
+//! once. Any other order is served too, only slower.
 //!
 //! Promises
 //! - Only the columns needed are read, in large reads.
-//! - A damaged page, a null or a list of the wrong length makes its records bad ([`crate::ReadErrorKind::Bad`]), and only
-//!   those, and so does a missing label; a damaged footer or label column makes the source an error. A file that changed is noticed.
+//! - A damaged page, a null or a list of the wrong length makes its records bad ([`crate::ReadErrorKind::Bad`]), and
+//!   only those, and so does a missing label; a damaged footer or label column makes the source an error. A file that
+//!   changed is noticed.
 //! - Nothing is allocated because a file says so: sizes are checked against the file and against limits first.
 //! - Labels are read at open and cost 4 or 8 bytes a record; everything else of a record is read when it is wanted.
 //!
@@ -66,21 +67,22 @@ pub struct TableConfig {
     /// What the files are; default: what their endings say.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub format: Option<TableFormat>,
-    /// The column of images: bytes, Hugging Face's struct of bytes and path, or paths of files. Default: found by metadata,
-    /// type and name; `""` for none.
+    /// The column of images: bytes, Hugging Face's struct of bytes and path, or paths of files. Default: found by
+    /// metadata, type and name; `""` for none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub image: Option<String>,
     /// The column of labels: whole numbers, bool or texts. Default: found by metadata and name; `""` or null for none.
     #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "labels::name_or_none")]
     pub label: Option<String>,
-    /// Columns delivered as numeric fields: `"age"`, `"embedding[768]"` for lists, `"*"` for all that have a fixed shape.
+    /// Columns delivered as numeric fields: `"age"`, `"embedding[768]"` for lists, `"*"` for all that have a fixed
+    /// shape.
     #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "crate::texts::optional")]
     pub fields: Option<Vec<String>>,
     /// The folder that paths of images start from; default: the folder of their table file.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub root: Option<PathBuf>,
-    /// What separates the cells of a CSV file: a character, or `comma`, `tab`, `semicolon`, `pipe`, `space`. Default: what
-    /// its first lines show.
+    /// What separates the cells of a CSV file: a character, or `comma`, `tab`, `semicolon`, `pipe`, `space`. Default:
+    /// what its first lines show.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub delimiter: Option<String>,
     /// Class names in label order. Default: what the table says, or for texts their sorted list.

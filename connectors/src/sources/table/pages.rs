@@ -1,7 +1,7 @@
 //! Parquet pages out of memory: found, checked, decompressed within bounds, and handed to the decoder one by one.
 //!
-//! The library's own page reader trusts a page's header: it allocates what the header says, and gzip, brotli and lz4 pages
-//! grow as far as their data goes. Here every size is checked first, against the bytes that are there and against
+//! The library's own page reader trusts a page's header: it allocates what the header says, and gzip, brotli and lz4
+//! pages grow as far as their data goes. Here every size is checked first, against the bytes that are there and against
 //! [`MAX_UNIT_BYTES`], and decompression stops at the size announced. A page that fails is an error when it is *read*;
 //! skipping it works as long as its header is sound, so the rows before and behind it are delivered.
 
@@ -58,7 +58,8 @@ pub(super) fn cut(
     if def < 0 || rep < 0 || def + rep > header.uncompressed || def + rep > header.compressed {
         return Err("a page's levels are larger than the page");
     }
-    // Each entry of a dictionary takes a byte at least (an empty text takes four), and memory is set aside by the number.
+    // Each entry of a dictionary takes a byte at least (an empty text takes four), and memory is set aside by the
+    // number.
     if header.kind == DICTIONARY_PAGE && header.values as u64 > uncompressed {
         return Err("a dictionary claims more entries than it has bytes");
     }

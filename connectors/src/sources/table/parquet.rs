@@ -47,8 +47,8 @@ const MAX_ATTEMPTS: u32 = 256;
 /// More pages than this in one column chunk are not looked for.
 const MAX_PAGES: usize = 1 << 20;
 
-/// A column of lists without a page index is read as a whole for each run of its rows, and a large dictionary is, too; so up
-/// to this much such a row group is one run.
+/// A column of lists without a page index is read as a whole for each run of its rows, and a large dictionary is, too;
+/// so up to this much such a row group is one run.
 const WHOLE_BYTES: u64 = 256 << 20;
 
 /// A dictionary of at most this is read again for each run. (Writers stop making one at a megabyte.)
@@ -155,7 +155,8 @@ impl Footer {
         let parse = || -> Result<Self, parquet::errors::ParquetError> {
             let metadata = ParquetMetaDataReader::decode_metadata_with_options(bytes, Some(&options))?;
             let file = metadata.file_metadata();
-            // A schema of Arrow's own beside Parquet's tells fixed-size lists from lists; when it is damaged, do without.
+            // A schema of Arrow's own beside Parquet's tells fixed-size lists from lists; when it is damaged, do
+            // without.
             let (descr, key_values) = (file.schema_descr(), file.key_value_metadata());
             let schema = parquet_to_arrow_schema(descr, key_values)
                 .or_else(|_| parquet_to_arrow_schema(descr, None))?;
@@ -297,8 +298,8 @@ impl File {
         Ok(file)
     }
 
-    /// Finds the pages of the largest column of each large row group, for that is where it can be cut: a page is unpacked as
-    /// a whole, and writers make pages of a megabyte or of a thousand images.
+    /// Finds the pages of the largest column of each large row group, for that is where it can be cut: a page is
+    /// unpacked as a whole, and writers make pages of a megabyte or of a thousand images.
     fn learn_pages(&self, shards: &Shards, shard: usize) -> Result<(), SourceError> {
         for (part, group) in self.groups.iter().enumerate() {
             if self.part(RECORD, part).bytes <= LARGE_PART {
@@ -341,8 +342,8 @@ impl File {
         self.groups.len()
     }
 
-    /// Rows of a part, the bytes that the columns of a view take once decoded, and whether rows out of the middle can be
-    /// decoded without reading all.
+    /// Rows of a part, the bytes that the columns of a view take once decoded, and whether rows out of the middle can
+    /// be decoded without reading all.
     pub(super) fn part(&self, view: usize, part: usize) -> Rows {
         let group = &self.groups[part];
         let mut bytes = 0u64;

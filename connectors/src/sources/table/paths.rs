@@ -1,9 +1,9 @@
 //! A table whose images are files: a list of paths, with labels and fields beside them.
 //!
 //! The images are read by the disk readers, as an image folder's are; the table itself is read once, at open, and its
-//! fields stay in memory. Paths stay below a root folder ([`root`](super::root) has the rule). A row whose path names no file
-//! there when the list is opened is a bad record; a file that goes later is a broken environment. A list of which less than
-//! one row in ten names a file is refused, for then the root is another one.
+//! fields stay in memory. Paths stay below a root folder ([`root`](super::root) has the rule). A row whose path names
+//! no file there when the list is opened is a bad record; a file that goes later is a broken environment. A list of
+//! which less than one row in ten names a file is refused, for then the root is another one.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;

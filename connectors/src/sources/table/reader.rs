@@ -1,16 +1,18 @@
-//! Serves records out of decoded units: each unit is decoded once for all who wait for it, and kept while there is room.
+//! Serves records out of decoded units: each unit is decoded once for all who wait for it, and kept while there is
+//! room.
 //!
 //! ```text
 //!  submit ──▶ unit kept?   yes ──▶ ready ──────────────────────────────▶ record made, `done` called
 //!                          no  ──▶ waits for the unit ──▶ decoded by one thread, kept ──▶ all who wait are served
 //! ```
 //!
-//! One thread only serves records whose units are there, so that a burst of decoding holds nobody up; the others decode,
-//! and serve when there is nothing to decode. The bytes kept are bounded; the unit not used for longest goes first.
+//! One thread only serves records whose units are there, so that a burst of decoding holds nobody up; the others
+//! decode, and serve when there is nothing to decode. The bytes kept are bounded; the unit not used for longest goes
+//! first.
 //!
-//! Units of records that are *expected* are decoded before anyone asks for them, when no unit is asked for: a consumer that
-//! reaches the end of one does not wait for the next, and of a remote file several are on their way at a time. How many,
-//! [`Table::plan`] says: as many as the cache has room for beside those in use.
+//! Units of records that are *expected* are decoded before anyone asks for them, when no unit is asked for: a consumer
+//! that reaches the end of one does not wait for the next, and of a remote file several are on their way at a time. How
+//! many, [`Table::plan`] says: as many as the cache has room for beside those in use.
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::io;
@@ -196,8 +198,8 @@ impl State {
         }
     }
 
-    /// The next unit to decode before anyone asks for it, out of at most `most` of them. One decoder is kept for those that
-    /// are asked for.
+    /// The next unit to decode before anyone asks for it, out of at most `most` of them. One decoder is kept for those
+    /// that are asked for.
     fn early(&mut self, most: u64, decoders: u32) -> Option<usize> {
         if self.decoding_early >= decoders.saturating_sub(1).max(1) || self.cache.early.len() as u64 >= most {
             return None;

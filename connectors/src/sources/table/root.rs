@@ -2,11 +2,11 @@
 //!
 //! The rule, for a list often comes from elsewhere: every image lies below the root. A relative path starts there; an
 //! absolute one (what `find` and pandas write), or one with `..` or symbolic links in it, is fine as long as it stays
-//! there, and is no path of this list otherwise. Whoever wants other files says so: `root="/"` lets a list name all that
-//! the daemon may read; `fuelrail serve` holds the root itself against the folders it was given.
+//! there, and is no path of this list otherwise. Whoever wants other files says so: `root="/"` lets a list name all
+//! that the daemon may read; `fuelrail serve` holds the root itself against the folders it was given.
 //!
-//! A path that names no file as it is written is looked for without the blanks around it, with `/` for Windows' `\`, and
-//! with its `%20` decoded.
+//! A path that names no file as it is written is looked for without the blanks around it, with `/` for Windows' `\`,
+//! and with its `%20` decoded.
 
 use std::borrow::Cow;
 use std::ffi::OsStr;
@@ -141,7 +141,8 @@ impl Root {
         let stat = match rustix::fs::openat2(&self.fd, relative, flags, Mode::empty(), ResolveFlags::BENEATH)
         {
             Ok(file) => rustix::fs::fstat(&file).map_err(miss)?,
-            // Kernels before 5.6 and some sandboxes do not have it; and it takes an absolute link for one that leads out.
+            // Kernels before 5.6 and some sandboxes do not have it; and it takes an absolute link for one that leads
+            // out.
             Err(Errno::NOSYS | Errno::PERM | Errno::AGAIN | Errno::XDEV) => {
                 let found = self.path.join(relative).canonicalize();
                 let found = found.map_err(|error| miss(Errno::from_io_error(&error).unwrap_or(Errno::IO)))?;

@@ -167,7 +167,8 @@ impl Table {
             self.early_units = u64::from(reader::DECODERS);
             (1, records, slack(total))
         } else {
-            // With a window of half a unit a lane touches two units at a time, and where there is room a third may linger.
+            // With a window of half a unit a lane touches two units at a time, and where there is room a third may
+            // linger.
             let fit = CACHE_BYTES / slack(self.largest_unit);
             let most = (fit / 3).clamp(1, MAX_LANES).min(lengths.len() as u64);
             let lanes = 1 << most.ilog2();

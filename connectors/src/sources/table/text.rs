@@ -1,15 +1,16 @@
-//! CSV, TSV and JSON: read once at open to learn columns, types and where rows are; rows are parsed when they are wanted.
+//! CSV, TSV and JSON: read once at open to learn columns, types and where rows are; rows are parsed when they are
+//! wanted.
 //!
-//! - How a CSV file is written is recognised ([`super::dialect`]). Its first record names the columns, unless it has at most
-//!   two cells and one ends like an image file: then the columns are `path` and `label`.
-//! - A column holds integers if all its cells do, else numbers, else texts. An empty cell of a column of numbers is a null,
-//!   and so is one that says so (NA, null, None and their like), one that is missing at the end of a line, or a text that is
-//!   not UTF-8. A line with too many cells is all nulls.
-//! - JSON is an object on each line, or an array of objects; keys are columns. Numbers, bools, texts and lists of numbers of
-//!   the same depth can be used; a key that is missing is a null. Empty lines are skipped, a line that is no object is all
-//!   nulls.
-//! - A column that was asked for as a field has the type that most of its values have, if those are numbers; the others are
-//!   nulls, which is said ([`super::kinds`]).
+//! - How a CSV file is written is recognised ([`super::dialect`]). Its first record names the columns, unless it has at
+//!   most two cells and one ends like an image file: then the columns are `path` and `label`.
+//! - A column holds integers if all its cells do, else numbers, else texts. An empty cell of a column of numbers is a
+//!   null, and so is one that says so (NA, null, None and their like), one that is missing at the end of a line, or a
+//!   text that is not UTF-8. A line with too many cells is all nulls.
+//! - JSON is an object on each line, or an array of objects; keys are columns. Numbers, bools, texts and lists of
+//!   numbers of the same depth can be used; a key that is missing is a null. Empty lines are skipped, a line that is no
+//!   object is all nulls.
+//! - A column that was asked for as a field has the type that most of its values have, if those are numbers; the others
+//!   are nulls, which is said ([`super::kinds`]).
 //! - A record may be 16 MiB long.
 
 use std::cell::Cell;

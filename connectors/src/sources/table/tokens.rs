@@ -12,8 +12,8 @@
 //! | `document` (pack) | (L,) i32 | the document each belongs to, counted from 0 in the record; -1 behind the last |
 //! | `token_position` (pack) | (L,) i32 | its place in its document |
 //!
-//! To pack, the lengths of all documents are read at open: 8 bytes a document in memory, and kept in the cache folder, for
-//! in Parquet finding them means reading the column once.
+//! To pack, the lengths of all documents are read at open: 8 bytes a document in memory, and kept in the cache folder,
+//! for in Parquet finding them means reading the column once.
 
 use std::ops::Range;
 use std::sync::Arc;

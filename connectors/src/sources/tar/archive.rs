@@ -10,14 +10,14 @@
 //!
 //! # Promises
 //!
-//! - What is accepted is what Python's `tarfile` finds: the same members, names and bytes. Where `tarfile` stops in silence
-//!   at a damaged header, this is an error: a shard that loses its second half must not train.
-//! - Links, devices, volume labels and sparse members are passed over and counted: a record is a stretch of bytes, and these
-//!   are none.
-//! - An archive that ends without its end blocks, as one that was cut off between two members does, and one that is followed
-//!   by more ([`Notes`]) is read as `tarfile` reads it, and said.
-//! - A hostile archive costs an error. Names are at most [`MAX_NAME`] bytes, extension headers at most [`MAX_EXTENSION`];
-//!   nothing is allocated because a header says so.
+//! - What is accepted is what Python's `tarfile` finds: the same members, names and bytes. Where `tarfile` stops in
+//!   silence at a damaged header, this is an error: a shard that loses its second half must not train.
+//! - Links, devices, volume labels and sparse members are passed over and counted: a record is a stretch of bytes, and
+//!   these are none.
+//! - An archive that ends without its end blocks, as one that was cut off between two members does, and one that is
+//!   followed by more ([`Notes`]) is read as `tarfile` reads it, and said.
+//! - A hostile archive costs an error. Names are at most [`MAX_NAME`] bytes, extension headers at most
+//!   [`MAX_EXTENSION`]; nothing is allocated because a header says so.
 //! - Only headers are read, and what lies beside them: members are jumped over.
 
 use std::io;

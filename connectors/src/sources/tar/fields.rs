@@ -7,8 +7,8 @@
 //! ```
 //!
 //! One shard cannot know what the others have, so it keeps every value with its kind. [`settle`] sees all of them: the
-//! commonest kind is the field's, and a record without such a value is a bad one. Where most records are, or two kinds are
-//! equally common, nobody knows what was meant, and the field is refused.
+//! commonest kind is the field's, and a record without such a value is a bad one. Where most records are, or two kinds
+//! are equally common, nobody knows what was meant, and the field is refused.
 
 use super::index::UNUSABLE;
 use super::options::{From, Wanted};

@@ -1,8 +1,9 @@
 //! What one shard holds: its records as columns, made by walking over its members once.
 //!
-//! Members belong together by WebDataset's rule: the *key* is the member's name up to the first dot of its last part, the
-//! *ending* is what follows, in lower case; members of one key stand one after the other. Names that begin with a dot, and
-//! those under `__name__`, are nobody's.
+//! Members belong together by WebDataset's rule: the *key* is the member's name up to the first dot of its last part,
+//! the
+//! *ending* is what follows, in lower case; members of one key stand one after the other. Names that begin with a dot,
+//! and those under `__name__`, are nobody's.
 //!
 //! ```text
 //!  n01440764/0001.cls  n01440764/0001.emb.npy  n01440764/0001.jpg     one record, named after its image
@@ -61,8 +62,8 @@ pub(super) struct ShardIndex {
     pub sizes: Vec<u32>,
     /// (record, size) of the images of 4 GiB and more, ascending.
     pub large: Vec<(u32, u64)>,
-    /// Where that lies of which each record was made: the headers of its image, then its label's member, its json member
-    /// and its arrays, as far as they are asked for.
+    /// Where that lies of which each record was made: the headers of its image, then its label's member, its json
+    /// member and its arrays, as far as they are asked for.
     pub pieces: Vec<Pieces>,
     /// A hash of these.
     pub checks: Vec<u32>,
@@ -153,8 +154,8 @@ pub(super) fn detect(bytes: &dyn Bytes, options: &Options) -> Result<Option<Labe
     Ok(None)
 }
 
-/// What the members of one record are, in words: for those who asked for something it does not have. `None` when there is no
-/// record with its image at `offset`.
+/// What the members of one record are, in words: for those who asked for something it does not have. `None` when there
+/// is no record with its image at `offset`.
 ///
 /// # Errors
 /// What is wrong with the archive up to there.

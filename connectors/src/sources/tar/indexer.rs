@@ -1,4 +1,5 @@
-//! The index of each shard from wherever it is cheapest: beside the shard, from the cache, or by a walk over its headers.
+//! The index of each shard from wherever it is cheapest: beside the shard, from the cache, or by a walk over its
+//! headers.
 
 use std::io;
 use std::path::Path;

@@ -9,17 +9,18 @@
 //!
 //! - A record is read straight from its shard. No member is ever written to disk, under whatever name.
 //! - The members are those that Python's `tarfile` finds ([`archive`]), grouped as WebDataset does ([`index`]).
-//! - What a record of the index was made of ([`proof`]: the headers of its image, its label, its numbers) is read with it
-//!   and compared: a shard that was replaced is noticed even when its size is the same. [`stored`] says which index is
-//!   believed in the first place.
+//! - What a record of the index was made of ([`proof`]: the headers of its image, its label, its numbers) is read with
+//!   it and compared: a shard that was replaced is noticed even when its size is the same. [`stored`] says which index
+//!   is believed in the first place.
 //! - A record that lacks a field, or whose field is of another kind than most have, is one bad record ([`fields`]).
-//! - An index is 20 bytes a record, its name and its label (and 8 for each array field, the numbers of `json` fields, and 6
-//!   for each member whose place beside the image is not always the same). It is made once for each shard and kept in the
-//!   cache folder, or beside the shard by `fuelrail pack`.
+//! - An index is 20 bytes a record, its name and its label (and 8 for each array field, the numbers of `json` fields,
+//!   and 6 for each member whose place beside the image is not always the same). It is made once for each shard and
+//!   kept in the cache folder, or beside the shard by `fuelrail pack`.
 //!
 //! # What it does not do
 //!
-//! It reads no links, devices or sparse members (which are passed over and counted), runs no command (`pipe:`) and unpickles nothing.
+//! It reads no links, devices or sparse members (which are passed over and counted), runs no command (`pipe:`) and
+//! unpickles nothing.
 
 mod archive;
 mod fields;
@@ -74,8 +75,8 @@ pub struct TarConfig {
     #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "crate::texts::optional")]
     pub image: Option<Vec<String>>,
     /// Where labels are: `"cls"` or `"txt"` (the member's text: a whole number or a class name), `"json:path.to.key"`,
-    /// `"folder"` (the first folder in the member's name); `""`, null or `"none"` for none. Default: `cls` if there is such a
-    /// member, else a usual name (`label`, `cls`, …) in the `json`, else none.
+    /// `"folder"` (the first folder in the member's name); `""`, null or `"none"` for none. Default: `cls` if there is
+    /// such a member, else a usual name (`label`, `cls`, …) in the `json`, else none.
     #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "labels::name_or_none")]
     pub label: Option<String>,
     /// Numeric fields: `"json:box"` (numbers, or lists of them), `"emb.npy"` (an array); `"name=json:box"` renames.
@@ -154,8 +155,8 @@ pub(crate) fn open(config: &TarConfig) -> Result<Arc<dyn IndexedSource>, SourceE
     Ok(Arc::new(tar))
 }
 
-/// The index of a shard as the file to be put beside it, as `x.tar.idx`. `config` says what is wanted of its records; its
-/// label must be set.
+/// The index of a shard as the file to be put beside it, as `x.tar.idx`. `config` says what is wanted of its records;
+/// its label must be set.
 ///
 /// # Errors
 /// [`SourceError`] when the shard cannot be read or holds something else.
@@ -254,8 +255,8 @@ impl Tar {
         Ok(())
     }
 
-    /// Settles the fields, and which records are bad for want of them. `describe` says what members the record has whose image
-    /// lies at an offset of a shard.
+    /// Settles the fields, and which records are bad for want of them. `describe` says what members the record has
+    /// whose image lies at an offset of a shard.
     fn merge_fields(
         &mut self,
         options: &Options,

@@ -5,8 +5,8 @@
 //!  ╰──── piece ───╯╰ piece ╯       ╰──── piece ────╯╰────── piece ──────╯            one hash of all, 32 bits a record
 //! ```
 //!
-//! A piece is whole blocks: the headers of a member (all of them, long names included) and as much of its content as was
-//! understood. They lie beside the image nearly always, so reading them with it costs nothing that can be measured.
+//! A piece is whole blocks: the headers of a member (all of them, long names included) and as much of its content as
+//! was understood. They lie beside the image nearly always, so reading them with it costs nothing that can be measured.
 
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 

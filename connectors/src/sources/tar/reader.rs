@@ -79,8 +79,8 @@ impl Tar {
         Span { offset: part.index.offsets[record], len: part.index.size(record) }
     }
 
-    /// What has to be read for a record: its pieces, the near ones together. What is only compared stays alone where it is
-    /// long, for what is read with the image is kept as long as that.
+    /// What has to be read for a record: its pieces, the near ones together. What is only compared stays alone where it
+    /// is long, for what is read with the image is kept as long as that.
     fn spans(&self, part: &Part, record: usize) -> Vec<Span> {
         let mut pieces = vec![Self::image(part, record)];
         let mut alone = Vec::new();

@@ -13,15 +13,16 @@
 //! - it is of this version, for these options and for a shard of this size;
 //! - on a local disk, the shard was not written after it (a shard that is newer than the index beside it may have other
 //!   labels in the same places; copies keep their times, or cost one walk over the headers);
-//! - of some of its records (the first and the last; of a local shard some between them) the [pieces](super::proof) that
-//!   they were made of are there, byte for byte.
+//! - of some of its records (the first and the last; of a local shard some between them) the [pieces](super::proof)
+//!   that they were made of are there, byte for byte.
 //!
-//! And whatever was believed when it was opened, every record that is read is compared with its pieces, label and numbers
-//! included ([`reader`](super::reader)): where another record, another label or another array is now, reading ends with an
-//! error and never with what was there before. A remote shard is not read through for that.
+//! And whatever was believed when it was opened, every record that is read is compared with its pieces, label and
+//! numbers included ([`reader`](super::reader)): where another record, another label or another array is now, reading
+//! ends with an error and never with what was there before. A remote shard is not read through for that.
 //!
-//! What none of this sees: that a shard of the same size, whose records are all still the same, got one more where before
-//! there was a member without an image; and, in a shard written anew with an old time, that a bad record is mended.
+//! What none of this sees: that a shard of the same size, whose records are all still the same, got one more where
+//! before there was a member without an image; and, in a shard written anew with an old time, that a bad record is
+//! mended.
 //!
 //! Such a file comes from outside like any other: every length is checked against the bytes that are there before
 //! anything is allocated, and every offset against the size of the shard.
@@ -41,8 +42,8 @@ const MAGIC: &[u8; 8] = b"frtaridx";
 /// Those before 3 knew neither records without a field nor what a record was made of; they are not read.
 pub(super) const VERSION: u32 = 3;
 
-/// An index file of a shard of `size` bytes is never longer: a record has two blocks at least, and the numbers of a json
-/// member take up to eight bytes for two of text.
+/// An index file of a shard of `size` bytes is never longer: a record has two blocks at least, and the numbers of a
+/// json member take up to eight bytes for two of text.
 pub(super) fn most_bytes(size: u64) -> u64 {
     (1 << 20) + size.saturating_mul(4)
 }

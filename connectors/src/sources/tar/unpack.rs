@@ -1,4 +1,5 @@
-//! Compressed shards, unpacked once into the cache folder: random access into a gzip or Zstandard stream is not to be had.
+//! Compressed shards, unpacked once into the cache folder: random access into a gzip or Zstandard stream is not to be
+//! had.
 //!
 //! ```text
 //!  <cache>/unpacked.fuelrail/
@@ -10,8 +11,8 @@
 //!
 //! # Promises
 //!
-//! - The folder never holds more than the cache's limit: the least recently used shards that nobody uses make room, and a
-//!   stream that would go beyond (a bomb, or a limit too small) ends in an error, its piece deleted.
+//! - The folder never holds more than the cache's limit: the least recently used shards that nobody uses make room, and
+//!   a stream that would go beyond (a bomb, or a limit too small) ends in an error, its piece deleted.
 //! - A shard is there whole or not at all, whatever crashes. No member is written under a name of its own.
 
 use std::collections::{BTreeSet, HashSet};
@@ -41,8 +42,8 @@ const LIMIT: u64 = 100_000_000_000;
 /// Bytes between two looks at the limit.
 const STRIDE: usize = 1 << 20;
 
-/// Bytes written between two calls that wait for the disk, so that neither a cancelled opening nor the last of these calls
-/// waits for gigabytes.
+/// Bytes written between two calls that wait for the disk, so that neither a cancelled opening nor the last of these
+/// calls waits for gigabytes.
 const SYNCED: u64 = 64 << 20;
 
 /// Time between two looks at a lock that somebody holds.

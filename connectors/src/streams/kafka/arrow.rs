@@ -1,7 +1,7 @@
 //! A row of an Arrow IPC message as a record.
 //!
-//! The bytes are a stream, or a file, which is a stream behind a padded magic number. Before Arrow's own reader sees them, what they
-//! claim is looked at: one row, and compressed buffers that unpack to no more than a record may have.
+//! The bytes are a stream, or a file, which is a stream behind a padded magic number. Before Arrow's own reader sees
+//! them, what they claim is looked at: one row, and compressed buffers that unpack to no more than a record may have.
 
 use std::io::Cursor;
 use std::panic::{AssertUnwindSafe, catch_unwind};

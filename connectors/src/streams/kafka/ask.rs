@@ -18,11 +18,11 @@ pub(super) const ANSWER: Duration = Duration::from_secs(4);
 /// Who waits for an answer looks around this often.
 const WATCH: Duration = Duration::from_millis(50);
 
-/// Asks a question that the brokers may take this long to answer, on a thread of its own, and calls `watch` meanwhile, which
-/// may end the waiting with an error.
+/// Asks a question that the brokers may take this long to answer, on a thread of its own, and calls `watch` meanwhile,
+/// which may end the waiting with an error.
 ///
-/// The question is not cut into short ones: where a round trip takes seconds, none of those would ever be answered. (A first
-/// answer takes four: the broker's versions and its name, and then both again under that name.)
+/// The question is not cut into short ones: where a round trip takes seconds, none of those would ever be answered. (A
+/// first answer takes four: the broker's versions and its name, and then both again under that name.)
 ///
 /// # Errors
 /// That of `watch`; inside, that of the question.
@@ -52,8 +52,8 @@ pub(super) fn patiently<T: Send + 'static>(
     }
 }
 
-/// Asks for one offset of each partition: `Beginning`, `End` (of what is committed, unless the user reads everything), or
-/// the first at a time in milliseconds.
+/// Asks for one offset of each partition: `Beginning`, `End` (of what is committed, unless the user reads everything),
+/// or the first at a time in milliseconds.
 pub(super) fn offsets(
     consumer: &Consumer,
     partitions: &[Partition],

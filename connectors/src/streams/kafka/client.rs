@@ -45,8 +45,9 @@ impl Sizes {
     pub(super) fn new(properties: &KafkaProperties, partitions: usize) -> Self {
         let share = |total: u64, least: u64, most: u64| (total / partitions.max(1) as u64).clamp(least, most);
         let of = |names: &[&str], default: u64| properties.number(names).unwrap_or(default);
-        // Answers of a few megabytes: larger ones leave the caches before they are read (examples/kafka_bench.rs, 8 partitions on
-        // a broker here, records of 100 KB: 58 % of a bare loop with 4 MiB of each, 74 % with 1 MiB and a queue of four of these).
+        // Answers of a few megabytes: larger ones leave the caches before they are read (examples/kafka_bench.rs, 8
+        // partitions on a broker here, records of 100 KB: 58 % of a bare loop with 4 MiB of each, 74 % with 1 MiB and a
+        // queue of four of these).
         let piece = share(QUEUES / 2, 64 << 10, 4 << 20).min(share(ANSWER, 1 << 20, 4 << 20));
         Self {
             queue_kbytes: of(
@@ -56,9 +57,9 @@ impl Sizes {
             queue_messages: of(&["queued.min.messages"], share(MESSAGES, 100, 50_000)),
             partition_bytes: of(&["fetch.message.max.bytes", "max.partition.fetch.bytes"], piece),
             answer_bytes: of(&["fetch.max.bytes"], ANSWERS),
-            // There is one request at a time to each broker. One that asks only for logs without anything new would hold up
-            // all others for as long as the broker may wait, so it may not wait long; but with many partitions a request is
-            // large, and idle ones should be few.
+            // There is one request at a time to each broker. One that asks only for logs without anything new would
+            // hold up all others for as long as the broker may wait, so it may not wait long; but with many partitions
+            // a request is large, and idle ones should be few.
             wait_ms: (partitions as u64 / 8).clamp(10, 100),
         }
     }
@@ -200,11 +201,11 @@ impl Context {
 
     /// Whether every record of a log below `offset` is in its queue, or was.
     ///
-    /// A log may hold no record at its end: markers of transactions, aborted records, what compaction removed. librdkafka
-    /// passes over these silently, but not unnoticed: `next_offset` of its statistics is the position of the next request, as
-    /// the thread that fills the queue saw it when it was done with all answers before
-    /// (`rd_kafka_toppar_fetch_decide` copies it). Until the consumer is pointed elsewhere, which never happens to one of
-    /// ours, it only grows, so one look suffices, and a queue that is found empty *after* it has nothing below it.
+    /// A log may hold no record at its end: markers of transactions, aborted records, what compaction removed.
+    /// librdkafka passes over these silently, but not unnoticed: `next_offset` of its statistics is the position of the
+    /// next request, as the thread that fills the queue saw it when it was done with all answers before
+    /// (`rd_kafka_toppar_fetch_decide` copies it). Until the consumer is pointed elsewhere, which never happens to one
+    /// of ours, it only grows, so one look suffices, and a queue that is found empty *after* it has nothing below it.
     pub(super) fn delivered(&self, slot: usize, offset: i64) -> bool {
         self.next[slot].load(Ordering::Relaxed) >= offset
     }
@@ -316,8 +317,8 @@ pub(super) fn closed(message: &str) -> String {
 
 /// Serves what the brokers report. There must be no message in it: every partition has a queue of its own.
 pub(super) fn serve(consumer: &Consumer) -> Result<(), SourceError> {
-    // Some at most, so that a flood of errors does not keep records from being read. There being none is no different from
-    // one that was served, so all are tried; that takes microseconds.
+    // Some at most, so that a flood of errors does not keep records from being read. There being none is no different
+    // from one that was served, so all are tried; that takes microseconds.
     for _ in 0..32 {
         match consumer.poll(Duration::ZERO) {
             None => {}

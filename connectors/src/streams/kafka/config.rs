@@ -53,11 +53,13 @@ pub struct KafkaConfig {
     /// What a message's value is.
     #[serde(skip_serializing_if = "KafkaValue::is_image")]
     pub value: KafkaValue,
-    /// JSON and Arrow: the column that holds the image (in JSON as base64); `""` for none. Default: `image`, `img`, `jpg`,
+    /// JSON and Arrow: the column that holds the image (in JSON as base64); `""` for none. Default: `image`, `img`,
+    /// `jpg`,
     /// `jpeg`, `png`, `bytes` or `content`, whichever a record has, and none where `fields` are given.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub image: Option<String>,
-    /// Where the label is: `"key"`, `"header:NAME"`, or with JSON and Arrow a column; `""` or null for nowhere. Default:
+    /// Where the label is: `"key"`, `"header:NAME"`, or with JSON and Arrow a column; `""` or null for nowhere.
+    /// Default:
     /// `"header:label"`, or the column with a usual name (`label`, `cls`, …). A record without its label is a bad one.
     #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "crate::labels::name_or_none")]
     pub label: Option<String>,

@@ -75,8 +75,8 @@ impl Lookup<'_> {
         self.answered();
         let starts = self.resolve("start", &self.config.start, &partitions, &low, &end)?;
         for (slot, partition) in partitions.iter().enumerate() {
-            // A start that retention has passed by since is no error here: a run that goes on from a token is beyond it. Who
-            // does begin there hears of it when reading begins.
+            // A start that retention has passed by since is no error here: a run that goes on from a token is beyond
+            // it. Who does begin there hears of it when reading begins.
             if starts[slot] > end[slot] {
                 return Err(SourceError::data(format!(
                     "start: {partition} ends at offset {}, before {}; give an offset that exists, or \"end\"",

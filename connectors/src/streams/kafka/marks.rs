@@ -1,5 +1,6 @@
-//! How far the logs reach: asked for all partitions at once, on a thread of its own, because it takes as long as the network,
-//! and over a connection of its own, because on the one that fetches an answer waits behind megabytes of records.
+//! How far the logs reach: asked for all partitions at once, on a thread of its own, because it takes as long as the
+//! network, and over a connection of its own, because on the one that fetches an answer waits behind megabytes of
+//! records.
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -190,8 +191,8 @@ impl Shared {
     }
 }
 
-/// Learns who leads each partition now: what is known of that is kept for a quarter of a minute, and asked for again only
-/// by those who fetch.
+/// Learns who leads each partition now: what is known of that is kept for a quarter of a minute, and asked for again
+/// only by those who fetch.
 fn refresh(consumer: &Consumer, partitions: &[Partition]) {
     // One that joined later asks for its topic again; that does not matter.
     for of_topic in partitions.chunk_by(|a, b| a.topic == b.topic) {

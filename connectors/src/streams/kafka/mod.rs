@@ -11,21 +11,23 @@
 //! # Promises
 //!
 //! - **Offsets in the token are the truth.** Partitions are assigned explicitly, at explicit offsets: no group, no
-//!   rebalance, nothing that a slow trainer could lose. The broker is told what a saved checkpoint holds, for lag monitors,
-//!   and is never asked for it.
+//!   rebalance, nothing that a slow trainer could lose. The broker is told what a saved checkpoint holds, for lag
+//!   monitors, and is never asked for it.
 //! - **A window is complete.** It ends where every record below its ranges' ends was delivered: because a later one has
-//!   come, or because librdkafka's own position says so ([`client`]), which also covers markers of transactions, aborted
-//!   records and what compaction removed. Only committed records are read, unless `isolation.level` says otherwise.
-//! - **Never a jump.** `auto.offset.reset` is `error`. Offsets that retention removed, a log that ends before what was read, a
-//!   topic that was deleted, a window that is not the same when it is read again: each stops the run, naming partition,
-//!   range and count.
+//!   come, or because librdkafka's own position says so ([`client`]), which also covers markers of transactions,
+//!   aborted records and what compaction removed. Only committed records are read, unless `isolation.level` says
+//!   otherwise.
+//! - **Never a jump.** `auto.offset.reset` is `error`. Offsets that retention removed, a log that ends before what was
+//!   read, a topic that was deleted, a window that is not the same when it is read again: each stops the run, naming
+//!   partition, range and count.
 //! - **Windows of what was there already are pure** ([`plan`]): a function of the place before them and what is stored.
 //!   With `window_offsets` all of them are, so that several daemons agree without talking.
-//! - **Who joins is read from its beginning.** An endless stream notices partitions that were added, and topics that its
-//!   patterns mean ([`newcomers`]); they are part of the next window, whose place says so. Only with `window_offsets` they are
-//!   not read (the log says so), since daemons that do not talk would notice them at different times.
-//! - **Memory is bounded.** A partition's queue is left alone when there is no room, and librdkafka then stops fetching for
-//!   it; its sizes shrink with the number of partitions. Partitions are read in step, never one far ahead.
+//! - **Who joins is read from its beginning.** An endless stream notices partitions that were added, and topics that
+//!   its patterns mean ([`newcomers`]); they are part of the next window, whose place says so. Only with
+//!   `window_offsets` they are not read (the log says so), since daemons that do not talk would notice them at
+//!   different times.
+//! - **Memory is bounded.** A partition's queue is left alone when there is no room, and librdkafka then stops fetching
+//!   for it; its sizes shrink with the number of partitions. Partitions are read in step, never one far ahead.
 //! - **Secrets stay where they are**: no value of a property that may be one is ever shown ([`properties`]).
 //!
 //! # What it does not do

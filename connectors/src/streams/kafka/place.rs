@@ -4,12 +4,12 @@
 //! {"partitions": [{"images": [[0, 1200, 1213], [1, 1187, 1200]]}], "hash": "…"}
 //! ```
 //!
-//! Each range is `[partition, from, to]`, and of a bounded stream `[partition, from, to, lo, hi]`: `lo` to `hi` is what an
-//! epoch covers, found once, so that no later epoch and no resume asks for a timestamp again.
+//! Each range is `[partition, from, to]`, and of a bounded stream `[partition, from, to, lo, hi]`: `lo` to `hi` is what
+//! an epoch covers, found once, so that no later epoch and no resume asks for a timestamp again.
 //!
-//! The list has one element, and one more for each time that partitions have joined an endless stream. A partition's *slot* is
-//! its index among all of a place: those of the first element, sorted by topic and number, then those of the second, and so on,
-//! so that it never changes. It is part of a record's id.
+//! The list has one element, and one more for each time that partitions have joined an endless stream. A partition's
+//! *slot* is its index among all of a place: those of the first element, sorted by topic and number, then those of the
+//! second, and so on, so that it never changes. It is part of a record's id.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;

@@ -7,8 +7,8 @@
 //!  p2  ├■■■■┤───▶            4      goes to the first ones in order
 //! ```
 //!
-//! Then bytes cut: records in the order of (offset - start, slot) are taken until the next one would be too much. Both are
-//! pure functions of what is stored, so that whoever starts at the same place cuts the same windows.
+//! Then bytes cut: records in the order of (offset - start, slot) are taken until the next one would be too much. Both
+//! are pure functions of what is stored, so that whoever starts at the same place cuts the same windows.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -61,8 +61,8 @@ pub(super) fn depends_on_more(available: &[u64], complete: &[bool], records: u64
 
 /// Walks through the offsets of a window in the order in which they are taken, and says which log is next.
 ///
-/// A log is *asked* for the first record at or behind its next offset; when it is known, it is *taken*, unless the window is
-/// full. So at most one record of each log is held outside of the window, and none where there are no gaps.
+/// A log is *asked* for the first record at or behind its next offset; when it is known, it is *taken*, unless the
+/// window is full. So at most one record of each log is held outside of the window, and none where there are no gaps.
 #[derive(Debug)]
 pub(super) struct Taking {
     starts: Vec<i64>,

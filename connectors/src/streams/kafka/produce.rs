@@ -230,8 +230,8 @@ impl Producer {
     /// Sends one record; waits while librdkafka's queue is full. Without a value it is a tombstone.
     ///
     /// # Errors
-    /// When an earlier record has failed, when this one is larger than allowed, or when the brokers cannot be reached for
-    /// longer than `message.timeout.ms`.
+    /// When an earlier record has failed, when this one is larger than allowed, or when the brokers cannot be reached
+    /// for longer than `message.timeout.ms`.
     pub fn send(
         &self,
         key: Option<&[u8]>,

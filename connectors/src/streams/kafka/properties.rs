@@ -1,7 +1,7 @@
 //! librdkafka's properties by their own names, and which of them are not the user's to set.
 //!
-//! A value may be a password, so none is part of a `Debug` text or a fingerprint, and of errors and log lines only those are whose
-//! names say that they are none: paths of files, and what librdkafka says of a protocol or a number.
+//! A value may be a password, so none is part of a `Debug` text or a fingerprint, and of errors and log lines only
+//! those are whose names say that they are none: paths of files, and what librdkafka says of a protocol or a number.
 
 use std::collections::BTreeMap;
 use std::fmt;

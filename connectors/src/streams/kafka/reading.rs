@@ -65,9 +65,10 @@ impl Shared {
     }
 }
 
-/// Has glibc keep the memory of a window for the next one. By default it gives 128 KiB and more back to the system at once, and
-/// every page that comes back costs a fault: a tenth of the time of reading records of 100 KB (examples/kafka_bench.rs). A large block that is freed raises
-/// its thresholds, to this and to twice as much (mallopt(3), "dynamic mmap threshold"); elsewhere it does nothing.
+/// Has glibc keep the memory of a window for the next one. By default it gives 128 KiB and more back to the system at
+/// once, and every page that comes back costs a fault: a tenth of the time of reading records of 100 KB
+/// (examples/kafka_bench.rs). A large block that is freed raises its thresholds, to this and to twice as much
+/// (mallopt(3), "dynamic mmap threshold"); elsewhere it does nothing.
 fn keep_freed_memory() {
     drop(std::hint::black_box(Vec::<u8>::with_capacity(31 << 20)));
 }
@@ -192,7 +193,8 @@ impl Reading {
         }
         loop {
             if self.is_last() {
-                // The next epoch covers the same offsets, and begins with a consumer that knows nothing of this one's end.
+                // The next epoch covers the same offsets, and begins with a consumer that knows nothing of this one's
+                // end.
                 session = None;
                 for range in &mut self.ranges.ranges {
                     let lo = range.bounds.map_or(range.to, |(lo, _)| lo);

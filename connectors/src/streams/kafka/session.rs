@@ -1,7 +1,7 @@
 //! Partitions being read: a queue for each, of which the next record is taken only when it is wanted.
 //!
-//! Not taking from a queue is all there is to back-pressure: librdkafka fetches until the queue is full and then leaves the
-//! partition alone, while its own threads keep the connections alive and events are served.
+//! Not taking from a queue is all there is to back-pressure: librdkafka fetches until the queue is full and then leaves
+//! the partition alone, while its own threads keep the connections alive and events are served.
 
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -25,12 +25,12 @@ use crate::{SourceError, StreamRecord};
 /// How long one look into an empty queue takes.
 const LOOK: Duration = Duration::from_millis(20);
 
-/// Whoever was let in before and is not any more has a new password, or somebody who checks them is down: that is waited out
-/// for so long.
+/// Whoever was let in before and is not any more has a new password, or somebody who checks them is down: that is
+/// waited out for so long.
 const REFUSED: Duration = Duration::from_secs(300);
 
-/// Connections that have failed for longer, with no answer to anything meanwhile, are said to. (The marks are asked for every
-/// few seconds, so that one broker of several which is away does not count.)
+/// Connections that have failed for longer, with no answer to anything meanwhile, are said to. (The marks are asked for
+/// every few seconds, so that one broker of several which is away does not count.)
 const SILENT: Duration = Duration::from_secs(10);
 
 /// A contradiction between brokers is looked at twice, this much apart: a new leader may not know its own end yet.
@@ -229,7 +229,8 @@ impl Session {
     /// Serves events, waiting for one if there is none, and looks whether all is well.
     pub(super) fn serve(&mut self, wait: Duration) -> Result<(), SourceError> {
         if !wait.is_zero() {
-            // Not on the queue of events: they are few, and a message that does not belong there must not be lost in it.
+            // Not on the queue of events: they are few, and a message that does not belong there must not be lost in
+            // it.
             std::thread::sleep(wait);
         }
         self.served = Instant::now();

@@ -8,10 +8,10 @@
 //!
 //! # Promises
 //!
-//! - Read back, the shards give the images (byte for byte, unless `--max-side` shrank one), labels, classes and fields of
-//!   the source, in its order or in the pure one of `--shuffle`. The same source and options give the same bytes.
-//! - A shard appears whole: written under another name, synced, renamed. Interrupted anywhere, the next run goes on behind
-//!   the last whole shard; with another source or other options it refuses and names the difference.
+//! - Read back, the shards give the images (byte for byte, unless `--max-side` shrank one), labels, classes and fields
+//!   of the source, in its order or in the pure one of `--shuffle`. The same source and options give the same bytes.
+//! - A shard appears whole: written under another name, synced, renamed. Interrupted anywhere, the next run goes on
+//!   behind the last whole shard; with another source or other options it refuses and names the difference.
 //! - Memory is bounded: 256 records or 256 MiB ahead, whichever is less.
 
 mod index;
@@ -63,8 +63,8 @@ pub(super) struct Pack {
     /// Seed of the random order
     #[arg(long, default_value_t = 0, value_name = "N", allow_negative_numbers = true, value_parser = super::at_least::<u64, 0>)]
     seed: u64,
-    /// Shrink images whose longer side is above N pixels to N pixels, and re-encode them as JPEG: this is lossy and drops
-    /// their metadata (the EXIF orientation is applied). All other images are kept as they are
+    /// Shrink images whose longer side is above N pixels to N pixels, and re-encode them as JPEG: this is lossy and
+    /// drops their metadata (the EXIF orientation is applied). All other images are kept as they are
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=65_535))]
     max_side: Option<u32>,
     /// JPEG quality of images that are shrunk
@@ -86,7 +86,8 @@ enum OnError {
     Skip,
 }
 
-/// Refuses a target inside of its source: what is packed would be part of it, and a folder with shards is no image folder.
+/// Refuses a target inside of its source: what is packed would be part of it, and a folder with shards is no image
+/// folder.
 fn apart(address: &str, folder: &Path) -> Result<(), Failure> {
     let Ok(source) = Path::new(address.strip_prefix("file://").unwrap_or(address)).canonicalize() else {
         // A pattern, or a URL: not a folder.
@@ -545,8 +546,8 @@ impl Writer<'_> {
     }
 }
 
-/// A name for the members of a record that is unique and tells where it came from: its number in the source and the last
-/// part of its key, in plain letters.
+/// A name for the members of a record that is unique and tells where it came from: its number in the source and the
+/// last part of its key, in plain letters.
 fn stem(record: u64, key: &str) -> String {
     let base = key.rsplit('/').next().unwrap_or(key);
     let base = base.split('.').next().unwrap_or(base);

@@ -1,5 +1,5 @@
-//! The engine against a stream whose windows are made up: what is delivered is a function of the stream, the seed and the
-//! place.
+//! The engine against a stream whose windows are made up: what is delivered is a function of the stream, the seed and
+//! the place.
 
 use std::sync::Mutex;
 use std::sync::atomic::AtomicBool;

@@ -1,5 +1,5 @@
-//! One AV1 picture: decoded by rav1d, then to RGB. rav1d is dav1d's C interface inside, which no panic can leave: it works on
-//! a thread that may be lost (`expendable.rs`).
+//! One AV1 picture: decoded by rav1d, then to RGB. rav1d is dav1d's C interface inside, which no panic can leave: it
+//! works on a thread that may be lost (`expendable.rs`).
 
 use re_rav1d::{Decoder, Error, Picture, PixelLayout, PlanarImageComponent, Settings};
 

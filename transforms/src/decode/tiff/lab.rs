@@ -1,6 +1,6 @@
 //! CIE Lab of eight bits as Pillow converts it, by LittleCMS: to sRGB at the nodes of a 33 x 33 x 33 grid, and between
-//! these along the edges of tetrahedra, in 16-bit arithmetic. Between nodes that is up to 14 levels away from the formula in
-//! the darkest colours, so the grid is part of the result. The rest agrees within one level.
+//! these along the edges of tetrahedra, in 16-bit arithmetic. Between nodes that is up to 14 levels away from the
+//! formula in the darkest colours, so the grid is part of the result. The rest agrees within one level.
 
 use std::sync::LazyLock;
 
