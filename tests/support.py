@@ -299,7 +299,7 @@ class Daemon:
     def listens(self) -> Daemon:
         """Waits until it does."""
         wait_until(
-            lambda: "listens on" in self.log or self._process.poll() is not None, 20, "the daemon listens"
+            lambda: "listening on" in self.log or self._process.poll() is not None, 20, "the daemon listens"
         )
         assert self._process.poll() is None, self.log
         return self

@@ -273,7 +273,7 @@ def test_a_dead_daemons_socket_is_taken_over(config: Path, tmp_path: Path) -> No
 def test_a_living_daemons_socket_is_not(daemon: Daemon, config: Path) -> None:
     done = fuelrail("serve", config, "--socket", daemon.socket)
     assert done.returncode == 1
-    assert "another daemon listens" in done.stderr and str(daemon.socket) in done.stderr
+    assert "another daemon is listening" in done.stderr and str(daemon.socket) in done.stderr
     healthy(daemon)
 
 

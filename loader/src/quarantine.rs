@@ -99,10 +99,10 @@ impl Quarantine {
         Ok(match (self.seen.len(), &self.path) {
             (count, _) if count <= NAMED => Some(said),
             (count, Some(path)) if count == NAMED + 1 => {
-                Some(format!("{said}; further ones are only listed in {}", shown(&path)))
+                Some(format!("{said}; further warnings suppressed, all are listed in {}", shown(&path)))
             }
             (count, None) if count == NAMED + 1 => {
-                Some(format!("{said}; further ones are only counted (quarantine=FILE would list them)"))
+                Some(format!("{said}; further warnings suppressed; set quarantine=FILE to log all"))
             }
             _ => None,
         })

@@ -87,7 +87,7 @@ pub fn serve_private() -> io::Result<()> {
 pub fn serve(config: DaemonConfig, socket: &Path) -> io::Result<Signal> {
     log::to_stderr();
     let listener = listen(socket)?;
-    tracing::info!("fuelrail {} listens on {}", env!("CARGO_PKG_VERSION"), shown(&socket));
+    tracing::info!("fuelrail {} listening on {}", env!("CARGO_PKG_VERSION"), shown(&socket));
     let result = run(config, Door::Listener(listener));
     let _ = std::fs::remove_file(socket);
     tracing::info!("stopped");
@@ -192,7 +192,7 @@ fn listen(path: &Path) -> io::Result<std::os::unix::net::UnixListener> {
             return Err(io::Error::new(
                 io::ErrorKind::AddrInUse,
                 format!(
-                    "another daemon listens on {}; choose another --socket or stop that one",
+                    "another daemon is listening on {}; choose another --socket or stop that one",
                     shown(&path)
                 ),
             ));

@@ -271,11 +271,11 @@ impl Conversation {
             }
             (Some(pid), Some(obituary)) => format!(
                 "the fuelrail daemon (pid {pid}) died: {obituary}. Make a new Loader and load the state of your last \
-                 checkpoint to go on exactly"
+                 checkpoint to continue exactly"
             ),
             (Some(pid), None) => format!(
                 "the fuelrail daemon (pid {pid}) is gone: {how}. Start it again, make a new Loader and load the state of \
-                 your last checkpoint to go on exactly"
+                 your last checkpoint to continue exactly"
             ),
         })
     }
