@@ -53,6 +53,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         classes: None,
         label: None,
         split: None,
+        deliver: None,
         cache: CacheConfig::default(),
     };
     let source = fuelrail_connectors::open(&SourceConfig::Folder(config))?;

@@ -10,7 +10,7 @@ use std::io::Write;
 use std::process::ExitCode;
 use std::sync::mpsc;
 
-use fuelrail_connectors::{ElementType, FieldSpec, ReadRequest, ReaderConfig, SourceConfig, open};
+use fuelrail_connectors::{Cut, ElementType, FieldSpec, ReadRequest, ReaderConfig, SourceConfig, open};
 use serde_json::{Value, json};
 
 fn main() -> ExitCode {
@@ -53,7 +53,8 @@ fn dump(config: &str, limit: u64) -> Result<(), Box<dyn std::error::Error>> {
             match result {
                 Err(error) => line["error"] = format!("{:?}: {error}", error.kind()).into(),
                 Ok(record) => {
-                    let (image, mut fields) = schema.split(&record.bytes).ok_or("a record is too short")?;
+                    let Cut { image, mut fields, .. } =
+                        schema.cut(&record.bytes).ok_or("a record is too short")?;
                     if schema.image {
                         let mut crc = flate2::Crc::new();
                         crc.update(image);

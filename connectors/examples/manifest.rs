@@ -31,6 +31,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         classes: None,
         label: None,
         split: None,
+        deliver: None,
         cache: CacheConfig::default(),
     }))?;
     println!(

@@ -81,7 +81,10 @@ pub use names::{Shown, printable, shown};
 pub use numbers::read_numbers;
 pub use opening::{Counted, Opening, Progress};
 pub use recognised::RECOGNISED;
-pub use schema::{ElementType, FieldSpec, MAX_FIELD_BYTES, RESERVED, Schema};
+pub use schema::{
+    Cut, Deliver, ElementType, FieldSpec, MAX_FIELD_BYTES, MAX_PART_BYTES, PartKind, PartSpec, RESERVED,
+    Schema, Wanted, WantedKind,
+};
 pub use sources::address::AddressConfig;
 pub use sources::array::{ArrayConfig, TokensConfig as ArrayTokensConfig};
 pub use sources::folder::FolderConfig;
@@ -99,5 +102,5 @@ pub use streams::kafka::{
 pub use streams::{Follower, Place, Sink, StreamRecord, StreamSource, StreamStats, Window};
 
 pub use reader::{Backend, Done, ReadRequest, ReadStats, Reader, ReaderConfig, Record};
-pub use source::{Blocks, Extent, Fingerprint, IndexedSource, Part};
+pub use source::{Blocks, Extent, Fingerprint, IndexedSource, Portion};
 pub use sources::{SourceConfig, open, open_stream, open_stream_watched, open_watched};

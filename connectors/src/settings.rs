@@ -18,6 +18,7 @@ use serde::forward_to_deserialize_any;
 use serde_json::Value;
 
 pub use crate::json::fault as json_fault;
+use crate::sources::DELIVER;
 use crate::{ArrayConfig, FolderConfig, Hdf5Config, KafkaConfig, SyntheticConfig, TableConfig, TarConfig};
 
 /// A table with more keys is not searched for the wrong one; its own name has to do.
@@ -480,7 +481,8 @@ fn source_hint(kind: &str, key: &str, known: &[&str]) -> String {
     let source = SOURCES.iter().find(|source| source.kind == kind);
     let (name, address) = source.map_or(("this source", &[][..]), |source| (source.name, source.address));
     // Whoever is told what it takes has written the address already.
-    let options: Vec<_> = known.iter().copied().filter(|key| !address.contains(key)).collect();
+    let options: Vec<_> =
+        known.iter().copied().filter(|key| !address.contains(key) && *key != DELIVER).collect();
     let others: Vec<_> = SOURCES
         .iter()
         .filter(|other| other.kind != kind && (other.keys)().contains(&key) && !other.address.contains(&key))

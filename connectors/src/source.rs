@@ -85,8 +85,8 @@ pub trait IndexedSource: Send + Sync + 'static {
     fn blocks(&self) -> Blocks;
 
     /// The stretches of records that an epoch draws from in proportion, in index order; empty when it draws each record
-    /// once. Where there are parts, their blocks count and [`blocks`](Self::blocks) is [`Blocks::None`].
-    fn parts(&self) -> &[Part] {
+    /// once. Where there are such portions, their blocks count and [`blocks`](Self::blocks) is [`Blocks::None`].
+    fn portions(&self) -> &[Portion] {
         &[]
     }
 
@@ -189,7 +189,7 @@ impl<'de> Deserialize<'de> for Fingerprint {
 
 /// A stretch of a source's records and how often an epoch draws from it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Part {
+pub struct Portion {
     /// Its name in keys.
     pub name: String,
     /// Records in it.

@@ -23,6 +23,7 @@ fn readers_leave_no_descriptor_open() {
         classes: None,
         label: None,
         split: None,
+        deliver: None,
         cache: CacheConfig::default(),
     });
     let source = open(&config).unwrap();

@@ -33,6 +33,7 @@ fn a_lack_of_descriptors_is_waited_for_then_reported_and_does_not_touch_io_uring
         classes: None,
         label: None,
         split: None,
+        deliver: None,
         cache: CacheConfig::default(),
     });
     let source = open(&config).unwrap();

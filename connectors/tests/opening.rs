@@ -253,6 +253,7 @@ fn folders_and_tables_count_what_they_read_and_stop() {
         classes: None,
         label: None,
         split: None,
+        deliver: None,
         cache: CacheConfig::default(),
     };
     let table = TableConfig {

@@ -30,6 +30,7 @@ fn an_image_folder_conforms() {
         classes: None,
         label: None,
         split: None,
+        deliver: None,
         cache: CacheConfig::default(),
     }));
 }
@@ -45,6 +46,7 @@ fn a_flat_folder_conforms() {
         classes: None,
         label: None,
         split: None,
+        deliver: None,
         cache: CacheConfig::default(),
     }));
 }

@@ -231,7 +231,7 @@ fn fields_come_after_the_image_wherever_their_members_are() {
         for (at, (_, label, bytes)) in contents(&source).into_iter().enumerate() {
             let (shard, record) = (at / 30, at as u64 % 30);
             assert_eq!(label as u64, record % 4);
-            let (image, fields) = schema.split(&bytes).unwrap();
+            let fuelrail_connectors::Cut { image, fields, .. } = schema.cut(&bytes).unwrap();
             assert!(image == noise(record + 100, 1000 + record as usize * 300));
             let mut expected: Vec<u8> =
                 [record as i64, 2, 3, -4].iter().flat_map(|n| n.to_le_bytes()).collect();

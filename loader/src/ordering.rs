@@ -21,7 +21,7 @@ const MAX_LABEL: i64 = 1 << 20;
 /// With the key that is wrong, and why.
 pub(crate) fn order(config: &PipelineConfig, source: &dyn IndexedSource) -> Result<(Order, String), Refusal> {
     let (len, seed) = (source.len(), config.seed);
-    let parts = source.parts();
+    let parts = source.portions();
     if let Some(sampling) = &config.sampling {
         if !parts.is_empty() && parts.iter().any(|part| part.per_epoch != part.len) {
             return refuse(

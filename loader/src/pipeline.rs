@@ -312,7 +312,7 @@ impl Pipeline {
         if self.supply.is_labelled() {
             columns.insert(0, Column::Label);
         }
-        if matches!(&self.supply, Supply::Indexed { source, .. } if !source.parts().is_empty()) {
+        if matches!(&self.supply, Supply::Indexed { source, .. } if !source.portions().is_empty()) {
             columns.push(Column::Part);
         }
         Layout::new(rows, image.into_iter().chain(own).collect(), &columns)

@@ -82,6 +82,9 @@ pub struct FolderConfig {
     /// Use only a part of the records.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub split: Option<Split>,
+    /// What records are to hold, by part. Filled in by a pipeline's fields.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deliver: crate::Deliver,
     /// Where copies are kept when the root is in a bucket.
     #[serde(default, skip_serializing_if = "CacheConfig::is_default")]
     pub cache: CacheConfig,

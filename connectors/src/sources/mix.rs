@@ -9,7 +9,7 @@
 //! - Classes are joined by name, in order of first appearance; parts with integer labels alone can be mixed only with
 //!   their like, for a number means a different thing in each list of names.
 //! - All parts have the same schema.
-//! - How often a part is drawn is data ([`Part::per_epoch`]); the order of the draws is the loader's business.
+//! - How often a part is drawn is data ([`Portion::per_epoch`]); the order of the draws is the loader's business.
 
 use std::sync::Arc;
 
@@ -17,8 +17,8 @@ use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::Xxh3;
 
 use crate::{
-    Blocks, Extent, Fingerprint, IndexedSource, Part, ReadRequest, ReadStats, Reader, ReaderConfig, Record,
-    Schema, SourceConfig, SourceError,
+    Blocks, Extent, Fingerprint, IndexedSource, Portion, ReadRequest, ReadStats, Reader, ReaderConfig,
+    Record, Schema, SourceConfig, SourceError,
 };
 
 /// Several sources drawn in proportion.
@@ -54,7 +54,7 @@ const MAX_PARTS: usize = 256;
 
 pub(crate) struct Mix {
     sources: Vec<Arc<dyn IndexedSource>>,
-    parts: Vec<Part>,
+    portions: Vec<Portion>,
     /// Where each part's records begin, and their end.
     begins: Vec<u64>,
     classes: Vec<String>,
@@ -123,15 +123,15 @@ impl Mix {
             hash.update(&source.fingerprint().0.to_le_bytes());
         }
         let fingerprint = Fingerprint(hash.digest128());
-        let parts = (0..sources.len())
-            .map(|at| Part {
+        let portions = (0..sources.len())
+            .map(|at| Portion {
                 name: names[at].clone(),
                 len: lengths[at],
                 blocks: sources[at].blocks(),
                 per_epoch: per_epoch[at],
             })
             .collect();
-        Ok(Self { sources, parts, begins, classes, labels, schema, fingerprint })
+        Ok(Self { sources, portions, begins, classes, labels, schema, fingerprint })
     }
 
     /// The part that a record is of, and its index there.
@@ -237,7 +237,7 @@ impl IndexedSource for Mix {
 
     fn key(&self, index: u64) -> String {
         let (part, index) = self.locate(index);
-        format!("{}/{}", self.parts[part].name, self.sources[part].key(index))
+        format!("{}/{}", self.portions[part].name, self.sources[part].key(index))
     }
 
     fn label(&self, index: u64) -> i64 {
@@ -287,12 +287,12 @@ impl IndexedSource for Mix {
     }
 
     fn blocks(&self) -> Blocks {
-        // Each part has its own: see `parts`.
+        // Each part has its own: see `portions`.
         Blocks::None
     }
 
-    fn parts(&self) -> &[Part] {
-        &self.parts
+    fn portions(&self) -> &[Portion] {
+        &self.portions
     }
 
     fn fingerprint(&self) -> Fingerprint {
@@ -383,7 +383,7 @@ mod tests {
 
     fn draws(parts: Vec<MixPart>, samples_per_epoch: Option<u64>) -> Vec<u64> {
         let mix = Mix::open(&MixConfig { parts, samples_per_epoch }).unwrap();
-        mix.parts().iter().map(|part| part.per_epoch).collect()
+        mix.portions().iter().map(|part| part.per_epoch).collect()
     }
 
     #[test]

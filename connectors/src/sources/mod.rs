@@ -20,8 +20,11 @@ use serde::{Deserialize, Serialize};
 use crate::bytes::remote::is_url;
 use crate::{
     AddressConfig, ArrayConfig, FolderConfig, Hdf5Config, IndexedSource, KafkaConfig, MixConfig, MixPart,
-    Opening, SourceError, StreamSource, SubsetConfig, SyntheticConfig, TableConfig, TarConfig,
+    Opening, SourceError, StreamSource, SubsetConfig, SyntheticConfig, TableConfig, TarConfig, Wanted,
 };
+
+/// The key of every source that says what its records are to hold.
+pub(crate) const DELIVER: &str = "deliver";
 
 /// Which records there are: the closed list of sources, as plain data.
 ///
@@ -71,6 +74,47 @@ impl SourceConfig {
         })
     }
 
+    /// The same, asked to deliver these parts.
+    #[must_use]
+    pub fn delivering(mut self, wanted: &[Wanted]) -> Self {
+        match &mut self {
+            Self::Folder(FolderConfig { deliver, .. })
+            | Self::Synthetic(SyntheticConfig { deliver, .. })
+            | Self::Tar(TarConfig { deliver, .. })
+            | Self::Table(TableConfig { deliver, .. })
+            | Self::Hdf5(Hdf5Config { deliver, .. })
+            | Self::Array(ArrayConfig { deliver, .. })
+            | Self::Kafka(KafkaConfig { deliver, .. }) => *deliver = Some(wanted.to_vec()),
+            Self::Subset(config) => *config.source = config.source.clone().delivering(wanted),
+            Self::Mix(config) => {
+                for part in &mut config.parts {
+                    part.source = part.source.clone().delivering(wanted);
+                }
+            }
+            Self::Address(config) => {
+                let list = serde_json::to_value(wanted).expect("configuration is plain data");
+                config.options.insert(DELIVER.into(), list);
+            }
+        }
+        self
+    }
+
+    /// Refuses named parts of the sources that have none yet.
+    fn has_named_parts(&self) -> Result<(), SourceError> {
+        let (kind, deliver) = match self {
+            Self::Folder(config) => ("image folders", &config.deliver),
+            Self::Synthetic(config) => ("synthetic sources", &config.deliver),
+            Self::Table(config) => ("tables", &config.deliver),
+            Self::Hdf5(config) => ("HDF5 files", &config.deliver),
+            Self::Array(config) => ("NumPy arrays", &config.deliver),
+            _ => return Ok(()),
+        };
+        match deliver {
+            Some(_) => Err(SourceError::config(format!("records of {kind} have no named parts yet"))),
+            None => Ok(()),
+        }
+    }
+
     /// The key by which this would write files where its configuration says, if it does. What is cached in the user's
     /// own cache folder is no such thing. Of an address only what was typed, as with [`locations`](Self::locations).
     pub fn writes(&self) -> Option<&'static str> {
@@ -113,6 +157,7 @@ impl SourceConfig {
 /// [`SourceError`] when the configuration makes no sense or the data is not there; its text names the folder or the key
 /// and says what to do.
 pub fn open(config: &SourceConfig) -> Result<Arc<dyn IndexedSource>, SourceError> {
+    config.has_named_parts()?;
     match config {
         SourceConfig::Folder(config) if is_url(&config.root.to_string_lossy()) => {
             Ok(Arc::new(images::Images::open(config)?))

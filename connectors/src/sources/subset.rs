@@ -33,7 +33,7 @@ impl Subset {
     pub(crate) fn open(config: &SubsetConfig) -> Result<Self, SourceError> {
         config.split.check()?;
         let whole = crate::open(&config.source)?;
-        if !whole.parts().is_empty() {
+        if !whole.portions().is_empty() {
             return Err(SourceError::config(
                 "split= goes with the parts of a mixture, not with the whole".into(),
             ));

@@ -76,6 +76,9 @@ pub struct SyntheticConfig {
     pub fail_rate: f64,
     /// Fraction of records (0 to 1) whose read fails at the first try only.
     pub flaky_rate: f64,
+    /// What records are to hold, by part. Filled in by a pipeline's fields.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub deliver: crate::Deliver,
 }
 
 impl Default for SyntheticConfig {
@@ -97,6 +100,7 @@ impl Default for SyntheticConfig {
             corrupt_rate: 0.0,
             fail_rate: 0.0,
             flaky_rate: 0.0,
+            deliver: None,
         }
     }
 }

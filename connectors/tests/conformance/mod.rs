@@ -92,7 +92,7 @@ pub fn conforms(config: &SourceConfig, sizes: Sizes) -> (Arc<dyn IndexedSource>,
     for (index, bytes) in threads.iter().enumerate() {
         let index = index as u64;
         assert!(sizes == Sizes::Estimates || bytes.len() as u64 <= source.size(index));
-        assert!(source.schema().split(bytes).is_some());
+        assert!(source.schema().cut(bytes).is_some());
         if let Some(extent) = source.extent(index) {
             let file = fs::read(&extent.file).expect("the file of an extent");
             assert_eq!(*bytes, file[extent.offset as usize..][..extent.len as usize]);

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use clap::Args;
-use fuelrail_connectors::{Blocks, IndexedSource, ReadError, ReadErrorKind, Record, Schema, shown};
+use fuelrail_connectors::{Blocks, Cut, IndexedSource, ReadError, ReadErrorKind, Record, Schema, shown};
 use fuelrail_transforms::{
     Chain, Dtype, ImageInfo, Layout, Limits, OutputConfig, SampleKey, Scratch, TransformConfig, compile,
 };
@@ -150,7 +150,7 @@ impl Inspect {
             move |_, result| {
                 let mut row = vec![0; chain.output().row_bytes()];
                 let record = result.ok()?;
-                let (image, _) = cut.split(&record.bytes)?;
+                let image = cut.cut(&record.bytes)?.image;
                 with_scratch(|scratch| chain.apply(image, KEY, scratch, &mut row)).ok()?;
                 RgbImage::from_raw(TILE, TILE, row)
             },
@@ -213,7 +213,7 @@ fn look(result: Result<Record, ReadError>, schema: &Schema, chain: Option<&Chain
         }
         Err(error) => return Found::Failed(error.to_string()),
     };
-    let Some((image, _)) = schema.split(&record.bytes) else {
+    let Some(Cut { image, .. }) = schema.cut(&record.bytes) else {
         return Found::Unreadable("it is shorter than its fields".into());
     };
     let read = with_scratch(|scratch| {

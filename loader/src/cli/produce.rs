@@ -430,7 +430,7 @@ impl Encode {
             Err(error) => return Prepared::Failed(error.to_string()),
         };
         if self.format == KafkaValue::Image {
-            let image = self.schema.split(&record.bytes).map(|(image, _)| image.len());
+            let image = self.schema.cut(&record.bytes).map(|cut| cut.image.len());
             return match image {
                 Some(len) => Prepared::Message(Message::Kept(record.bytes, len)),
                 None => Prepared::Unreadable("it is shorter than its fields".into()),

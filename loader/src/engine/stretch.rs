@@ -102,7 +102,7 @@ impl Stretch {
     pub fn part(&self, index: u64) -> Option<i64> {
         let Records::Indexed(source) = &self.records else { return None };
         let mut end = 0;
-        let part = source.parts().iter().position(|part| {
+        let part = source.portions().iter().position(|part| {
             end += part.len;
             index < end
         });

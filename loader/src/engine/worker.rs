@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
 
 use crossbeam_channel::Sender;
-use fuelrail_connectors::{ReadError, ReadErrorKind, Record};
+use fuelrail_connectors::{Cut, ReadError, ReadErrorKind, Record};
 use fuelrail_transforms::{SampleKey, Scratch};
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -137,7 +137,7 @@ fn write(
     scratch: &mut Scratch,
     writer: &mut RowWriter,
 ) -> Result<(), String> {
-    let Some((image, mut fields)) = pipeline.schema.split(bytes) else {
+    let Some(Cut { image, mut fields, .. }) = pipeline.schema.cut(bytes) else {
         return Err(format!(
             "its {} bytes are fewer than the {} of its fields",
             bytes.len(),

@@ -489,7 +489,14 @@ fn a_web_server_is_not_asked_for_lists_and_places_are_not_mixed() {
 }
 
 fn folder(root: &str) -> FolderConfig {
-    FolderConfig { root: root.into(), classes: None, label: None, split: None, cache: CacheConfig::default() }
+    FolderConfig {
+        root: root.into(),
+        classes: None,
+        label: None,
+        split: None,
+        deliver: None,
+        cache: CacheConfig::default(),
+    }
 }
 
 /// A bucket in memory, in the place of a real one.

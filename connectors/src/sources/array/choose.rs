@@ -58,7 +58,7 @@ impl Opened<'_> {
         let all = self.arrays.0.iter().map(|(name, pieces)| Chosen { name, pieces: pieces.iter().collect() });
 
         let mut columns = Vec::new();
-        let mut schema = Schema { image: image.is_some(), fields: Vec::new() };
+        let mut schema = Schema::of(image.is_some(), Vec::new());
         if let Some(image) = &image {
             let rows = self.rows(image)?;
             let part = Part::pixels(rows.stored.element, rows.shape, config.layout).ok_or_else(|| {
@@ -204,7 +204,7 @@ impl Opened<'_> {
         if rows.count == 0 {
             return Err(self.refuse(format!("it holds fewer than tokens.length = {} tokens", config.length)));
         }
-        self.build(vec![(rows, part)], Schema { image: false, fields: vec![spec] }, Labels::default(), None)
+        self.build(vec![(rows, part)], Schema::of(false, vec![spec]), Labels::default(), None)
     }
 
     /// The array of a name in the configuration: of an array, of one file of several, or a path.

@@ -72,6 +72,9 @@ pub struct ArrayConfig {
     /// The files hold one long line of tokens, to be cut into records.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tokens: Option<TokensConfig>,
+    /// What records are to hold, by part. Filled in by a pipeline's fields.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub deliver: crate::Deliver,
     /// Where unpacked and remote files are kept.
     #[serde(skip_serializing_if = "CacheConfig::is_default")]
     pub cache: CacheConfig,

@@ -26,6 +26,7 @@ fn config(folder: &TempDir) -> FolderConfig {
         classes: None,
         label: None,
         split: None,
+        deliver: None,
         cache: CacheConfig::default(),
     }
 }
@@ -208,6 +209,7 @@ fn folders_that_cannot_be_used_are_named_with_what_to_do() {
         classes: None,
         label: None,
         split: None,
+        deliver: None,
         cache: CacheConfig::default(),
     };
     assert!(error(&at("missing")).contains("does not exist"));
@@ -260,6 +262,7 @@ fn links_are_followed_once_round_and_special_files_are_not_opened() {
         classes: None,
         label: None,
         split: None,
+        deliver: None,
         cache: CacheConfig::default(),
     })
     .unwrap();

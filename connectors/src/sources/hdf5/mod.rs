@@ -77,6 +77,9 @@ pub struct Hdf5Config {
     /// Names of the classes, in label order; every label must be one of them, or below their number.
     #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "crate::texts::optional")]
     pub classes: Option<Vec<String>>,
+    /// What records are to hold, by part. Filled in by a pipeline's fields.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub deliver: crate::Deliver,
     /// Where copies of remote files are kept.
     #[serde(skip_serializing_if = "CacheConfig::is_default")]
     pub cache: CacheConfig,

@@ -91,6 +91,9 @@ pub struct TableConfig {
     /// Deliver token sequences of one length, made of a column of lists of integers.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tokens: Option<TokensConfig>,
+    /// What records are to hold, by part. Filled in by a pipeline's fields.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub deliver: crate::Deliver,
     /// Where copies are kept.
     #[serde(skip_serializing_if = "CacheConfig::is_default")]
     pub cache: CacheConfig,

@@ -226,7 +226,7 @@ pub(super) fn open(
     choice: &Choice,
     labels: Labels,
 ) -> Result<Arc<dyn IndexedSource>, SourceError> {
-    let schema = Schema { image: true, fields: choice.fields.clone() };
+    let schema = Schema::of(true, choice.fields.clone());
     schema
         .check(labels.is_some())
         .map_err(|why| SourceError::config(format!("{}: {why}", shards.describe())))?;

@@ -99,7 +99,7 @@ impl Table {
             }
             table.tokens = Some(tokens);
         }
-        table.schema = Schema { image: choice.image.is_some(), fields: specs };
+        table.schema = Schema::of(choice.image.is_some(), specs);
         table
             .schema
             .check(table.labels.is_some())

@@ -86,6 +86,9 @@ pub struct TarConfig {
     /// Class names in label order; a record whose label is not in it is a bad one. Default: the names found, sorted.
     #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "crate::texts::optional")]
     pub classes: Option<Vec<String>>,
+    /// What records are to hold, by part. Filled in by a pipeline's fields.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub deliver: crate::Deliver,
     /// Where indices and unpacked shards are kept.
     #[serde(skip_serializing_if = "CacheConfig::is_default")]
     pub cache: CacheConfig,
@@ -198,7 +201,7 @@ impl Bytes for FileBytes {
 struct Tar {
     given: Arc<Shards>,
     unpacked: Option<Unpacked>,
-    parts: Vec<Part>,
+    shards: Vec<Shard>,
     len: u64,
     labels: Labels,
     schema: Schema,
@@ -212,7 +215,7 @@ struct Tar {
 }
 
 /// A shard with records.
-struct Part {
+struct Shard {
     /// Number of its first record.
     first: u64,
     place: Location,
@@ -221,19 +224,19 @@ struct Part {
 
 impl Tar {
     fn merge(given: Arc<Shards>, indices: Vec<(Location, ShardIndex)>) -> Self {
-        let mut parts = Vec::new();
+        let mut shards = Vec::new();
         let mut len = 0;
         for (place, index) in indices {
             if index.len() > 0 {
                 let first = len;
                 len += index.len() as u64;
-                parts.push(Part { first, place, index });
+                shards.push(Shard { first, place, index });
             }
         }
         Self {
             given,
             unpacked: None,
-            parts,
+            shards,
             len,
             labels: Labels::default(),
             schema: Schema::images(),
@@ -262,16 +265,16 @@ impl Tar {
         options: &Options,
         describe: &dyn Fn(Location, u64) -> String,
     ) -> Result<(), SourceError> {
-        let own = self.parts.iter_mut().map(|part| (part.first, std::mem::take(&mut part.index.bad)));
+        let own = self.shards.iter_mut().map(|part| (part.first, std::mem::take(&mut part.index.bad)));
         let mut verdicts: Vec<(u64, Verdicts)> = own.collect();
         for (at, wanted) in options.fields.iter().enumerate() {
-            let list = self.parts.iter_mut().map(|part| {
+            let list = self.shards.iter_mut().map(|part| {
                 let records = part.index.len();
                 (&mut part.index.fields[at], records)
             });
             let settled = fields::settle(wanted, &mut list.collect::<Vec<_>>());
             let settled = settled.map_err(|unsettled| {
-                let own = &verdicts[..self.parts.len()];
+                let own = &verdicts[..self.shards.len()];
                 let (what, row) = self.unsettled(&unsettled, own);
                 let has = row.map_or_else(String::new, |row| {
                     let (part, record) = self.part(row);
@@ -350,7 +353,7 @@ impl Tar {
                 None => Ok(()),
             };
         };
-        let runs = self.parts.iter_mut().filter_map(|part| part.index.labels.take()).collect();
+        let runs = self.shards.iter_mut().filter_map(|part| part.index.labels.take()).collect();
         let field = match &options.label {
             Some(Label::Json(path)) => Some(format!("json:{}", path.join("."))),
             _ => None,
@@ -371,7 +374,7 @@ impl Tar {
     /// What an opening made of the shards.
     fn recognised(&self, options: &Options) -> Recognised {
         let mut recognised = Recognised::default();
-        let first = &self.parts[0].index;
+        let first = &self.shards[0].index;
         recognised.note(format!("image = members like \"{}\"", escape(first.name(0))));
         let place = options.label.as_ref().and_then(Label::place);
         recognised.note(self.labels.recognised(place.as_deref()));
@@ -397,7 +400,7 @@ impl Tar {
         for field in &self.schema.fields {
             text(&mut hash, format!("{} {} {:?}", field.name, field.dtype, field.shape).as_bytes());
         }
-        for part in &self.parts {
+        for part in &self.shards {
             text(&mut hash, self.given.files()[part.place.shard].name.as_bytes());
             hash.update(&(part.index.len() as u64).to_le_bytes());
             for record in 0..part.index.len() {
@@ -412,9 +415,9 @@ impl Tar {
     }
 
     /// The shard of a record, and its number there.
-    fn part(&self, index: u64) -> (&Part, usize) {
+    fn part(&self, index: u64) -> (&Shard, usize) {
         assert!(index < self.len, "record {index} of a source of {}", self.len);
-        let part = &self.parts[self.parts.partition_point(|part| part.first <= index) - 1];
+        let part = &self.shards[self.shards.partition_point(|part| part.first <= index) - 1];
         (part, (index - part.first) as usize)
     }
 
@@ -477,7 +480,7 @@ impl IndexedSource for Tar {
     }
 
     fn blocks(&self) -> Blocks {
-        Blocks::seekable(self.parts.iter().map(|part| part.index.len() as u64))
+        Blocks::seekable(self.shards.iter().map(|part| part.index.len() as u64))
     }
 
     fn fingerprint(&self) -> Fingerprint {
@@ -485,7 +488,7 @@ impl IndexedSource for Tar {
     }
 
     fn memory(&self) -> u64 {
-        let parts: u64 = self.parts.iter().map(|part| size_of::<Part>() as u64 + part.index.memory()).sum();
+        let parts: u64 = self.shards.iter().map(|part| size_of::<Shard>() as u64 + part.index.memory()).sum();
         let shards: u64 =
             [0, 1].into_iter().filter_map(|lane| self.lane(lane)).map(|lane| lane.memory()).sum();
         parts + size_of::<Self>() as u64 + self.labels.memory() + self.bad.memory() + shards

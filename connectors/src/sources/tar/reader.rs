@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex};
 
 use super::fields::Place;
 use super::proof::{self, digest, seal};
-use super::{Part, Tar};
+use super::{Shard, Tar};
 use crate::bytes::shards::Ranges;
 use crate::workers::{Meter, finish, lock};
 use crate::{
@@ -33,7 +33,7 @@ pub(super) fn start(tar: Arc<Tar>, config: &ReaderConfig) -> Result<Box<dyn Read
     let mut lanes = [None, None];
     for (number, lane) in lanes.iter_mut().enumerate() {
         if let Some(shards) = tar.lane(number)
-            && tar.parts.iter().any(|part| part.place.lane == number)
+            && tar.shards.iter().any(|part| part.place.lane == number)
         {
             let ranges = Arc::new(Spans { tar: tar.clone() });
             *lane = Some(shards.clone().reader(ranges, config)?);
@@ -44,12 +44,12 @@ pub(super) fn start(tar: Arc<Tar>, config: &ReaderConfig) -> Result<Box<dyn Read
 
 /// What a reader holds beside what the engine counts: with fields, records exist twice while they are put together.
 pub(super) fn memory(tar: &Tar) -> u64 {
-    let lanes = if tar.parts.iter().any(|part| part.place.lane != tar.parts[0].place.lane) { 2 } else { 1 };
+    let lanes = if tar.shards.iter().any(|part| part.place.lane != tar.shards[0].place.lane) { 2 } else { 1 };
     // The readers of two lanes have a pool each.
     let pools = (lanes - 1) * POOL_BYTES;
-    let proof = |part: &Part| part.index.pieces.iter().map(proof::Pieces::longest).sum::<u64>();
-    let gaps = tar.parts[0].index.pieces.len() as u64 - 1;
-    let beside = tar.parts.iter().map(proof).max().unwrap_or(0) + gaps * NEAR;
+    let proof = |part: &Shard| part.index.pieces.iter().map(proof::Pieces::longest).sum::<u64>();
+    let gaps = tar.shards[0].index.pieces.len() as u64 - 1;
+    let beside = tar.shards.iter().map(proof).max().unwrap_or(0) + gaps * NEAR;
     let twice = if tar.schema.fields.is_empty() { 0 } else { tar.largest };
     pools + WAITING * (beside + twice)
 }
@@ -70,18 +70,19 @@ impl Span {
 impl Tar {
     /// The most spans that a record may have.
     fn stride(&self) -> u64 {
-        let arrays = self.parts[0].index.fields.iter().filter(|field| matches!(field.place, Place::Shard(_)));
-        (1 + self.parts[0].index.pieces.len() + arrays.count()) as u64
+        let arrays =
+            self.shards[0].index.fields.iter().filter(|field| matches!(field.place, Place::Shard(_)));
+        (1 + self.shards[0].index.pieces.len() + arrays.count()) as u64
     }
 
     /// The image, in a shard.
-    fn image(part: &Part, record: usize) -> Span {
+    fn image(part: &Shard, record: usize) -> Span {
         Span { offset: part.index.offsets[record], len: part.index.size(record) }
     }
 
     /// What has to be read for a record: its pieces, the near ones together. What is only compared stays alone where it
     /// is long, for what is read with the image is kept as long as that.
-    fn spans(&self, part: &Part, record: usize) -> Vec<Span> {
+    fn spans(&self, part: &Shard, record: usize) -> Vec<Span> {
         let mut pieces = vec![Self::image(part, record)];
         let mut alone = Vec::new();
         for (offset, len) in part.index.proof(record) {
@@ -107,7 +108,7 @@ impl Tar {
     }
 
     /// The error of a record that was made of something else.
-    fn changed(&self, index: u64, part: &Part) -> ReadError {
+    fn changed(&self, index: u64, part: &Shard) -> ReadError {
         let shard = self.given.display(part.place.shard);
         ReadError::replaced(
             self.key(index),

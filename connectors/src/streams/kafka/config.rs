@@ -79,6 +79,9 @@ pub struct KafkaConfig {
     /// librdkafka's own properties by their own names.
     #[serde(skip_serializing_if = "KafkaProperties::is_empty")]
     pub properties: KafkaProperties,
+    /// What records are to hold, by part. Filled in by a pipeline's fields.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub deliver: crate::Deliver,
 }
 
 /// What the value of a message is.

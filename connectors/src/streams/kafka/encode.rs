@@ -19,7 +19,7 @@ use crate::arrow::array::{
 use crate::arrow::buffer::{BooleanBuffer, Buffer};
 use crate::arrow::datatypes::{DataType, Field, Schema as ArrowSchema};
 use crate::arrow::ipc::writer::StreamWriter;
-use crate::{ElementType, FieldSpec, Schema};
+use crate::{Cut, ElementType, FieldSpec, Schema};
 
 /// A record's bytes (image, then fields, as the schema says) as a message's value. `class` stands for the label, where
 /// classes have names; records without labels have neither.
@@ -33,7 +33,7 @@ pub fn encode_value(
     label: Option<i64>,
     class: Option<&str>,
 ) -> Result<Vec<u8>, String> {
-    let (image, values) = schema.split(bytes).ok_or("it is shorter than its fields")?;
+    let Cut { image, fields: values, .. } = schema.cut(bytes).ok_or("it is shorter than its fields")?;
     let image = schema.image.then_some(image);
     let mut rest = values;
     let fields = schema.fields.iter().map(|field| {
@@ -172,7 +172,7 @@ mod tests {
             field("depth", ElementType::I16, &[]),
             field("seen", ElementType::Bool, &[3]),
         ];
-        Schema { image: true, fields }
+        Schema::of(true, fields)
     }
 
     fn record(first: f32) -> Vec<u8> {

@@ -137,7 +137,7 @@ impl Values {
 
     pub(super) fn schema(&self) -> Schema {
         let image = self.kind == KafkaValue::Image || self.columns.image != ImageColumn::None;
-        Schema { image, fields: self.columns.fields.clone() }
+        Schema::of(image, self.columns.fields.clone())
     }
 
     pub(super) fn classes(&self) -> &[String] {

@@ -25,7 +25,7 @@ use std::sync::Arc;
 
 use clap::{Args, ValueEnum};
 use fuelrail_connectors::{
-    IndexedSource, ReadError, ReadErrorKind, Record, Schema, TarConfig, shown, tar_sidecar,
+    Cut, IndexedSource, ReadError, ReadErrorKind, Record, Schema, TarConfig, shown, tar_sidecar,
 };
 use indicatif::HumanBytes;
 
@@ -425,7 +425,7 @@ fn prepare(result: Result<Record, ReadError>, schema: &Schema, shrink: Option<Sh
         }
         Err(error) => return Prepared::Failed(error.to_string()),
     };
-    let Some((image, values)) = schema.split(&record.bytes) else {
+    let Some(Cut { image, fields: values, .. }) = schema.cut(&record.bytes) else {
         return Prepared::Unreadable("it is shorter than its fields".into());
     };
     let mut values = values;
@@ -584,7 +584,7 @@ mod tests {
         assert_eq!(stem(7, "é/漢字.png"), "000000007___");
         assert!(stem(u64::MAX, &"x".repeat(500)).len() < 80);
         let field = |name: &str| FieldSpec { name: name.into(), dtype: ElementType::F32, shape: vec![] };
-        let schema = Schema { image: true, fields: vec![field("Box"), field("box"), field("a/b.c")] };
+        let schema = Schema::of(true, vec![field("Box"), field("box"), field("a/b.c")]);
         assert_eq!(field_endings(&schema), ["box.npy", "box2.npy", "a_b_c.npy"]);
     }
 }
