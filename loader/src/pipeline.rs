@@ -42,6 +42,7 @@ fn image_row(output: &OutputSpec) -> RowShape {
         Dtype::F32 => Element::F32,
         Dtype::F16 => Element::F16,
         Dtype::Bf16 => Element::Bf16,
+        Dtype::U16 => Element::U16,
     };
     RowShape { name: "image".into(), dtype, shape: vec![c, h, w], strides }
 }

@@ -74,6 +74,12 @@ pub(crate) fn resolve(
         }
     }
     let dtype = output.dtype.unwrap_or(if state.normalize.is_some() { Dtype::F32 } else { Dtype::U8 });
+    if dtype == Dtype::U16 {
+        return Err(ConfigError(
+            "dtype u16 is for masks; an image is u8, f32, f16 or bf16, and has no more than 8 bits a channel"
+                .to_owned(),
+        ));
+    }
     if dtype == Dtype::U8 && state.normalize.is_some() {
         return Err(ConfigError(
             "dtype u8 cannot hold normalised values: ask for f32, f16 or bf16, or leave Normalize out"

@@ -14,6 +14,8 @@ pub enum Dtype {
     F16,
     /// The upper half of a single, rounded to nearest even.
     Bf16,
+    /// Unsigned numbers of two bytes: for masks only.
+    U16,
 }
 
 impl Dtype {
@@ -21,18 +23,19 @@ impl Dtype {
     pub fn bytes(self) -> usize {
         match self {
             Dtype::U8 => 1,
-            Dtype::F16 | Dtype::Bf16 => 2,
+            Dtype::F16 | Dtype::Bf16 | Dtype::U16 => 2,
             Dtype::F32 => 4,
         }
     }
 
-    /// The name in configuration: "u8", "f32", "f16" or "bf16".
+    /// The name in configuration: "u8", "f32", "f16", "bf16" or "u16".
     pub fn name(self) -> &'static str {
         match self {
             Dtype::U8 => "u8",
             Dtype::F32 => "f32",
             Dtype::F16 => "f16",
             Dtype::Bf16 => "bf16",
+            Dtype::U16 => "u16",
         }
     }
 }

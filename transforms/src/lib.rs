@@ -62,6 +62,7 @@ mod error;
 mod geometry;
 mod limits;
 mod output;
+mod pictures;
 mod plan;
 mod random;
 mod resize;
@@ -73,6 +74,7 @@ pub use config::{Dtype, Layout, OutputConfig};
 pub use error::{ConfigError, SampleError, SampleErrorKind};
 pub use limits::{Limits, Truncated};
 pub use output::OutputSpec;
+pub use pictures::{PictureConfig, PictureError, PictureFault, Pictures, RowSpec, What, compile_pictures};
 pub use random::SampleKey;
 pub use resize::Interpolation;
 pub use steps::{

@@ -27,6 +27,7 @@ pub(super) fn row(pass: &Pass, source: &[u8], flip: bool, y: usize, out: &mut [u
             Dtype::F32 => floats::<F32>(pass, source, flip, y, out),
             Dtype::F16 => floats::<F16>(pass, source, flip, y, out),
             Dtype::Bf16 => floats::<BF16>(pass, source, flip, y, out),
+            Dtype::U16 => unreachable!("the type of masks, which this pass does not write"),
         }
     }
 }

@@ -102,6 +102,7 @@ fn store(dtype: Dtype, value: f32, out: &mut [u8]) {
         Dtype::F32 => out.copy_from_slice(&value.to_ne_bytes()),
         Dtype::F16 => out.copy_from_slice(&f16::from_f32(value).to_ne_bytes()),
         Dtype::Bf16 => out.copy_from_slice(&bf16::from_f32(value).to_ne_bytes()),
+        Dtype::U16 => out.copy_from_slice(&(value as u16).to_ne_bytes()),
     }
 }
 
