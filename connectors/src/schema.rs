@@ -303,6 +303,16 @@ impl Schema {
             if self.fields[..at].iter().any(|other| other.name == field.name) {
                 return Err(format!("the field {:?} is named twice", field.name));
             }
+        }
+        self.check_shapes()
+    }
+
+    /// Refuses shapes without end, and records of nothing.
+    ///
+    /// # Errors
+    /// A sentence that names the field.
+    pub fn check_shapes(&self) -> Result<(), String> {
+        for field in &self.fields {
             let bytes =
                 field.shape.iter().try_fold(field.dtype.size() as u64, |product, &n| product.checked_mul(n));
             if bytes.is_none_or(|bytes| bytes > MAX_FIELD_BYTES) {

@@ -15,6 +15,8 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use serde_json::Value;
 use xxhash_rust::xxh3::xxh3_128;
 
+use crate::fields::{self, FieldConfig};
+
 /// The daemon's configuration file.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -33,9 +35,13 @@ pub struct DaemonConfig {
 pub struct PipelineConfig {
     /// Where the records come from: an address as text, or a source of a type with its keys.
     pub source: SourceConfig,
-    /// What is done to each, in order.
+    /// What is done to each image, in order; without a list of fields.
     #[serde(default)]
     pub transforms: Vec<TransformConfig>,
+    /// What a batch holds, field by field. Absent: the image that the source finds by itself, through `transforms`, and
+    /// the numbers that the source's own keys list.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fields: Option<Vec<FieldConfig>>,
     /// Rows per batch and rank.
     #[serde(default = "one")]
     pub batch_size: u64,
@@ -314,8 +320,19 @@ impl PipelineConfig {
         Ok(())
     }
 
-    /// Fingerprint of everything that decides the pixels.
+    /// The source, asked for what the fields are made of.
+    pub fn source_of_fields(&self) -> SourceConfig {
+        match &self.fields {
+            Some(fields) => self.source.clone().delivering(&fields::wanted(fields)),
+            None => self.source.clone(),
+        }
+    }
+
+    /// Fingerprint of everything that decides the pixels, and whatever else a row holds.
     pub fn pixels_fingerprint(&self, dtype: Option<Dtype>) -> String {
+        if let Some(fields) = &self.fields {
+            return fingerprint(&(fields, dtype, self.truncated));
+        }
         match self.truncated {
             // As it was before there was a choice, so that older tokens fit.
             Truncated::Bad => fingerprint(&(&self.transforms, dtype)),

@@ -72,6 +72,38 @@ impl fmt::Display for Element {
     }
 }
 
+/// What the values of a field are, beside their type.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Content {
+    /// Numbers: all of a row counts.
+    #[default]
+    Dense,
+    /// Text in UTF-8: so many bytes of a row count as the field behind this one says, the others are 0.
+    Text,
+    /// Bytes, likewise.
+    Bytes,
+    /// A JSON value in UTF-8, likewise; no bytes where the record has none.
+    Json,
+    /// Rows of numbers: so many of the first axis count as the field behind this one says, the others are 0.
+    Ragged,
+    /// How much counts of each row of the field before this one.
+    Lengths,
+    /// A crop: top, left, height, width, flip_x, flip_y, height and width of the whole image.
+    Geometry,
+}
+
+impl Content {
+    /// Whether the field behind says how much of it counts.
+    pub fn is_variable(self) -> bool {
+        matches!(self, Self::Text | Self::Bytes | Self::Json | Self::Ragged)
+    }
+
+    fn is_dense(&self) -> bool {
+        *self == Self::Dense
+    }
+}
+
 /// What the engine itself knows of each row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -120,13 +152,22 @@ pub struct RowShape {
     pub shape: Vec<u64>,
     /// Strides of one row, in elements.
     pub strides: Vec<u64>,
+    /// What its values are.
+    pub content: Content,
 }
 
 impl RowShape {
-    /// In C order: the last axis is dense.
+    /// Numbers in C order: the last axis is dense.
     pub fn dense(name: String, dtype: Element, shape: Vec<u64>) -> Self {
         let strides = (1..=shape.len()).map(|axis| shape[axis..].iter().product()).collect();
-        Self { name, dtype, shape, strides }
+        Self { name, dtype, shape, strides, content: Content::Dense }
+    }
+
+    /// In C order, of which not all counts; and the field that says how much.
+    pub fn variable(name: String, content: Content, dtype: Element, shape: Vec<u64>) -> [Self; 2] {
+        let lengths =
+            Self { content: Content::Lengths, ..Self::dense(name.clone(), Element::I64, Vec::new()) };
+        [Self { content, ..Self::dense(name, dtype, shape) }, lengths]
     }
 }
 
@@ -146,6 +187,9 @@ pub struct Field {
     pub offset: u64,
     /// Bytes of one row.
     pub row_bytes: u64,
+    /// What its values are.
+    #[serde(default, skip_serializing_if = "Content::is_dense")]
+    pub content: Content,
 }
 
 /// A column, as it lies in a slot.
@@ -183,9 +227,9 @@ impl Layout {
         };
         let fields = fields
             .into_iter()
-            .map(|RowShape { name, dtype, shape, strides }| {
+            .map(|RowShape { name, dtype, shape, strides, content }| {
                 let row_bytes = shape.iter().product::<u64>() * dtype.size();
-                Field { name, dtype, shape, strides, offset: place(row_bytes), row_bytes }
+                Field { name, dtype, shape, strides, offset: place(row_bytes), row_bytes, content }
             })
             .collect();
         let columns = columns
@@ -222,7 +266,23 @@ impl Layout {
         let column = |column: &PlacedColumn| {
             column.dtype == column.name.dtype() && within(column.offset, column.dtype.size())
         };
-        !self.fields.is_empty() && self.fields.iter().all(field) && self.columns.iter().all(column)
+        !self.fields.is_empty()
+            && self.fields.iter().all(field)
+            && self.columns.iter().all(column)
+            && self.has_lengths()
+    }
+
+    /// Whether fields and their lengths stand in pairs.
+    fn has_lengths(&self) -> bool {
+        let is_lengths = |field: Option<&Field>| {
+            field.is_some_and(|field| {
+                field.content == Content::Lengths && field.dtype == Element::I64 && field.shape.is_empty()
+            })
+        };
+        (0..self.fields.len()).all(|at| match self.fields[at].content {
+            Content::Lengths => at > 0 && self.fields[at - 1].content.is_variable(),
+            content => content.is_variable() == is_lengths(self.fields.get(at + 1)),
+        })
     }
 
     /// Bytes from the slot's beginning to the end of the fields of `rows` rows.
@@ -246,8 +306,10 @@ mod tests {
             dtype: Element::F16,
             shape: vec![3, 2, 5],
             strides: vec![1, 15, 3],
+            content: Content::Dense,
         };
-        let fields = vec![image, RowShape::dense("box".into(), Element::F32, vec![2, 4])];
+        let [text, lengths] = RowShape::variable("text".into(), Content::Text, Element::U8, vec![9]);
+        let fields = vec![image, RowShape::dense("box".into(), Element::F32, vec![2, 4]), text, lengths];
         Layout::new(7, fields, &[Column::Index, Column::Substituted])
     }
 
@@ -266,7 +328,7 @@ mod tests {
         }
         assert_eq!(layout.fields[1].strides, [4, 1]);
         assert!(layout.fits(7) && !layout.fits(70));
-        assert_eq!(layout.fields_bytes(2), 448 + 64);
+        assert_eq!(layout.fields_bytes(2), layout.fields[3].offset + 16);
         assert_eq!(layout.column(Column::Substituted).map(|column| column.dtype), Some(Element::Bool));
         assert!(layout.column(Column::Label).is_none());
     }
@@ -274,7 +336,7 @@ mod tests {
     #[test]
     fn a_layout_that_would_lead_out_of_the_slot_does_not_fit() {
         type Change = fn(&mut Layout);
-        let changes: [Change; 8] = [
+        let changes: [Change; 11] = [
             |layout| layout.fields[0].offset = 1,
             |layout| layout.fields[0].row_bytes = u64::MAX,
             |layout| layout.fields[0].offset = u64::MAX - 63,
@@ -283,6 +345,9 @@ mod tests {
             |layout| layout.fields[1].strides.push(1),
             |layout| layout.columns[1].dtype = Element::I64,
             |layout| layout.fields.clear(),
+            |layout| layout.fields[1].content = Content::Ragged,
+            |layout| layout.fields.truncate(3),
+            |layout| layout.fields[3].dtype = Element::F64,
         ];
         for (at, change) in changes.iter().enumerate() {
             let mut layout = layout();

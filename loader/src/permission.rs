@@ -27,6 +27,7 @@ pub(crate) fn grant(roots: &[PathBuf], mut config: PipelineConfig) -> Result<Pip
         _ => None,
     };
     writes_nothing(&config)?;
+    config.source = config.source_of_fields();
     readable(roots, config.source.locations().into_iter().chain(weights))?;
     // An address may look at its own place now, to find out what it is and what its options name.
     config.source = config.source.resolve().map_err(Refusal::of_source)?;

@@ -3,14 +3,12 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use fuelrail_connectors::{ElementType, Fingerprint, IndexedSource, Opening, Schema, SourceConfig};
-use fuelrail_transforms::{
-    Chain, Dtype, Layout as MemoryOrder, Limits, OutputConfig, OutputSpec, compile_for,
-};
+use fuelrail_connectors::{Fingerprint, IndexedSource, Opening, Schema, SourceConfig};
 
 use crate::config::{OnError, PipelineConfig};
 use crate::engine::flow::Flows;
-use crate::layout::{Column, Element, Layout, RowShape};
+use crate::fields::{self, Fields};
+use crate::layout::{Column, Layout};
 use crate::order::Order;
 use crate::ordering;
 use crate::plan::Batching;
@@ -18,52 +16,6 @@ use crate::protocol::{ErrorKind, StreamKind};
 use crate::refusal::Refusal;
 use crate::ring::PAGE;
 use crate::token::Identity;
-
-/// The chain of a configuration, for images of one size if they have one.
-fn compile_chain(config: &PipelineConfig, size: Option<(u32, u32)>) -> Result<Chain, Refusal> {
-    let limits = Limits { max_sample_bytes: config.max_sample_bytes, truncated: config.truncated };
-    compile_for(&config.transforms, &output(config), limits, size)
-        .map_err(|error| Refusal::new(ErrorKind::Config, error.to_string()))
-}
-
-fn output(config: &PipelineConfig) -> OutputConfig {
-    OutputConfig { dtype: config.dtype, layout: config.layout }
-}
-
-/// An image's row: its shape is (C, H, W) whatever the memory order.
-fn image_row(output: &OutputSpec) -> RowShape {
-    let (c, h, w) = (output.channels as u64, output.height as u64, output.width as u64);
-    let strides = match output.layout {
-        MemoryOrder::Nchw => vec![h * w, w, 1],
-        MemoryOrder::Nhwc => vec![1, w * c, c],
-    };
-    let dtype = match output.dtype {
-        Dtype::U8 => Element::U8,
-        Dtype::F32 => Element::F32,
-        Dtype::F16 => Element::F16,
-        Dtype::Bf16 => Element::Bf16,
-        Dtype::U16 => Element::U16,
-    };
-    RowShape { name: "image".into(), dtype, shape: vec![c, h, w], strides }
-}
-
-/// The same type as clients know it, who link no source.
-fn element(of: ElementType) -> Element {
-    match of {
-        ElementType::Bool => Element::Bool,
-        ElementType::U8 => Element::U8,
-        ElementType::I8 => Element::I8,
-        ElementType::U16 => Element::U16,
-        ElementType::I16 => Element::I16,
-        ElementType::U32 => Element::U32,
-        ElementType::I32 => Element::I32,
-        ElementType::U64 => Element::U64,
-        ElementType::I64 => Element::I64,
-        ElementType::F16 => Element::F16,
-        ElementType::F32 => Element::F32,
-        ElementType::F64 => Element::F64,
-    }
-}
 
 /// An open source, which several pipelines may share.
 #[derive(Clone)]
@@ -179,16 +131,31 @@ impl Supply {
     }
 }
 
+/// Refuses what is for images alone where records have none.
+fn has_images(config: &PipelineConfig, schema: &Schema, source: &Opened) -> Result<(), Refusal> {
+    if schema.image || (config.transforms.is_empty() && config.dtype.is_none()) {
+        return Ok(());
+    }
+    let fields: Vec<_> = schema.fields.iter().map(|field| field.name.as_str()).collect();
+    Err(Refusal::new(
+        ErrorKind::Config,
+        format!(
+            "transforms and dtype are for images, and this source has none (its fields: {}){}: leave them out, or name the \
+             column or array that holds images with image=",
+            fields.join(", "),
+            source.no_image().map_or(String::new(), |why| format!("; {why}")),
+        ),
+    ))
+}
+
 /// Everything about a pipeline that does not depend on rank and cursor.
 pub struct Pipeline {
     /// As configured.
     pub config: PipelineConfig,
     /// Opened.
     pub supply: Supply,
-    /// What its records hold.
-    pub schema: Schema,
-    /// Compiled; none for a source without images.
-    pub chain: Option<Arc<Chain>>,
+    /// What its batches hold, and how it is made of records.
+    pub fields: Fields,
     /// What tokens are checked against.
     pub identity: Identity,
     /// Worker threads.
@@ -213,19 +180,24 @@ impl Pipeline {
         source: Option<Opened>,
         opening: &Opening,
     ) -> Result<Self, Refusal> {
-        config.check().map_err(|message| Refusal::new(ErrorKind::Config, message))?;
-        // Before the source, whose opening may take long: a mistake in the chain shows at once.
-        fuelrail_transforms::check(&config.transforms, &output(&config))
-            .map_err(|error| Refusal::new(ErrorKind::Config, error.to_string()))?;
+        let refuse = |message| Refusal::new(ErrorKind::Config, message);
+        config.check().map_err(refuse)?;
+        // Before the source, whose opening may take long: a mistake in the fields shows at once.
+        fields::check(&config).map_err(refuse)?;
         let source = match source {
             Some(source) => source,
-            None => Opened::open(&config.source, opening)?,
+            None => Opened::open(&config.source_of_fields(), opening)?,
         };
         let (schema, is_labelled, size) = match &source {
             Opened::Indexed(source) => (source.schema(), source.is_labelled(), source.image_size()),
             Opened::Stream(flows) => (flows.source().schema(), flows.source().is_labelled(), None),
         };
-        schema.check(is_labelled).map_err(|message| Refusal::new(ErrorKind::Source, message))?;
+        match &config.fields {
+            // Fields have names of their own.
+            Some(_) => schema.check_shapes(),
+            None => schema.check(is_labelled),
+        }
+        .map_err(|message| Refusal::new(ErrorKind::Source, message))?;
         if config.on_error == OnError::Fail
             && let Opened::Indexed(source) = &source
             && let Some(missing) = source.missing()
@@ -235,22 +207,10 @@ impl Pipeline {
                 format!("{missing}. (on_error = \"fail\" allows no loss; any other setting only warns.)"),
             ));
         }
-        let chain = if schema.image {
-            Some(Arc::new(compile_chain(&config, size)?))
-        } else if config.transforms.is_empty() && config.dtype.is_none() {
-            None
-        } else {
-            let fields: Vec<_> = schema.fields.iter().map(|field| field.name.as_str()).collect();
-            return Err(Refusal::new(
-                ErrorKind::Config,
-                format!(
-                    "transforms and dtype are for images, and this source has none (its fields: {}){}: leave them out, or name \
-                     the column or array that holds images with image=",
-                    fields.join(", "),
-                    source.no_image().map_or(String::new(), |why| format!("; {why}")),
-                ),
-            ));
-        };
+        if config.fields.is_none() {
+            has_images(&config, &schema, &source)?;
+        }
+        let fields = Fields::compile(&config, &schema, size).map_err(refuse)?;
         let (supply, dataset, order) = match source {
             Opened::Indexed(source) => {
                 let (order, fingerprint) = ordering::order(&config, &*source)?;
@@ -266,13 +226,13 @@ impl Pipeline {
         let identity = Identity {
             dataset: dataset.to_string(),
             order,
-            pixels: config.pixels_fingerprint(chain.as_ref().map(|chain| chain.output().dtype)),
+            pixels: config.pixels_fingerprint(fields.image_dtype()),
             seed: config.seed,
             samples: supply.len(),
         };
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let threads = if config.num_workers == 0 { cores } else { config.num_workers as usize };
-        Ok(Self { config, supply, schema, chain, identity, threads })
+        Ok(Self { config, supply, fields, identity, threads })
     }
 
     /// How epochs are cut for a number of ranks.
@@ -303,12 +263,6 @@ impl Pipeline {
 
     /// How a batch of at most `rows` rows lies in a slot.
     pub fn layout(&self, rows: u64) -> Layout {
-        let image = self.chain.as_ref().map(|chain| image_row(chain.output()));
-        let own = self
-            .schema
-            .fields
-            .iter()
-            .map(|field| RowShape::dense(field.name.clone(), element(field.dtype), field.shape.clone()));
         let mut columns = vec![Column::Index, Column::Position, Column::Substituted];
         if self.supply.is_labelled() {
             columns.insert(0, Column::Label);
@@ -316,7 +270,7 @@ impl Pipeline {
         if matches!(&self.supply, Supply::Indexed { source, .. } if !source.portions().is_empty()) {
             columns.push(Column::Part);
         }
-        Layout::new(rows, image.into_iter().chain(own).collect(), &columns)
+        Layout::new(rows, self.fields.rows().to_vec(), &columns)
     }
 
     /// The bytes a feed of this pipeline may use with batches of at most `rows` rows, one line per owner, with their

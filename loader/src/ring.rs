@@ -209,6 +209,18 @@ impl RowWriter {
         // this the only access through this writer.
         unsafe { slice::from_raw_parts_mut(self.span.start().add(offset + self.row * row_bytes), row_bytes) }
     }
+
+    /// The row's bytes in every field.
+    pub fn all(&mut self) -> Vec<&mut [u8]> {
+        let field = |&(offset, row_bytes): &(usize, usize)| {
+            // SAFETY: as in `bytes`; no two fields overlap, so that neither do these slices, and `&mut self` is borrowed
+            // for as long as any of them lives.
+            unsafe {
+                slice::from_raw_parts_mut(self.span.start().add(offset + self.row * row_bytes), row_bytes)
+            }
+        };
+        self.fields.iter().map(field).collect()
+    }
 }
 
 /// The client's side: the whole ring, mapped read and write (torch ignores a read-only mark), of one feed.

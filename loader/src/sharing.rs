@@ -81,7 +81,7 @@ impl Sharing {
     /// As [`Pipeline::open_watched`].
     pub fn open(&self, mut config: PipelineConfig, opening: &Opening) -> Result<Pipeline, Refusal> {
         // By what it stands for now: another file beside it may make it something else.
-        config.source = config.source.resolve().map_err(Refusal::of_source)?;
+        config.source = config.source_of_fields().resolve().map_err(Refusal::of_source)?;
         let name = serde_json::to_string(&config.source).expect("configuration is plain data");
         let lock = || self.sources.lock().unwrap_or_else(PoisonError::into_inner);
         let shared = || lock().get(&name).cloned();

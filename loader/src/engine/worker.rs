@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
 
 use crossbeam_channel::Sender;
-use fuelrail_connectors::{Cut, ReadError, ReadErrorKind, Record};
+use fuelrail_connectors::{ReadError, ReadErrorKind, Record};
 use fuelrail_transforms::{SampleKey, Scratch};
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -15,11 +15,9 @@ use super::batch::Row;
 use super::in_flight::Share;
 use super::{Event, Shared};
 use crate::metrics;
-use crate::pipeline::Pipeline;
 use crate::protocol::ErrorKind;
 use crate::quarantine::Refused;
 use crate::refusal::Refusal;
-use crate::ring::RowWriter;
 
 /// A row on its way.
 pub(super) struct Job {
@@ -93,7 +91,7 @@ impl Job {
         let row = &mut self.row;
         let reason = SCRATCH.with_borrow_mut(|scratch| {
             let applied = catch_unwind(AssertUnwindSafe(|| {
-                write(pipeline, &record.bytes, key, scratch, &mut row.writer)
+                pipeline.fields.write(&record.bytes, key, scratch, &mut row.writer)
             }));
             match applied {
                 Ok(applied) => applied.err(),
@@ -127,33 +125,6 @@ impl Job {
         // The coordinator may be gone: then so is everything that wanted this row.
         let _ = events.send(Event::Row(RowDone { batch, row, share, outcome }));
     }
-}
-
-/// Writes a record into its row: the image through the chain, then the fields as they are.
-fn write(
-    pipeline: &Pipeline,
-    bytes: &[u8],
-    key: SampleKey,
-    scratch: &mut Scratch,
-    writer: &mut RowWriter,
-) -> Result<(), String> {
-    let Some(Cut { image, mut fields, .. }) = pipeline.schema.cut(bytes) else {
-        return Err(format!(
-            "its {} bytes are fewer than the {} of its fields",
-            bytes.len(),
-            pipeline.schema.fields_bytes()
-        ));
-    };
-    let images = usize::from(pipeline.chain.is_some());
-    if let Some(chain) = &pipeline.chain {
-        chain.apply(image, key, scratch, writer.bytes(0)).map_err(|error| error.to_string())?;
-    }
-    for (at, field) in pipeline.schema.fields.iter().enumerate() {
-        let (value, rest) = fields.split_at(field.bytes());
-        writer.bytes(images + at).copy_from_slice(value);
-        fields = rest;
-    }
-    Ok(())
 }
 
 fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {

@@ -1,0 +1,500 @@
+//! From the parts of a record to the fields of a row: which there are, how each is made, and the making.
+//!
+//! ```text
+//!  record ─Schema::cut─▶ own image ─┐                         row of the slot
+//!                        part "seg.png" ─┴─ Pictures ───────▶ image │ mask
+//!                        part "txt" ────── variable::text ──▶ caption (padded with 0) │ its length
+//!                        numbers ───────── numbers::Cast ───▶ score
+//! ```
+//!
+//! # Promises
+//! - Each field is made from one part. What a row holds is a function of the record's bytes, the fields and the
+//!   [`SampleKey`]: the bytes behind a value that is shorter than its field are 0.
+//! - A value that does not fit, is not what the field is, or is missing makes the whole record a bad one, by the part's
+//!   name, unless the field says otherwise (`overflow`, `missing`). Nothing is cut silently.
+//! - The short form (`transforms` of a pipeline, and what the source's own configuration lists) is translated into the
+//!   long one here, in [`short`], and nowhere else.
+
+mod config;
+mod numbers;
+mod variable;
+
+use fuelrail_connectors::{Cut, ElementType, FieldSpec, PartKind, Schema, WantedKind};
+use fuelrail_transforms::{
+    Dtype, Limits, OutputConfig, PictureConfig, Pictures, RowSpec, SampleKey, Scratch, What, compile_pictures,
+};
+
+use self::numbers::Cast;
+use self::variable::{Limit, Ragged};
+use crate::config::PipelineConfig;
+use crate::layout::{Content, Element, RowShape};
+use crate::ring::RowWriter;
+
+pub use self::config::{
+    BytesField, FieldConfig, GeometryField, ImageField, MaskDtype, MaskField, Missing, NumbersField,
+    Overflow, ViewsField, wanted,
+};
+
+/// Names that a batch uses itself.
+const RESERVED: [&str; 5] = ["label", "index", "position", "substituted", "part"];
+
+/// Most bytes of text, and of ragged numbers, that a row may have room for.
+const MAX_CAP: u64 = 64 << 20;
+
+/// Most views of one image.
+const MAX_VIEWS: u32 = 64;
+
+/// The same type as clients know it, who link no source.
+fn element(of: ElementType) -> Element {
+    match of {
+        ElementType::Bool => Element::Bool,
+        ElementType::U8 => Element::U8,
+        ElementType::I8 => Element::I8,
+        ElementType::U16 => Element::U16,
+        ElementType::I16 => Element::I16,
+        ElementType::U32 => Element::U32,
+        ElementType::I32 => Element::I32,
+        ElementType::U64 => Element::U64,
+        ElementType::I64 => Element::I64,
+        ElementType::F16 => Element::F16,
+        ElementType::F32 => Element::F32,
+        ElementType::F64 => Element::F64,
+    }
+}
+
+/// The fields that a pipeline without a list of them has: the source's own image through its chain, and its numbers.
+pub fn short(config: &PipelineConfig, schema: &Schema) -> Vec<FieldConfig> {
+    let image = schema.image.then(|| {
+        let transforms = config.transforms.clone();
+        FieldConfig::Image(ImageField { name: "image".into(), part: None, transforms })
+    });
+    let numbers = schema.fields.iter().map(|field| {
+        FieldConfig::Numbers(NumbersField {
+            name: field.name.clone(),
+            part: field.name.clone(),
+            dtype: None,
+            max_rows: None,
+            row: None,
+            overflow: Overflow::default(),
+            missing: Missing::default(),
+        })
+    });
+    image.into_iter().chain(numbers).collect()
+}
+
+/// Checks what can be checked of fields before the source is open.
+///
+/// # Errors
+/// A sentence with the field.
+pub fn check(config: &PipelineConfig) -> Result<(), String> {
+    let Some(fields) = &config.fields else {
+        return fuelrail_transforms::check(&config.transforms, &output(config))
+            .map_err(|error| error.to_string());
+    };
+    if !config.transforms.is_empty() {
+        return Err(
+            "transforms and fields are both given: put the transforms into the field of their image, \
+                    as {\"type\": \"Image\", \"name\": \"image\", \"transforms\": [...]}"
+                .into(),
+        );
+    }
+    if fields.is_empty() {
+        return Err("fields is an empty list: a batch would hold nothing".into());
+    }
+    for (at, field) in fields.iter().enumerate() {
+        let name = field.name();
+        let refuse = |why: String| Err(format!("field {name:?}: {why}"));
+        if name.is_empty() || name.contains(|letter: char| letter.is_control()) {
+            return refuse("a field needs a name".into());
+        }
+        if RESERVED.contains(&name) {
+            return refuse("every batch has a field of this name already; choose another one".into());
+        }
+        if fields[..at].iter().any(|other| other.name() == name) {
+            return refuse("two fields have this name".into());
+        }
+        if field.wanted().is_some_and(|wanted| wanted.part.is_empty() && !wanted.is_own_image()) {
+            return refuse("its part is empty; say where the source has it".into());
+        }
+        let image = |of: &str| match fields.iter().find(|other| other.name() == of) {
+            Some(FieldConfig::Image(_)) => Ok(()),
+            Some(other) => refuse(format!(
+                "it follows {of:?}, which is of type {}; name a field of type Image",
+                other.kind()
+            )),
+            None => {
+                let images = fields.iter().filter(|other| matches!(other, FieldConfig::Image(_)));
+                let names = images.map(|other| format!("{:?}", other.name())).collect::<Vec<_>>().join(", ");
+                let names = if names.is_empty() { "none".to_owned() } else { names };
+                refuse(format!(
+                    "it follows the field {of:?}, and there is none; the images among the fields: {names}"
+                ))
+            }
+        };
+        match field {
+            FieldConfig::Image(ImageField { transforms, .. }) => {
+                let checked = fuelrail_transforms::check(transforms, &output(config));
+                checked.map_err(|error| format!("field {name:?}: {error}"))?;
+            }
+            FieldConfig::Views(ViewsField { transforms, n, .. }) => {
+                if !(1..=MAX_VIEWS).contains(n) {
+                    return refuse(format!("n = {n} is not between 1 and {MAX_VIEWS}"));
+                }
+                let checked = fuelrail_transforms::check(transforms, &output(config));
+                checked.map_err(|error| format!("field {name:?}: {error}"))?;
+            }
+            FieldConfig::Mask(MaskField { like, .. }) => image(like)?,
+            FieldConfig::Geometry(GeometryField { of, .. }) => image(of)?,
+            FieldConfig::Text(of) | FieldConfig::Bytes(of) | FieldConfig::Json(of) => {
+                if !(1..=MAX_CAP).contains(&of.max_bytes) {
+                    return refuse(format!("max_bytes = {} is not between 1 and {MAX_CAP}", of.max_bytes));
+                }
+                if matches!(field, FieldConfig::Json(_)) && of.overflow == Overflow::Cut {
+                    return refuse(
+                        "JSON that was cut is no JSON: overflow = \"cut\" is for Text, Bytes and Numbers"
+                            .into(),
+                    );
+                }
+            }
+            FieldConfig::Numbers(of) => match of.max_rows {
+                Some(rows) if !(1..=MAX_CAP).contains(&rows) => {
+                    return refuse(format!("max_rows = {rows} is not between 1 and {MAX_CAP}"));
+                }
+                None if of.row.is_some() || of.overflow != Overflow::Bad || of.missing != Missing::Bad => {
+                    return refuse(
+                        "row, overflow and missing are for numbers of which records have different numbers of rows: \
+                         give max_rows"
+                            .into(),
+                    );
+                }
+                _ => {}
+            },
+        }
+    }
+    let ragged =
+        fields.iter().filter_map(FieldConfig::wanted).filter(|wanted| wanted.kind == WantedKind::Ragged);
+    let mut seen: Vec<fuelrail_connectors::Wanted> = Vec::new();
+    for wanted in ragged {
+        if seen.iter().any(|other| other.part == wanted.part && *other != wanted) {
+            return Err(format!(
+                "two fields ask for the numbers of part {:?} with another dtype or row",
+                wanted.part
+            ));
+        }
+        seen.push(wanted);
+    }
+    Ok(())
+}
+
+fn output(config: &PipelineConfig) -> OutputConfig {
+    OutputConfig { dtype: config.dtype, layout: config.layout }
+}
+
+/// Where the encoded image of a picture is in a record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum ImageAt {
+    Own,
+    Part(usize),
+}
+
+/// How the fields that are not pictures are made: into which of the row's fields, from what.
+#[derive(Clone, Debug)]
+enum Make {
+    /// From a stretch of the record's numbers.
+    Numbers { begin: usize, cast: Cast },
+    /// From a part, with its length behind.
+    Bytes { part: usize, content: Content, limit: Limit },
+    /// From a part, with the number of rows behind.
+    Ragged { part: usize, ragged: Ragged },
+}
+
+/// The fields of a pipeline, for records of one schema.
+#[derive(Clone, Debug)]
+pub struct Fields {
+    schema: Schema,
+    rows: Vec<RowShape>,
+    /// Each with its place among the row's fields.
+    makes: Vec<(usize, Make)>,
+    pictures: Option<Pictures>,
+    /// The encoded images that pictures are made from.
+    images: Vec<ImageAt>,
+    /// Of each picture: its place among the row's fields.
+    places: Vec<usize>,
+    /// Of each picture: its part, for errors; absent for the source's own image.
+    parts: Vec<Option<String>>,
+}
+
+impl Fields {
+    /// Resolves the fields of a pipeline whose source delivers `schema`, images of one `size` if they have one.
+    ///
+    /// # Errors
+    /// A sentence with the field.
+    pub fn compile(
+        config: &PipelineConfig,
+        schema: &Schema,
+        size: Option<(u32, u32)>,
+    ) -> Result<Self, String> {
+        let short = config.fields.is_none().then(|| short(config, schema));
+        let fields = config.fields.as_deref().or(short.as_deref()).expect("one of the two");
+        let mut made = Self {
+            schema: schema.clone(),
+            rows: Vec::new(),
+            makes: Vec::new(),
+            pictures: None,
+            images: Vec::new(),
+            places: Vec::new(),
+            parts: Vec::new(),
+        };
+        let mut pictures: Vec<(&str, PictureConfig)> = Vec::new();
+        for field in fields {
+            let name = field.name().to_owned();
+            let named = |error: String| format!("field {name:?}: {error}");
+            let picture = made.picture(field, &pictures, config).map_err(named)?;
+            if let Some(picture) = picture {
+                made.places.push(made.rows.len());
+                // What it is is known when all of them are compiled.
+                made.rows.push(RowShape::dense(name.clone(), Element::U8, Vec::new()));
+                pictures.push((field.name(), picture));
+                continue;
+            }
+            let place = made.rows.len();
+            let (rows, make) = made.other(field).map_err(named)?;
+            made.rows.extend(rows);
+            made.makes.push((place, make));
+        }
+        if !pictures.is_empty() {
+            let sizes: Vec<_> = made.images.iter().map(|at| size.filter(|_| *at == ImageAt::Own)).collect();
+            let limits = Limits { max_sample_bytes: config.max_sample_bytes, truncated: config.truncated };
+            let (names, configs): (Vec<_>, Vec<_>) = pictures.into_iter().unzip();
+            let compiled = compile_pictures(&configs, limits, &sizes).map_err(|error| match short {
+                Some(_) => error.to_string(),
+                None => format!("field {:?}: {error}", names[error.picture]),
+            })?;
+            for ((picture, &place), spec) in configs.iter().zip(&made.places).zip(compiled.outputs()) {
+                made.rows[place] = picture_row(&made.rows[place].name, picture, spec);
+            }
+            made.pictures = Some(compiled);
+        }
+        Ok(made)
+    }
+
+    /// The configuration of a picture, if the field is one.
+    fn picture(
+        &mut self,
+        field: &FieldConfig,
+        before: &[(&str, PictureConfig)],
+        config: &PipelineConfig,
+    ) -> Result<Option<PictureConfig>, String> {
+        let like = |of: &str| {
+            let found = before.iter().position(|(name, _)| *name == of);
+            found.ok_or_else(|| {
+                format!("it follows {of:?}, which comes after it in the list of fields; move it before")
+            })
+        };
+        let (part, what, transforms, output) = match field {
+            FieldConfig::Image(of) => (of.part.as_deref(), What::Image, &of.transforms[..], output(config)),
+            FieldConfig::Views(of) => {
+                (of.part.as_deref(), What::Views(of.n), &of.transforms[..], output(config))
+            }
+            FieldConfig::Mask(of) => {
+                let dtype = Some(match of.dtype {
+                    MaskDtype::U8 => Dtype::U8,
+                    MaskDtype::U16 => Dtype::U16,
+                });
+                let output = OutputConfig { dtype, ..OutputConfig::default() };
+                (Some(of.part.as_str()), What::Mask { like: like(&of.like)? }, &[][..], output)
+            }
+            FieldConfig::Geometry(of) => {
+                let of = like(&of.of)?;
+                self.parts.push(self.parts[of].clone());
+                let (image, output) = (before[of].1.image, OutputConfig::default());
+                let what = What::Geometry { of };
+                return Ok(Some(PictureConfig { image, what, transforms: Vec::new(), output }));
+            }
+            _ => return Ok(None),
+        };
+        let at = match part {
+            None if self.schema.image => ImageAt::Own,
+            None => return Err("the source has no image of its own; name its part".into()),
+            Some(part) => ImageAt::Part(self.part(part, |kind| *kind == PartKind::Image)?),
+        };
+        let known = self.images.iter().position(|&other| other == at);
+        let image = known.unwrap_or_else(|| {
+            self.images.push(at);
+            self.images.len() - 1
+        });
+        self.parts.push(part.map(str::to_owned));
+        Ok(Some(PictureConfig { image, what, transforms: transforms.to_vec(), output }))
+    }
+
+    /// A part of the schema.
+    fn part(&self, name: &str, is_wanted: impl Fn(&PartKind) -> bool) -> Result<usize, String> {
+        let found = self.schema.parts.iter().position(|part| part.name == name && is_wanted(&part.kind));
+        found.ok_or_else(|| format!("the source does not deliver the part {name:?}"))
+    }
+
+    /// The rows of a field that is no picture, and how it is made.
+    fn other(&self, field: &FieldConfig) -> Result<(Vec<RowShape>, Make), String> {
+        let (of, content, kind) = match field {
+            FieldConfig::Text(of) => (of, Content::Text, PartKind::Text),
+            FieldConfig::Bytes(of) => (of, Content::Bytes, PartKind::Bytes),
+            FieldConfig::Json(of) => (of, Content::Json, PartKind::Json),
+            FieldConfig::Numbers(of) => return self.numbers(of),
+            _ => unreachable!("pictures are made elsewhere"),
+        };
+        let part = self.part(&of.part, |other| *other == kind)?;
+        let limit = Limit { most: of.max_bytes, overflow: of.overflow, missing: of.missing };
+        let rows = RowShape::variable(of.name.clone(), content, Element::U8, vec![of.max_bytes]);
+        Ok((rows.into(), Make::Bytes { part, content, limit }))
+    }
+
+    fn numbers(&self, of: &NumbersField) -> Result<(Vec<RowShape>, Make), String> {
+        let Some(most) = of.max_rows else {
+            let at = self.schema.fields.iter().position(|field| field.name == of.part);
+            let at = at.ok_or_else(|| format!("the source does not deliver the numbers {:?}", of.part))?;
+            let begin = self.schema.fields[..at].iter().map(FieldSpec::bytes).sum();
+            let FieldSpec { dtype, shape, .. } = &self.schema.fields[at];
+            let cast = Cast::new(*dtype, of.dtype.unwrap_or(*dtype), shape.iter().product())?;
+            let row = RowShape::dense(of.name.clone(), element(cast.to()), shape.clone());
+            return Ok((vec![row], Make::Numbers { begin, cast }));
+        };
+        let part = self.part(&of.part, |kind| matches!(kind, PartKind::Ragged { .. }))?;
+        let PartKind::Ragged { dtype, row } = &self.schema.parts[part].kind else {
+            unreachable!("just found")
+        };
+        if of.row.as_ref().is_some_and(|wanted| wanted != row) {
+            return Err(format!(
+                "row = {:?} was asked for, and the source has rows of shape {row:?}",
+                of.row
+            ));
+        }
+        let cast = Cast::new(*dtype, of.dtype.unwrap_or(*dtype), row.iter().product())?;
+        if most.checked_mul(cast.bytes() as u64).is_none_or(|bytes| bytes > MAX_CAP) {
+            return Err(format!(
+                "{most} rows of shape {row:?} are more than {} MiB; lower max_rows",
+                MAX_CAP >> 20
+            ));
+        }
+        let limit = Limit { most, overflow: of.overflow, missing: of.missing };
+        let shape = std::iter::once(most).chain(row.iter().copied()).collect();
+        let rows = RowShape::variable(of.name.clone(), Content::Ragged, element(cast.to()), shape);
+        Ok((rows.into(), Make::Ragged { part, ragged: Ragged { limit, cast } }))
+    }
+
+    /// The fields of a row, lengths included.
+    pub fn rows(&self) -> &[RowShape] {
+        &self.rows
+    }
+
+    /// The element type of images, where there are any.
+    pub fn image_dtype(&self) -> Option<Dtype> {
+        self.pictures.as_ref().and_then(|pictures| pictures.outputs().first()).map(|spec| spec.dtype)
+    }
+
+    /// Makes a row of a record.
+    ///
+    /// # Errors
+    /// Why the record is a bad one, with the part.
+    pub fn write(
+        &self,
+        bytes: &[u8],
+        key: SampleKey,
+        scratch: &mut Scratch,
+        writer: &mut RowWriter,
+    ) -> Result<(), String> {
+        let Some(cut) = self.schema.cut(bytes) else {
+            return Err(format!(
+                "its {} bytes are fewer than the {} of its fields",
+                bytes.len(),
+                self.schema.fixed_bytes()
+            ));
+        };
+        for (place, make) in &self.makes {
+            let value = |part: &usize| (cut.parts[*part], self.schema.parts[*part].name.as_str());
+            match make {
+                Make::Numbers { begin, cast } => {
+                    let stored = &cut.fields[*begin..];
+                    let name = &self.rows[*place].name;
+                    cast.write(stored, writer.bytes(*place))
+                        .map_err(|why| format!("field {name:?}: {why}"))?;
+                }
+                Make::Bytes { part, content, limit } => {
+                    let (value, name) = value(part);
+                    let named = |why| format!("part {name:?}: {why}");
+                    let length =
+                        variable::bytes(value, *content, *limit, writer.bytes(*place)).map_err(named)?;
+                    writer.bytes(place + 1).copy_from_slice(&length.to_le_bytes());
+                }
+                Make::Ragged { part, ragged } => {
+                    let (value, name) = value(part);
+                    let named = |why| format!("part {name:?}: {why}");
+                    let length = ragged.write(value, writer.bytes(*place)).map_err(named)?;
+                    writer.bytes(place + 1).copy_from_slice(&length.to_le_bytes());
+                }
+            }
+        }
+        match &self.pictures {
+            Some(pictures) => self.draw(pictures, &cut, key, scratch, writer),
+            None => Ok(()),
+        }
+    }
+
+    fn draw(
+        &self,
+        pictures: &Pictures,
+        cut: &Cut<'_>,
+        key: SampleKey,
+        scratch: &mut Scratch,
+        writer: &mut RowWriter,
+    ) -> Result<(), String> {
+        let fault = |picture: usize, why: String| match &self.parts[picture] {
+            None => why,
+            Some(part) => format!("part {part:?}: {why}"),
+        };
+        if let ([place], [ImageAt::Own]) = (&self.places[..], &self.images[..]) {
+            let drawn = pictures.apply(&[cut.image], key, scratch, &mut [writer.bytes(*place)]);
+            return drawn.map_err(|error| error.to_string());
+        }
+        let image = |at: &ImageAt| match at {
+            ImageAt::Own => Some(cut.image),
+            ImageAt::Part(part) => cut.parts[*part],
+        };
+        let mut encoded = Vec::with_capacity(self.images.len());
+        for at in &self.images {
+            encoded.push(image(at).ok_or_else(|| match at {
+                ImageAt::Own => variable::MISSING.to_owned(),
+                ImageAt::Part(part) => {
+                    format!("part {:?}: {}", self.schema.parts[*part].name, variable::MISSING)
+                }
+            })?);
+        }
+        let mut rows: Vec<_> = writer.all().into_iter().map(Some).collect();
+        let mut own: Vec<&mut [u8]> =
+            self.places.iter().map(|&place| rows[place].take().expect("each has its own place")).collect();
+        let drawn = pictures.apply(&encoded, key, scratch, &mut own);
+        drawn.map_err(|error| fault(error.picture, error.to_string()))
+    }
+}
+
+/// The row of a picture: of an image (C, H, W) whatever the memory order.
+fn picture_row(name: &str, picture: &PictureConfig, spec: &RowSpec) -> RowShape {
+    let dtype = match spec.dtype {
+        Dtype::U8 => Element::U8,
+        Dtype::U16 => Element::U16,
+        Dtype::F32 => Element::F32,
+        Dtype::F16 => Element::F16,
+        Dtype::Bf16 => Element::Bf16,
+    };
+    let numbers = |list: &[usize]| list.iter().map(|&number| number as u64).collect();
+    let content = match picture.what {
+        What::Geometry { .. } => Content::Geometry,
+        _ => Content::Dense,
+    };
+    RowShape {
+        name: name.to_owned(),
+        dtype,
+        shape: numbers(&spec.shape),
+        strides: numbers(&spec.strides),
+        content,
+    }
+}
