@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[1]
 SOME_BAD = "synthetic://?count=40&width=16&height=16&corrupt_rate=0.1"
 
 #: Keys of a pipeline that a Loader has no option for: two are arguments of their own, one is only for files.
-OTHER_KEYS = {"source", "transforms", "blocked"}
+OTHER_KEYS = {"source", "transforms", "blocked", "fields"}
 
 
 @pytest.mark.parametrize("takes", [BaseLoader, Source])

@@ -5,7 +5,7 @@ transforms are in `fuelrail.transforms`, the training loop in `fuelrail.train`. 
 neither torch nor numpy.
 """
 
-from fuelrail import transforms
+from fuelrail import fields, transforms
 from fuelrail._native import __version__
 from fuelrail.errors import (
     ConfigError,
@@ -35,5 +35,6 @@ __all__ = [
     "SourceError",
     "TokenError",
     "__version__",
+    "fields",
     "transforms",
 ]

@@ -9,16 +9,18 @@ import sys
 import tempfile
 from abc import ABC, abstractmethod
 from array import array
-from collections.abc import ItemsView, Iterator, Mapping, Sequence, ValuesView
+from collections.abc import Callable, ItemsView, Iterator, Mapping, Sequence, ValuesView
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Generic, NoReturn, Self, TypeVar, overload
+from typing import Any, Generic, NamedTuple, NoReturn, Self, TypeVar, overload
 
 from fuelrail import _native, checks, interop, options
 from fuelrail.errors import ConfigError, EnvironmentFailure, FuelrailError, SourceError, TokenError
+from fuelrail.fields import Field
 from fuelrail.opening import Opening
 from fuelrail.options import AUTO, Auto, LoaderOptions
 from fuelrail.sources import KEYS, Address, Mix, Source, finite
+from fuelrail.values import Crops, Ragged
 
 logger = logging.getLogger("fuelrail")
 
@@ -29,10 +31,13 @@ Default = TypeVar("Default")
 class Batch(Generic[Array]):
     """One batch. Unpacks into images and labels, as torchvision's data sets do; all fields are there by name.
 
-    Fields: "image" (N, C, H, W), then the source's own fields (N, ...), "label" (N,) int64 if the source has
-    labels, "index" (N,) int64 record numbers, "position" (N,) int64 places in the epoch, "substituted" (N,) bool:
-    rows that hold another record because theirs was bad; of a mixture also "part" (N,) int64. Without images, it
-    unpacks into the source's first field and the labels.
+    Fields: "image" (N, C, H, W) and the source's own fields (N, ...), or those that `fields=` of the Loader lists; then
+    "label" (N,) int64 if the source has labels, "index" (N,) int64 record numbers, "position" (N,) int64 places in the
+    epoch, "substituted" (N,) bool: rows that hold another record because theirs was bad; of a mixture also "part" (N,)
+    int64. It unpacks into the first field and the labels.
+
+    Text is a `list[str]`, bytes a `list[bytes]`, JSON a list of parsed values, each made when it is asked for;
+    `batch.ragged(name)` has their bytes as an array. Rows of numbers of differing length are a `Ragged`.
 
     By name it is used like a dict: `batch["image"]`, `"image" in batch`, `batch.get("mask")`, `.keys()`,
     `.values()`, `.items()`, `dict(batch)`, `model(**batch)`. Iterating gives the two that it unpacks into, not
@@ -42,7 +47,7 @@ class Batch(Generic[Array]):
 
     __slots__ = ("_fields", "dropped", "epoch", "position", "rows")
 
-    def __init__(self, fields: dict[str, Array], native: _native.Batch) -> None:
+    def __init__(self, fields: _Fields[Array], native: _native.Batch) -> None:
         self._fields = fields
         #: Rows in this batch.
         self.rows = native.rows
@@ -66,7 +71,8 @@ class Batch(Generic[Array]):
             # The first is there also where labels are not.
             return next(iter(self._fields.values())) if name in (0, -2) else tuple(self)[name]
         try:
-            return self._fields[name]
+            value: Array = self._fields[name]
+            return value
         except (KeyError, TypeError):
             known = ", ".join(self._fields)
             given = repr(name) if isinstance(name, str) else f"{type(name).__name__} as its name"
@@ -100,11 +106,19 @@ class Batch(Generic[Array]):
         """A field, or `default` where the batch has none of this name."""
         return self._fields.get(name, default)
 
+    def ragged(self, name: str) -> Ragged[Array]:
+        """A field of differing length as padded rows and their lengths: numbers, or the bytes of text and JSON."""
+        self[name]
+        ragged = self._fields.ragged(name)
+        if ragged is None:
+            raise KeyError(f"{name!r} has one shape in all records; batch[{name!r}] is all of it")
+        return ragged
+
     def as_dict(self) -> dict[str, Array]:
         """All fields as a dict."""
         return dict(self._fields)
 
-    def _with(self, fields: dict[str, Array]) -> Self:
+    def _with(self, fields: _Fields[Array]) -> Self:
         """The same rows as other arrays."""
         batch = object.__new__(type(self))
         batch._fields = fields
@@ -118,6 +132,81 @@ class Batch(Generic[Array]):
 
     def __repr__(self) -> str:
         return f"Batch(epoch={self.epoch}, position={self.position}, rows={self.rows}, fields={self.keys()})"
+
+
+class _Fields(Mapping[str, Any], Generic[Array]):
+    """The fields of a batch by name, of which some are made when they are asked for."""
+
+    __slots__ = ("_made", "_ragged", "_text")
+
+    def __init__(self) -> None:
+        self._made: dict[str, Any] = {}
+        self._ragged: dict[str, Ragged[Array]] = {}
+        self._text: dict[str, Callable[[], list[Any]]] = {}
+
+    def __getitem__(self, name: str) -> Any:
+        if (make := self._text.pop(name, None)) is not None:
+            self._made[name] = make()
+        return self._made[name]
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        self._made[name] = value
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._made)
+
+    def __len__(self) -> int:
+        return len(self._made)
+
+    def ragged(self, name: str) -> Ragged[Array] | None:
+        return self._ragged.get(name)
+
+    def mapped(self, change: Callable[[Array], Array]) -> _Fields[Array]:
+        """The same with all arrays changed; text and JSON stay as they are."""
+        fields: _Fields[Array] = _Fields()
+        rows = {
+            name: type(each)(change(each.padded), change(each.lengths)) for name, each in self._ragged.items()
+        }
+        fields._ragged, fields._text = rows, dict(self._text)
+        for name, value in self._made.items():
+            if isinstance(value, Ragged):
+                fields._made[name] = rows[name]
+            elif isinstance(value, Crops):
+                fields._made[name] = Crops(*map(change, value))
+            else:
+                fields._made[name] = value if value is None or isinstance(value, list) else change(value)
+        return fields
+
+    def put(self, field: Mapping[str, Any], value: Array, lengths: Array | None, rows: _Rows[Array]) -> None:
+        """One of the record's own fields, as its content is delivered."""
+        name, content = field["name"], field.get("content", "dense")
+        self._made[name] = value
+        if lengths is not None:
+            self._ragged[name] = rows.kind(value, lengths)
+            self._made[name] = self._ragged[name]
+        if content == "geometry":
+            columns: Any = value
+            self._made[name] = Crops(*(columns[:, at] for at in range(8)))
+        if content in ("text", "bytes", "json"):
+            # Its place among the others; the value comes when it is asked for.
+            self._made[name] = None
+            self._text[name] = rows.texts(content)
+
+
+class _Rows(NamedTuple, Generic[Array]):
+    """How rows of differing length are made of one field of a native batch."""
+
+    kind: type[Ragged[Array]]
+    native: _native.Batch
+    at: int
+
+    def texts(self, content: str) -> Callable[[], list[Any]]:
+        native, at = self.native, self.at
+        if content == "bytes":
+            return lambda: native.blobs(at)
+        if content == "text":
+            return lambda: native.texts(at)
+        return lambda: [json.loads(text) if text else None for text in native.texts(at)]
 
 
 class BaseLoader(ABC, Generic[Array]):
@@ -149,7 +238,7 @@ class BaseLoader(ABC, Generic[Array]):
         quarantine: str | os.PathLike[str] | None = None,
         image: str | Sequence[str] | None = None,
         label: str | Auto | None = AUTO,
-        fields: Sequence[str] | None = None,
+        fields: Sequence[str] | Mapping[str, Field] | None = None,
         tokens: Mapping[str, Any] | None = None,
         classes: Sequence[str] | None = None,
         split: str | None = None,
@@ -170,6 +259,8 @@ class BaseLoader(ABC, Generic[Array]):
         keys = options.refuse_unknown(source_keys, [*options.OPTIONS, "transforms"], KEYS)
         chosen = LoaderOptions(**{name: given[name] for name in options.OPTIONS})
         steps, asked = interop.chain(transforms)
+        if isinstance(chosen.fields, Mapping):
+            asked = asked or _dtype_asked(chosen.fields)
         chosen = replace(chosen, dtype=self._dtype(chosen.dtype or asked))
         self._device = self._place(chosen.device)
         self._rank, self._timeout = chosen.rank, chosen.timeout
@@ -213,9 +304,29 @@ class BaseLoader(ABC, Generic[Array]):
 
     # What a framework adds --------------------------------------------------------------------------------
 
+    _ragged: type[Ragged[Array]] = Ragged
+
     @abstractmethod
-    def _convert(self, batch: _native.Batch) -> dict[str, Array]:
+    def _tensor(self, batch: _native.Batch, at: int) -> Array:
+        """Field `at` of a native batch as the framework's array, on its device."""
+
+    @abstractmethod
+    def _column(self, batch: _native.Batch, at: int, dtype: str, name: str) -> Array:
+        """Column `at` of a native batch."""
+
+    def _convert(self, batch: _native.Batch) -> _Fields[Array]:
         """The fields of a native batch as the framework's arrays."""
+        fields: _Fields[Array] = _Fields()
+        tensors = [self._tensor(batch, at) for at in range(len(self._own))]
+        for at, field in enumerate(self._own):
+            if not _is_lengths(field):
+                lengths = (
+                    tensors[at + 1] if at + 1 < len(tensors) and _is_lengths(self._own[at + 1]) else None
+                )
+                fields.put(field, tensors[at], lengths, _Rows(self._ragged, batch, at))
+        for at, column in enumerate(self._columns):
+            fields[column["name"]] = self._column(batch, at, column["dtype"], column["name"])
+        return fields
 
     def _dtype(self, name: str | None) -> str | None:
         """The daemon's name of a pixel type, if the framework has it."""
@@ -345,8 +456,8 @@ class BaseLoader(ABC, Generic[Array]):
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shape of one row of each of the records' own fields."""
-        return {field["name"]: tuple(field["shape"]) for field in self._own}
+        """Shape of one row of each of the records' own fields; where rows have differing length, of the longest."""
+        return {field["name"]: tuple(field["shape"]) for field in self._own if not _is_lengths(field)}
 
     @property
     def daemon_pid(self) -> int:
@@ -447,6 +558,11 @@ class BaseLoader(ABC, Generic[Array]):
         return int(rest // size if batching["drop_last"] else -(-rest // size))
 
 
+def _is_lengths(field: Mapping[str, Any]) -> bool:
+    """Whether this is how much counts of each row of the field before it."""
+    return field.get("content") == "lengths"
+
+
 #: What the errors of pickle and copy say.
 _NO_COPY = (
     "a Loader is a connection to a daemon and cannot be pickled or copied. Make another one with the same arguments "
@@ -536,11 +652,16 @@ def _pipeline(
 ) -> tuple[dict[str, Any], tempfile.TemporaryDirectory[str] | None]:
     """The pipeline as the daemon takes it, and a folder that may go once it was read."""
     described = {name: getattr(chosen, name) for name in options.DESCRIBING}
+    fields = described["fields"]
+    if isinstance(fields, Mapping):
+        described["fields"] = None
     further = chosen.source_options or {}
     twice = [name for name in further if keys.get(name) is not None]
     if twice:
         raise ConfigError(f"{twice[0]}= is given twice: as an argument and in source_options")
     config = {"source": _source(source, {**described, **keys, **further}), "transforms": steps}
+    if isinstance(fields, Mapping):
+        config["fields"] = [each.config(name) for name, each in fields.items()]
     for name, option in options.OPTIONS.items():
         if option.whose == "pipeline" and (value := getattr(chosen, name)) is not None:
             options.configure(config, name, value)
@@ -548,6 +669,16 @@ def _pipeline(
     if sampled is not None:
         config["sampling"] = sampled
     return config, folder
+
+
+def _dtype_asked(fields: Mapping[str, Field]) -> str | None:
+    """The pixel type that conversions in the chains of fields ask for."""
+    asked = {each.dtype_asked for each in fields.values() if each.dtype_asked is not None}
+    if len(asked) > 1:
+        raise ConfigError(
+            f"the transforms of fields ask for several dtypes ({', '.join(sorted(asked))}); give dtype="
+        )
+    return asked.pop() if asked else None
 
 
 def _in_arguments(said: str, source: Any, chosen: LoaderOptions) -> str:

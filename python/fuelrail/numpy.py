@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fuelrail import _native, transforms
+from fuelrail import _native, fields, transforms
 from fuelrail.checks import shown
 from fuelrail.errors import ConfigError
 from fuelrail.loader import BaseLoader, Batch
@@ -19,7 +19,7 @@ except ModuleNotFoundError as error:
         "fuelrail.numpy needs NumPy, which is not installed here: pip install numpy", name="numpy"
     ) from None
 
-__all__ = ["Batch", "Loader", "transforms"]
+__all__ = ["Batch", "Loader", "fields", "transforms"]
 
 _COLUMNS: dict[str, type[np.generic]] = {"i64": np.int64, "bool": np.bool_}
 
@@ -52,8 +52,9 @@ class Loader(BaseLoader[np.ndarray]):
                 f"device={shown(device)}: numpy's arrays are in CPU memory; use fuelrail.torch for other devices"
             )
 
-    def _convert(self, batch: _native.Batch) -> dict[str, np.ndarray]:
-        fields = {field["name"]: np.from_dlpack(batch.tensor(at)) for at, field in enumerate(self._own)}
-        for at, column in enumerate(self._columns):
-            fields[column["name"]] = np.frombuffer(batch.column(at), dtype=_COLUMNS[column["dtype"]])
-        return fields
+    def _tensor(self, batch: _native.Batch, at: int) -> np.ndarray:
+        return np.from_dlpack(batch.tensor(at))
+
+    def _column(self, batch: _native.Batch, at: int, dtype: str, name: str) -> np.ndarray:
+        del name
+        return np.frombuffer(batch.column(at), dtype=_COLUMNS[dtype])

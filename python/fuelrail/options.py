@@ -15,11 +15,13 @@ import os
 import re
 import textwrap
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
+from dataclasses import fields as fields_of
 from typing import Annotated, Any, Final, Literal, TypeVar, get_type_hints
 
 from fuelrail import checks
 from fuelrail.checks import Check
+from fuelrail.fields import Field, named
 
 Documented = TypeVar("Documented", bound=type)
 
@@ -64,6 +66,15 @@ _LAYOUTS = {
 }
 
 _ONE_BY_ONE = "samples without a batch are not made; batch_size=1 makes batches of one"
+
+
+def _fields(value: Any) -> Any:
+    """A list of names, or fields by name."""
+    if isinstance(value, Mapping):
+        return named(value)
+    return checks.names('a list of names, or a mapping like {"caption": fields.Text("txt", max_bytes=512)}')(
+        value
+    )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -123,8 +134,10 @@ class LoaderOptions:
     ] = AUTO
     """the column, array, dataset or tar member that holds labels: whole numbers or class names. Default
     (`fuelrail.AUTO`): found by name and type. None: no labels, and a batch has none."""
-    fields: Annotated[Sequence[str] | None, Option("source", checks.names("a list of names"))] = None
-    """further numeric fields of fixed shape, delivered as tensors of the same batch."""
+    fields: Annotated[Sequence[str] | Mapping[str, Field] | None, Option("source", _fields)] = None
+    """a list of names: further numeric fields of fixed shape, beside the image. Or a mapping from names to
+    `fuelrail.fields`, which is all that a batch holds then: images, masks, views, text, JSON, numbers (of a Loader; not
+    of a Source)."""
     tokens: Annotated[
         Mapping[str, Any] | None,
         Option("source", checks.mapping('a mapping like {"column": "input_ids", "length": 1024}')),
@@ -197,7 +210,7 @@ OPTIONS: dict[str, Option] = {
 }
 
 #: What each is when it is not given.
-DEFAULTS: dict[str, Any] = {each.name: each.default for each in fields(LoaderOptions)}
+DEFAULTS: dict[str, Any] = {each.name: each.default for each in fields_of(LoaderOptions)}
 
 #: What each takes.
 CHECKS: dict[str, Check] = {name: option.takes for name, option in OPTIONS.items()}

@@ -17,6 +17,7 @@ from typing import Any
 
 from fuelrail.checks import accept
 from fuelrail.errors import ConfigError
+from fuelrail.fields import Field
 from fuelrail.options import AUTO, CHECKS, DESCRIBING, Auto, configure, documented
 
 #: One path or URL, or several that make one source.
@@ -52,7 +53,7 @@ class Source:
         *,
         image: str | Sequence[str] | None = None,
         label: str | Auto | None = AUTO,
-        fields: Sequence[str] | None = None,
+        fields: Sequence[str] | Mapping[str, Field] | None = None,
         tokens: Mapping[str, Any] | None = None,
         classes: Sequence[str] | None = None,
         split: str | None = None,
@@ -61,6 +62,10 @@ class Source:
         **options: Any,
     ) -> None:
         arguments = dict(locals())
+        if isinstance(fields, Mapping):
+            raise ConfigError(
+                "fields= as a mapping says what a batch holds: give it to the Loader, not to Source(...)"
+            )
         one = isinstance(address, str | bytes | os.PathLike)
         addresses: Sequence[Any] = [address] if one else list(address)  # type: ignore[arg-type]
         self._addresses: list[str] = [_address(item) for item in addresses]

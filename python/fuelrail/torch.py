@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Self
 
-from fuelrail import _native, loader, transforms
+from fuelrail import _native, fields, loader, transforms, values
 from fuelrail.checks import shown
 from fuelrail.errors import ConfigError
 from fuelrail.loader import BaseLoader
@@ -21,9 +21,25 @@ except ModuleNotFoundError as error:
     ) from None
 import torch.utils.dlpack
 
-__all__ = ["Batch", "Loader", "transforms"]
+__all__ = ["Batch", "Loader", "Ragged", "fields", "transforms"]
 
 _COLUMNS = {"i64": torch.int64, "bool": torch.bool}
+
+
+class Ragged(values.Ragged[torch.Tensor]):
+    """Rows of differing length, as tensors."""
+
+    __slots__ = ()
+
+    def nested(self) -> torch.Tensor:
+        """The rows as one nested tensor of jagged layout: a copy without the padding."""
+        return torch.nested.nested_tensor(self.list(), layout=torch.jagged)
+
+    def to(self, device: torch.device | str | int, *, non_blocking: bool = False) -> Self:
+        """The same on a device."""
+        return type(self)(
+            *(each.to(device, non_blocking=non_blocking) for each in (self.padded, self.lengths))
+        )
 
 
 class Batch(loader.Batch[torch.Tensor]):
@@ -33,13 +49,12 @@ class Batch(loader.Batch[torch.Tensor]):
 
     def to(self, device: torch.device | str | int, *, non_blocking: bool = False) -> Self:
         """The batch with all of its fields on a device; what is there already is not copied."""
-        moved = {name: field.to(device, non_blocking=non_blocking) for name, field in self.items()}
-        return self._with(moved)
+        return self._with(self._fields.mapped(lambda field: field.to(device, non_blocking=non_blocking)))
 
     def pin_memory(self, device: torch.device | str | None = None) -> Self:
         """The batch in pinned memory, which a device copies from without waiting (`to(device, non_blocking=True)`)."""
         del device  # torch's own argument; it knows the device that pins
-        return self._with({name: field.pin_memory() for name, field in self.items()})
+        return self._with(self._fields.mapped(lambda field: field.pin_memory()))
 
 
 @documented(*OPTIONS)
@@ -91,19 +106,14 @@ class Loader(BaseLoader[torch.Tensor]):
             ) from None
         return place
 
-    def _convert(self, batch: _native.Batch) -> dict[str, torch.Tensor]:
-        fields = {
-            field["name"]: torch.utils.dlpack.from_dlpack(batch.tensor(at))
-            for at, field in enumerate(self._own)
-        }
-        own = list(fields)
-        for at, column in enumerate(self._columns):
-            dtype = _COLUMNS[column["dtype"]]
-            # torch.frombuffer refuses an empty buffer: a rank without rows in a tail.
-            fields[column["name"]] = (
-                torch.frombuffer(batch.column(at), dtype=dtype) if batch.rows else torch.empty(0, dtype=dtype)
-            )
-        if self._device is not None and self._device.type != "cpu":
-            for name in (*own, *({"label"} & fields.keys())):
-                fields[name] = fields[name].to(self._device)
-        return fields
+    _ragged = Ragged
+
+    def _tensor(self, batch: _native.Batch, at: int) -> torch.Tensor:
+        tensor = torch.utils.dlpack.from_dlpack(batch.tensor(at))
+        return tensor if self._device is None else tensor.to(self._device)
+
+    def _column(self, batch: _native.Batch, at: int, dtype: str, name: str) -> torch.Tensor:
+        kind = _COLUMNS[dtype]
+        # torch.frombuffer refuses an empty buffer: a rank without rows in a tail.
+        column = torch.frombuffer(batch.column(at), dtype=kind) if batch.rows else torch.empty(0, dtype=kind)
+        return column.to(self._device) if name == "label" and self._device is not None else column

@@ -86,6 +86,18 @@ impl Tensor {
         Self { memory, field, rows }
     }
 
+    /// Bytes of a row.
+    pub fn row_bytes(&self) -> usize {
+        self.field.row_bytes as usize
+    }
+
+    /// The first bytes of a row, no more than it has.
+    pub fn row(&self, row: usize, bytes: usize) -> Vec<u8> {
+        let mut copy = vec![0; bytes.min(self.row_bytes())];
+        self.memory.copy_to(&self.field, row * self.row_bytes(), &mut copy);
+        copy
+    }
+
     fn dtype(&self) -> DlDataType {
         use Element::{Bf16, Bool, F16, F32, F64, I8, I16, I32, I64, U8, U16, U32, U64};
         // As dlpack.h numbers them.

@@ -14,7 +14,7 @@ use fuelrail_loader::protocol::{Attach, Attached, PipelineRef};
 use fuelrail_loader::token::{Allow, Token};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
-use pyo3::types::{PyByteArray, PyDict};
+use pyo3::types::{PyByteArray, PyBytes, PyDict, PyString};
 
 use crate::dlpack::Tensor;
 use crate::error::exception;
@@ -427,11 +427,42 @@ pub struct Batch {
     iteration: u64,
 }
 
+impl Batch {
+    /// What counts of each row of a field.
+    fn rows_of(&self, at: usize) -> PyResult<Vec<Vec<u8>>> {
+        let [Some(values), Some(lengths)] = [self.tensors.get(at), self.tensors.get(at + 1)] else {
+            return Err(PyValueError::new_err(format!("there are no lengths of tensor {at}")));
+        };
+        (0..self.rows as usize)
+            .map(|row| {
+                let length = i64::from_le_bytes(lengths.row(row, 8).try_into().expect("8 bytes"));
+                let length = usize::try_from(length).ok().filter(|&length| length <= values.row_bytes());
+                let length = length.ok_or_else(|| PyValueError::new_err("a row is longer than its field"))?;
+                Ok(values.row(row, length))
+            })
+            .collect()
+    }
+}
+
 #[pymethods]
 impl Batch {
     /// Field `at`, as a DLPack producer.
     fn tensor(&self, at: usize) -> PyResult<Tensor> {
         self.tensors.get(at).cloned().ok_or_else(|| PyValueError::new_err(format!("there is no tensor {at}")))
+    }
+
+    /// The rows of field `at`, whose lengths are the field behind it, as text.
+    fn texts<'py>(&self, py: Python<'py>, at: usize) -> PyResult<Vec<Bound<'py, PyString>>> {
+        let text = |bytes: &[u8]| match std::str::from_utf8(bytes) {
+            Ok(text) => Ok(PyString::new(py, text)),
+            Err(_) => Err(PyValueError::new_err("a row of text is not UTF-8: the daemon is of another version")),
+        };
+        self.rows_of(at)?.iter().map(|row| text(row)).collect()
+    }
+
+    /// The rows of field `at`, whose lengths are the field behind it, as bytes.
+    fn blobs<'py>(&self, py: Python<'py>, at: usize) -> PyResult<Vec<Bound<'py, PyBytes>>> {
+        Ok(self.rows_of(at)?.iter().map(|row| PyBytes::new(py, row)).collect())
     }
 
     /// The bytes of column `at`, as a fresh bytearray.

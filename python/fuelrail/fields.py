@@ -1,0 +1,258 @@
+"""What a batch holds, field by field: each is made from one part of a record.
+
+>>> from fuelrail import fields as F, transforms as T
+>>> pairs = {
+...     "image": F.Image([T.RandomResizedCrop(224)], part="jpg;png"),
+...     "caption": F.Text("txt", max_bytes=512),
+... }
+
+`Loader(source, fields=pairs)` then gives `batch["image"]` and `batch["caption"]`. A *part* is where the source has it,
+in the source's own words: an ending beside the image ("txt", "seg.png"), a column ("caption"), a key inside JSON
+("json:meta.caption"). A record whose part is missing, longer than its field, or not what the field is, is a bad record,
+unless `missing=` or `overflow=` says otherwise; nothing is cut silently.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from fuelrail import checks, interop
+from fuelrail.errors import ConfigError
+
+__all__ = ["Bytes", "Field", "Geometry", "Image", "Json", "Mask", "Numbers", "Text", "Views"]
+
+_OVERFLOW = checks.choice("bad", "cut")
+_MISSING = checks.choice("bad", "empty")
+_CAP = checks.whole(1, 64 << 20)
+
+#: Types of numbers, by numpy's and torch's names, and the daemon's.
+_NUMBERS = {
+    **{f"uint{bits}": f"u{bits}" for bits in (8, 16, 32, 64)},
+    **{f"int{bits}": f"i{bits}" for bits in (8, 16, 32, 64)},
+    **{f"float{bits}": f"f{bits}" for bits in (16, 32, 64)},
+    **{"bool": "bool", "half": "f16", "float": "f32", "double": "f64", "long": "i64", "int": "i32"},
+}
+
+
+def _dtype(value: Any) -> str:
+    """The daemon's name of a type of numbers."""
+    name = (
+        value if isinstance(value, str) else getattr(value, "name", None) or getattr(value, "__name__", value)
+    )
+    name = str(name).removeprefix("torch.").lstrip("<=|")
+    known = _NUMBERS.get(name, name)
+    if known not in _NUMBERS.values() or value in (float, int, bool):
+        raise checks.Refused("a type of numbers by numpy's or torch's name, like int64 or float32")
+    return known
+
+
+def _part(value: Any) -> str:
+    if not isinstance(value, str) or not value:
+        raise checks.Refused('text that says where the source has it, like "txt", a column, or "json:key"')
+    return value
+
+
+def _row(value: Any) -> list[int]:
+    sizes = [value] if isinstance(value, int) else value
+    if isinstance(sizes, str) or not isinstance(sizes, Sequence):
+        raise checks.Refused("the shape of one row: () for one number, (4,) for a box")
+    return [checks.whole(1, 1 << 24)(size) for size in sizes]
+
+
+class Field:
+    """Base of all fields."""
+
+    #: The dtype that conversions among its transforms ask for.
+    dtype_asked: str | None = None
+
+    def config(self, name: str) -> dict[str, Any]:
+        """The field as the daemon takes it, under this name in the batch."""
+        given = {key: value for key, value in self._arguments().items() if value is not None}
+        return {"type": type(self).__name__, "name": name, **given}
+
+    def _arguments(self) -> dict[str, Any]:
+        # Without dtype_asked, which is no field of any.
+        return {key: value for key, value in vars(self).items() if key != "dtype_asked"}
+
+    def _checked(self, **takes: checks.Check) -> None:
+        for argument, check in takes.items():
+            value = getattr(self, argument)
+            if value is not None:
+                shown = f"fields.{type(self).__name__}: {argument}"
+                object.__setattr__(self, argument, checks.accept(shown, value, check))
+
+
+class _Drawn(Field):
+    """A field with a chain of transforms."""
+
+    transforms: Any
+    part: str | Sequence[str] | None
+
+    def _translated(self) -> None:
+        if isinstance(self.part, Sequence) and not isinstance(self.part, str):
+            object.__setattr__(self, "part", ";".join(self.part))
+        self._checked(part=_part)
+        steps, dtype = interop.chain(self.transforms)
+        object.__setattr__(self, "transforms", steps)
+        object.__setattr__(self, "dtype_asked", dtype)
+
+
+@dataclass(frozen=True)
+class Image(_Drawn):
+    """An image: (N, C, H, W) in the batch.
+
+    Args:
+        transforms: what happens to it, as the Loader's own `transforms=`.
+        part: where the source has it; several endings, the first one that a record has counts. Default: the image that
+            the source finds by itself.
+    """
+
+    transforms: Any = ()
+    part: str | Sequence[str] | None = field(default=None, kw_only=True)
+
+    def __post_init__(self) -> None:
+        self._translated()
+
+
+@dataclass(frozen=True)
+class Views(_Drawn):
+    """Several views of one image, each with random draws of its own: (N, n, C, H, W) in the batch.
+
+    All views of an image, also those of other fields, come from one decode.
+
+    Args:
+        n: views of each image.
+        transforms: what happens for each.
+        part: as of `Image`.
+    """
+
+    n: int
+    transforms: Any
+    part: str | Sequence[str] | None = field(default=None, kw_only=True)
+
+    def __post_init__(self) -> None:
+        self._checked(n=checks.whole(1, 64))
+        self._translated()
+
+
+@dataclass(frozen=True)
+class Mask(Field):
+    """Class numbers for each pixel of an image, (N, H, W) uint8: cropped, resized, flipped and rotated as the image is.
+
+    Palette indices and gray levels stay as they are, nearest neighbours are taken, colour transforms leave it alone, and
+    what lies outside of the picture is 255.
+
+    Args:
+        part: where the source has it. It has the size of its image.
+        like: the field of the image.
+        dtype: uint16 for masks with 16 bits.
+    """
+
+    part: str
+    like: str = field(default="image", kw_only=True)
+    dtype: Any = field(default=None, kw_only=True)
+
+    def __post_init__(self) -> None:
+        self._checked(part=_part, like=checks.text("the name of a field"), dtype=_dtype)
+        if self.dtype not in (None, "u8", "u16"):
+            raise ConfigError(
+                "fields.Mask: dtype= takes uint8 or uint16; batch[name].long() makes what losses take"
+            )
+
+
+@dataclass(frozen=True)
+class _Variable(Field):
+    part: str
+    max_bytes: int = field(kw_only=True)
+    overflow: str = field(default="bad", kw_only=True)
+    missing: str = field(default="bad", kw_only=True)
+
+    def __post_init__(self) -> None:
+        self._checked(part=_part, max_bytes=_CAP, overflow=_OVERFLOW, missing=_MISSING)
+
+
+@dataclass(frozen=True)
+class Text(_Variable):
+    """Text: a `list[str]` in the batch; `batch.ragged(name)` has its bytes, for those who tokenise themselves.
+
+    Args:
+        part: where the source has it.
+        max_bytes: bytes of UTF-8 that a row has room for.
+        overflow: what becomes of a longer one: "bad" makes it a bad record, "cut" cuts it between two characters.
+        missing: what becomes of a record without it: "bad" makes it a bad record, "empty" delivers "".
+    """
+
+
+@dataclass(frozen=True)
+class Bytes(_Variable):
+    """Bytes as they are: a `list[bytes]` in the batch. Arguments as of `Text`."""
+
+
+@dataclass(frozen=True)
+class Json(_Variable):
+    """A JSON value: a list of parsed values in the batch, parsed when it is asked for.
+
+    Arguments as of `Text`, without `overflow="cut"`; `missing="empty"` delivers None.
+    """
+
+
+@dataclass(frozen=True)
+class Numbers(Field):
+    """Numbers: of one shape in every record, (N, ...), or with `max_rows` a `Ragged` of as many rows as a record has.
+
+    Args:
+        part: where the source has them.
+        dtype: their type in the batch. Default: as the source has them; float32 from JSON lists of differing length.
+        max_rows: rows that there is room for, where records have different numbers of them.
+        row: shape of one row, such as (4,) for boxes, where the source does not know it (JSON). Default: as the first
+            records have it.
+        overflow: what becomes of a record with more rows: "bad", or "cut" after the first `max_rows`.
+        missing: what becomes of a record without them: "bad", or "empty" for no rows.
+    """
+
+    part: str
+    dtype: Any = field(default=None, kw_only=True)
+    max_rows: int | None = field(default=None, kw_only=True)
+    row: Sequence[int] | None = field(default=None, kw_only=True)
+    overflow: str = field(default="bad", kw_only=True)
+    missing: str = field(default="bad", kw_only=True)
+
+    def __post_init__(self) -> None:
+        self._checked(part=_part, dtype=_dtype, max_rows=_CAP, row=_row, overflow=_OVERFLOW, missing=_MISSING)
+
+
+@dataclass(frozen=True)
+class Geometry(Field):
+    """Where an image was cropped, in pixels of the original: a `Crops` of columns (N,) float32 in the batch.
+
+    Args:
+        of: the field of the image.
+    """
+
+    of: str = "image"
+
+    def __post_init__(self) -> None:
+        self._checked(of=checks.text("the name of a field"))
+
+
+def named(value: Any) -> dict[str, Field]:
+    """What `fields=` of a Loader takes in its long form.
+
+    Raises:
+        ConfigError: something in it is not a field.
+    """
+    for name, each in value.items():
+        if isinstance(each, Field) and isinstance(name, str):
+            continue
+        hint = (
+            f"; write fields.{each.__name__}(...)"
+            if isinstance(each, type) and issubclass(each, Field)
+            else ""
+        )
+        known = ", ".join(kind for kind in __all__ if kind != "Field")
+        raise ConfigError(
+            f"fields[{name!r}] is {checks.shown(each)}, which is not a field; fuelrail.fields has {known}{hint}"
+        )
+    return dict(value)
