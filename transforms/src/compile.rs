@@ -3,11 +3,11 @@
 use std::sync::Arc;
 
 use crate::SampleKey;
-use crate::config::{Dtype, OutputConfig};
+use crate::config::{Dtype, Layout, OutputConfig};
 use crate::error::{ConfigError, SampleError};
 use crate::limits::Limits;
 use crate::output::{OutputSpec, Pass};
-use crate::plan::Picture;
+use crate::plan::{Picture, Sketch};
 use crate::random::Draws;
 use crate::steps::{At, Erasing, State, Step, TransformConfig};
 
@@ -89,13 +89,72 @@ pub(crate) fn resolve(
     Ok(Resolved { steps, erasings, state, dtype })
 }
 
+/// Where the draws of a chain come from: the record, and the number of the chain among its independent ones.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Stream {
+    pub key: SampleKey,
+    pub number: u32,
+}
+
+impl Stream {
+    /// The only chain of a record, or its first.
+    pub(crate) fn first(key: SampleKey) -> Self {
+        Stream { key, number: 0 }
+    }
+
+    fn draws(self, place: usize) -> Draws {
+        Draws::new(self.key, place as u64 | u64::from(self.number) << 32)
+    }
+}
+
 impl Program {
+    /// What makes the mask that goes with the image, of this type (u8 or u16).
+    pub(crate) fn like_mask(&self, dtype: Dtype) -> Program {
+        let steps = self.steps.iter().filter_map(|(place, step)| Some((*place, step.like_mask()?))).collect();
+        let spec = OutputSpec { channels: 1, dtype, layout: Layout::Nchw, ..self.pass.spec };
+        Program { steps, pass: Pass { spec, ..self.pass }, erasings: Arc::new([]) }
+    }
+
+    /// The place of a step behind which a rectangle of the image is none of the original.
+    pub(crate) fn turns(&self) -> Option<usize> {
+        self.steps.iter().find(|(_, step)| !step.keeps_rectangles()).map(|(place, _)| *place)
+    }
+
+    /// Follows the geometry of all steps, without a pixel.
+    pub(crate) fn sketch(
+        &self,
+        mut picture: Picture<'_>,
+        stream: Stream,
+        limits: &Limits,
+    ) -> Result<Sketch, SampleError> {
+        for (place, step) in self.steps.iter() {
+            step.apply(&mut picture, &mut stream.draws(*place), limits)?;
+        }
+        picture.sketched()
+    }
+
+    /// As [`Program::sketch`], looking at the picture after each step.
+    #[cfg(test)]
+    pub(crate) fn trace(
+        &self,
+        mut picture: Picture<'_>,
+        stream: Stream,
+        limits: &Limits,
+        mut look: impl FnMut(&Picture<'_>),
+    ) -> Result<(), SampleError> {
+        for (place, step) in self.steps.iter() {
+            step.apply(&mut picture, &mut stream.draws(*place), limits)?;
+            look(&picture);
+        }
+        Ok(())
+    }
+
     /// Brings `picture` through all steps. With `stepwise`, each is carried out before the next one begins, which must
     /// give the same bytes.
     pub(crate) fn run(
         &self,
         mut picture: Picture<'_>,
-        key: SampleKey,
+        stream: Stream,
         stepwise: bool,
         limits: &Limits,
         row: &mut [u8],
@@ -104,8 +163,7 @@ impl Program {
             picture.settle_flips()?;
         }
         for (place, step) in self.steps.iter() {
-            let mut draws = Draws::new(key, *place as u64);
-            step.apply(&mut picture, &mut draws, limits)?;
+            step.apply(&mut picture, &mut stream.draws(*place), limits)?;
             if stepwise {
                 picture.settle_flips()?;
             }
@@ -113,7 +171,7 @@ impl Program {
         let (image, flip_x, flip_y) = picture.finish()?;
         self.pass.write(image, flip_x, flip_y, row);
         for (place, erasing) in self.erasings.iter() {
-            erasing.apply(&self.pass, &mut Draws::new(key, *place as u64), row);
+            erasing.apply(&self.pass, &mut stream.draws(*place), row);
         }
         Ok(())
     }

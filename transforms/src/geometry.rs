@@ -22,6 +22,14 @@ impl Rect {
         *self == Rect::sized(w, h)
     }
 
+    /// The smallest rectangle that holds both.
+    pub(crate) fn around(&self, other: Rect) -> Rect {
+        let (x, y) = (self.x.min(other.x), self.y.min(other.y));
+        let (right, bottom) =
+            ((self.x + self.w).max(other.x + other.w), (self.y + self.h).max(other.y + other.h));
+        Rect { x, y, w: right - x, h: bottom - y }
+    }
+
     /// `inner`, given in this rectangle's coordinates, in the coordinates this rectangle is given in.
     pub(crate) fn sub(&self, inner: Rect) -> Rect {
         debug_assert!(inner.x + inner.w <= self.w && inner.y + inner.h <= self.h);

@@ -1,8 +1,12 @@
-//! Decoding and augmentation of training images: one encoded sample in, one row of a batch out.
+//! Decoding and augmentation of training images: one encoded sample in, one row of a batch out; or several pictures of
+//! one record, with the masks that go with them ([`Pictures`]).
 //!
 //! ```text
 //!  TransformConfig list --compile--> Chain
 //!  bytes --header--> plan (crops, flips, one resize) --decode what is needed--> u8 pixels --steps--> output pass --> row
+//!
+//!  PictureConfig list --compile_pictures--> Pictures
+//!  bytes of each image --one decode each--> image, views, mask, geometry --> a row each
 //! ```
 //!
 //! ```
@@ -30,6 +34,11 @@
 //!   bit-identical to torchvision 0.29 on Pillow 13.0, blurring within one level. `antialias = false` follows
 //!   torchvision's tensors, within two levels. `GaussianNoise` rounds where torchvision cuts off.
 //! - **Exact fusion**: crops, flips and a resize become one plan whose result is that of doing them one by one.
+//! - **Pictures of one record agree**: each is, byte for byte, what its chain makes alone; a mask and a geometry take
+//!   the draws of their image, and each view has draws of its own.
+//! - **Masks** move as torchvision's `tv_tensors.Mask` do: nearest neighbours, no colour steps, not erased. They keep
+//!   the numbers that their files store, and are 255 where there is a constant border or a rotation's corner. They turn
+//!   by Pillow's map, as their images do, where torchvision turns tensors by one of its own.
 //! - **Bounded**: what a header announces is checked against [`Limits`] before anything is allocated; malformed bytes
 //!   give a [`SampleError`].
 //!
@@ -52,7 +61,7 @@
 //! `docs/images.md` says the same for users.
 //!
 //! # What it does not do
-//! Read files, know labels or batches, use global randomness or clocks, or transform masks and boxes.
+//! Read files, know labels or batches, use global randomness or clocks, or transform boxes and keypoints.
 
 mod color;
 mod compile;
@@ -107,13 +116,22 @@ pub fn compile_for(
     limits: Limits,
     size: Option<(u32, u32)>,
 ) -> Result<Chain, ConfigError> {
+    Ok(Chain { program: compile_program(transforms, output, limits, size)?, limits })
+}
+
+fn compile_program(
+    transforms: &[TransformConfig],
+    output: &OutputConfig,
+    limits: Limits,
+    size: Option<(u32, u32)>,
+) -> Result<compile::Program, ConfigError> {
     let size = size.map(|(width, height)| (width as usize, height as usize));
     let program = compile::program(transforms, output, size)?;
     let OutputSpec { width, height, .. } = program.pass.spec;
     limits
         .check_pixels("the output of the chain", width as u64, height as u64)
         .map_err(|error| ConfigError(error.message().to_owned()))?;
-    Ok(Chain { program, limits })
+    Ok(program)
 }
 
 /// Checks all of a chain that does not depend on the size of images.
@@ -165,9 +183,9 @@ impl Chain {
         stepwise: bool,
     ) -> Result<(), SampleError> {
         assert_eq!(row.len(), self.output().row_bytes(), "a row has the size that the chain announced");
-        let result = scratch.decoders.open(encoded, &self.limits).and_then(|opened| {
-            let picture = plan::Picture::new(opened, &mut scratch.buffers, self.limits);
-            self.program.run(picture, key, stepwise, &self.limits, row)
+        let result = scratch.decoders.open(encoded, &self.limits, decode::Want::Colors).and_then(|opened| {
+            let picture = plan::Picture::encoded(opened, &mut scratch.buffers, self.limits);
+            self.program.run(picture, compile::Stream::first(key), stepwise, &self.limits, row)
         });
         scratch.settle();
         result
@@ -191,7 +209,7 @@ impl ImageInfo {
     /// # Errors
     /// As [`Chain::apply`], as far as that is known without decoding.
     pub fn read(encoded: &[u8], limits: &Limits, scratch: &mut Scratch) -> Result<Self, SampleError> {
-        let opened = scratch.decoders.open(encoded, limits)?;
+        let opened = scratch.decoders.open(encoded, limits, decode::Want::Colors)?;
         let (w, h) = opened.stored_size();
         let (width, height) = opened.symmetry().size((w, h));
         let format = opened.format.id();

@@ -1,11 +1,23 @@
 //! Several pictures of one record, made on shared draws: images, views, and what goes with an image.
+//!
+//! **Draws.** Each image and each view is a stream of draws of its own, numbered in the order of the list, so that the
+//! first image draws what it draws alone. A mask and a geometry have none: they repeat their image's.
+//!
+//! **One decode.** Where several chains start from one encoded image, their geometry is followed without pixels first,
+//! which says what each needs; the rectangle around all of it is decoded once, and each chain begins with these pixels.
+//! A row is the same, byte for byte, as if its chain had the image for itself. Only the verdict on a rare cut JPEG can
+//! differ, where one picture reaches what is missing: then the record is bad for all.
 
+use crate::compile::{Program, Stream};
 use crate::config::{Dtype, Layout, OutputConfig};
+use crate::decode::{Header, Want};
 use crate::error::{ConfigError, SampleError};
+use crate::geometry::Rect;
 use crate::limits::Limits;
 use crate::output::OutputSpec;
+use crate::plan::{Picture, Sketch};
 use crate::steps::TransformConfig;
-use crate::{Chain, SampleKey, Scratch, compile_for};
+use crate::{SampleKey, Scratch, compile_program};
 
 /// One picture that a record's row is to hold.
 #[derive(Clone, Debug, PartialEq)]
@@ -27,8 +39,8 @@ pub enum What {
     Image,
     /// The chain so many times, each with draws of its own: a row of (N, C, H, W).
     Views(u32),
-    /// A map of classes that goes with an image, with the geometry of that image's chain and its draws: a row of (H, W),
-    /// of u8 or u16.
+    /// A map of classes that goes with an image, with the geometry of that image's chain and its draws: a row of
+    /// (H, W), of u8 or u16.
     Mask {
         /// The place in the list of the [`What::Image`] that it goes with.
         like: usize,
@@ -88,38 +100,187 @@ pub struct PictureFault {
     pub error: SampleError,
 }
 
+/// The most views of one picture: far beyond any use, and no row's size overflows.
+const MAX_VIEWS: u32 = 1 << 12;
+
 /// Checks pictures and compiles their chains. `sizes` are width and height of each encoded image where all records have
 /// the same; an image that is not in the list has no known size.
 ///
 /// # Errors
-/// As [`crate::compile`], and for a picture that follows one which it cannot follow.
+/// As [`crate::compile`], and for a picture that cannot follow the one it names, has transforms where it follows those
+/// of an image, or has a type that cannot hold it.
 pub fn compile_pictures(
     pictures: &[PictureConfig],
     limits: Limits,
     sizes: &[Option<(u32, u32)>],
 ) -> Result<Pictures, PictureError> {
-    let (mut chains, mut outputs) = (Vec::new(), Vec::new());
+    let at = |picture| move |error| PictureError { picture, error };
+    let mut chains = Vec::with_capacity(pictures.len());
+    let mut streams = 0;
     for (picture, config) in pictures.iter().enumerate() {
-        let refused = |error| PictureError { picture, error };
-        if config.what != What::Image || picture > 0 {
-            return Err(refused(ConfigError("a record has one image in this version".into())));
-        }
+        let views = match config.what {
+            What::Image => 1,
+            What::Views(views) => check_views(views).map_err(at(picture))?,
+            What::Mask { .. } | What::Geometry { .. } => {
+                chains.push(None);
+                continue;
+            }
+        };
         let size = sizes.get(config.image).copied().flatten();
-        let chain = compile_for(&config.transforms, &config.output, limits, size).map_err(refused)?;
-        outputs.push(RowSpec::of_image(chain.output()));
-        chains.push((config.image, chain));
+        let program =
+            compile_program(&config.transforms, &config.output, limits, size).map_err(at(picture))?;
+        chains.push(Some(Chain { program, first: streams, views }));
+        streams += views;
     }
-    Ok(Pictures { chains, outputs })
+    let mut plan = Pictures { groups: Vec::new(), outputs: Vec::new(), limits };
+    for (picture, config) in pictures.iter().enumerate() {
+        let spec = match (config.what, &chains[picture]) {
+            (What::Mask { like }, _) => {
+                let image = followed("mask", config, like, pictures, &chains).map_err(at(picture))?;
+                let dtype = mask_dtype(&config.output).map_err(at(picture))?;
+                let program = image.program.like_mask(dtype);
+                let spec = program.pass.spec.clone();
+                let member =
+                    Member { picture, chain: Chain { program, ..*image }, like: Some(pictures[like].image) };
+                let wide = dtype == Dtype::U16;
+                plan.group(config.image, Want::Values { wide }).members.push(member);
+                RowSpec { dtype, shape: vec![spec.height, spec.width], strides: vec![spec.width, 1] }
+            }
+            (What::Geometry { of }, _) => {
+                let image = followed("geometry", config, of, pictures, &chains).map_err(at(picture))?;
+                check_geometry(config, &pictures[of], image).map_err(at(picture))?;
+                let member = Member { picture, chain: image.clone(), like: None };
+                plan.group(pictures[of].image, Want::Colors).geometries.push(member);
+                RowSpec { dtype: Dtype::F32, shape: vec![GEOMETRY], strides: vec![1] }
+            }
+            (what, Some(chain)) => {
+                let member = Member { picture, chain: chain.clone(), like: None };
+                plan.group(config.image, Want::Colors).members.push(member);
+                let mut spec = RowSpec::of_image(&chain.program.pass.spec);
+                if let What::Views(views) = what {
+                    spec.strides.insert(0, spec.shape.iter().product());
+                    spec.shape.insert(0, views as usize);
+                }
+                spec
+            }
+            (What::Image | What::Views(_), None) => {
+                unreachable!("a picture with draws of its own has a chain")
+            }
+        };
+        plan.outputs.push(spec);
+    }
+    // A mask is compared with the image it goes with, whose header must have been read.
+    plan.groups.sort_by_key(|group| group.want.is_values());
+    Ok(plan)
 }
+
+fn check_views(views: u32) -> Result<u32, ConfigError> {
+    if (1..=MAX_VIEWS).contains(&views) {
+        return Ok(views);
+    }
+    Err(ConfigError(format!("the number of views must be between 1 and {MAX_VIEWS}, not {views}")))
+}
+
+/// The chain that a mask or a geometry follows.
+fn followed<'a>(
+    what: &str,
+    config: &PictureConfig,
+    like: usize,
+    pictures: &[PictureConfig],
+    chains: &'a [Option<Chain>],
+) -> Result<&'a Chain, ConfigError> {
+    if !config.transforms.is_empty() {
+        return Err(ConfigError(format!(
+            "a {what} has no transforms of its own: it follows those of its image; leave them out"
+        )));
+    }
+    match (pictures.get(like).map(|other| other.what), chains.get(like)) {
+        (Some(What::Image), Some(Some(chain))) => Ok(chain),
+        (Some(What::Views(_)), _) => Err(ConfigError(format!(
+            "a {what} follows one image, and what it names are views, each with a crop of its own: make an Image of \
+             the one that it goes with"
+        ))),
+        _ => Err(ConfigError(format!("a {what} follows an image, and what it names is none"))),
+    }
+}
+
+fn mask_dtype(output: &OutputConfig) -> Result<Dtype, ConfigError> {
+    match output.dtype.unwrap_or(Dtype::U8) {
+        dtype @ (Dtype::U8 | Dtype::U16) => Ok(dtype),
+        other => Err(ConfigError(format!(
+            "a mask holds the numbers of its file, of dtype u8 or u16, not {}",
+            other.name()
+        ))),
+    }
+}
+
+fn check_geometry(config: &PictureConfig, image: &PictureConfig, chain: &Chain) -> Result<(), ConfigError> {
+    if let Some(dtype) = config.output.dtype.filter(|dtype| *dtype != Dtype::F32) {
+        return Err(ConfigError(format!("a geometry is eight f32, not {}", dtype.name())));
+    }
+    match chain.program.turns() {
+        None => Ok(()),
+        Some(place) => Err(ConfigError::at(
+            place,
+            image.transforms[place].name(),
+            "turns the image, and then it is no rectangle of the original that a geometry could tell; leave out the \
+             one or the other",
+        )),
+    }
+}
+
+/// Numbers of a geometry.
+const GEOMETRY: usize = 8;
 
 /// Compiled pictures, shared by all threads.
 #[derive(Clone, Debug)]
 pub struct Pictures {
-    chains: Vec<(usize, Chain)>,
+    groups: Vec<Group>,
     outputs: Vec<RowSpec>,
+    limits: Limits,
+}
+
+/// What is made from one encoded image with one decode.
+#[derive(Clone, Debug)]
+struct Group {
+    image: usize,
+    want: Want,
+    members: Vec<Member>,
+    geometries: Vec<Member>,
+}
+
+#[derive(Clone, Debug)]
+struct Member {
+    picture: usize,
+    chain: Chain,
+    /// The encoded image whose size it must have: of a mask.
+    like: Option<usize>,
+}
+
+/// A program, run once or as views, each with the next stream of draws.
+#[derive(Clone, Debug)]
+struct Chain {
+    program: Program,
+    first: u32,
+    views: u32,
+}
+
+impl Chain {
+    fn streams(&self, key: SampleKey) -> impl Iterator<Item = Stream> + use<> {
+        (self.first..self.first + self.views).map(move |number| Stream { key, number })
+    }
 }
 
 impl Pictures {
+    fn group(&mut self, image: usize, want: Want) -> &mut Group {
+        let found = self.groups.iter().position(|group| (group.image, group.want) == (image, want));
+        let at = found.unwrap_or_else(|| {
+            self.groups.push(Group { image, want, members: Vec::new(), geometries: Vec::new() });
+            self.groups.len() - 1
+        });
+        &mut self.groups[at]
+    }
+
     /// What the row of each picture is.
     pub fn outputs(&self) -> &[RowSpec] {
         &self.outputs
@@ -129,7 +290,8 @@ impl Pictures {
     /// written. On an error the content of the rows is unspecified.
     ///
     /// # Errors
-    /// As [`Chain::apply`], with the picture that cannot be made.
+    /// As [`crate::Chain::apply`], with the picture that cannot be made; and for a mask that is not of its image's
+    /// size, has colours, or numbers that its row cannot hold.
     ///
     /// # Panics
     /// If an image or a row is missing, or a row has another length: a bug of the caller.
@@ -141,11 +303,115 @@ impl Pictures {
         rows: &mut [&mut [u8]],
     ) -> Result<(), PictureFault> {
         assert_eq!(rows.len(), self.outputs.len(), "a row for each picture");
-        for (picture, ((image, chain), row)) in self.chains.iter().zip(rows).enumerate() {
-            chain
-                .apply(encoded[*image], key, scratch, row)
-                .map_err(|error| PictureFault { picture, error })?;
+        for (row, spec) in rows.iter().zip(&self.outputs) {
+            assert_eq!(row.len(), spec.row_bytes(), "a row has the size that its picture announced");
         }
-        Ok(())
+        let mut sizes = Vec::new();
+        let result = self.groups.iter().try_for_each(|group| {
+            let header = group.run(encoded[group.image], key, &self.limits, scratch, &sizes, rows)?;
+            sizes.push((group.image, header.upright()));
+            Ok(())
+        });
+        scratch.settle();
+        result
     }
 }
+
+/// Width and height of the upright images whose headers have been read.
+type Sizes = [(usize, (usize, usize))];
+
+impl Group {
+    fn run(
+        &self,
+        encoded: &[u8],
+        key: SampleKey,
+        limits: &Limits,
+        scratch: &mut Scratch,
+        sizes: &Sizes,
+        rows: &mut [&mut [u8]],
+    ) -> Result<Header, PictureFault> {
+        let fault = |picture| move |error| PictureFault { picture, error };
+        let Scratch { decoders, buffers } = scratch;
+        let first = self.members[0].picture;
+        let opened = decoders.open(encoded, limits, self.want).map_err(fault(first))?;
+        let header = opened.header();
+        for member in &self.members {
+            member.check_size(header, sizes).map_err(fault(member.picture))?;
+        }
+        for geometry in &self.geometries {
+            let row = &mut *rows[geometry.picture];
+            for stream in geometry.chain.streams(key) {
+                let picture = Picture::sketch(header, buffers, *limits);
+                let sketch = geometry.chain.program.sketch(picture, stream, limits);
+                write_geometry(&sketch.map_err(fault(geometry.picture))?, header.upright(), row);
+            }
+        }
+        if let [member] = &self.members[..]
+            && member.chain.views == 1
+        {
+            // Alone it decodes what it needs by itself, and into the buffer where it goes on.
+            let picture = Picture::encoded(opened, buffers, *limits);
+            let stream = Stream { key, number: member.chain.first };
+            let done = member.chain.program.run(picture, stream, false, limits, rows[member.picture]);
+            return done.map(|()| header).map_err(fault(member.picture));
+        }
+        let mut needed: Option<Rect> = None;
+        for member in &self.members {
+            for stream in member.chain.streams(key) {
+                let picture = Picture::sketch(header, buffers, *limits);
+                let sketch = member.chain.program.sketch(picture, stream, limits);
+                let stored = sketch.map_err(fault(member.picture))?.stored;
+                needed = Some(needed.map_or(stored, |needed| needed.around(stored)));
+            }
+        }
+        let needed = needed.expect("a group has members");
+        let shared = buffers.share(opened, needed).map_err(fault(first))?;
+        for member in &self.members {
+            let Chain { program, .. } = &member.chain;
+            let parts = rows[member.picture].chunks_exact_mut(program.pass.spec.row_bytes());
+            for (stream, row) in member.chain.streams(key).zip(parts) {
+                let picture = Picture::shared(shared, buffers, *limits);
+                program.run(picture, stream, false, limits, row).map_err(fault(member.picture))?;
+            }
+        }
+        Ok(header)
+    }
+}
+
+impl Member {
+    /// A mask's pixels stand for those of its image.
+    fn check_size(&self, header: Header, sizes: &Sizes) -> Result<(), SampleError> {
+        let (w, h) = header.upright();
+        let of_image = self.like.and_then(|like| sizes.iter().find(|(image, _)| *image == like));
+        match of_image {
+            Some((_, (image_w, image_h))) if (*image_w, *image_h) != (w, h) => {
+                Err(SampleError::unsupported(format!(
+                    "the mask is {w} x {h} pixels and its image {image_w} x {image_h} (width x height, \
+                     upright): they must be of one size"
+                )))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+fn write_geometry(sketch: &Sketch, (w, h): (usize, usize), row: &mut [u8]) {
+    let origin = &sketch.origin;
+    let flag = |flip| if flip { 1.0 } else { 0.0 };
+    let numbers: [f64; GEOMETRY] = [
+        origin.y,
+        origin.x,
+        origin.h,
+        origin.w,
+        flag(origin.flip_x),
+        flag(origin.flip_y),
+        h as f64,
+        w as f64,
+    ];
+    for (to, number) in row.as_chunks_mut::<4>().0.iter_mut().zip(numbers) {
+        *to = (number as f32).to_ne_bytes();
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -12,13 +12,18 @@
 //!
 //! A second resize, a rotation, a padding or a colour step needs pixels: the plan is carried out ("settled") and a new
 //! one begins on the result. Two resizes are therefore always two.
+//!
+//! The same steps can be followed without pixels, as a [`Sketch`]: then what they would do to pixels is left out. It
+//! says which part of the stored image a chain needs, so that several chains can share one decode, and where in the
+//! original its result lies.
 
 use crate::color::Blur;
-use crate::decode::Opened;
+use crate::decode::{Header, Opened};
 use crate::error::SampleError;
 use crate::geometry::{Image, Rect, Symmetry, View, flip_rect};
 use crate::limits::Limits;
 use crate::resize::{Resize, Resizer};
+use crate::steps::Sides;
 
 /// The buffers of a thread, reused from sample to sample.
 #[derive(Default)]
@@ -29,11 +34,24 @@ pub(crate) struct Buffers {
     back: Image,
     resizer: Resizer,
     blur: Blur,
+    /// What several pictures of one image share.
+    shared: Image,
 }
 
 impl Buffers {
+    /// Decodes `stored`, a rectangle of the stored image, for several pictures.
+    pub(crate) fn share(&mut self, opened: Opened<'_>, stored: Rect) -> Result<Shared, SampleError> {
+        let header = opened.header();
+        let at = opened.decode(stored, &mut self.shared)?;
+        Ok(Shared { header, stored, at })
+    }
+
     pub(crate) fn bytes(&self) -> usize {
-        self.front.capacity() + self.back.capacity() + self.resizer.bytes() + self.blur.bytes()
+        self.front.capacity()
+            + self.back.capacity()
+            + self.resizer.bytes()
+            + self.blur.bytes()
+            + self.shared.capacity()
     }
 
     pub(crate) fn shrink(&mut self, bytes: usize) {
@@ -41,6 +59,7 @@ impl Buffers {
         self.back.shrink(bytes);
         self.resizer.shrink(bytes);
         self.blur.shrink(bytes);
+        self.shared.shrink(bytes);
     }
 }
 
@@ -99,8 +118,65 @@ impl Geometry {
     }
 }
 
+/// A rectangle of a stored image that has been decoded for several pictures, and where it lies in their buffer.
+#[derive(Clone, Copy)]
+pub(crate) struct Shared {
+    header: Header,
+    stored: Rect,
+    at: Rect,
+}
+
+/// What the geometry of a chain says of one image.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Sketch {
+    /// The rectangle of the stored image that is needed, or a little more.
+    pub stored: Rect,
+    pub origin: Origin,
+}
+
+/// Where the result lies in the upright original, in the original's pixels: fractions where a resized image was cut,
+/// and beyond its edges where there is a border.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Origin {
+    pub x: f64,
+    pub y: f64,
+    pub w: f64,
+    pub h: f64,
+    pub flip_x: bool,
+    pub flip_y: bool,
+}
+
+impl Origin {
+    fn whole((w, h): (usize, usize)) -> Self {
+        Origin { x: 0.0, y: 0.0, w: w as f64, h: h as f64, flip_x: false, flip_y: false }
+    }
+
+    /// Only `rect` of an image of `size` is left.
+    fn cut(&mut self, rect: Rect, size: (usize, usize)) {
+        let rect = flip_rect(rect, size, self.flip_x, self.flip_y);
+        // The product first: it is exact, so that a cut of everything changes nothing.
+        self.x += rect.x as f64 * self.w / size.0 as f64;
+        self.y += rect.y as f64 * self.h / size.1 as f64;
+        self.w = rect.w as f64 * self.w / size.0 as f64;
+        self.h = rect.h as f64 * self.h / size.1 as f64;
+    }
+
+    /// An image of `size` gets borders.
+    fn widen(&mut self, sides: Sides, size: (usize, usize)) {
+        let [left, right, top, bottom] = [sides.left, sides.right, sides.top, sides.bottom].map(f64::from);
+        let (x, y) = (self.w / size.0 as f64, self.h / size.1 as f64);
+        self.x -= x * if self.flip_x { right } else { left };
+        self.y -= y * if self.flip_y { bottom } else { top };
+        self.w += x * (left + right);
+        self.h += y * (top + bottom);
+    }
+}
+
 enum Source<'a> {
     Encoded(Opened<'a>),
+    Shared(Shared),
+    /// Nowhere: there are no pixels. What was needed first is kept.
+    Sketch(Option<Rect>),
     /// The front buffer, in stored orientation.
     Front,
 }
@@ -109,14 +185,51 @@ enum Source<'a> {
 pub(crate) struct Picture<'a> {
     source: Source<'a>,
     geometry: Geometry,
+    origin: Origin,
     buffers: &'a mut Buffers,
     limits: Limits,
 }
 
 impl<'a> Picture<'a> {
-    pub(crate) fn new(opened: Opened<'a>, buffers: &'a mut Buffers, limits: Limits) -> Self {
-        let geometry = Geometry::new(opened.stored_size(), opened.symmetry());
-        Picture { source: Source::Encoded(opened), geometry, buffers, limits }
+    fn new(source: Source<'a>, header: Header, buffers: &'a mut Buffers, limits: Limits) -> Self {
+        let geometry = Geometry::new(header.stored, header.symmetry);
+        Picture { source, geometry, origin: Origin::whole(header.upright()), buffers, limits }
+    }
+
+    /// Decodes what it needs.
+    pub(crate) fn encoded(opened: Opened<'a>, buffers: &'a mut Buffers, limits: Limits) -> Self {
+        let header = opened.header();
+        Picture::new(Source::Encoded(opened), header, buffers, limits)
+    }
+
+    /// Takes what it needs from pixels that are there.
+    pub(crate) fn shared(shared: Shared, buffers: &'a mut Buffers, limits: Limits) -> Self {
+        Picture::new(Source::Shared(shared), shared.header, buffers, limits)
+    }
+
+    /// Has no pixels.
+    pub(crate) fn sketch(header: Header, buffers: &'a mut Buffers, limits: Limits) -> Self {
+        Picture::new(Source::Sketch(None), header, buffers, limits)
+    }
+
+    /// Pixels of the original to one of the image, along the axis that has more.
+    #[cfg(test)]
+    pub(crate) fn pitch(&self) -> f64 {
+        let (w, h) = self.size();
+        (self.origin.w / w as f64).max(self.origin.h / h as f64)
+    }
+
+    fn is_sketch(&self) -> bool {
+        matches!(self.source, Source::Sketch(_))
+    }
+
+    /// What a picture without pixels has learned.
+    pub(crate) fn sketched(mut self) -> Result<Sketch, SampleError> {
+        self.settle()?;
+        match self.source {
+            Source::Sketch(Some(stored)) => Ok(Sketch { stored, origin: self.origin }),
+            _ => unreachable!("a sketch that is settled knows what it needs"),
+        }
     }
 
     /// (width, height) after all steps so far.
@@ -126,10 +239,18 @@ impl<'a> Picture<'a> {
 
     /// Cuts `rect` out, which must lie inside the image and not be empty.
     pub(crate) fn crop(&mut self, rect: Rect) {
+        self.origin.cut(rect, self.size());
         self.geometry.crop(rect);
     }
 
+    /// Says that the image is about to be replaced by one with borders.
+    pub(crate) fn widen(&mut self, sides: Sides) {
+        self.origin.widen(sides, self.size());
+    }
+
     pub(crate) fn flip(&mut self, x: bool, y: bool) {
+        self.origin.flip_x ^= x;
+        self.origin.flip_y ^= y;
         self.geometry.flip_x ^= x;
         self.geometry.flip_y ^= y;
     }
@@ -155,6 +276,10 @@ impl<'a> Picture<'a> {
     ) -> Result<(), SampleError> {
         self.limits.check_pixels(what, size.0 as u64, size.1 as u64)?;
         self.settle_flips()?;
+        if self.is_sketch() {
+            self.geometry = Geometry::new(size, Symmetry::IDENTITY);
+            return Ok(());
+        }
         make(self.buffers.front.view().crop(self.geometry.region), &mut self.buffers.back);
         self.swap();
         Ok(())
@@ -163,6 +288,9 @@ impl<'a> Picture<'a> {
     /// Changes pixels one by one, without regard to where they are: pending flips stay pending.
     pub(crate) fn each_pixel(&mut self, change: impl FnOnce(&mut [[u8; 4]])) -> Result<(), SampleError> {
         self.settle()?;
+        if self.is_sketch() {
+            return Ok(());
+        }
         if !self.geometry.region.is_whole(self.buffers.front.size()) {
             let (flip_x, flip_y) = (self.geometry.flip_x, self.geometry.flip_y);
             self.buffers.front.view().crop(self.geometry.region).copy_to(&mut self.buffers.back);
@@ -176,6 +304,9 @@ impl<'a> Picture<'a> {
     /// Changes the image in place; every step so far has been done to it.
     pub(crate) fn in_place(&mut self, change: impl FnOnce(&mut Image, &mut Blur)) -> Result<(), SampleError> {
         self.settle_flips()?;
+        if self.is_sketch() {
+            return Ok(());
+        }
         if !self.geometry.region.is_whole(self.buffers.front.size()) {
             self.buffers.front.view().crop(self.geometry.region).copy_to(&mut self.buffers.back);
             self.swap();
@@ -196,12 +327,19 @@ impl<'a> Picture<'a> {
     pub(crate) fn settle(&mut self) -> Result<(), SampleError> {
         let geometry = self.geometry;
         let resize = geometry.resize;
-        if matches!(self.source, Source::Front) && resize.is_none() && geometry.symmetry.is_identity() {
+        let at_hand = matches!(self.source, Source::Front | Source::Sketch(Some(_)));
+        if at_hand && resize.is_none() && geometry.symmetry.is_identity() {
             return Ok(());
         }
-        let Buffers { front, back, resizer, .. } = &mut *self.buffers;
+        let Buffers { front, back, resizer, shared, .. } = &mut *self.buffers;
         let (region, window) = (geometry.region, geometry.window);
+        let is_sketch = matches!(self.source, Source::Sketch(_));
         let needed = match &resize {
+            // All of the result takes all of the region, or nearly.
+            Some(resize) if is_sketch && (at_hand || window.is_whole((resize.w, resize.h))) => {
+                self.limits.check_pixels("the resized image", window.w as u64, window.h as u64)?;
+                region
+            }
             Some(resize) => {
                 self.limits.check_pixels("the resized image", window.w as u64, window.h as u64)?;
                 let needed = resizer.plan((region.w, region.h), resize, window);
@@ -212,19 +350,36 @@ impl<'a> Picture<'a> {
             None => region,
         };
         let stored = geometry.symmetry.source_of(needed, geometry.upright);
-        let mut at = match std::mem::replace(&mut self.source, Source::Front) {
-            Source::Encoded(opened) => opened.decode(stored, front)?,
-            Source::Front => stored,
+        if let Source::Sketch(first) = &mut self.source {
+            first.get_or_insert(stored);
+            let (flip_x, flip_y) = (geometry.flip_x, geometry.flip_y);
+            let size = (window.w, window.h);
+            self.geometry = Geometry { flip_x, flip_y, ..Geometry::new(size, Symmetry::IDENTITY) };
+            return Ok(());
+        }
+        let (mut at, mut in_shared) = match std::mem::replace(&mut self.source, Source::Front) {
+            Source::Encoded(opened) => (opened.decode(stored, front)?, false),
+            Source::Shared(Shared { stored: from, at, .. }) => {
+                (at.sub(Rect { x: stored.x - from.x, y: stored.y - from.y, ..stored }), true)
+            }
+            Source::Front | Source::Sketch(_) => (stored, false),
         };
         if !geometry.symmetry.is_identity() {
-            geometry.symmetry.apply(front.view().crop(at), back);
+            let from = if std::mem::take(&mut in_shared) { &*shared } else { &*front };
+            geometry.symmetry.apply(from.view().crop(at), back);
             std::mem::swap(front, back);
             at = Rect::sized(needed.w, needed.h);
         }
         if let Some(resize) = &resize {
-            resizer.run(front.view().crop(at), resize, back);
+            let from = if std::mem::take(&mut in_shared) { &*shared } else { &*front };
+            resizer.run(from.view().crop(at), resize, back);
             std::mem::swap(front, back);
             at = Rect::sized(window.w, window.h);
+        }
+        if in_shared {
+            // Others need the shared pixels as they are.
+            shared.view().crop(at).copy_to(front);
+            at = Rect::sized(needed.w, needed.h);
         }
         self.geometry = Geometry {
             flip_x: geometry.flip_x,
@@ -240,7 +395,9 @@ impl<'a> Picture<'a> {
     pub(crate) fn settle_flips(&mut self) -> Result<(), SampleError> {
         self.settle()?;
         let Geometry { region, flip_x, flip_y, .. } = self.geometry;
-        if flip_x || flip_y {
+        if self.is_sketch() {
+            (self.geometry.flip_x, self.geometry.flip_y) = (false, false);
+        } else if flip_x || flip_y {
             let flips = Symmetry::IDENTITY.then_flip(flip_x, flip_y);
             flips.apply(self.buffers.front.view().crop(region), &mut self.buffers.back);
             self.swap();

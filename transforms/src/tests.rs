@@ -13,7 +13,7 @@ use crate::decode::exif;
 use crate::decode::jpeg::tests::{PLAIN, Style, encode, picture};
 use crate::*;
 
-fn parse(transforms: Value) -> Result<Vec<TransformConfig>, String> {
+pub(crate) fn parse(transforms: Value) -> Result<Vec<TransformConfig>, String> {
     serde_json::from_value(transforms).map_err(|error| error.to_string())
 }
 
@@ -21,25 +21,36 @@ fn chain_with(transforms: Value, output: OutputConfig) -> Chain {
     compile(&parse(transforms).unwrap(), &output, Limits::default()).unwrap()
 }
 
-fn u8_chain(transforms: Value) -> Chain {
+pub(crate) fn u8_chain(transforms: Value) -> Chain {
     chain_with(transforms, OutputConfig { dtype: None, layout: Layout::Nhwc })
 }
 
-fn at(position: u64) -> SampleKey {
+pub(crate) fn at(position: u64) -> SampleKey {
     SampleKey { seed: 3, epoch: 1, position }
 }
 
-fn run(chain: &Chain, bytes: &[u8], key: SampleKey, stepwise: bool) -> Result<Vec<u8>, SampleError> {
+pub(crate) fn run(
+    chain: &Chain,
+    bytes: &[u8],
+    key: SampleKey,
+    stepwise: bool,
+) -> Result<Vec<u8>, SampleError> {
     let mut row = vec![0xAA; chain.output().row_bytes()];
     chain.apply_with(bytes, key, &mut Scratch::default(), &mut row, stepwise)?;
     Ok(row)
 }
 
-fn png(w: usize, h: usize, seed: u64) -> Vec<u8> {
+pub(crate) fn png(w: usize, h: usize, seed: u64) -> Vec<u8> {
     save(&picture(w, h, seed), w, h, ExtendedColorType::Rgb8, ImageFormat::Png)
 }
 
-fn save(pixels: &[u8], w: usize, h: usize, color: ExtendedColorType, format: ImageFormat) -> Vec<u8> {
+pub(crate) fn save(
+    pixels: &[u8],
+    w: usize,
+    h: usize,
+    color: ExtendedColorType,
+    format: ImageFormat,
+) -> Vec<u8> {
     let mut out = Cursor::new(Vec::new());
     image::write_buffer_with_format(&mut out, pixels, w as u32, h as u32, color, format).unwrap();
     out.into_inner()
@@ -56,7 +67,7 @@ fn refusal(transforms: Value) -> String {
 }
 
 /// Any step that may stand before the normalisation, with arguments that fit small images.
-fn any_step() -> impl Strategy<Value = Value> {
+pub(crate) fn any_step() -> impl Strategy<Value = Value> {
     let filter = prop_oneof![
         Just("nearest"),
         Just("bilinear"),
@@ -140,7 +151,7 @@ fn small_files() -> Vec<Vec<u8>> {
 }
 
 /// `jpeg` with an EXIF segment behind its first marker.
-fn oriented(jpeg: Vec<u8>, orientation: u16) -> Vec<u8> {
+pub(crate) fn oriented(jpeg: Vec<u8>, orientation: u16) -> Vec<u8> {
     let mut out = jpeg[..2].to_vec();
     out.extend(exif::tests::segment(orientation, orientation.is_multiple_of(2)));
     out.extend(&jpeg[2..]);

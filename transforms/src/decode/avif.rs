@@ -8,7 +8,7 @@ mod av1;
 mod boxes;
 
 use self::boxes::{Container, Item};
-use super::{Session, check_size};
+use super::{Session, Want, check_size, values};
 use crate::error::SampleError;
 use crate::geometry::{Image, Symmetry};
 use crate::limits::Limits;
@@ -19,9 +19,14 @@ struct Avif<'a> {
     size: (usize, usize),
     symmetry: Symmetry,
     limits: Limits,
+    want: Want,
 }
 
-pub(crate) fn open<'a>(bytes: &'a [u8], limits: &Limits) -> Result<impl Session + 'a, SampleError> {
+pub(crate) fn open<'a>(
+    bytes: &'a [u8],
+    limits: &Limits,
+    want: Want,
+) -> Result<impl Session + 'a, SampleError> {
     let container =
         Container::parse(bytes).ok_or_else(|| malformed("its boxes are damaged or end too early"))?;
     let item = container.primary().ok_or_else(|| {
@@ -31,7 +36,7 @@ pub(crate) fn open<'a>(bytes: &'a [u8], limits: &Limits) -> Result<impl Session 
     })?;
     let size = check_size("AVIF", item.size.ok_or_else(|| malformed("a picture without a size"))?, limits)?;
     let symmetry = item.symmetry();
-    Ok(Avif { container, item, size, symmetry, limits: *limits })
+    Ok(Avif { container, item, size, symmetry, limits: *limits, want })
 }
 
 fn malformed(what: &str) -> SampleError {
@@ -49,13 +54,16 @@ impl Session for Avif<'_> {
 
     fn decode(self: Box<Self>, out: &mut Image) -> Result<(), SampleError> {
         match &self.item.kind {
-            b"av01" => self.picture(&self.item, (0, 0), out),
-            b"grid" => self.grid(out),
-            other => Err(SampleError::unsupported(format!(
-                "AVIF: pictures of type \"{}\" are not decoded; convert the file to JPEG or PNG",
-                other.escape_ascii()
-            ))),
+            b"av01" => self.picture(&self.item, (0, 0), out)?,
+            b"grid" => self.grid(out)?,
+            other => {
+                return Err(SampleError::unsupported(format!(
+                    "AVIF: pictures of type \"{}\" are not decoded; convert the file to JPEG or PNG",
+                    other.escape_ascii()
+                )));
+            }
         }
+        if self.want.is_values() { values::of_colors("AVIF", out) } else { Ok(()) }
     }
 }
 

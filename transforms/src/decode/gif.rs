@@ -10,7 +10,7 @@
 
 use weezl::{BitOrder, LzwError, decode};
 
-use super::{Session, check_size, truncated};
+use super::{Session, Want, check_size, truncated, values};
 use crate::error::SampleError;
 use crate::geometry::{Image, Symmetry};
 use crate::limits::{Limits, Truncated};
@@ -38,12 +38,16 @@ struct Frame<'a> {
 pub(super) fn open<'a>(
     bytes: &'a [u8],
     limits: &Limits,
+    want: Want,
     raw: &'a mut Vec<u8>,
 ) -> Result<impl Session + 'a, SampleError> {
     let mut reader = Reader(bytes);
     let [_, _, _, _, _, _, w0, w1, h0, h1, flags, _, _] = *reader.array()?;
     let palette = reader.palette(flags)?;
-    let frame = reader.frame(palette)?;
+    let mut frame = reader.frame(palette)?;
+    if want.is_values() {
+        frame.colors = std::array::from_fn(|index| values::pixel(index as u16));
+    }
     let [left, top, w, h] = frame.place;
     if w == 0 || h == 0 {
         return Err(SampleError::malformed(format!("GIF: a frame of {w} x {h} pixels")));
@@ -329,7 +333,7 @@ pub(crate) mod tests {
 
     fn decoded(bytes: &[u8], truncated: Truncated) -> Result<Vec<[u8; 3]>, SampleError> {
         let mut decoders = super::super::Decoders::default();
-        let opened = decoders.open(bytes, &Limits { truncated, ..Limits::default() })?;
+        let opened = decoders.open(bytes, &Limits { truncated, ..Limits::default() }, Want::Colors)?;
         let (w, h) = opened.stored_size();
         let mut image = Image::default();
         opened.decode(Rect::sized(w, h), &mut image)?;

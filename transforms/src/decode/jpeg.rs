@@ -109,6 +109,7 @@ pub(crate) struct Session<'a> {
     /// The last bytes do not say that the picture is whole: its data must be read to the end.
     undecided: bool,
     multi_scan: bool,
+    gray: bool,
     /// Whether a pixel has four components, and what becomes of them.
     four: bool,
     convert: fn([u8; 4]) -> [u8; 4],
@@ -126,6 +127,7 @@ pub(crate) fn open<'a>(bytes: &'a [u8], limits: &Limits) -> Result<Session<'a>, 
         symmetry: Symmetry::IDENTITY,
         undecided: false,
         multi_scan: false,
+        gray: false,
         four: false,
         convert: rgb_from_inverted_cmyk,
         truncated: limits.truncated,
@@ -166,6 +168,7 @@ pub(crate) fn open<'a>(bytes: &'a [u8], limits: &Limits) -> Result<Session<'a>, 
         ));
     }
     session.size = (raw.width as usize, raw.height as usize);
+    session.gray = raw.components == 1;
     session.four = raw.cmyk != 0;
     session.multi_scan = raw.multi_scan != 0;
     // A file of several scans is read whole in any case.
@@ -187,6 +190,11 @@ impl Session<'_> {
 
     pub(crate) fn symmetry(&self) -> Symmetry {
         self.symmetry
+    }
+
+    /// Whether there is only one component.
+    pub(crate) fn is_gray(&self) -> bool {
+        self.gray
     }
 
     /// Whether a pixel has four components, taken for inverted CMYK where nothing else is said.

@@ -2,7 +2,8 @@
 //!
 //! The result is always RGB, eight bits a channel: gray is repeated, palettes are looked up, an alpha channel is
 //! dropped (not blended, as Pillow's `convert("RGB")` does), and of more bits the upper eight are taken. The EXIF
-//! orientation is reported as a [`Symmetry`], which the plan folds into its geometry.
+//! orientation is reported as a [`Symmetry`], which the plan folds into its geometry. Of a mask the numbers that it
+//! stores are wanted instead ([`Want::Values`], `values.rs`).
 //!
 //! No decoder outlives its image, so that none can carry anything from one to the next; buffers are overwritten whole.
 
@@ -17,10 +18,12 @@ mod other;
 mod png;
 mod tail;
 mod tiff;
+pub(crate) mod values;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 pub(crate) use formats::Format;
+pub(crate) use values::Want;
 
 use crate::error::SampleError;
 use crate::geometry::{Image, Rect, Symmetry};
@@ -41,16 +44,17 @@ trait Session {
     /// What brings the stored pixels upright.
     fn symmetry(&self) -> Symmetry;
 
-    /// Decodes the whole image, writing every pixel of `out`.
+    /// Decodes the whole image, writing every pixel of `out`, as was wanted at opening.
     fn decode(self: Box<Self>, out: &mut Image) -> Result<(), SampleError>;
 }
 
 impl Decoders {
-    /// Recognises `bytes` by their first ones and reads the header.
+    /// Recognises `bytes` by their first ones and reads the header. The pixels will be what is wanted.
     pub(crate) fn open<'a>(
         &'a mut self,
         bytes: &'a [u8],
         limits: &Limits,
+        want: Want,
     ) -> Result<Opened<'a>, SampleError> {
         if bytes.is_empty() {
             return Err(SampleError::malformed("empty file"));
@@ -60,17 +64,17 @@ impl Decoders {
         raw.clear();
         let inner: Box<dyn Session + 'a> = match format {
             Format::Jpeg => {
-                return Ok(Opened { format, inner: Inner::Jpeg(jpeg::open(bytes, limits)?) });
+                return Ok(Opened { format, want, inner: Inner::Jpeg(jpeg::open(bytes, limits)?) });
             }
-            Format::Png => Box::new(contained("PNG", || png::open(bytes, limits, raw))?),
-            Format::Gif => Box::new(contained("GIF", || gif::open(bytes, limits, raw))?),
-            Format::Tiff => Box::new(contained("TIFF", || tiff::open(bytes, limits, raw))?),
-            Format::Avif => Box::new(contained("AVIF", || avif::open(bytes, limits))?),
+            Format::Png => Box::new(contained("PNG", || png::open(bytes, limits, want, raw))?),
+            Format::Gif => Box::new(contained("GIF", || gif::open(bytes, limits, want, raw))?),
+            Format::Tiff => Box::new(contained("TIFF", || tiff::open(bytes, limits, want, raw))?),
+            Format::Avif => Box::new(contained("AVIF", || avif::open(bytes, limits, want))?),
             Format::Bmp | Format::Pnm | Format::WebP => {
-                Box::new(contained(format.name(), || other::open(format, bytes, limits, raw))?)
+                Box::new(contained(format.name(), || other::open(format, bytes, limits, want, raw))?)
             }
         };
-        Ok(Opened { format, inner: Inner::Other(inner) })
+        Ok(Opened { format, want, inner: Inner::Other(inner) })
     }
 
     pub(crate) fn bytes(&self) -> usize {
@@ -87,7 +91,24 @@ impl Decoders {
 /// An image whose header is known and whose pixels are not decoded yet.
 pub(crate) struct Opened<'a> {
     pub format: Format,
+    want: Want,
     inner: Inner<'a>,
+}
+
+/// What a header says of the geometry.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Header {
+    /// Width and height as stored; both at least 1.
+    pub stored: (usize, usize),
+    /// What brings the stored pixels upright.
+    pub symmetry: Symmetry,
+}
+
+impl Header {
+    /// Width and height of the upright image.
+    pub(crate) fn upright(&self) -> (usize, usize) {
+        self.symmetry.size(self.stored)
+    }
 }
 
 enum Inner<'a> {
@@ -110,6 +131,11 @@ impl Opened<'_> {
         matches!(&self.inner, Inner::Jpeg(session) if session.is_undecided())
     }
 
+    /// Size and orientation.
+    pub(crate) fn header(&self) -> Header {
+        Header { stored: self.stored_size(), symmetry: self.symmetry() }
+    }
+
     /// What brings the stored pixels upright.
     pub(crate) fn symmetry(&self) -> Symmetry {
         match &self.inner {
@@ -120,15 +146,28 @@ impl Opened<'_> {
 
     /// Decodes at least `wanted` (in stored coordinates) into `out` and says where in `out` it lies.
     pub(crate) fn decode(self, wanted: Rect, out: &mut Image) -> Result<Rect, SampleError> {
-        match self.inner {
-            Inner::Jpeg(session) => session.decode(wanted, out),
+        let name = self.format.name();
+        let at = match self.inner {
+            Inner::Jpeg(session) if self.want.is_values() => {
+                // Whether its colours are gray everywhere must not depend on the region.
+                let (w, h) = session.size();
+                let needed = if session.is_gray() { wanted } else { Rect::sized(w, h) };
+                let at = session.decode(needed, out)?;
+                values::of_colors(name, out)?;
+                at.sub(Rect { x: wanted.x - needed.x, y: wanted.y - needed.y, ..wanted })
+            }
+            Inner::Jpeg(session) => session.decode(wanted, out)?,
             Inner::Other(session) => {
                 let (w, h) = session.size();
                 out.reset(w, h);
-                contained(self.format.name(), || session.decode(out))?;
-                Ok(wanted)
+                contained(name, || session.decode(out))?;
+                wanted
             }
+        };
+        if self.want == (Want::Values { wide: false }) {
+            values::check_narrow(name, out)?;
         }
+        Ok(at)
     }
 }
 

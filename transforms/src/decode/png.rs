@@ -6,7 +6,7 @@ use std::io::{self, Cursor};
 use flate2::read::ZlibDecoder;
 use png::{BitDepth, ColorType, DecodingError, InterlaceInfo, Transformations};
 
-use super::{Session, check_size, exif, fill, truncated};
+use super::{Session, Want, check_size, exif, fill, truncated, values};
 use crate::error::SampleError;
 use crate::geometry::{Image, Symmetry};
 use crate::limits::{Limits, Truncated};
@@ -16,12 +16,14 @@ struct Png<'a> {
     size: (usize, usize),
     symmetry: Symmetry,
     truncated: Truncated,
+    want: Want,
     raw: &'a mut Vec<u8>,
 }
 
 pub(crate) fn open<'a>(
     bytes: &'a [u8],
     limits: &Limits,
+    want: Want,
     raw: &'a mut Vec<u8>,
 ) -> Result<impl Session + 'a, SampleError> {
     let memory = usize::try_from(limits.max_sample_bytes).unwrap_or(usize::MAX);
@@ -31,8 +33,9 @@ pub(crate) fn open<'a>(
     decoder.set_ignore_iccp_chunk(true);
     let info = decoder.read_header_info().map_err(refuse)?;
     let size = check_size("PNG", info.size(), limits)?;
-    // Fewer than eight bits become eight, palettes colours.
-    decoder.set_transformations(Transformations::EXPAND);
+    // Of a picture, fewer than eight bits become eight, palettes colours; a mask stays as it is.
+    let expand = if want.is_values() { Transformations::IDENTITY } else { Transformations::EXPAND };
+    decoder.set_transformations(expand);
     let reader = decoder.read_info().map_err(refuse)?;
     let bytes_needed = reader.output_buffer_size().unwrap_or(usize::MAX);
     if bytes_needed as u64 > limits.max_sample_bytes {
@@ -41,7 +44,7 @@ pub(crate) fn open<'a>(
             size.0, size.1, limits.max_sample_bytes
         )));
     }
-    Ok(Png { reader, size, symmetry: orientation(bytes), truncated: limits.truncated, raw })
+    Ok(Png { reader, size, symmetry: orientation(bytes), truncated: limits.truncated, want, raw })
 }
 
 impl Session for Png<'_> {
@@ -64,6 +67,9 @@ impl Session for Png<'_> {
                 }
             }
             result => result.map_err(refuse)?,
+        }
+        if self.want.is_values() {
+            return numbers((color, depth), self.size.0, &self.raw[..], stride, out.pixels_mut());
         }
         let (raw, pixels) = (&self.raw[..], out.pixels_mut());
         match (color, depth) {
@@ -113,6 +119,60 @@ impl Png<'_> {
             done += 1;
         }
     }
+}
+
+/// The numbers of a mask, from rows as they are stored, `stride` bytes apart.
+fn numbers(
+    (color, depth): (ColorType, BitDepth),
+    width: usize,
+    raw: &[u8],
+    stride: usize,
+    pixels: &mut [[u8; 4]],
+) -> Result<(), SampleError> {
+    let wide = |high: u8, low: u8| u16::from_be_bytes([high, low]);
+    match (color, depth) {
+        (ColorType::Grayscale | ColorType::Indexed, BitDepth::Eight) => {
+            values::fill(pixels, raw, |&[v]| v.into());
+        }
+        (ColorType::Grayscale | ColorType::Indexed, BitDepth::One | BitDepth::Two | BitDepth::Four) => {
+            let bits = depth as usize;
+            // Gray of two and four bits is spread to eight; an index, and a single bit, stay as they are.
+            let factor = match (color, bits) {
+                (ColorType::Indexed, _) | (_, 1) => 1,
+                _ => 255 / ((1 << bits) - 1),
+            };
+            for (row, pixels) in raw.chunks_exact(stride).zip(pixels.chunks_exact_mut(width)) {
+                for (x, pixel) in pixels.iter_mut().enumerate() {
+                    let at = x * bits;
+                    let value = row[at / 8] >> (8 - bits - at % 8) & ((1 << bits) - 1);
+                    *pixel = values::pixel(u16::from(value) * factor);
+                }
+            }
+        }
+        (ColorType::Grayscale, BitDepth::Sixteen) => values::fill(pixels, raw, |&[h, l]| wide(h, l)),
+        (ColorType::GrayscaleAlpha, BitDepth::Eight) => values::fill(pixels, raw, |&[v, _]| v.into()),
+        (ColorType::GrayscaleAlpha, BitDepth::Sixteen) => {
+            values::fill(pixels, raw, |&[h, l, _, _]| wide(h, l));
+        }
+        (ColorType::Rgb, BitDepth::Eight) => {
+            values::fill_gray("PNG", width, pixels, raw, |rgb: &[u8; 3]| rgb.map(u16::from))?;
+        }
+        (ColorType::Rgba, BitDepth::Eight) => {
+            values::fill_gray("PNG", width, pixels, raw, |&[r, g, b, _]| [r, g, b].map(u16::from))?;
+        }
+        (ColorType::Rgb, BitDepth::Sixteen) => {
+            values::fill_gray("PNG", width, pixels, raw, |&[r, s, g, h, b, c]| {
+                [wide(r, s), wide(g, h), wide(b, c)]
+            })?;
+        }
+        (ColorType::Rgba, BitDepth::Sixteen) => {
+            values::fill_gray("PNG", width, pixels, raw, |&[r, s, g, h, b, c, _, _]| {
+                [wide(r, s), wide(g, h), wide(b, c)]
+            })?;
+        }
+        other => return Err(SampleError::unsupported(format!("PNG: pixels of type {other:?}"))),
+    }
+    Ok(())
 }
 
 /// The rows of each pass of an interlaced image.

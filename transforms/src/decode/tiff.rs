@@ -12,7 +12,7 @@ mod unpack;
 
 use self::file::{Directory, File, Tag};
 use self::unpack::{Compression, unpack};
-use super::{Session, check_size, exif, jpeg, truncated};
+use super::{Session, Want, check_size, exif, jpeg, truncated, values};
 use crate::error::SampleError;
 use crate::geometry::{Image, Rect, Symmetry};
 use crate::limits::{Limits, Truncated};
@@ -57,12 +57,14 @@ struct Tiff<'a> {
     chunk: (usize, usize),
     /// Luma samples to a chroma sample, across and down, where the samples lie so in the file.
     subsampling: (usize, usize),
+    want: Want,
     raw: &'a mut Vec<u8>,
 }
 
 pub(crate) fn open<'a>(
     bytes: &'a [u8],
     limits: &Limits,
+    want: Want,
     raw: &'a mut Vec<u8>,
 ) -> Result<impl Session + 'a, SampleError> {
     let file = File::open(bytes).ok_or_else(|| malformed("the file has no directory of its first image"))?;
@@ -150,6 +152,7 @@ pub(crate) fn open<'a>(
         differences,
         chunk,
         subsampling,
+        want,
         raw,
     })
 }
@@ -201,13 +204,14 @@ impl Session for Tiff<'_> {
         let across = w.div_ceil(self.chunk.0);
         let down = h.div_ceil(self.chunk.1);
         if self.compression == Compression::Jpeg && !self.planar {
-            return self.jpeg(across, down, out);
+            self.jpeg(across, down, out)?;
+            return if self.want.is_values() { values::of_colors("TIFF", out) } else { Ok(()) };
         }
         let used = self.colors.samples();
         let planes = if self.planar { used } else { 1 };
         let mut raw = std::mem::take(self.raw);
-        // Used samples of all pixels, eight bits each; a palette's indices as they are.
-        raw.resize(w * h * used, 0);
+        // Used samples of all pixels, eight bits each (or all the bits of a mask); a palette's indices as they are.
+        raw.resize(w * h * used * self.sample_bytes(), 0);
         let mut data = Vec::new();
         for plane in 0..planes {
             for index in 0..across * down {
@@ -216,7 +220,11 @@ impl Session for Tiff<'_> {
                 self.place(&mut data, (x, y), plane, &mut raw);
             }
         }
-        let done = self.convert(&raw, out.pixels_mut());
+        let done = if self.want.is_values() {
+            self.numbers(&raw, out)
+        } else {
+            self.convert(&raw, out.pixels_mut())
+        };
         *self.raw = raw;
         done
     }
@@ -242,6 +250,11 @@ impl Tiff<'_> {
     /// Samples of a pixel that lie together.
     fn together(&self) -> usize {
         if self.planar { 1 } else { self.samples }
+    }
+
+    /// Bytes of a sample among those of all pixels: a mask keeps all bits.
+    fn sample_bytes(&self) -> usize {
+        if self.want.is_values() && self.bits > 8 { 2 } else { 1 }
     }
 
     /// Bytes of a row of a strip or tile; with subsampled chroma, of a row of its units.
@@ -295,6 +308,7 @@ impl Tiff<'_> {
         let together = self.together();
         let columns = self.chunk.0.min(w - x);
         let row_bytes = self.row_bytes();
+        let bytes = self.sample_bytes();
         if self.subsampling != (1, 1) {
             return self.place_units(data, (x, y), raw);
         }
@@ -302,15 +316,19 @@ impl Tiff<'_> {
             if self.differences {
                 self.sum_up(data, together);
             }
-            let to = &mut raw[((y + row) * w + x) * used..][..columns * used];
+            let to = &mut raw[((y + row) * w + x) * used * bytes..][..columns * used * bytes];
             if self.bits == 8 && together == used {
                 to.copy_from_slice(&data[..columns * used]);
                 continue;
             }
             for column in 0..columns {
                 for sample in 0..together.min(used) {
-                    let value = self.sample(data, column * together + sample);
-                    to[column * used + plane + sample] = value;
+                    let (from, to_at) = (column * together + sample, column * used + plane + sample);
+                    if bytes == 2 {
+                        to.as_chunks_mut::<2>().0[to_at] = self.all_bits(data, from).to_le_bytes();
+                    } else {
+                        to[to_at] = self.sample(data, from);
+                    }
                 }
             }
         }
@@ -331,6 +349,18 @@ impl Tiff<'_> {
                 let value = row[at / 8] >> (8 - bits - at % 8) & ((1 << bits) - 1);
                 if self.colors == Colors::Palette { value } else { value * (255 / ((1 << bits) - 1)) }
             }
+        }
+    }
+
+    /// The `index`th sample of a row of 12 or 16 bits.
+    fn all_bits(&self, row: &[u8], index: usize) -> u16 {
+        let at = index * self.bits / 8;
+        let pair = [row[at], row.get(at + 1).copied().unwrap_or(0)];
+        match self.bits {
+            16 if self.file.big_endian => u16::from_be_bytes(pair),
+            16 => u16::from_le_bytes(pair),
+            _ if index.is_multiple_of(2) => u16::from_be_bytes(pair) >> 4,
+            _ => u16::from_be_bytes(pair) & 0xFFF,
         }
     }
 
@@ -392,6 +422,36 @@ impl Tiff<'_> {
                 }
                 let color = |index: u8, plane: usize| (map[plane * colors + usize::from(index)] >> 8) as u8;
                 super::fill(pixels, raw, |&[v]| [color(v, 0), color(v, 1), color(v, 2)]);
+            }
+        }
+        Ok(())
+    }
+
+    /// The numbers of a mask. As in Pillow, gray of more than eight bits is not inverted where a file says that 0 is
+    /// white.
+    fn numbers(&self, raw: &[u8], out: &mut Image) -> Result<(), SampleError> {
+        let (width, wide) = (self.size.0, self.sample_bytes() == 2);
+        match self.colors {
+            Colors::Gray { .. } | Colors::Palette if wide => {
+                values::fill(out.pixels_mut(), raw, |pair: &[u8; 2]| u16::from_le_bytes(*pair));
+            }
+            Colors::Rgb if wide => {
+                let number = |pair: &[u8]| u16::from_le_bytes([pair[0], pair[1]]);
+                values::fill_gray("TIFF", width, out.pixels_mut(), raw, |v: &[u8; 6]| {
+                    [number(v), number(&v[2..]), number(&v[4..])]
+                })?;
+            }
+            _ if wide => return Err(unsupported("a mask in these colours with more than 8 bits", CONVERT)),
+            Colors::Palette => values::fill(out.pixels_mut(), raw, |&[v]| v.into()),
+            Colors::Gray { inverted } => {
+                let last = if self.bits == 1 { 1 } else { 255 };
+                values::fill(out.pixels_mut(), raw, |&[v]| {
+                    u16::from(if inverted { last - v.min(last) } else { v.min(last) })
+                });
+            }
+            _ => {
+                self.convert(raw, out.pixels_mut())?;
+                values::of_colors("TIFF", out)?;
             }
         }
         Ok(())

@@ -10,6 +10,7 @@ mod avx2;
 use half::{bf16, f16};
 
 use crate::config::{Dtype, Layout};
+use crate::decode::values;
 use crate::geometry::{PIXEL, View};
 
 /// What one row of a batch holds.
@@ -69,7 +70,9 @@ impl Pass {
             let source = image.row(if flip_y { image.h - 1 - y } else { y });
             match kernels {
                 #[cfg(target_arch = "x86_64")]
-                Kernels::Avx2 if image.w >= avx2::MIN_WIDTH => avx2::row(self, source, flip_x, y, row),
+                Kernels::Avx2 if image.w >= avx2::MIN_WIDTH && self.spec.dtype != Dtype::U16 => {
+                    avx2::row(self, source, flip_x, y, row)
+                }
                 _ => self.plain_row(source, flip_x, y, row),
             }
         }
@@ -84,6 +87,8 @@ impl Pass {
                 let out = &mut row[self.spec.element(x, y, c)];
                 match self.spec.dtype {
                     Dtype::U8 => out[0] = pixel[c],
+                    // A mask's, whose pixel is one number.
+                    Dtype::U16 => out.copy_from_slice(&values::value(pixel).to_ne_bytes()),
                     _ => store(self.spec.dtype, f32::from(pixel[c]) * self.scale[c] + self.bias[c], out),
                 }
             }

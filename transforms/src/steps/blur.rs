@@ -78,4 +78,8 @@ impl Step for Blur {
         limits.check_pixels("the image to blur, in f32,", w as u64, 4 * h as u64)?;
         picture.in_place(|image, blur| blur.apply(image, kernel, sigma))
     }
+
+    fn like_mask(&self) -> Option<Box<dyn Step>> {
+        None
+    }
 }

@@ -81,6 +81,10 @@ impl Step for Gray {
     fn apply(&self, picture: &mut Picture<'_>, draws: &mut Draws, _: &Limits) -> Result<(), SampleError> {
         if draws.chance(self.p) { picture.each_pixel(color::gray) } else { Ok(()) }
     }
+
+    fn like_mask(&self) -> Option<Box<dyn Step>> {
+        None
+    }
 }
 
 impl ColorJitter {
@@ -134,5 +138,9 @@ impl Transform for ColorJitter {
 impl Step for Jitter {
     fn apply(&self, picture: &mut Picture<'_>, draws: &mut Draws, _: &Limits) -> Result<(), SampleError> {
         picture.each_pixel(|pixels| self.jitter(pixels, draws))
+    }
+
+    fn like_mask(&self) -> Option<Box<dyn Step>> {
+        None
     }
 }

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::arguments::{At, Numbers, Sides, Size};
-use super::pad::{PaddingMode, pad};
+use super::pad::{PaddingMode, VOID, add_border};
 use super::resize::{antialiased, bilinear};
 use super::{State, Step, Transform};
 use crate::error::{ConfigError, SampleError};
@@ -71,17 +71,19 @@ fn ratio() -> [f64; 2] {
     [3.0 / 4.0, 4.0 / 3.0]
 }
 
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 struct Center {
     w: usize,
     h: usize,
+    /// Of the border around an image that is too small.
+    fill: [u8; PIXEL],
 }
 
 impl Transform for CenterCrop {
     fn step(&self, at: &At, state: &mut State) -> Result<Option<Box<dyn Step>>, ConfigError> {
         let (w, h) = at.square(self.size)?;
         state.size = Some((w, h));
-        Ok(Some(Box::new(Center { w, h })))
+        Ok(Some(Box::new(Center { w, h, fill: [0, 0, 0, 255] })))
     }
 }
 
@@ -96,13 +98,14 @@ impl Step for Center {
                 right: more_w.div_ceil(2),
                 bottom: more_h.div_ceil(2),
             };
-            let size = (self.w.max(w), self.h.max(h));
-            picture.replace("the padded image", size, |image, out| {
-                pad(image, sides, PaddingMode::Constant, [0, 0, 0, 255], out);
-            })?;
+            add_border(picture, sides, PaddingMode::Constant, self.fill)?;
         }
         picture.crop(center(picture.size(), self.w, self.h));
         Ok(())
+    }
+
+    fn like_mask(&self) -> Option<Box<dyn Step>> {
+        Some(Box::new(Center { fill: VOID, ..*self }))
     }
 }
 
@@ -113,7 +116,7 @@ fn center((w, h): (usize, usize), crop_w: usize, crop_h: usize) -> Rect {
     Rect { x: middle(w - crop_w), y: middle(h - crop_h), w: crop_w, h: crop_h }
 }
 
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 struct Window {
     w: usize,
     h: usize,
@@ -167,16 +170,20 @@ impl Step for Window {
             )));
         }
         if padded != picture.size() {
-            picture.replace("the padded image", padded, |image, out| pad(image, sides, mode, fill, out))?;
+            add_border(picture, sides, mode, fill)?;
         }
         let y = draws.below((padded.1 - crop_h + 1) as u64) as usize;
         let x = draws.below((padded.0 - crop_w + 1) as u64) as usize;
         picture.crop(Rect { x, y, w: crop_w, h: crop_h });
         Ok(())
     }
+
+    fn like_mask(&self) -> Option<Box<dyn Step>> {
+        Some(Box::new(Window { fill: VOID, ..*self }))
+    }
 }
 
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 struct Resized {
     scale: [f64; 2],
     ratio: [f64; 2],
@@ -192,7 +199,7 @@ impl Transform for RandomResizedCrop {
         Ok(Some(Box::new(Resized {
             scale: at.range("scale", scale, 0.0, f64::INFINITY)?,
             ratio: at.positive_range("ratio", ratio)?,
-            to: Resize { w, h, interpolation, antialias },
+            to: Resize { w, h, interpolation, antialias, corner: false },
         })))
     }
 }
@@ -201,6 +208,10 @@ impl Step for Resized {
     fn apply(&self, picture: &mut Picture<'_>, draws: &mut Draws, _: &Limits) -> Result<(), SampleError> {
         picture.crop(resized_crop(picture.size(), self.scale, self.ratio, draws));
         picture.resize(self.to)
+    }
+
+    fn like_mask(&self) -> Option<Box<dyn Step>> {
+        Some(Box::new(Resized { to: self.to.like_mask(), ..*self }))
     }
 }
 

@@ -139,6 +139,11 @@ impl Step for Erase {
             }
         })
     }
+
+    /// torchvision passes masks through: what is behind the rectangle stays to be found.
+    fn like_mask(&self) -> Option<Box<dyn Step>> {
+        None
+    }
 }
 
 impl Erasing {

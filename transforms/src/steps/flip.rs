@@ -31,7 +31,7 @@ fn half() -> f64 {
     0.5
 }
 
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 struct Flip {
     p: f64,
     x: bool,
@@ -56,5 +56,9 @@ impl Step for Flip {
             picture.flip(self.x, self.y);
         }
         Ok(())
+    }
+
+    fn like_mask(&self) -> Option<Box<dyn Step>> {
+        Some(Box::new(*self))
     }
 }

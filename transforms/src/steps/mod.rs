@@ -69,6 +69,15 @@ pub(crate) trait Step: Debug + Send + Sync {
     /// Changes `picture`, with randomness from `draws` alone.
     fn apply(&self, picture: &mut Picture<'_>, draws: &mut Draws, limits: &Limits)
     -> Result<(), SampleError>;
+
+    /// What it does to a mask that goes with the image, with the same draws: the same geometry, each pixel one of those
+    /// there were. `None` where it only changes colours.
+    fn like_mask(&self) -> Option<Box<dyn Step>>;
+
+    /// Whether a rectangle of the image was one before, with sides along the same axes.
+    fn keeps_rectangles(&self) -> bool {
+        true
+    }
 }
 
 /// What is known of the image at a place in the chain.

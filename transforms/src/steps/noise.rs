@@ -59,6 +59,10 @@ impl Step for Noise {
     fn apply(&self, picture: &mut Picture<'_>, draws: &mut Draws, _: &Limits) -> Result<(), SampleError> {
         picture.in_place(|image, _| noise(image.pixels_mut(), self.mean, self.sigma, self.gray, draws))
     }
+
+    fn like_mask(&self) -> Option<Box<dyn Step>> {
+        None
+    }
 }
 
 /// Adds normal noise to every channel, or the same to all three of a gray image; mean and sigma are in levels.

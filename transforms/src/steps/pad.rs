@@ -39,7 +39,7 @@ pub enum PaddingMode {
     Symmetric,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 struct Border {
     sides: Sides,
     mode: PaddingMode,
@@ -57,15 +57,33 @@ impl Transform for Pad {
 
 impl Step for Border {
     fn apply(&self, picture: &mut Picture<'_>, _: &mut Draws, _: &Limits) -> Result<(), SampleError> {
-        let &Border { sides, mode, fill } = self;
-        let size = sides.around(picture.size());
-        picture.replace("the padded image", size, |image, out| pad(image, sides, mode, fill, out))
+        add_border(picture, self.sides, self.mode, self.fill)
     }
+
+    fn like_mask(&self) -> Option<Box<dyn Step>> {
+        Some(Box::new(Border { fill: VOID, ..*self }))
+    }
+}
+
+/// What constant borders and the corners of rotations are in a mask, whatever colour they have in the image: 255, the
+/// class that losses leave out by custom. A border that repeats the image repeats the mask.
+pub(super) const VOID: [u8; PIXEL] = [255, 0, 0, 255];
+
+/// Puts a border around `picture`.
+pub(super) fn add_border(
+    picture: &mut Picture<'_>,
+    sides: Sides,
+    mode: PaddingMode,
+    fill: [u8; PIXEL],
+) -> Result<(), SampleError> {
+    let size = sides.around(picture.size());
+    picture.widen(sides);
+    picture.replace("the padded image", size, |image, out| pad(image, sides, mode, fill, out))
 }
 
 /// Writes `source` with a border into `out`. For the mirroring modes a border may be wider than the image, which is
 /// then mirrored again and again.
-pub(super) fn pad(source: View<'_>, sides: Sides, mode: PaddingMode, fill: [u8; PIXEL], out: &mut Image) {
+fn pad(source: View<'_>, sides: Sides, mode: PaddingMode, fill: [u8; PIXEL], out: &mut Image) {
     let (left, top) = (sides.left as usize, sides.top as usize);
     let (w, h) = (source.w + left + sides.right as usize, source.h + top + sides.bottom as usize);
     out.reset(w, h);

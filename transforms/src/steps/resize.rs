@@ -46,11 +46,12 @@ enum To {
     Longer(usize),
 }
 
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 struct ResizeStep {
     to: To,
     interpolation: Interpolation,
     antialias: bool,
+    mask: bool,
 }
 
 impl To {
@@ -115,7 +116,7 @@ impl Transform for Resize {
                 None
             }
         };
-        Ok(Some(Box::new(ResizeStep { to, interpolation, antialias })))
+        Ok(Some(Box::new(ResizeStep { to, interpolation, antialias, mask: false })))
     }
 }
 
@@ -123,6 +124,11 @@ impl Step for ResizeStep {
     fn apply(&self, picture: &mut Picture<'_>, _: &mut Draws, _: &Limits) -> Result<(), SampleError> {
         let (w, h) = self.to.size(picture.size());
         let (interpolation, antialias) = (self.interpolation, self.antialias);
-        picture.resize(resize::Resize { w, h, interpolation, antialias })
+        let to = resize::Resize { w, h, interpolation, antialias, corner: false };
+        picture.resize(if self.mask { to.like_mask() } else { to })
+    }
+
+    fn like_mask(&self) -> Option<Box<dyn Step>> {
+        Some(Box::new(ResizeStep { mask: true, ..*self }))
     }
 }

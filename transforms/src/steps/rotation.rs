@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::arguments::{At, Numbers};
+use super::pad::VOID;
 use super::{State, Step, Transform};
 use crate::error::{ConfigError, SampleError};
 use crate::geometry::{Image, PIXEL, Symmetry, View};
@@ -36,7 +37,7 @@ fn nearest_pixel() -> Interpolation {
     Interpolation::Nearest
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Turn {
     degrees: [f64; 2],
     rotation: Rotation,
@@ -66,8 +67,11 @@ impl Transform for RandomRotation {
             state.size = None;
             state.culprit = Some(format!("{} with expand grows the image with the angle", at.text()));
         }
-        let bilinear = interpolation == Interpolation::Bilinear;
         let fill = at.levels("fill", &self.fill, state.channels)?;
+        if degrees == [0.0, 0.0] {
+            return Ok(None);
+        }
+        let bilinear = interpolation == Interpolation::Bilinear;
         Ok(Some(Box::new(Turn { degrees, rotation: Rotation { bilinear, expand, center, fill } })))
     }
 }
@@ -77,6 +81,16 @@ impl Step for Turn {
         let degrees = draws.range(self.degrees[0], self.degrees[1]);
         let size = self.rotation.size(picture.size(), degrees);
         picture.replace("the rotated image", size, |image, out| self.rotation.apply(image, degrees, out))
+    }
+
+    /// By the image's own map, so that the two lie on each other.
+    fn like_mask(&self) -> Option<Box<dyn Step>> {
+        let rotation = Rotation { bilinear: false, fill: VOID, ..self.rotation };
+        Some(Box::new(Turn { rotation, ..*self }))
+    }
+
+    fn keeps_rectangles(&self) -> bool {
+        false
     }
 }
 
