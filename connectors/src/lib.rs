@@ -70,6 +70,7 @@ mod sources;
 mod split;
 mod streams;
 mod texts;
+mod values;
 mod verdicts;
 mod workers;
 

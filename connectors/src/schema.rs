@@ -103,6 +103,9 @@ pub struct Wanted {
     /// have it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub row: Option<Vec<u64>>,
+    /// Whether the source may have it in no record at all.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub optional: bool,
 }
 
 /// What a part is asked to be.
@@ -130,12 +133,12 @@ pub type Deliver = Option<Vec<Wanted>>;
 impl Wanted {
     /// The image that the source finds by itself.
     pub fn own_image() -> Self {
-        Self { part: String::new(), kind: WantedKind::Image, dtype: None, row: None }
+        Self::new("", WantedKind::Image)
     }
 
     /// A part at a place.
     pub fn new(part: &str, kind: WantedKind) -> Self {
-        Self { part: part.to_owned(), kind, dtype: None, row: None }
+        Self { part: part.to_owned(), kind, dtype: None, row: None, optional: false }
     }
 
     /// Whether this is the image that the source finds by itself.
@@ -162,19 +165,16 @@ impl Wanted {
 }
 
 /// Whether the source's own image is wanted.
-#[allow(dead_code, reason = "used by the next commits")]
 pub fn wants_image(deliver: &Deliver) -> bool {
     deliver.as_ref().is_none_or(|list| list.iter().any(Wanted::is_own_image))
 }
 
 /// The parts of variable length that are wanted.
-#[allow(dead_code, reason = "used by the next commits")]
 pub fn wanted_parts(deliver: &Deliver) -> impl Iterator<Item = &Wanted> {
     deliver.iter().flatten().filter(|wanted| wanted.is_part())
 }
 
 /// The places of the numbers that are wanted beside those that a source's own key lists.
-#[allow(dead_code, reason = "used by the next commits")]
 pub fn wanted_numbers(deliver: &Deliver) -> impl Iterator<Item = &str> {
     let numbers = deliver.iter().flatten().filter(|wanted| wanted.kind == WantedKind::Numbers);
     numbers.map(|wanted| wanted.part.as_str())

@@ -455,7 +455,9 @@ impl Batch {
     fn texts<'py>(&self, py: Python<'py>, at: usize) -> PyResult<Vec<Bound<'py, PyString>>> {
         let text = |bytes: &[u8]| match std::str::from_utf8(bytes) {
             Ok(text) => Ok(PyString::new(py, text)),
-            Err(_) => Err(PyValueError::new_err("a row of text is not UTF-8: the daemon is of another version")),
+            Err(_) => {
+                Err(PyValueError::new_err("a row of text is not UTF-8: the daemon is of another version"))
+            }
         };
         self.rows_of(at)?.iter().map(|row| text(row)).collect()
     }

@@ -169,6 +169,12 @@ pub enum FieldConfig {
     Geometry(GeometryField),
 }
 
+impl BytesField {
+    fn wanted(&self, kind: WantedKind) -> Wanted {
+        Wanted { optional: self.missing == Missing::Empty, ..Wanted::new(&self.part, kind) }
+    }
+}
+
 impl FieldConfig {
     /// Its name in the batch.
     pub fn name(&self) -> &str {
@@ -206,12 +212,13 @@ impl FieldConfig {
             Self::Image(field) => image(&field.part),
             Self::Views(field) => image(&field.part),
             Self::Mask(field) => Wanted::new(&field.part, WantedKind::Image),
-            Self::Text(field) => Wanted::new(&field.part, WantedKind::Text),
-            Self::Bytes(field) => Wanted::new(&field.part, WantedKind::Bytes),
-            Self::Json(field) => Wanted::new(&field.part, WantedKind::Json),
+            Self::Text(field) => field.wanted(WantedKind::Text),
+            Self::Bytes(field) => field.wanted(WantedKind::Bytes),
+            Self::Json(field) => field.wanted(WantedKind::Json),
             Self::Numbers(field) if field.max_rows.is_some() => Wanted {
                 dtype: field.dtype,
                 row: field.row.clone(),
+                optional: field.missing == Missing::Empty,
                 ..Wanted::new(&field.part, WantedKind::Ragged)
             },
             Self::Numbers(field) => Wanted::new(&field.part, WantedKind::Numbers),

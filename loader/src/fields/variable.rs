@@ -5,8 +5,10 @@ use super::numbers::Cast;
 use crate::layout::Content;
 
 /// Why a record is bad that lacks a part.
-pub(super) const MISSING: &str =
-    "the record does not have it (missing=\"empty\" takes such records, where the field can be empty)";
+pub(super) const MISSING: &str = "the record does not have it";
+
+/// The same where a field may be empty.
+const MAY_BE_EMPTY: &str = "the record does not have it; missing=\"empty\" delivers an empty value instead";
 
 /// JSON may be nested this deep, as deep as Python's own parser goes without trouble.
 const MAX_DEPTH: usize = 128;
@@ -44,7 +46,7 @@ pub(super) fn bytes(
     let value = match (value, limit.missing) {
         (Some(value), _) => value,
         (None, Missing::Empty) => &[],
-        (None, Missing::Bad) => return Err(MISSING.into()),
+        (None, Missing::Bad) => return Err(MAY_BE_EMPTY.into()),
     };
     let mut length = limit.take(value.len() as u64, "bytes", "max_bytes")? as usize;
     match content {
@@ -106,7 +108,7 @@ impl Ragged {
         let value = match (value, self.limit.missing) {
             (Some(value), _) => value,
             (None, Missing::Empty) => &[],
-            (None, Missing::Bad) => return Err(MISSING.into()),
+            (None, Missing::Bad) => return Err(MAY_BE_EMPTY.into()),
         };
         let stored = self.cast.stored_bytes().max(1);
         if !value.len().is_multiple_of(stored) {

@@ -18,6 +18,7 @@ use xxhash_rust::xxh3::xxh3_64;
 use super::archive::{Archive, Bytes, Fault, Member, Notes};
 use super::fields::Field;
 use super::options::{From, Label, Options};
+use super::parts::Members;
 use super::proof::{Piece, Pieces, digest, seal};
 use super::values::{MAX_NPY_HEADER, NpyHeader, Numbers, find};
 use crate::json::parse as json;
@@ -70,6 +71,8 @@ pub(super) struct ShardIndex {
     /// Absent where none are wanted.
     pub labels: Option<Run>,
     pub fields: Vec<Field>,
+    /// Where the members lie that named parts are made of.
+    pub members: Vec<Members>,
     /// Records that lack a field, or whose members contradict each other.
     pub bad: Verdicts,
     /// What is worth saying of the shard whenever it is opened.
@@ -123,6 +126,7 @@ impl ShardIndex {
             + self.checks.capacity() * 4
             + labels as usize
             + self.pieces.iter().map(Pieces::memory).sum::<usize>()
+            + self.members.iter().map(Members::memory).sum::<usize>()
             + self.fields.iter().map(Field::memory).sum::<usize>()) as u64
     }
 
@@ -134,6 +138,7 @@ impl ShardIndex {
         self.checks.shrink_to_fit();
         self.pieces.iter_mut().for_each(Pieces::shrink);
         self.fields.iter_mut().for_each(Field::shrink);
+        self.members.iter_mut().for_each(Members::shrink);
     }
 }
 
@@ -196,8 +201,9 @@ pub(super) fn build(bytes: &dyn Bytes, options: &Options) -> Result<Built, Fault
         Some(Collector::default())
     };
     let index = ShardIndex {
-        pieces: vec![Pieces::default(); 1 + options.asked()],
+        pieces: vec![Pieces::default(); 1 + options.asked() + options.parts.members.len()],
         fields: options.fields.iter().map(Field::new).collect(),
+        members: vec![Members::default(); options.parts.members.len()],
         ..ShardIndex::default()
     };
     let mut builder = Builder { options, index, labels };
@@ -268,6 +274,8 @@ struct Group {
     arrays: Vec<Option<Result<(NpyHeader, u64), String>>>,
     /// What was read of the members that were asked for, in the order of [`ShardIndex::pieces`]: begin, end, hash.
     seen: Vec<Option<(u64, u64, u64)>>,
+    /// The members that parts are made of: how many endings go before this one, and its place among the members.
+    wanted: Vec<Option<(usize, usize)>>,
     /// Why nobody knows which of its members is meant.
     twice: Option<String>,
     /// An image that is a link or the like.
@@ -275,10 +283,13 @@ struct Group {
 }
 
 impl Group {
+    /// The member that the record is named after, if this is one: its image, or where none is wanted any member.
     fn image(&self, options: &Options) -> Option<&Member> {
-        options.images.iter().find_map(|wanted| {
+        let found = options.images.iter().find_map(|wanted| {
             self.members.iter().find(|(ending, _)| ending == wanted.as_bytes()).map(|(_, member)| member)
-        })
+        });
+        let any = || self.members.first().filter(|_| !options.has_image).map(|(_, member)| member);
+        found.or_else(any)
     }
 
     /// What its json member says, or what is wrong with that.
@@ -349,6 +360,7 @@ impl<'a> Groups<'a> {
             json: None,
             arrays: vec![None; self.options.arrays().count()],
             seen: vec![None; self.options.asked()],
+            wanted: vec![None; self.options.parts.members.len()],
             twice: None,
             unread: None,
         };
@@ -442,6 +454,12 @@ impl<'a> Groups<'a> {
                 }));
             }
         }
+        for (place, rank) in self.options.parts.members_of(&ending) {
+            let wanted = &mut group.wanted[place];
+            if wanted.is_none_or(|(other, _)| rank < other) {
+                *wanted = Some((rank, group.members.len()));
+            }
+        }
         group.members.push((ending, member));
         Ok(())
     }
@@ -494,6 +512,13 @@ impl Builder<'_> {
         let parsed = if self.options.reads_json() { group.parsed() } else { None };
         self.label(group, image, parsed.as_ref())?;
         let mut wrong = self.fields(group, parsed.as_ref());
+        for (members, wanted) in self.index.members.iter_mut().zip(&group.wanted) {
+            let member = wanted.map(|(_, at)| &group.members[at].1);
+            if let Err(why) = members.push(image.offset, member) {
+                let name = member.map_or_else(String::new, |member| escape(&member.name));
+                wrong = wrong.or(Some(format!("its member \"{name}\" {why}")));
+            }
+        }
         wrong = self.seal(group, image).err().or(wrong);
         if let Some(why) = group.twice.clone().or(wrong) {
             self.index.bad.push(u64::from(record), &why, UNUSABLE);
@@ -509,7 +534,12 @@ impl Builder<'_> {
         let own = Some((image.start, image.offset, image.digest));
         let mut digests = Vec::with_capacity(self.index.pieces.len());
         let mut is_far = false;
-        for (pieces, seen) in self.index.pieces.iter_mut().zip(std::iter::once(&own).chain(&group.seen)) {
+        let headers = group.wanted.iter().map(|wanted| {
+            let member = &group.members[(*wanted)?.1].1;
+            Some((member.start, member.offset, member.digest))
+        });
+        let all = std::iter::once(own).chain(group.seen.iter().copied()).chain(headers);
+        for (pieces, seen) in self.index.pieces.iter_mut().zip(all) {
             let piece = seen.map(|(start, end, digest)| (Piece::new(image.offset, start, end), digest));
             is_far |= matches!(piece, Some((None, _)));
             pieces.all.push(piece.and_then(|(piece, _)| piece).unwrap_or_default());

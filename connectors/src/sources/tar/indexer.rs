@@ -162,7 +162,9 @@ impl Indexer<'_> {
     fn beside(&self, place: Location, options: &Options) -> Result<Option<ShardIndex>, Why> {
         let shards = self.lane(place);
         let local = shards.extent(place.file, 0, 0).map(|extent| extent.file);
-        if place.lane == 1 || !(local.is_some() || self.is_packed) {
+        // What lies beside was made for no parts, and is not worth a word.
+        let has_parts = !options.parts.members.is_empty();
+        if has_parts || place.lane == 1 || !(local.is_some() || self.is_packed) {
             return Ok(None);
         }
         let size = self.given.files()[place.shard].size;

@@ -29,6 +29,7 @@ mod indexer;
 mod losses;
 mod options;
 mod packed;
+mod parts;
 mod proof;
 mod reader;
 mod stored;
@@ -49,6 +50,7 @@ use self::indexer::{Indexer, LEAST_LOCAL, Location};
 use self::losses::Losses;
 use self::options::{Label, Options};
 use self::packed::Packed;
+use self::parts::{LOOKED_AT, Part};
 use self::unpack::Unpacked;
 use crate::bytes::shards::{Shards, ends_with};
 use crate::labels::{self, Context, Labels};
@@ -102,6 +104,15 @@ pub(crate) fn open(config: &TarConfig) -> Result<Arc<dyn IndexedSource>, SourceE
     let given = Shards::open(&config.shards, &ENDINGS, &config.cache)?;
     let packed = Packed::find(&given, &config.cache)?;
     let mut settled = config.clone();
+    if config.deliver.is_some() {
+        if config.fields.as_ref().is_some_and(|fields| !fields.is_empty()) {
+            return Err(SourceError::config(
+                "fields of the source and fields of the pipeline are both given; keep those of the pipeline"
+                    .into(),
+            ));
+        }
+        settled.fields = Some(Vec::new());
+    }
     if let Some(packed) = &packed {
         packed.complete(&mut settled);
     }
@@ -151,6 +162,7 @@ pub(crate) fn open(config: &TarConfig) -> Result<Arc<dyn IndexedSource>, SourceE
         described.ok().flatten().unwrap_or_default()
     })?;
     tar.merge_labels(&options, settled.classes.as_deref())?;
+    tar.merge_parts(&options, &indexer)?;
     tar.unpacked = unpacked;
     tar.finish()?;
     tar.losses = losses;
@@ -205,6 +217,8 @@ struct Tar {
     len: u64,
     labels: Labels,
     schema: Schema,
+    /// Each of the schema's parts.
+    parts: Vec<Part>,
     /// Bytes of the fields of a record.
     fields_bytes: u64,
     /// Records that are bad for another reason than their label.
@@ -240,6 +254,7 @@ impl Tar {
             len,
             labels: Labels::default(),
             schema: Schema::images(),
+            parts: Vec::new(),
             fields_bytes: 0,
             bad: Verdicts::default(),
             fingerprint: Fingerprint(0),
@@ -250,9 +265,12 @@ impl Tar {
 
     /// Computes what follows from the labels and fields.
     fn finish(&mut self) -> Result<(), SourceError> {
-        self.schema
-            .check(self.labels.is_some())
-            .map_err(|why| SourceError::config(format!("fields: {why}")))?;
+        let checked = match self.parts.is_empty() && self.schema.image {
+            true => self.schema.check(self.labels.is_some()),
+            // Fields that ask for parts have names of their own.
+            false => self.schema.check_shapes(),
+        };
+        checked.map_err(|why| SourceError::config(format!("fields: {why}")))?;
         self.fingerprint = self.hash();
         self.largest = (0..self.len).map(|index| self.size(index)).max().unwrap_or_default();
         Ok(())
@@ -294,6 +312,64 @@ impl Tar {
         }
         self.fields_bytes = self.schema.fields_bytes() as u64;
         self.judge(&verdicts)
+    }
+
+    /// Settles the named parts: what they hold, and that there are some.
+    ///
+    /// # Errors
+    /// When no record has one of them.
+    fn merge_parts(&mut self, options: &Options, indexer: &Indexer<'_>) -> Result<(), SourceError> {
+        self.schema.image = options.has_image;
+        for part in &options.parts.all {
+            let name = &part.wanted.part;
+            if !self.shards.iter().any(|shard| shard.index.members[part.member].is_there())
+                && !part.wanted.optional
+            {
+                let (first, record) = self.part(0);
+                let offset = first.index.offsets[record];
+                let described =
+                    indexer.with(first.place, None, |bytes| index::describe(bytes, options, offset));
+                let has = described.ok().flatten().unwrap_or_default();
+                return Err(SourceError::data(format!(
+                    "part {name:?}: no record of {} has a member ending in .{}; the first has the members {has}",
+                    self.given.describe(),
+                    options.parts.members[part.member].join(" or .")
+                )));
+            }
+            let spec = match part.spec() {
+                Some(spec) => spec,
+                None => {
+                    let (dtype, row) = self.rows_of(part, indexer).ok_or_else(|| {
+                        SourceError::data(format!(
+                            "part {name:?}: none of the first {LOOKED_AT} records that have it holds rows of numbers there, so \
+                             nobody knows the shape of one; say it with row (() for numbers, (4,) for boxes)"
+                        ))
+                    })?;
+                    tracing::info!(
+                        "part {name:?}: rows of {dtype}, each of shape {row:?}, as the first records have them"
+                    );
+                    part.wanted.spec(dtype, &row)
+                }
+            };
+            self.schema.parts.push(spec);
+            self.parts.push(part.clone());
+        }
+        Ok(())
+    }
+
+    /// Type and row of a part's numbers, as the first records that have some show them.
+    fn rows_of(&self, part: &Part, indexer: &Indexer<'_>) -> Option<(crate::ElementType, Vec<u64>)> {
+        let records =
+            self.shards.iter().flat_map(|shard| (0..shard.index.len()).map(move |record| (shard, record)));
+        let places = records.filter_map(|(shard, record)| {
+            let offset = shard.index.offsets[record];
+            shard.index.members[part.member].get(record, offset).map(|place| (shard.place, place))
+        });
+        places.take(LOOKED_AT).find_map(|(place, (at, len))| {
+            let mut bytes = vec![0; len as usize];
+            indexer.with(place, None, |shard| shard.read_at(at, &mut bytes)).ok()?;
+            part.rows(&bytes)
+        })
     }
 
     /// What is wrong with a field, in words, and with which record first. `own` are the verdicts of each part.
@@ -375,9 +451,14 @@ impl Tar {
     fn recognised(&self, options: &Options) -> Recognised {
         let mut recognised = Recognised::default();
         let first = &self.shards[0].index;
-        recognised.note(format!("image = members like \"{}\"", escape(first.name(0))));
+        if self.schema.image {
+            recognised.note(format!("image = members like \"{}\"", escape(first.name(0))));
+        }
         let place = options.label.as_ref().and_then(Label::place);
         recognised.note(self.labels.recognised(place.as_deref()));
+        for part in &options.parts.all {
+            recognised.note(format!("part {:?}", part.wanted.part));
+        }
         for field in &options.fields {
             recognised.note(format!("field \"{}\" = {}", field.name, field.from));
         }
@@ -400,12 +481,20 @@ impl Tar {
         for field in &self.schema.fields {
             text(&mut hash, format!("{} {} {:?}", field.name, field.dtype, field.shape).as_bytes());
         }
+        if !self.parts.is_empty() || !self.schema.image {
+            text(&mut hash, format!("{} {:?}", self.schema.image, self.schema.parts).as_bytes());
+        }
         for part in &self.shards {
             text(&mut hash, self.given.files()[part.place.shard].name.as_bytes());
             hash.update(&(part.index.len() as u64).to_le_bytes());
             for record in 0..part.index.len() {
                 text(&mut hash, part.index.name(record));
                 hash.update(&part.index.size(record).to_le_bytes());
+                let offset = part.index.offsets[record];
+                for members in &part.index.members {
+                    let size = members.get(record, offset).map_or(u64::MAX, |(_, size)| size);
+                    hash.update(&size.to_le_bytes());
+                }
                 hash.update(&self.label(part.first + record as u64).to_le_bytes());
             }
         }
@@ -467,11 +556,17 @@ impl IndexedSource for Tar {
 
     fn size(&self, index: u64) -> u64 {
         let (part, record) = self.part(index);
-        part.index.size(record) + self.fields_bytes
+        let offset = part.index.offsets[record];
+        let image = if self.schema.image { part.index.size(record) } else { 0 };
+        let of_part = |of: &Part| {
+            let place = part.index.members[of.member].get(record, offset);
+            place.map_or(0, |(_, size)| of.most_bytes(size))
+        };
+        image + self.parts.iter().map(of_part).sum::<u64>() + self.schema.fixed_bytes() as u64
     }
 
     fn extent(&self, index: u64) -> Option<Extent> {
-        if !self.schema.fields.is_empty() {
+        if self.schema != Schema::images() {
             return None;
         }
         let (part, record) = self.part(index);

@@ -5,16 +5,22 @@ use std::fmt;
 use xxhash_rust::xxh3::Xxh3;
 
 use super::TarConfig;
+use super::parts::Parts;
 use crate::SourceError;
 use crate::names::IMAGES;
+use crate::schema::{wanted_numbers, wanted_parts, wants_image};
 
 /// The configuration, checked. Two equal ones give the same index of the same shard.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Options {
+    /// Endings of the member that a record is named after: its image, or where none is wanted the first of its parts.
     pub images: Vec<String>,
+    /// Whether that member is delivered as the image.
+    pub has_image: bool,
     /// `None`: not yet known, as the data has to be looked at.
     pub label: Option<Label>,
     pub fields: Vec<Wanted>,
+    pub parts: Parts,
 }
 
 /// Where labels are.
@@ -61,15 +67,28 @@ impl Options {
             }
             Ok(text)
         };
+        let mut parts = Parts::default();
+        for wanted in wanted_parts(&config.deliver) {
+            parts.push(wanted, |text| ending("part", text))?;
+        }
+        let has_image = wants_image(&config.deliver);
         let images = match &config.image {
-            None => IMAGES.map(str::to_owned).to_vec(),
+            None if !has_image => parts.members.concat(),
+            // One that is asked for by its ending is no candidate.
+            None => {
+                let is_own = |image: &&str| parts.images().all(|other| other != *image);
+                IMAGES.into_iter().filter(is_own).map(str::to_owned).collect()
+            }
             Some(list) => {
-                let parts = list.iter().flat_map(|text| text.split(';'));
-                parts.map(|text| ending("image", text)).collect::<Result<Vec<_>, _>>()?
+                let endings = list.iter().flat_map(|text| text.split(';'));
+                endings.map(|text| ending("image", text)).collect::<Result<Vec<_>, _>>()?
             }
         };
         if images.is_empty() {
-            return Err(SourceError::config("image: name at least one ending, like [\"jpg\"]".into()));
+            return Err(SourceError::config(match &config.image {
+                None => "fields: one of them must be an image, or made of a member like \"txt\"".into(),
+                Some(_) => "image: name at least one ending, like [\"jpg\"]".into(),
+            }));
         }
         let label = match config.label.as_deref() {
             None => None,
@@ -81,11 +100,12 @@ impl Options {
             }),
         };
         let mut fields = Vec::new();
-        for text in config.fields.iter().flatten() {
-            let (name, from) = match text.split_once('=') {
-                Some((name, from)) => (Some(name.trim()), from),
-                None => (None, text.as_str()),
-            };
+        let listed = config.fields.iter().flatten().map(|text| match text.split_once('=') {
+            Some((name, from)) => (Some(name.trim()), from, text.as_str()),
+            None => (None, text.as_str(), text.as_str()),
+        });
+        let asked = wanted_numbers(&config.deliver).map(|part| (Some(part), part, part));
+        for (name, from, text) in listed.chain(asked) {
             let from = match from.strip_prefix("json:") {
                 Some(path) => From::Json(place("fields", path)?),
                 None => {
@@ -105,7 +125,7 @@ impl Options {
             };
             fields.push(Wanted { name: name.unwrap_or(own).to_owned(), from });
         }
-        Ok(Self { images, label, fields })
+        Ok(Self { images, has_image, label, fields, parts })
     }
 
     /// Whether the `json` member has to be read.
@@ -131,7 +151,14 @@ impl Options {
     /// Identity of the options, for indices kept on disk.
     pub fn hash(&self) -> u128 {
         let mut hash = Xxh3::new();
-        hash.update(format!("{self:?}").as_bytes());
+        let Self { images, has_image, label, fields, parts } = self;
+        // As it was before there were parts, so that indices of then are still of use.
+        hash.update(
+            format!("Options {{ images: {images:?}, label: {label:?}, fields: {fields:?} }}").as_bytes(),
+        );
+        if !parts.members.is_empty() || !has_image {
+            hash.update(format!("{has_image} {:?}", parts.members).as_bytes());
+        }
         hash.digest128()
     }
 }

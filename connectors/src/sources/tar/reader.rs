@@ -13,6 +13,7 @@
 use std::sync::{Arc, Mutex};
 
 use super::fields::Place;
+use super::parts::Part;
 use super::proof::{self, digest, seal};
 use super::{Shard, Tar};
 use crate::bytes::shards::Ranges;
@@ -50,7 +51,7 @@ pub(super) fn memory(tar: &Tar) -> u64 {
     let proof = |part: &Shard| part.index.pieces.iter().map(proof::Pieces::longest).sum::<u64>();
     let gaps = tar.shards[0].index.pieces.len() as u64 - 1;
     let beside = tar.shards.iter().map(proof).max().unwrap_or(0) + gaps * NEAR;
-    let twice = if tar.schema.fields.is_empty() { 0 } else { tar.largest };
+    let twice = if tar.schema == crate::Schema::images() { 0 } else { tar.largest };
     pools + WAITING * (beside + twice)
 }
 
@@ -72,7 +73,8 @@ impl Tar {
     fn stride(&self) -> u64 {
         let arrays =
             self.shards[0].index.fields.iter().filter(|field| matches!(field.place, Place::Shard(_)));
-        (1 + self.shards[0].index.pieces.len() + arrays.count()) as u64
+        let index = &self.shards[0].index;
+        (1 + index.pieces.len() + index.members.len() + arrays.count()) as u64
     }
 
     /// The image, in a shard.
@@ -83,7 +85,13 @@ impl Tar {
     /// What has to be read for a record: its pieces, the near ones together. What is only compared stays alone where it
     /// is long, for what is read with the image is kept as long as that.
     fn spans(&self, part: &Shard, record: usize) -> Vec<Span> {
-        let mut pieces = vec![Self::image(part, record)];
+        let mut pieces = Vec::new();
+        if self.schema.image {
+            pieces.push(Self::image(part, record));
+        }
+        let offset = part.index.offsets[record];
+        let members = part.index.members.iter().filter_map(|members| members.get(record, offset));
+        pieces.extend(members.map(|(offset, len)| Span { offset, len }));
         let mut alone = Vec::new();
         for (offset, len) in part.index.proof(record) {
             if len > NEAR { &mut alone } else { &mut pieces }.push(Span { offset, len });
@@ -135,7 +143,6 @@ impl Tar {
         if seal(digests) != part.index.checks[record] {
             return Err(self.changed(index, part));
         }
-        let (at, range) = find(Self::image(part, record));
         let mut fields = Vec::with_capacity(self.fields_bytes as usize);
         for field in &part.index.fields {
             match &field.place {
@@ -148,25 +155,69 @@ impl Tar {
                 }
             }
         }
-        // The image stays where it was read if there is room behind it.
-        let mut bytes = read.swap_remove(at);
-        drop(read);
+        if self.schema.parts.is_empty() && self.schema.image {
+            let (at, range) = find(Self::image(part, record));
+            return self.behind(index, read.swap_remove(at), range, &fields);
+        }
+        let image = match self.schema.image {
+            true => {
+                let (at, range) = find(Self::image(part, record));
+                &read[at][range]
+            }
+            false => &[],
+        };
+        let mut parts = Vec::with_capacity(self.parts.len());
+        for (of, spec) in self.parts.iter().zip(&self.schema.parts) {
+            let Part { member, .. } = of;
+            let place = part.index.members[*member].get(record, part.index.offsets[record]);
+            parts.push(match place {
+                None => None,
+                Some((offset, len)) => {
+                    let (at, range) = find(Span { offset, len });
+                    let made = of.make(&read[at][range], &spec.kind);
+                    made.map_err(|why| ReadError::bad(self.key(index), why))?
+                }
+            });
+        }
+        let len = self
+            .schema
+            .record_bytes(image.len(), parts.iter().map(|part| part.as_ref().map(|part| part.len())));
+        let mut whole = self.room(index, len)?;
+        whole.resize(len, 0);
+        self.schema.join(image, parts.iter().map(|part| part.as_deref()), &fields, &mut whole);
+        Ok(Buffer::from(whole))
+    }
+
+    /// Memory for a record that is put together.
+    fn room(&self, index: u64, len: usize) -> Result<Vec<u8>, ReadError> {
+        let mut whole = Vec::new();
+        let lack = |_| ReadError::io(self.key(index), format!("{len} bytes do not fit in memory"), true);
+        whole.try_reserve_exact(len).map_err(lack)?;
+        Ok(whole)
+    }
+
+    /// An image that was read with other things, and its fields: it stays where it is if there is room behind it.
+    fn behind(
+        &self,
+        index: u64,
+        mut bytes: Buffer,
+        range: std::ops::Range<usize>,
+        fields: &[u8],
+    ) -> Result<Buffer, ReadError> {
         let len = range.len() + fields.len();
         let room = bytes.capacity();
         let begin = if range.start + len <= room { range.start } else { 0 };
         if begin + len > room {
-            let mut whole = Vec::new();
-            let lack = |_| ReadError::io(self.key(index), format!("{len} bytes do not fit in memory"), true);
-            whole.try_reserve_exact(len).map_err(lack)?;
+            let mut whole = self.room(index, len)?;
             whole.extend_from_slice(&bytes[range]);
-            whole.extend_from_slice(&fields);
+            whole.extend_from_slice(fields);
             return Ok(Buffer::from(whole));
         }
         let storage = bytes.storage();
         if begin != range.start {
             storage.copy_within(range.clone(), begin);
         }
-        storage[begin + range.len()..begin + len].copy_from_slice(&fields);
+        storage[begin + range.len()..begin + len].copy_from_slice(fields);
         bytes.set_range(begin, len);
         Ok(bytes)
     }

@@ -33,6 +33,7 @@ use super::archive::{BLOCK, Notes};
 use super::fields::{Field, Kind, NONE, Place};
 use super::index::{MAX_JSON_FIELDS, ShardIndex};
 use super::options::{From, Options};
+use super::parts::Members;
 use super::proof::{Piece, Pieces};
 use crate::labels::{Column, Run};
 use crate::verdicts::Verdicts;
@@ -101,6 +102,10 @@ pub(super) fn encode(index: &ShardIndex, options: &Options, size: u64) -> Vec<u8
                 column(&mut out, offsets.iter().map(|n| n.to_le_bytes()));
             }
         }
+    }
+    for members in &index.members {
+        column(&mut out, members.at.iter().map(|n| n.to_le_bytes()));
+        column(&mut out, members.sizes.iter().map(|n| n.to_le_bytes()));
     }
     // Most shards have nothing to be said of.
     if index.notes != Notes::default() {
@@ -269,7 +274,9 @@ impl<'a> Rest<'a> {
         let large = large_records.into_iter().zip(large_sizes);
         let large = large.map(|(record, size)| Some((u32::try_from(record).ok()?, size)));
         let large = large.collect::<Option<Vec<_>>>()?;
-        let pieces = (0..1 + options.asked()).map(|_| self.pieces(records)).collect::<Option<Vec<_>>>()?;
+        let pieces = (0..1 + options.asked() + options.parts.members.len())
+            .map(|_| self.pieces(records))
+            .collect::<Option<Vec<_>>>()?;
         let checks = self.column(u32::from_le_bytes)?;
         for len in [name_ends.len(), offsets.len(), sizes.len(), checks.len()] {
             whole(len)?;
@@ -289,6 +296,10 @@ impl<'a> Rest<'a> {
         let bad = self.verdicts(records)?;
         let fields = options.fields.iter().map(|wanted| self.field(&wanted.from, records));
         let fields = fields.collect::<Option<Vec<_>>>()?;
+        let members = options.parts.members.iter().map(|_| {
+            Some(Members { at: self.column(i32::from_le_bytes)?, sizes: self.column(u32::from_le_bytes)? })
+        });
+        let members = members.collect::<Option<Vec<_>>>()?;
         let notes = Notes::default();
         Some(ShardIndex {
             names,
@@ -300,6 +311,7 @@ impl<'a> Rest<'a> {
             checks,
             labels,
             fields,
+            members,
             bad,
             notes,
         })
@@ -330,6 +342,7 @@ fn sound(index: &ShardIndex, size: u64) -> bool {
     });
     ends && pieces
         && arrays
+        && index.members.iter().all(|members| members.is_sound(index, size))
         && index.large_is_whole()
         && records().all(|record| inside(index.offsets[record], index.size(record)))
 }
@@ -379,6 +392,7 @@ mod tests {
         let kind = |dtype, shape: &[u64]| Kind { dtype, shape: shape.to_vec() };
         ShardIndex {
             names: b"a.jpgbb.jpgc.jpg".to_vec(),
+            members: Vec::new(),
             name_ends: vec![5, 11, 16],
             offsets: vec![512, 4096, 1 << 33],
             sizes: vec![100, u32::MAX, 0],
