@@ -30,6 +30,8 @@ use parquet::file::properties::{
 };
 
 mod conformance;
+#[path = "table/parts.rs"]
+mod parts;
 
 use conformance::{Sizes, ask};
 

@@ -104,7 +104,6 @@ impl SourceConfig {
         let (kind, deliver) = match self {
             Self::Folder(config) => ("image folders", &config.deliver),
             Self::Synthetic(config) => ("synthetic sources", &config.deliver),
-            Self::Table(config) => ("tables", &config.deliver),
             Self::Hdf5(config) => ("HDF5 files", &config.deliver),
             Self::Array(config) => ("NumPy arrays", &config.deliver),
             _ => return Ok(()),

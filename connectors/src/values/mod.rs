@@ -9,6 +9,7 @@
 //! A null is no value: the record lacks the part. What cannot be what was asked for is a sentence without a subject
 //! ("is a number; a text is expected"), for whoever knows the part's name.
 
+pub(crate) mod arrow;
 pub(crate) mod json;
 
 use std::borrow::Cow;
@@ -17,7 +18,7 @@ use std::borrow::Cow;
 pub(crate) type Value<'stored> = Option<Cow<'stored, [u8]>>;
 
 /// What is left of a path once its first name is one of `names`: a name may have dots in it, and the longest is meant.
-pub(crate) fn step<'path>(path: &'path str, has: impl Fn(&str) -> bool) -> Option<(&'path str, &'path str)> {
+pub(crate) fn step(path: &str, has: impl Fn(&str) -> bool) -> Option<(&str, &str)> {
     if has(path) {
         return Some((path, ""));
     }

@@ -6,7 +6,8 @@ use std::fs;
 use std::sync::{Arc, mpsc};
 
 use fuelrail_connectors::{
-    Backend, Blocks, IndexedSource, ReadError, ReadRequest, Reader, ReaderConfig, Record, SourceConfig, open,
+    Backend, Blocks, IndexedSource, PartKind, ReadError, ReadRequest, Reader, ReaderConfig, Record, Schema,
+    SourceConfig, open,
 };
 
 /// Asks for records and returns what became of them, in the order in which they ended.
@@ -60,6 +61,33 @@ pub enum Sizes {
     Estimates,
 }
 
+/// Whether a record is cut apart again into what its schema says.
+fn has_the_parts_it_should(schema: &Schema, bytes: &[u8]) {
+    let cut = schema.cut(bytes).expect("a record of the schema");
+    assert_eq!((cut.parts.len(), cut.fields.len()), (schema.parts.len(), schema.fields_bytes()));
+    let lengths = cut.parts.iter().map(|part| part.map(<[u8]>::len));
+    assert_eq!(schema.record_bytes(cut.image.len(), lengths), bytes.len());
+    for (spec, part) in schema.parts.iter().zip(&cut.parts) {
+        let Some(part) = part else { continue };
+        if let PartKind::Ragged { dtype, row } = &spec.kind {
+            let bytes = row.iter().product::<u64>() as usize * dtype.size();
+            assert_eq!(part.len() % bytes.max(1), 0, "{spec:?}: rows are whole");
+        }
+    }
+    let mut record = vec![0; bytes.len()];
+    schema.join(cut.image, cut.parts.iter().copied(), cut.fields, &mut record);
+    assert_eq!(record, bytes);
+}
+
+/// The named parts of records.
+pub fn parts_of(schema: &Schema, records: &[Vec<u8>]) -> Vec<Vec<Option<Vec<u8>>>> {
+    let own = |part: Option<&[u8]>| part.map(<[u8]>::to_vec);
+    let parts = |record: &Vec<u8>| {
+        schema.cut(record).expect("a record of the schema").parts.into_iter().map(own).collect()
+    };
+    records.iter().map(parts).collect()
+}
+
 /// The suite. Hands the source and its records back.
 pub fn conforms(config: &SourceConfig, sizes: Sizes) -> (Arc<dyn IndexedSource>, Vec<Vec<u8>>) {
     let source = open(config).expect("a source");
@@ -92,7 +120,7 @@ pub fn conforms(config: &SourceConfig, sizes: Sizes) -> (Arc<dyn IndexedSource>,
     for (index, bytes) in threads.iter().enumerate() {
         let index = index as u64;
         assert!(sizes == Sizes::Estimates || bytes.len() as u64 <= source.size(index));
-        assert!(source.schema().cut(bytes).is_some());
+        has_the_parts_it_should(&source.schema(), bytes);
         if let Some(extent) = source.extent(index) {
             let file = fs::read(&extent.file).expect("the file of an extent");
             assert_eq!(*bytes, file[extent.offset as usize..][..extent.len as usize]);

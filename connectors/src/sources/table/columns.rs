@@ -10,9 +10,12 @@ use crate::arrow::array::{Array, ArrayRef, AsArray};
 use crate::arrow::datatypes::{self as types, DataType, Schema, TimeUnit};
 
 use super::TableConfig;
+use super::named::{self, Named, Written};
 use super::text::OF_IMAGES;
 use crate::labels::{self, candidates, refusal};
 use crate::recognised::Recognised;
+use crate::schema::{wanted_numbers, wants_image};
+use crate::values::arrow::{Inside, type_at};
 use crate::{ElementType, FieldSpec, RESERVED, SourceError};
 
 /// Names that an image column may have without being named.
@@ -60,9 +63,21 @@ pub(super) struct Choice {
     pub label_is_ordered: bool,
     /// Names of integer labels, where the table knows them.
     pub label_names: Option<Vec<String>>,
-    /// The fields and their columns, which have their names.
-    pub fields: Vec<FieldSpec>,
+    pub fields: Vec<Number>,
+    pub parts: Vec<Named>,
     pub tokens: Option<String>,
+    written: Written,
+}
+
+/// A field, and where its numbers are.
+#[derive(Clone, Debug)]
+pub(super) struct Number {
+    pub column: String,
+    /// The path inside the column.
+    pub inside: String,
+    pub spec: FieldSpec,
+    /// Whether it is read out of a text, where each value shows by itself what it is.
+    pub is_raw: bool,
 }
 
 /// The image column.
@@ -84,15 +99,15 @@ pub(super) enum ImageKind {
 }
 
 impl Choice {
-    /// Chooses from a schema. `text` says that it is that of a text file, where a column of paths may be found by name.
+    /// Chooses from a schema. In that of a text file a column of paths may be found by name.
     pub(super) fn new(
         schema: &Schema,
         config: &TableConfig,
         name: &str,
-        text: bool,
+        written: Written,
     ) -> Result<Self, SourceError> {
         let offer = Offer { schema, config, name, features: features(schema) };
-        let image = offer.image(text)?;
+        let image = offer.image(written != Written::Typed)?;
         let label = offer.label(image.as_ref())?;
         let field = label.as_ref().and_then(|label| schema.field_with_name(label).ok());
         let mut choice = Self {
@@ -101,69 +116,38 @@ impl Choice {
             label_names: label.as_ref().and_then(|label| offer.class_names(label)),
             tokens: offer.tokens()?,
             fields: Vec::new(),
+            parts: named::find(&offer, written)?,
+            written,
             image,
             label,
         };
         choice.fields = choice.fields(&offer)?;
+        choice.fields.extend(offer.numbers(written)?);
         Ok(choice)
     }
 
-    fn fields(&self, offer: &Offer) -> Result<Vec<FieldSpec>, SourceError> {
-        let Offer { schema, config, name, .. } = offer;
-        let mut specs = Vec::new();
-        for wanted in config.fields.iter().flatten() {
-            if wanted == "*" {
-                let used = |column: &String| {
-                    Some(column) == self.label.as_ref()
-                        || self.image.as_ref().is_some_and(|image| image.column == *column)
-                        || RESERVED.contains(&column.as_str())
-                };
-                for field in schema.fields().iter().filter(|field| !used(field.name())) {
-                    if let Some((dtype, shape)) = numeric(field.data_type())
-                        && let Some(shape) = shape.into_iter().collect()
-                    {
-                        specs.push(FieldSpec { name: field.name().clone(), dtype, shape });
-                    }
-                }
+    /// The fields that the configuration lists.
+    fn fields(&self, offer: &Offer) -> Result<Vec<Number>, SourceError> {
+        let mut fields = Vec::new();
+        for wanted in offer.config.fields.iter().flatten() {
+            if wanted != "*" {
+                fields.push(offer.number(wanted)?);
                 continue;
             }
-            let (column, declared) = match schema.field_with_name(wanted) {
-                Ok(_) => (wanted.as_str(), None),
-                Err(_) => with_shape(wanted)?,
+            let used = |column: &String| {
+                Some(column) == self.label.as_ref()
+                    || self.image.as_ref().is_some_and(|image| image.column == *column)
+                    || RESERVED.contains(&column.as_str())
             };
-            let kind = offer.field(column, "a name in fields")?.data_type();
-            let Some((dtype, found)) = numeric(kind) else {
-                return Err(SourceError::config(format!(
-                    "the column {column:?} of {name} holds {}; a field is a number or a list of numbers",
-                    holds(kind)
-                )));
-            };
-            let shape: Option<Vec<u64>> = match declared {
-                None => found.iter().copied().collect(),
-                Some(shape) => {
-                    let agrees = shape.len() == found.len()
-                        && shape
-                            .iter()
-                            .zip(&found)
-                            .all(|(declared, found)| found.is_none_or(|found| found == *declared));
-                    if !agrees {
-                        return Err(SourceError::config(format!(
-                            "the field {wanted:?} does not fit its column, which is of type {kind} in {name}"
-                        )));
-                    }
-                    Some(shape)
+            for field in offer.schema.fields().iter().filter(|field| !used(field.name())) {
+                if let Some((dtype, shape)) = numeric(field.data_type())
+                    && let Some(shape) = shape.into_iter().collect()
+                {
+                    fields.push(Number::of_column(FieldSpec { name: field.name().clone(), dtype, shape }));
                 }
-            };
-            let Some(shape) = shape else {
-                return Err(SourceError::config(format!(
-                    "the column {column:?} of {name} has lists of any length; say which shape every record has: \
-                     \"{column}[{}]\"",
-                    vec!["N"; found.len()].join(",")
-                )));
-            };
-            specs.push(FieldSpec { name: column.to_owned(), dtype, shape });
+            }
         }
-        Ok(specs)
+        Ok(fields)
     }
 
     /// What was chosen, but for the label.
@@ -180,20 +164,30 @@ impl Choice {
         if let Some(column) = &self.tokens {
             recognised.note(format!("tokens = column {column:?}"));
         }
-        for FieldSpec { name, dtype, shape } in &self.fields {
+        for Number { spec: FieldSpec { name, dtype, shape }, .. } in &self.fields {
             recognised.note(format!("field {name:?} ({dtype} {shape:?})"));
         }
         recognised
     }
 
-    /// The columns of a record's bytes: image, then fields, then tokens.
+    /// The typed columns of a record's bytes: image, then fields, then tokens, then parts.
     pub(super) fn record_columns(&self) -> Vec<String> {
         let image = self.image.iter().map(|image| image.column.clone());
-        let fields = self.fields.iter().map(|field| field.name.clone());
-        let mut columns: Vec<String> = image.chain(fields).chain(self.tokens.clone()).collect();
-        let mut seen = std::collections::HashSet::new();
-        columns.retain(|column| seen.insert(column.clone()));
-        columns
+        let fields = self.fields.iter().filter(|field| self.is_typed() || !field.is_raw);
+        let fields = fields.map(|field| field.column.clone());
+        let parts = self.parts.iter().filter(|_| self.is_typed()).map(|part| part.column.clone());
+        unique(image.chain(fields).chain(self.tokens.clone()).chain(parts))
+    }
+
+    /// The columns of a text file that are taken as they are written.
+    pub(super) fn raw_columns(&self) -> Vec<String> {
+        let fields = self.fields.iter().filter(|field| field.is_raw).map(|field| &field.column);
+        let all = fields.chain(self.parts.iter().map(|part| &part.column));
+        unique(all.filter(|_| !self.is_typed()).cloned())
+    }
+
+    pub(super) fn is_typed(&self) -> bool {
+        self.written == Written::Typed
     }
 
     /// Refuses a further file whose columns are others.
@@ -204,7 +198,10 @@ impl Choice {
         first_name: &str,
         name: &str,
     ) -> Result<(), SourceError> {
-        for column in self.record_columns().iter().chain(&self.label) {
+        // A key that no object of a file has is one that each of them lacks.
+        let raw = if self.written == Written::Cells { self.raw_columns() } else { Vec::new() };
+        let typed = self.record_columns().len() + usize::from(self.label.is_some());
+        for (at, column) in self.record_columns().iter().chain(&self.label).chain(&raw).enumerate() {
             let expected = first.field_with_name(column).expect("the choice was made from it").data_type();
             let mut found = schema.fields().iter().filter(|field| field.name() == column);
             let refuse = |why: String| {
@@ -217,7 +214,7 @@ impl Choice {
                         "{name} has several columns {column:?}; rename all but one"
                     )));
                 }
-                (Some(field), None) if !same(field.data_type(), expected) => {
+                (Some(field), None) if at < typed && !same(field.data_type(), expected) => {
                     return refuse(format!(
                         "the column {column:?} is of type {}, in {first_name} of type {expected}",
                         field.data_type()
@@ -230,19 +227,32 @@ impl Choice {
     }
 }
 
+impl Number {
+    /// Of the column that it is called by.
+    fn of_column(spec: FieldSpec) -> Self {
+        Self { column: spec.name.clone(), inside: String::new(), spec, is_raw: false }
+    }
+}
+
+/// Each once.
+fn unique(columns: impl Iterator<Item = String>) -> Vec<String> {
+    let mut seen = std::collections::HashSet::new();
+    columns.filter(|column| seen.insert(column.clone())).collect()
+}
+
 /// What is chosen from: a table's columns, with what the configuration says of them.
-struct Offer<'a> {
-    schema: &'a Schema,
-    config: &'a TableConfig,
+pub(super) struct Offer<'a> {
+    pub schema: &'a Schema,
+    pub config: &'a TableConfig,
     /// The table's, for errors.
-    name: &'a str,
+    pub name: &'a str,
     /// Hugging Face's description of the columns.
     features: Option<serde_json::Map<String, serde_json::Value>>,
 }
 
 impl<'a> Offer<'a> {
     /// A column that the configuration names under a key.
-    fn field(&self, column: &str, key: &str) -> Result<&'a types::Field, SourceError> {
+    pub fn field(&self, column: &str, key: &str) -> Result<&'a types::Field, SourceError> {
         let name = self.name;
         if self.schema.fields().iter().filter(|field| field.name() == column).count() > 1 {
             return Err(SourceError::data(format!(
@@ -269,8 +279,106 @@ impl<'a> Offer<'a> {
         names.iter().map(|name| name.as_str().map(str::to_owned)).collect()
     }
 
+    /// A field that is asked for by its column, with its shape where the column does not say it.
+    fn number(&self, wanted: &str) -> Result<Number, SourceError> {
+        let (column, declared) = match self.schema.field_with_name(wanted) {
+            Ok(_) => (wanted, None),
+            Err(_) => with_shape(wanted)?,
+        };
+        let kind = self.field(column, "a name in fields")?.data_type();
+        let (dtype, shape) = self.shape(wanted, column, kind, declared)?;
+        Ok(Number::of_column(FieldSpec { name: column.to_owned(), dtype, shape }))
+    }
+
+    /// The numbers that a pipeline's fields ask for.
+    fn numbers(&self, written: Written) -> Result<Vec<Number>, SourceError> {
+        wanted_numbers(&self.config.deliver).map(|wanted| self.number_at(wanted, written)).collect()
+    }
+
+    fn number_at(&self, wanted: &str, written: Written) -> Result<Number, SourceError> {
+        let (path, declared) = match named::place(self.schema, wanted) {
+            Some(_) => (wanted, None),
+            None => with_shape(wanted)?,
+        };
+        let Some((column, inside)) = named::place(self.schema, path) else {
+            return Err(SourceError::config(format!(
+                "the numbers {path:?} are no column of {}; it has {}",
+                self.name,
+                list(self.schema)
+            )));
+        };
+        let kind = self.field(column, "a field")?.data_type();
+        let (column, inside) = (column.to_owned(), inside.to_owned());
+        let (name, is_text) = (wanted.to_owned(), written != Written::Typed && !inside.is_empty());
+        let there = type_at(kind, &inside);
+        let kind = match there {
+            _ if is_text => Inside::Json,
+            Ok(kind) => kind,
+            Err(there) => {
+                return Err(SourceError::config(format!(
+                    "the numbers {path:?} are not in the column {column:?} of {}, which holds {}{}",
+                    self.name,
+                    holds(kind),
+                    if there.is_empty() { String::new() } else { format!(": {}", there.join(", ")) }
+                )));
+            }
+        };
+        match kind {
+            Inside::Json => {
+                let spec = FieldSpec { name, dtype: ElementType::F32, shape: declared.unwrap_or_default() };
+                Ok(Number { column, inside, spec, is_raw: true })
+            }
+            Inside::Typed(kind) => {
+                let (dtype, shape) = self.shape(wanted, path, kind, declared)?;
+                Ok(Number { column, inside, spec: FieldSpec { name, dtype, shape }, is_raw: false })
+            }
+        }
+    }
+
+    /// The type and the shape of a field whose values are of a kind.
+    fn shape(
+        &self,
+        wanted: &str,
+        column: &str,
+        kind: &DataType,
+        declared: Option<Vec<u64>>,
+    ) -> Result<(ElementType, Vec<u64>), SourceError> {
+        let name = self.name;
+        let Some((dtype, found)) = numeric(kind) else {
+            return Err(SourceError::config(format!(
+                "the column {column:?} of {name} holds {}; a field is a number or a list of numbers",
+                holds(kind)
+            )));
+        };
+        let shape: Option<Vec<u64>> = match declared {
+            None => found.iter().copied().collect(),
+            Some(shape) => {
+                let agrees = shape.len() == found.len()
+                    && shape
+                        .iter()
+                        .zip(&found)
+                        .all(|(declared, found)| found.is_none_or(|found| found == *declared));
+                if !agrees {
+                    return Err(SourceError::config(format!(
+                        "the field {wanted:?} does not fit its column, which is of type {kind} in {name}"
+                    )));
+                }
+                Some(shape)
+            }
+        };
+        let Some(shape) = shape else {
+            return Err(SourceError::config(format!(
+                "the column {column:?} of {name} has lists of any length; say which shape every record has: \
+                 \"{column}[{}]\"",
+                vec!["N"; found.len()].join(",")
+            )));
+        };
+        Ok((dtype, shape))
+    }
+
     fn image(&self, text: bool) -> Result<Option<Image>, SourceError> {
         match self.config.image.as_deref() {
+            _ if !wants_image(&self.config.deliver) => Ok(None),
             Some("") => Ok(None),
             Some(column) if self.config.tokens.is_some() => Err(SourceError::config(format!(
                 "image is {column:?}, but records of tokens have no image; leave one of image and tokens out"
@@ -412,6 +520,7 @@ fn guess_label(
             .map(|field| field.split('[').next().unwrap_or(field))
             .any(|field| field == column || (field == "*" && !RESERVED.contains(&column)))
     };
+    let is_part = |column: &str| config.deliver.iter().flatten().any(|wanted| wanted.part == column);
     // Beside an x that is a number, y is a coordinate.
     let is_place = kind("x").is_some_and(|kind| numeric(kind).is_some_and(|(_, shape)| shape.is_empty()));
     let names = schema.fields().iter().map(|field| field.name().as_str());
@@ -425,11 +534,12 @@ fn guess_label(
     // A column that is wanted as a field is one; of a class's number both may be meant.
     let is_sure =
         |column: &&&str| kind(column).is_some_and(is_label) && !(**column == "label" && is_asked(column));
-    let is_likely = |column: &&&str| kind(column).is_some_and(is_float) && !is_asked(column);
+    let is_other = |column: &str| is_asked(column) || is_part(column);
+    let is_likely = |column: &&&str| kind(column).is_some_and(is_float) && !is_other(column);
     if let Some(found) = all.iter().find(is_sure).or_else(|| all.iter().find(is_likely)) {
         return Ok(Some((*found).to_owned()));
     }
-    match all.iter().find(|column| !is_asked(column)) {
+    match all.iter().find(|column| !is_other(column)) {
         None => Ok(None),
         Some(column) => {
             let kind = kind(column).unwrap_or(&DataType::Null);
@@ -477,7 +587,7 @@ pub(super) fn is_usual(name: &str) -> bool {
     known.into_iter().any(|known| name.eq_ignore_ascii_case(known))
 }
 
-fn list(schema: &Schema) -> String {
+pub(super) fn list(schema: &Schema) -> String {
     let mut names: Vec<String> = schema
         .fields()
         .iter()
@@ -500,7 +610,7 @@ fn features(schema: &Schema) -> Option<serde_json::Map<String, serde_json::Value
     }
 }
 
-fn image_kind(kind: &DataType) -> Option<ImageKind> {
+pub(super) fn image_kind(kind: &DataType) -> Option<ImageKind> {
     match kind {
         DataType::Binary | DataType::LargeBinary | DataType::BinaryView => Some(ImageKind::Bytes),
         DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View => Some(ImageKind::Path),
@@ -603,7 +713,7 @@ pub(crate) fn bytes_at(array: &dyn Array, row: usize) -> Option<&[u8]> {
 }
 
 /// The values of a dictionary array, and the place of a row's in them.
-pub(super) fn dictionary_at(array: &dyn Array, row: usize) -> Option<(&dyn Array, usize)> {
+pub(crate) fn dictionary_at(array: &dyn Array, row: usize) -> Option<(&dyn Array, usize)> {
     let array = array.as_any_dictionary_opt()?;
     Some((array.values().as_ref(), array.normalized_keys_at(row)?))
 }
@@ -645,7 +755,7 @@ pub(crate) fn integer_at(array: &dyn Array, row: usize) -> Option<i64> {
 }
 
 /// A list's elements at a row: the array they are in, the first and their number. `None` for a null.
-pub(super) fn list_at(array: &dyn Array, row: usize) -> Option<(&ArrayRef, usize, usize)> {
+pub(crate) fn list_at(array: &dyn Array, row: usize) -> Option<(&ArrayRef, usize, usize)> {
     if array.is_null(row) {
         return None;
     }
@@ -680,6 +790,23 @@ pub(crate) fn append(
     out: &mut Vec<u8>,
 ) -> Result<(), String> {
     append_dimensions(array, row, &spec.shape, out).map_err(|why| format!("the field {:?} {why}", spec.name))
+}
+
+/// Appends rows of numbers of this shape.
+///
+/// # Errors
+/// As [`append`], without the name.
+pub(crate) fn append_rows(
+    array: &dyn Array,
+    first: usize,
+    rows: usize,
+    shape: &[u64],
+    out: &mut Vec<u8>,
+) -> Result<(), String> {
+    if shape.is_empty() {
+        return elements(array, first, rows, out);
+    }
+    (first..first + rows).try_for_each(|row| append_dimensions(array, row, shape, out))
 }
 
 fn append_dimensions(array: &dyn Array, row: usize, shape: &[u64], out: &mut Vec<u8>) -> Result<(), String> {

@@ -459,9 +459,10 @@ fn values_of(field: &Field, id: i64) -> Option<&DataType> {
 fn divisible(kind: &DataType) -> bool {
     match kind {
         DataType::BinaryView | DataType::Utf8View => false,
-        DataType::List(field) | DataType::LargeList(field) | DataType::FixedSizeList(field, _) => {
-            divisible(field.data_type())
-        }
+        DataType::List(field)
+        | DataType::LargeList(field)
+        | DataType::FixedSizeList(field, _)
+        | DataType::Map(field, _) => divisible(field.data_type()),
         DataType::Struct(fields) => fields.iter().all(|field| divisible(field.data_type())),
         _ => true,
     }

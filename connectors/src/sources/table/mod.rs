@@ -28,6 +28,7 @@ mod fetch;
 mod ipc;
 mod kinds;
 pub(crate) mod label;
+mod named;
 mod pages;
 mod parquet;
 mod paths;
@@ -49,12 +50,14 @@ use serde::{Deserialize, Serialize};
 
 use self::columns::{Choice, Image, ImageKind};
 use self::fetch::Trouble;
+use self::named::Written;
 use self::source::Table;
 pub use self::tokens::{TokenMode, TokenTail, TokensConfig};
 use crate::bytes::buffer::Pool;
 use crate::bytes::shards::{Shards, ends_with};
 use crate::labels;
 use crate::opening::{Counted, Step};
+use crate::schema::wanted_numbers;
 use crate::{CacheConfig, IndexedSource, SourceError};
 
 /// Configuration of a table.
@@ -295,6 +298,16 @@ pub(crate) fn open(config: &TableConfig) -> Result<Arc<dyn IndexedSource>, Sourc
     if let Some(tokens) = &config.tokens {
         tokens.check()?;
     }
+    if config.deliver.is_some() {
+        for (key, is_given) in [("fields", config.fields.is_some()), ("tokens", config.tokens.is_some())] {
+            if is_given {
+                return Err(SourceError::config(format!(
+                    "{key} of a table and the fields of a pipeline exclude each other; name all that is wanted in the \
+                     pipeline's fields"
+                )));
+            }
+        }
+    }
     let delimiter = config.delimiter.as_deref().map(dialect::separator).transpose()?;
     // What lies beside tables as .json describes them, so one counts only if it is named.
     let of_folder: Vec<&str> =
@@ -369,11 +382,11 @@ pub(crate) fn open(config: &TableConfig) -> Result<Arc<dyn IndexedSource>, Sourc
         recognised.note("categories in sorted order, not in their own, which classes=[…] would keep");
     }
     if let Some(Image { kind: ImageKind::Path, .. }) = &choice.image {
-        let list = paths::open(config, shards.clone(), &files, &choice, labels)?;
+        let list = paths::open(config, shards.clone(), &files, &choice, labels, &mut recognised)?;
         recognised.say(&shards.describe(), list.len());
         return Ok(list);
     }
-    let table = Table::new(config, shards.clone(), files, choice, labels)?;
+    let table = Table::new(config, shards.clone(), files, choice, labels, &mut recognised)?;
     recognised.say(&shards.describe(), table.len());
     Ok(Arc::new(table))
 }
@@ -404,10 +417,10 @@ fn open_binary(
 ) -> Result<(Choice, Vec<File>), SourceError> {
     let first = Head::read(shards, 0, format)?;
     let schema = first.schema();
-    let choice = Choice::new(&schema, config, &shards.display(0), false)?;
-    let views = views(&choice);
+    let choice = Choice::new(&schema, config, &shards.display(0), Written::Typed)?;
+    let (views, has_parts) = (views(&choice), !choice.parts.is_empty());
     let layout = match &first {
-        Head::Parquet(footer) => Some(parquet::Layout::new(footer, &views, &shards.display(0))?),
+        Head::Parquet(footer) => Some(parquet::Layout::new(footer, &views, has_parts, &shards.display(0))?),
         _ => None,
     };
     let count = shards.files().len();
@@ -420,7 +433,7 @@ fn open_binary(
             Head::Parquet(footer) => {
                 let layout = match &layout {
                     Some(layout) if layout.fits(footer) => layout.clone(),
-                    _ => parquet::Layout::new(footer, &views, &shards.display(shard))?,
+                    _ => parquet::Layout::new(footer, &views, has_parts, &shards.display(shard))?,
                 };
                 File::Parquet(parquet::File::new(footer, layout, shards, shard)?)
             }
@@ -440,15 +453,18 @@ fn open_text(
     let total = shards.files().iter().map(|file| file.size).sum();
     let step = Step::begin("reading tables", Counted::Bytes, Some(total));
     let wanted = |cell: &str| {
+        let parts = config.deliver.iter().flatten().map(|wanted| &wanted.part);
         let named = config.image.iter().chain(&config.label).chain(config.fields.iter().flatten());
-        named.map(|name| name.split('[').next().unwrap_or(name)).any(|name| name == cell)
+        named.chain(parts).map(|name| name.split('[').next().unwrap_or(name)).any(|name| name == cell)
     };
     // A column that may be the label, too, keeps what every one of its cells says.
     let is_unlabelled = matches!(config.label.as_deref(), Some("" | "none"));
     let is_field = |column: &str| {
         let may_be_label = config.label.as_deref() == Some(column)
             || labels::NAMES.iter().any(|name| name.eq_ignore_ascii_case(column));
-        let named = || config.fields.iter().flatten().any(|field| field.split('[').next() == Some(column));
+        let fields = config.fields.iter().flatten().map(String::as_str);
+        let mut fields = fields.chain(wanted_numbers(&config.deliver));
+        let mut named = || fields.any(|field| field.split('[').next() == Some(column));
         (is_unlabelled || !may_be_label) && named()
     };
     let heads = in_parallel(&step, shards.files().len(), |shard| {
@@ -460,9 +476,10 @@ fn open_text(
         return Err(SourceError::data(format!("{} has no rows", shards.describe())));
     }
     let schema = text::unify(&heads);
-    let choice = Choice::new(&schema, config, &shards.display(0), true)
+    let written = if format == TableFormat::Jsonl { Written::Json } else { Written::Cells };
+    let choice = Choice::new(&schema, config, &shards.display(0), written)
         .map_err(|error| text::with_places(error, &schema))?;
-    let views = views(&choice);
+    let (views, raw) = (views(&choice), choice.raw_columns());
     let files = heads
         .into_iter()
         .enumerate()
@@ -473,7 +490,7 @@ fn open_text(
                 &shards.display(0),
                 &shards.display(shard),
             )?;
-            Ok(File::Text(text::File::new(head, &schema, &views)))
+            Ok(File::Text(text::File::new(head, &schema, &views, &raw)))
         })
         .collect::<Result<_, SourceError>>()?;
     Ok((choice, files))

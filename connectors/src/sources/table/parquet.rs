@@ -173,13 +173,20 @@ impl Footer {
 }
 
 impl Layout {
-    /// What it takes to read `views`, each a list of columns, from files like this one.
-    pub(super) fn new(footer: &Footer, views: &[Vec<String>], name: &str) -> Result<Arc<Self>, SourceError> {
+    /// What it takes to read `views`, each a list of columns, from files like this one. With `texts`, texts of records
+    /// are views, too.
+    pub(super) fn new(
+        footer: &Footer,
+        views: &[Vec<String>],
+        texts: bool,
+        name: &str,
+    ) -> Result<Arc<Self>, SourceError> {
         let descr = footer.metadata.file_metadata().schema_descr_ptr();
         let refuse = |error: &dyn std::fmt::Display| SourceError::data(format!("{name}: {error}"));
         let mut all = Vec::new();
         let mut made = Vec::new();
-        for names in views {
+        for (view, names) in views.iter().enumerate() {
+            let texts = texts && view == RECORD;
             let wanted = |root: usize| names.contains(footer.schema.field(root).name());
             let leaves: Vec<usize> =
                 (0..descr.num_columns()).filter(|&leaf| wanted(descr.get_column_root_idx(leaf))).collect();
@@ -189,7 +196,7 @@ impl Layout {
                 .iter()
                 .map(|field| {
                     if names.contains(field.name()) {
-                        Arc::new(field.as_ref().clone().with_data_type(as_views(field.data_type())))
+                        Arc::new(field.as_ref().clone().with_data_type(as_views(field.data_type(), texts)))
                     } else {
                         field.clone()
                     }
@@ -459,13 +466,15 @@ impl File {
     }
 }
 
-/// The type with its binary parts as views, which are decoded without copying.
-fn as_views(kind: &DataType) -> DataType {
+/// The type with its binary parts as views, which are decoded without copying; and its texts, if that is asked: one
+/// that comes again and again is in memory once.
+fn as_views(kind: &DataType, texts: bool) -> DataType {
     match kind {
         DataType::Binary | DataType::LargeBinary => DataType::BinaryView,
+        DataType::Utf8 | DataType::LargeUtf8 if texts => DataType::Utf8View,
         DataType::Struct(fields) => {
             let view = |field: &Arc<Field>| {
-                Arc::new(field.as_ref().clone().with_data_type(as_views(field.data_type())))
+                Arc::new(field.as_ref().clone().with_data_type(as_views(field.data_type(), texts)))
             };
             DataType::Struct(fields.iter().map(view).collect())
         }

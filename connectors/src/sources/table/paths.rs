@@ -1,7 +1,7 @@
 //! A table whose images are files: a list of paths, with labels and fields beside them.
 //!
 //! The images are read by the disk readers, as an image folder's are; the table itself is read once, at open, and its
-//! fields stay in memory. Paths stay below a root folder ([`root`](super::root) has the rule). A row whose path names
+//! fields and named parts stay in memory. Paths stay below a root folder ([`root`](super::root) has the rule). A row whose path names
 //! no file there when the list is opened is a bad record; a file that goes later is a broken environment. A list of
 //! which less than one row in ten names a file is refused, for then the root is another one.
 
@@ -11,13 +11,15 @@ use std::ops::Range;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::arrow::array::ArrayRef;
 use crate::names;
 use xxhash_rust::xxh3::Xxh3;
 
-use super::columns::{Choice, append, bytes_at};
+use super::columns::{Choice, bytes_at};
 use super::label;
+use super::named::{self, Maker};
 use super::root::{Miss, Root, joined, shared, shown};
 use super::{File, RECORD, TableConfig, UNIT_ROWS, in_parallel};
 use crate::bytes::buffer::Pool;
@@ -25,13 +27,17 @@ use crate::bytes::disk::{self, Files, Span};
 use crate::bytes::shards::Shards;
 use crate::labels::Labels;
 use crate::opening::{self, Counted, Step};
+use crate::recognised::Recognised;
 use crate::{
-    Blocks, Buffer, Extent, FieldSpec, Fingerprint, IndexedSource, ReadError, ReadRequest, ReadStats, Reader,
+    Blocks, Buffer, Extent, Fingerprint, IndexedSource, ReadError, ReadRequest, ReadStats, Reader,
     ReaderConfig, Record, Schema, SourceError,
 };
 
-/// Fields of all rows may take this much memory.
+/// Fields and named parts of all rows may take this much memory.
 const MAX_FIELDS: u64 = 4 << 30;
+
+/// Shares that are looked through for a list with anything in it.
+const SEARCHED: usize = 64;
 
 /// Rows whose fields are bad are listed; more than this is a wrong column.
 const MAX_BAD: usize = 100_000;
@@ -45,7 +51,9 @@ struct PathTable {
     sizes: Vec<u64>,
     labels: Labels,
     schema: Schema,
-    fields: Vec<u8>,
+    /// What follows the image in each record, one after the other; and where each ends, if there are named parts.
+    tails: Vec<u8>,
+    tail_ends: Vec<u64>,
     /// Rows that give no record.
     bad: BTreeMap<u64, Bad>,
     /// Names of the table files and their first rows, for keys.
@@ -123,7 +131,8 @@ struct Run {
     paths: Vec<u8>,
     ends: Vec<u64>,
     sizes: Vec<u64>,
-    fields: Vec<u8>,
+    tails: Vec<u8>,
+    tail_ends: Vec<u64>,
     bad: Vec<(u64, Bad)>,
     /// The folder that absolute paths outside the root share.
     outside: Option<PathBuf>,
@@ -143,20 +152,20 @@ struct Look<'a> {
     files: &'a [File],
     /// For each file its root, and what leads to it from the folder that all share.
     roots: Vec<(&'a Root, &'a Path)>,
-    /// The column of paths, and those of the fields.
+    /// The column of paths.
     image: usize,
-    fields: Vec<(usize, &'a FieldSpec)>,
-    /// Bytes of a row's fields.
-    each: usize,
+    maker: &'a Maker,
+    schema: &'a Schema,
+    /// Bytes of fields and parts so far.
+    kept: AtomicU64,
     pool: Arc<Pool>,
     step: &'a Step,
 }
 
 impl Look<'_> {
     fn share(&self, share: &Share) -> Result<Run, SourceError> {
-        let Share { shard, part, ref rows, first } = *share;
-        let pieces = self.files[shard].decode(self.shards, shard, RECORD, part, rows.clone(), &self.pool);
-        let pieces = pieces.map_err(|trouble| trouble.at_open(&self.shards.display(shard)))?;
+        let Share { shard, ref rows, first, .. } = *share;
+        let pieces = decode(self.shards, self.files, share, &self.pool)?;
         let mut run = Run::default();
         for piece in pieces {
             let begin = first + (piece.rows.start - rows.start);
@@ -169,8 +178,16 @@ impl Look<'_> {
                 let bad = bad.map_err(|why| SourceError::data(format!("{}: {why}", key(row))))?;
                 run.bad.extend(bad.map(|bad| (begin + row as u64, bad)));
             }
+            self.check_size(run.tails.len() as u64)?;
         }
+        self.kept.fetch_add(run.tails.len() as u64, Ordering::Relaxed);
         Ok(run)
+    }
+
+    /// Refuses what would take too much memory with so much more.
+    fn check_size(&self, more: u64) -> Result<(), SourceError> {
+        let kept = self.kept.load(Ordering::Relaxed) + more;
+        if kept <= MAX_FIELDS { Ok(()) } else { Err(too_large(self.shards, kept, "more than ")) }
     }
 
     /// Appends a row: its path from the folder that all share, its file's size and its fields. Returns why it is bad.
@@ -200,7 +217,7 @@ impl Look<'_> {
         run.paths.extend_from_slice(&path);
         run.ends.push(run.paths.len() as u64);
         run.sizes.push(size);
-        let end = run.fields.len() + self.each;
+        let begin = run.tails.len();
         let bad = match miss {
             Some(miss) => {
                 if let Miss::Outside(file) = &miss {
@@ -208,14 +225,77 @@ impl Look<'_> {
                 }
                 Some(Bad::Path(miss))
             }
-            None => self.fields(columns, row, &mut run.fields).err().map(Bad::Field),
+            None => self.tail(columns, row, &mut run.tails).err().map(Bad::Field),
         };
-        run.fields.resize(end, 0);
+        if self.schema.parts.is_empty() {
+            run.tails.resize(begin + self.schema.fields_bytes(), 0);
+        } else {
+            run.tail_ends.push(run.tails.len() as u64);
+        }
         Ok(bad)
     }
 
-    fn fields(&self, columns: &[ArrayRef], row: usize, bytes: &mut Vec<u8>) -> Result<(), String> {
-        self.fields.iter().try_for_each(|(column, spec)| append(columns[*column].as_ref(), row, spec, bytes))
+    /// Appends what follows the image in a record.
+    fn tail(&self, columns: &[ArrayRef], row: usize, out: &mut Vec<u8>) -> Result<(), String> {
+        if self.schema.parts.is_empty() {
+            return self.maker.fields(columns, row, out);
+        }
+        let mut fields = Vec::with_capacity(self.schema.fields_bytes());
+        self.maker.fields(columns, row, &mut fields)?;
+        let parts = self.maker.parts(columns, row)?;
+        let lengths = parts.iter().map(|part| part.as_ref().map(|bytes| bytes.len()));
+        let begin = out.len();
+        out.resize(begin + self.schema.record_bytes(0, lengths), 0);
+        self.schema.join(&[], parts.iter().map(Option::as_deref), &fields, &mut out[begin..]);
+        Ok(())
+    }
+}
+
+fn decode(
+    shards: &Shards,
+    files: &[File],
+    share: &Share,
+    pool: &Arc<Pool>,
+) -> Result<Vec<super::Piece>, SourceError> {
+    let Share { shard, part, ref rows, .. } = *share;
+    let pieces = files[shard].decode(shards, shard, RECORD, part, rows.clone(), pool);
+    pieces.map_err(|trouble| trouble.at_open(&shards.display(shard)))
+}
+
+fn too_large(shards: &Shards, bytes: u64, more: &str) -> SourceError {
+    SourceError::config(format!(
+        "{}: the fields and parts of its rows take {more}{} MiB; beside paths of images they are kept in memory, and the limit is \
+         {} MiB; put the images into the table, or name fewer fields",
+        shards.describe(),
+        bytes >> 20,
+        MAX_FIELDS >> 20
+    ))
+}
+
+/// Learns the shape of ragged rows from the first that has any. Returns what it learnt.
+fn learn(
+    maker: &mut Maker,
+    shards: &Shards,
+    files: &[File],
+    shares: &[Share],
+) -> Result<Vec<String>, SourceError> {
+    let (mut said, pool) = (Vec::new(), Pool::new(32 << 20));
+    for share in shares.iter().take(SEARCHED) {
+        if maker.open().is_none() {
+            return Ok(said);
+        }
+        for columns in decode(shards, files, share, &pool)?.into_iter().flat_map(|piece| piece.columns) {
+            for row in 0..columns.first().map_or(0, |column| column.len()) {
+                opening::check()?;
+                if maker.open().is_some() {
+                    said.extend(maker.learn(&columns, row)?);
+                }
+            }
+        }
+    }
+    match maker.open() {
+        Some(name) if shares.len() > SEARCHED => Err(named::no_rows(name, &shards.describe())),
+        _ => Ok(said),
     }
 }
 
@@ -225,25 +305,22 @@ pub(super) fn open(
     files: &[File],
     choice: &Choice,
     labels: Labels,
+    recognised: &mut Recognised,
 ) -> Result<Arc<dyn IndexedSource>, SourceError> {
-    let schema = Schema::of(true, choice.fields.clone());
+    let (shares, firsts) = shares(files);
+    let mut maker = Maker::new(choice);
+    learn(&mut maker, &shards, files, &shares)?.into_iter().for_each(|fact| recognised.note(fact));
+    let schema = maker.schema(true, Vec::new());
     schema
         .check(labels.is_some())
         .map_err(|why| SourceError::config(format!("{}: {why}", shards.describe())))?;
     let columns = choice.record_columns();
     let place = |name: &str| columns.iter().position(|column| column == name).expect("it is one of them");
     let (roots, common) = roots(config, &shards)?;
-    let (shares, firsts) = shares(files);
     let rows = firsts[files.len()];
-    let each = schema.fields_bytes();
-    if rows.saturating_mul(each as u64) > MAX_FIELDS {
-        return Err(SourceError::config(format!(
-            "{}: the fields of {rows} rows take {} MiB; beside paths of images they are kept in memory, and the limit \
-             is {} MiB; put the images into the table, or name fewer fields",
-            shards.describe(),
-            rows.saturating_mul(each as u64) >> 20,
-            MAX_FIELDS >> 20
-        )));
+    let least = rows.saturating_mul(schema.fixed_bytes() as u64);
+    if least > MAX_FIELDS {
+        return Err(too_large(&shards, least, ""));
     }
     let step = Step::begin("looking at files", Counted::Files, Some(rows));
     let look = Look {
@@ -254,8 +331,9 @@ pub(super) fn open(
             .map(|root| (&**root, root.path.strip_prefix(&common).expect("it is a parent")))
             .collect(),
         image: place(&choice.image.as_ref().expect("this is a table of images").column),
-        fields: choice.fields.iter().map(|field| (place(&field.name), field)).collect(),
-        each,
+        maker: &maker,
+        schema: &schema,
+        kept: AtomicU64::new(0),
         pool: Pool::new(32 << 20),
         step: &step,
     };
@@ -268,7 +346,8 @@ pub(super) fn open(
         sizes: Vec::new(),
         labels,
         schema,
-        fields: Vec::new(),
+        tails: Vec::new(),
+        tail_ends: Vec::new(),
         bad: BTreeMap::new(),
         files: names.zip(firsts).collect(),
         fingerprint: Fingerprint(0),
@@ -300,14 +379,17 @@ impl PathTable {
         self.paths.reserve_exact(runs.iter().map(|run| run.paths.len()).sum());
         self.ends.reserve_exact(rows);
         self.sizes.reserve_exact(rows);
-        self.fields.reserve_exact(rows * self.schema.fields_bytes());
+        self.tails.reserve_exact(runs.iter().map(|run| run.tails.len()).sum());
+        self.tail_ends.reserve_exact(runs.iter().map(|run| run.tail_ends.len()).sum());
         let mut outside = None;
         for run in runs {
             let base = self.paths.len() as u64;
             self.paths.extend_from_slice(&run.paths);
             self.ends.extend(run.ends.iter().map(|end| base + end));
             self.sizes.extend_from_slice(&run.sizes);
-            self.fields.extend_from_slice(&run.fields);
+            let base = self.tails.len() as u64;
+            self.tails.extend_from_slice(&run.tails);
+            self.tail_ends.extend(run.tail_ends.iter().map(|end| base + end));
             self.bad.extend(run.bad);
             if let Some(folder) = run.outside {
                 outside = Some(shared(outside.take(), &folder.join("a file in it")));
@@ -407,9 +489,15 @@ impl PathTable {
         })
     }
 
-    fn fields(&self, index: u64) -> &[u8] {
-        let each = self.schema.fields_bytes();
-        &self.fields[index as usize * each..][..each]
+    /// What follows the image in a record.
+    fn tail(&self, index: u64) -> &[u8] {
+        let index = index as usize;
+        if self.schema.parts.is_empty() {
+            let each = self.schema.fields_bytes();
+            return &self.tails[index * each..][..each];
+        }
+        let begin = if index == 0 { 0 } else { self.tail_ends[index - 1] };
+        &self.tails[begin as usize..self.tail_ends[index] as usize]
     }
 
     fn hash(&self) -> Fingerprint {
@@ -432,7 +520,7 @@ impl PathTable {
         }
         label::hash(&self.labels, &mut hash);
         hash.update(&serde_json::to_vec(&self.schema).expect("a schema is plain data"));
-        hash.update(&self.fields);
+        hash.update(&self.tails);
         Fingerprint(hash.digest128())
     }
 }
@@ -470,13 +558,13 @@ impl IndexedSource for PathTable {
     }
 
     fn size(&self, index: u64) -> u64 {
-        self.sizes[index as usize] + self.schema.fields_bytes() as u64
+        self.sizes[index as usize] + self.tail(index).len() as u64
     }
 
     fn extent(&self, index: u64) -> Option<Extent> {
-        // With fields the record is not what lies in the file.
+        // With anything behind it the record is not what lies in the file.
         let file = self.root.join(OsStr::from_bytes(self.path(index)));
-        let is_whole = self.schema.fields.is_empty() && !self.bad.contains_key(&index);
+        let is_whole = self.schema.fixed_bytes() == 0 && !self.bad.contains_key(&index);
         is_whole.then(|| Extent { file, offset: 0, len: self.sizes[index as usize] })
     }
 
@@ -498,16 +586,17 @@ impl IndexedSource for PathTable {
         let names: usize = self.files.iter().map(|(name, _)| name.capacity() + 32).sum();
         let columns = self.paths.capacity()
             + (self.ends.capacity() + self.sizes.capacity()) * 8
-            + self.fields.capacity();
+            + self.tails.capacity()
+            + self.tail_ends.capacity() * 8;
         (size_of::<Self>() + columns + bad + names) as u64 + self.labels.memory()
     }
 
     fn reader(self: Arc<Self>, config: &ReaderConfig) -> Result<Box<dyn Reader>, SourceError> {
         let inner = disk::open(self.clone(), config)?;
-        if self.schema.fields.is_empty() && self.bad.is_empty() {
+        if self.schema.fixed_bytes() == 0 && self.bad.is_empty() {
             return Ok(inner);
         }
-        Ok(Box::new(WithFields { inner, table: self }))
+        Ok(Box::new(WithTails { inner, table: self }))
     }
 }
 
@@ -529,27 +618,27 @@ impl Files for PathTable {
     }
 }
 
-/// Puts the fields behind the images, and says what is wrong with rows that are bad.
-struct WithFields {
+/// Puts what follows them behind the images, and says what is wrong with rows that are bad.
+struct WithTails {
     inner: Box<dyn Reader>,
     table: Arc<PathTable>,
 }
 
-impl Reader for WithFields {
+impl Reader for WithTails {
     fn submit(&self, requests: Vec<ReadRequest>) {
-        let with_fields = |request: ReadRequest| {
+        let with_tail = |request: ReadRequest| {
             let ReadRequest { index, done } = request;
             let table = self.table.clone();
             let done = move |result: Result<Record, ReadError>| {
                 done(match table.why(index) {
                     Some(why) => Err(ReadError::bad(IndexedSource::key(&*table, index), why)),
                     None => result
-                        .map(|record| Record { index, bytes: extended(record.bytes, table.fields(index)) }),
+                        .map(|record| Record { index, bytes: extended(record.bytes, table.tail(index)) }),
                 });
             };
             ReadRequest { index, done: Box::new(done) }
         };
-        self.inner.submit(requests.into_iter().map(with_fields).collect());
+        self.inner.submit(requests.into_iter().map(with_tail).collect());
     }
 
     fn stats(&self) -> ReadStats {

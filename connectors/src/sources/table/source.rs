@@ -9,6 +9,7 @@ use xxhash_rust::xxh3::Xxh3;
 use super::columns::{self, Choice, ImageKind};
 use super::fetch::Trouble;
 use super::label;
+use super::named::{self, Maker};
 use super::{
     CACHE_BYTES, File, LARGE_PART, MAX_LANES, Piece, RECORD, RUN_BYTES, Rows, TableConfig, UNIT_ROWS,
     parquet, paths, reader, root, tokens,
@@ -16,10 +17,16 @@ use super::{
 use crate::bytes::buffer::{Buffer, Pool};
 use crate::bytes::shards::Shards;
 use crate::labels::Labels;
+use crate::opening::{self, Counted, Step};
+use crate::recognised::Recognised;
+use crate::values::Value;
 use crate::{
     Blocks, Extent, FieldSpec, Fingerprint, IndexedSource, ReadError, Reader, ReaderConfig, Schema,
     SourceError,
 };
+
+/// Units that are looked through for a list with anything in it, beside those that are looked at anyway.
+const SEARCHED_UNITS: usize = 64;
 
 /// What is decoded at once.
 #[derive(Clone, Copy, Debug)]
@@ -40,8 +47,10 @@ pub(super) struct Table {
     pub rows: u64,
     /// The image's column in the record view.
     pub image: Option<ImageKind>,
-    /// Columns of the fields in the record view.
-    pub fields: Vec<(usize, FieldSpec)>,
+    /// Makes fields and named parts.
+    maker: Maker,
+    /// How many times as long as its decoded rows a unit's records may be.
+    growth: f64,
     pub tokens: Option<tokens::Tokens>,
     pub labels: Labels,
     pub schema: Schema,
@@ -62,16 +71,16 @@ impl Table {
         files: Vec<File>,
         choice: Choice,
         labels: Labels,
+        recognised: &mut Recognised,
     ) -> Result<Self, SourceError> {
         let (units, rows) = units(&shards, &files)?;
         let columns = choice.record_columns();
         let place = |name: &str| columns.iter().position(|column| column == name).expect("it is one of them");
-        let fields: Vec<(usize, FieldSpec)> =
-            choice.fields.iter().map(|field| (place(&field.name), field.clone())).collect();
-        let mut specs: Vec<FieldSpec> = choice.fields.clone();
+        let mut specs: Vec<FieldSpec> = Vec::new();
         let mut table = Self {
             image: choice.image.as_ref().map(|image| image.kind),
-            fields,
+            maker: Maker::new(&choice),
+            growth: 1.0,
             tokens: None,
             labels,
             schema: Schema::default(),
@@ -99,7 +108,10 @@ impl Table {
             }
             table.tokens = Some(tokens);
         }
-        table.schema = Schema::of(choice.image.is_some(), specs);
+        if table.maker.has_parts() {
+            table.survey()?.into_iter().for_each(|fact| recognised.note(fact));
+        }
+        table.schema = table.maker.schema(choice.image.is_some(), specs);
         table
             .schema
             .check(table.labels.is_some())
@@ -107,6 +119,52 @@ impl Table {
         table.plan();
         table.fingerprint = table.hash();
         Ok(table)
+    }
+
+    /// Looks at the first records for the shape of ragged rows, and at a few units for how long named parts are beside
+    /// what the file says of them. Returns what it learnt.
+    fn survey(&mut self) -> Result<Vec<String>, SourceError> {
+        let pool = Pool::new(32 << 20);
+        let step = Step::begin("looking at records", Counted::Rows, None);
+        let mut said = Vec::new();
+        let last = self.units.len() - 1;
+        let mut looked = vec![0, last / 2, last];
+        looked.dedup();
+        let searched: Vec<usize> =
+            (0..=last).take(SEARCHED_UNITS).filter(|unit| !looked.contains(unit)).collect();
+        let (mut bytes, mut announced) = (0u64, 0u64);
+        for unit in looked.iter().copied().chain(searched) {
+            let is_sample = looked.contains(&unit);
+            if !is_sample && self.maker.open().is_none() {
+                break;
+            }
+            let file = self.shards.display(self.units[unit].file as usize);
+            let pieces = step.run(|| self.decode(unit, &pool).map_err(|trouble| trouble.at_open(&file)))?;
+            for Piece { columns, .. } in &pieces {
+                // What is damaged makes bad records when it is their turn.
+                let Ok(columns) = columns else { continue };
+                let rows = columns.first().map_or(0, |column| column.len());
+                for row in 0..rows {
+                    opening::check()?;
+                    step.add(1);
+                    if self.maker.open().is_some() {
+                        said.extend(self.maker.learn(columns, row)?);
+                    }
+                    if is_sample && let Ok(parts) = self.maker.parts(columns, row) {
+                        bytes += parts.iter().flatten().map(|part| part.len() as u64).sum::<u64>();
+                    }
+                }
+            }
+            announced += if is_sample { self.unit_bytes(unit) } else { 0 };
+        }
+        if let Some(name) = self.maker.open()
+            && self.units.len() > SEARCHED_UNITS
+        {
+            return Err(named::no_rows(name, &self.shards.describe()));
+        }
+        // Units differ.
+        self.growth = (1.25 * bytes as f64 / announced.max(1) as f64).max(1.0);
+        Ok(said)
     }
 
     /// One row past the unit's last, in the table.
@@ -210,6 +268,7 @@ impl Table {
     ) -> Result<Buffer, ReadError> {
         let bad = |why: String| ReadError::bad(self.key(record), why);
         let mut fields = Vec::with_capacity(self.schema.fields_bytes());
+        let mut parts: Vec<Value<'_>> = Vec::new();
         let mut image: &[u8] = &[];
         let mut file = Vec::new();
         if let Some(tokens) = &self.tokens {
@@ -233,17 +292,16 @@ impl Table {
                 }
                 None => {}
             }
-            for (column, spec) in &self.fields {
-                columns::append(columns[*column].as_ref(), row, spec, &mut fields).map_err(&bad)?;
-            }
+            self.maker.fields(columns, row, &mut fields).map_err(&bad)?;
+            parts = self.maker.parts(columns, row).map_err(&bad)?;
         }
-        let len = image.len() + fields.len();
+        let lengths = parts.iter().map(|part| part.as_ref().map(|bytes| bytes.len()));
+        let len = self.schema.record_bytes(image.len(), lengths);
         let mut buffer = pool.take(len).ok_or_else(|| {
             ReadError::io(self.key(record), format!("there is no memory for its {len} bytes"), true)
         })?;
-        let storage = buffer.storage();
-        storage[..image.len()].copy_from_slice(image);
-        storage[image.len()..len].copy_from_slice(&fields);
+        let storage = &mut buffer.storage()[..len];
+        self.schema.join(image, parts.iter().map(Option::as_deref), &fields, storage);
         buffer.set_len(len);
         drop(file);
         Ok(buffer)
@@ -362,14 +420,18 @@ impl IndexedSource for Table {
 
     fn size(&self, index: u64) -> u64 {
         assert!(index < self.len(), "record {index} of a source of {}", self.len());
-        let fields = self.schema.fields_bytes() as u64;
-        if self.image.is_none() {
-            return fields;
+        let fixed = self.schema.fixed_bytes() as u64;
+        if self.image.is_none() && !self.maker.has_parts() {
+            return fixed;
         }
         // The average of its unit: the sizes of single images are known only once it is decoded. What a reader holds is
         // bounded all the same (see `IndexedSource::size`).
         let unit = self.unit_of(index);
-        self.unit_bytes(unit).div_ceil(self.unit_rows(unit).max(1)).max(fields + 1)
+        let mean = self.unit_bytes(unit).div_ceil(self.unit_rows(unit).max(1));
+        if !self.maker.has_parts() {
+            return mean.max(fixed + 1);
+        }
+        (mean as f64 * self.growth).ceil() as u64 + fixed
     }
 
     fn extent(&self, _: u64) -> Option<Extent> {

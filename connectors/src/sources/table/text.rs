@@ -22,20 +22,23 @@ use std::sync::Arc;
 
 use crate::arrow::array::{ArrayBuilder, new_null_array};
 use crate::arrow::array::{
-    ArrayRef, BooleanBuilder, Float64Builder, Int64Builder, ListBuilder, StringBuilder, make_builder,
+    ArrayRef, BinaryBuilder, BooleanBuilder, Float64Builder, Int64Builder, ListBuilder, StringBuilder,
+    make_builder,
 };
 use crate::arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use serde_json::Value;
+use serde_json::value::RawValue;
 
 use super::dialect::{BEGINNING, Dialect, text_begins};
 use super::fetch::{Trouble, fetch};
 use super::kinds::{Kind, Tally, fits};
-use super::{Piece, Rows, TableFormat, columns};
+use super::{Piece, RECORD, Rows, TableFormat, columns};
 use crate::bytes::buffer::Pool;
 use crate::bytes::shards::Shards;
 use crate::labels::is_gap;
 use crate::names::is_image;
 use crate::opening::Step;
+use crate::values::json::members;
 use crate::{SourceError, json};
 
 /// The longest line.
@@ -104,11 +107,24 @@ pub(super) struct File {
 }
 
 struct Column {
-    place: usize,
+    /// None in a file of objects none of which has the key.
+    place: Option<usize>,
     key: String,
     kind: DataType,
-    /// Whether values of other kinds are nulls.
-    is_lenient: bool,
+    take: Take,
+}
+
+/// What is taken of a row.
+#[derive(Clone, Copy, PartialEq)]
+enum Take {
+    /// A value of the column's type.
+    Typed,
+    /// The same; one of another kind is a null.
+    Lenient,
+    /// The value as it is written.
+    Raw,
+    /// Why no raw value of the row can be used; mostly nothing.
+    Fault,
 }
 
 /// A shard as a stream that stops when a line does not end.
@@ -774,16 +790,27 @@ fn promote(a: &DataType, b: &DataType) -> DataType {
 }
 
 impl File {
-    pub(super) fn new(head: Head, all: &Schema, views: &[Vec<String>]) -> Self {
+    /// Views of typed columns; that of records has, behind them, the `raw` ones and what is wrong with their rows.
+    pub(super) fn new(head: Head, all: &Schema, views: &[Vec<String>], raw: &[String]) -> Self {
         let own = |name: &String| head.schema.field_with_name(name).expect("columns are checked");
         let is_lenient = |name: &String| own(name).metadata().contains_key(WITH_OTHERS);
         let column = |name: &String| Column {
-            place: head.schema.index_of(name).expect("columns are checked"),
+            place: head.schema.index_of(name).ok(),
             key: name.clone(),
             kind: all.field_with_name(name).expect("columns are checked").data_type().clone(),
-            is_lenient: is_lenient(name),
+            take: if is_lenient(name) { Take::Lenient } else { Take::Typed },
         };
-        let views = views.iter().map(|view| view.iter().map(column).collect()).collect();
+        let mut views: Vec<Vec<Column>> =
+            views.iter().map(|view| view.iter().map(column).collect()).collect();
+        if !raw.is_empty() {
+            let as_written = |name: &String| {
+                let place = head.schema.index_of(name).ok();
+                Column { place, key: name.clone(), kind: DataType::Binary, take: Take::Raw }
+            };
+            views[RECORD].extend(raw.iter().map(as_written));
+            let key = String::new();
+            views[RECORD].push(Column { place: None, key, kind: DataType::Utf8, take: Take::Fault });
+        }
         Self { form: head.form, blocks: head.blocks, views }
     }
 
@@ -829,12 +856,9 @@ impl File {
         let parsed = match self.form {
             Form::Lines => {
                 let lines = bytes.split(|&byte| byte == b'\n').filter(|line| !line.trim_ascii().is_empty());
-                json_rows(lines.map(|line| json::parse(line).unwrap_or_default()), columns)
+                json_rows(lines.map(|line| (json::parse(line).unwrap_or_default(), line)), columns)
             }
-            Form::Array => match json::parse(&[b"[", &bytes[..], b"]"].concat()) {
-                Ok(Value::Array(values)) => json_rows(values.into_iter(), columns),
-                _ => Err("the block is no part of an array".into()),
-            },
+            Form::Array => json_array(&[b"[", &bytes[..], b"]"].concat(), columns),
             Form::Cells { delimiter, width } => csv_rows(&bytes, columns, delimiter, width),
         };
         let parsed = parsed.and_then(|columns| {
@@ -856,9 +880,24 @@ fn csv_rows(bytes: &[u8], columns: &[Column], delimiter: u8, width: usize) -> Re
     let mut reader = csv_reader(delimiter).from_reader(bytes);
     while reader.read_byte_record(&mut record).map_err(|error| csv_error(&error))? {
         rows += 1;
-        let is_long = cells(&record, width) > width;
+        let found = cells(&record, width);
+        let is_long = found > width;
         for (builder, column) in builders.iter_mut().zip(columns) {
-            let cell = record.get(column.place).filter(|cell| !is_long && !cell.trim_ascii().is_empty());
+            let cell = column.place.and_then(|place| record.get(place)).filter(|_| !is_long);
+            match column.take {
+                Take::Raw => {
+                    builder_of::<BinaryBuilder>(builder)?.append_option(cell);
+                    continue;
+                }
+                Take::Fault => {
+                    let why =
+                        is_long.then(|| format!("its line has {found} cells where the first has {width}"));
+                    builder_of::<StringBuilder>(builder)?.append_option(why);
+                    continue;
+                }
+                Take::Typed | Take::Lenient => {}
+            }
+            let cell = cell.filter(|cell| !cell.trim_ascii().is_empty());
             let text = cell.and_then(|cell| std::str::from_utf8(cell).ok());
             match &column.kind {
                 DataType::Int64 => {
@@ -881,20 +920,60 @@ fn csv_rows(bytes: &[u8], columns: &[Column], delimiter: u8, width: usize) -> Re
 fn number_or_gap<T: std::str::FromStr>(cell: &str, column: &Column) -> Result<Option<T>, String> {
     match cell.trim().parse() {
         Ok(number) => Ok(Some(number)),
-        Err(_) if column.is_lenient || is_gap(cell) => Ok(None),
+        Err(_) if column.take == Take::Lenient || is_gap(cell) => Ok(None),
         Err(_) => Err(format!("a cell of {:?} is no number", column.key)),
     }
 }
 
-/// Rows of values, each an object or else a row of nulls.
-fn json_rows(values: impl Iterator<Item = Value>, columns: &[Column]) -> Result<Vec<ArrayRef>, String> {
+/// Rows of the values of an array.
+fn json_array(text: &[u8], columns: &[Column]) -> Result<Vec<ArrayRef>, String> {
+    let Ok(Value::Array(values)) = json::parse(text) else {
+        return Err("the block is no part of an array".into());
+    };
+    if !has_raw(columns) {
+        return json_rows(values.into_iter().map(|value| (value, &[][..])), columns);
+    }
+    let plain = json::plain(text);
+    let texts: Vec<&RawValue> = serde_json::from_slice(&plain).unwrap_or_default();
+    let texts = texts.into_iter().map(|text| text.get().as_bytes());
+    json_rows(values.into_iter().zip(texts), columns)
+}
+
+fn has_raw(columns: &[Column]) -> bool {
+    columns.iter().any(|column| column.take == Take::Raw)
+}
+
+/// Rows of values, each an object or else a row of nulls; and the texts that they are written in.
+fn json_rows<'text>(
+    values: impl Iterator<Item = (Value, &'text [u8])>,
+    columns: &[Column],
+) -> Result<Vec<ArrayRef>, String> {
     let mut builders: Vec<_> = columns.iter().map(|column| make_builder(&column.kind, 1024)).collect();
+    let has_raw = has_raw(columns);
     let mut rows = 0;
-    for value in values {
+    for (value, text) in values {
         rows += 1;
+        // Nobody looks into what is no object: it may be nested without end.
+        let plain = (has_raw && value.is_object()).then(|| json::plain(text));
+        let text = plain.as_deref().and_then(|text| std::str::from_utf8(text).ok());
+        let members = text.and_then(members);
         for (builder, column) in builders.iter_mut().zip(columns) {
+            match column.take {
+                Take::Raw => {
+                    let raw = members.as_ref().and_then(|members| members.get(&*column.key));
+                    builder_of::<BinaryBuilder>(builder)?.append_option(raw.map(|raw| raw.get()));
+                    continue;
+                }
+                Take::Fault => {
+                    let why = members.is_none().then_some("it is no JSON object");
+                    builder_of::<StringBuilder>(builder)?.append_option(why);
+                    continue;
+                }
+                Take::Typed | Take::Lenient => {}
+            }
             let value = value.get(&column.key).unwrap_or(&Value::Null);
-            let value = if column.is_lenient && !fits(&column.kind, value) { &Value::Null } else { value };
+            let is_other = column.take == Take::Lenient && !fits(&column.kind, value);
+            let value = if is_other { &Value::Null } else { value };
             append(builder.as_mut(), &column.kind, value).map_err(|why| format!("{:?} {why}", column.key))?;
         }
     }

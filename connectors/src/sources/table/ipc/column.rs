@@ -175,7 +175,7 @@ impl Source<'_> {
                     builder = builder.add_buffer(self.bytes(data, 0..len)?.into());
                 }
             }
-            DataType::List(field) | DataType::LargeList(field) => {
+            DataType::List(field) | DataType::LargeList(field) | DataType::Map(field, _) => {
                 let offsets = next(parts)?;
                 let large = matches!(kind, DataType::LargeList(_));
                 let (offsets, range) = self.offsets(offsets, begin..wanted.end, large)?;
