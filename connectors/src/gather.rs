@@ -43,6 +43,15 @@ pub(crate) trait Parts: Send + Sync + 'static {
     /// Where a part lies.
     fn locate(&self, index: u64, part: usize) -> Place;
 
+    /// What becomes of a part that could not be read, for parts of which that was known before.
+    ///
+    /// # Errors
+    /// That of the record.
+    fn failed(&self, index: u64, part: usize, error: ReadError) -> Result<Buffer, ReadError> {
+        let _ = (index, part);
+        Err(error)
+    }
+
     /// Bytes of the joined record.
     fn size(&self, index: u64) -> u64;
 
@@ -70,12 +79,17 @@ pub(crate) fn open(
     stores: &[Arc<Shards>],
     config: &ReaderConfig,
 ) -> Result<Box<dyn Reader>, SourceError> {
-    let shared = Arc::new(Shared { pool: Pool::new(POOL_BYTES), meter: Meter::default(), parts });
     let below = stores
         .iter()
-        .map(|store| store.clone().reader(Arc::new(PartRanges(shared.parts.clone())), config))
+        .map(|store| store.clone().reader(Arc::new(PartRanges(parts.clone())), config))
         .collect::<Result<_, _>>()?;
-    Ok(Box::new(Gather { below, shared }))
+    Ok(over(parts, below))
+}
+
+/// The same over readers of its own, whose records are the parts of all records: `index * parts + part`.
+pub(crate) fn over(parts: Arc<dyn Parts>, below: Vec<Box<dyn Reader>>) -> Box<dyn Reader> {
+    let shared = Arc::new(Shared { pool: Pool::new(POOL_BYTES), meter: Meter::default(), parts });
+    Box::new(Gather { below, shared })
 }
 
 /// The parts of all records as records of the readers below: `index * parts + part`.
@@ -142,7 +156,9 @@ impl Reader for Gather {
                 let pending = pending.clone();
                 below[self.shared.parts.locate(index, part).store].push(ReadRequest {
                     index: index * parts as u64 + part as u64,
-                    done: Box::new(move |result| pending.arrived(part, result.map(|record| record.bytes))),
+                    done: Box::new(move |result| {
+                        pending.arrived(index, part, result.map(|record| record.bytes))
+                    }),
                 });
             }
         }
@@ -162,7 +178,11 @@ impl Reader for Gather {
 }
 
 impl Pending {
-    fn arrived(&self, part: usize, result: Result<Buffer, ReadError>) {
+    fn arrived(&self, index: u64, part: usize, result: Result<Buffer, ReadError>) {
+        let result = match result {
+            Err(error) => self.shared.parts.failed(index, part, error),
+            read => read,
+        };
         lock(&self.state).parts[part] = Some(result);
         if self.missing.fetch_sub(1, Ordering::AcqRel) != 1 {
             return;
@@ -172,7 +192,6 @@ impl Pending {
             (state.request.take(), std::mem::take(&mut state.parts))
         };
         let request = request.expect("a record is joined once");
-        let index = request.index;
         let parts: Result<Vec<Buffer>, ReadError> =
             parts.into_iter().map(|part| part.expect("every part has come")).collect();
         let result = parts.and_then(|parts| {

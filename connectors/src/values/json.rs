@@ -36,6 +36,19 @@ pub(crate) fn find<'json>(value: &'json str, path: &str) -> Result<Option<&'json
     Ok((!is_null(value)).then_some(value))
 }
 
+/// Whether the objects at a path have the key that it ends in; `None` where there is no such object.
+pub(crate) fn shows(value: &str, path: &str) -> Option<bool> {
+    let (mut value, mut rest) = (value, path);
+    loop {
+        let object = members(value)?;
+        let Some((name, behind)) = step(rest, |name| object.contains_key(name)) else { return Some(false) };
+        if behind.is_empty() {
+            return Some(true);
+        }
+        (value, rest) = (object[name].get(), behind);
+    }
+}
+
 /// The bytes of a part made of a value. (An image is what its text says, in whatever way: see the callers.)
 ///
 /// # Errors

@@ -369,7 +369,7 @@ fn what_can_never_be_a_part_is_refused_by_name() {
             (want("age", WantedKind::Text), "ask for numbers: Numbers(\"age\")"),
             (want("age", WantedKind::Bytes), "ask for numbers: Numbers(\"age\")"),
             (want("age", WantedKind::Ragged), "without max_rows"),
-            (want("age", WantedKind::Image), "is to be an image"),
+            (want("age", WantedKind::Image), "holds whole numbers; an image is bytes"),
             (want("list", WantedKind::Text), "Numbers(\"list\", max_rows"),
             (want("meta", WantedKind::Text), "Json(\"meta\""),
             (want("meta", WantedKind::Ragged), "lists of numbers"),
@@ -388,7 +388,14 @@ fn what_can_never_be_a_part_is_refused_by_name() {
         assert!(refused(&both).contains("exclude each other"));
     }
     let path = folder.path().join("t.jsonl");
-    fs::write(&path, "{\"age\": 1, \"text\": \"a\"}\n").unwrap();
+    fs::write(&path, "{\"age\": 1, \"text\": \"a\", \"meta\": {\"caption\": 1, \"b\": {}}}\n").unwrap();
+    let found = refused(&deliver(&path, &[want("meta.captoin", WantedKind::Text)]));
+    assert!(found.contains("\"meta.captoin\" is in none of the first records"), "{found}");
+    assert!(found.contains("\"meta\" has b, caption there"), "{found}");
+    for part in ["meta.captoin", "captoin"] {
+        let wanted = Wanted { optional: true, ..want(part, WantedKind::Text) };
+        assert_eq!(parts(&deliver(&path, &[want("age", WantedKind::Json), wanted]))[0][1], None);
+    }
     let found = refused(&deliver(&path, &[want("captoin", WantedKind::Text)]));
     assert!(found.contains("\"captoin\" is no column of") && found.contains("text"), "{found}");
 }
@@ -461,4 +468,111 @@ fn json_nested_without_end_is_refused_or_bad() {
         let inside = read_all(&opened(&deliver(&file, &[want("a.b", WantedKind::Text)])), 2);
         assert!(inside.iter().all(Result::is_err));
     }
+}
+
+/// Files with the images and masks of so many rows.
+fn images_and_masks(folder: &Path, rows: usize) {
+    for row in 0..rows {
+        fs::write(folder.join(format!("{row}.jpg")), image(row)).unwrap();
+        fs::write(folder.join(format!("{row}-mask.png")), image(row + 1000)).unwrap();
+    }
+}
+
+#[test]
+fn masks_are_read_from_the_paths_beside_those_of_the_images() {
+    let folder = tempfile::tempdir().unwrap();
+    images_and_masks(folder.path(), 30);
+    let mask = |row: usize| if row % 5 == 3 { String::new() } else { format!("{row}-mask.png") };
+    let lines: Vec<String> = (0..30).map(|row| format!("{row}.jpg,{},word {row}\n", mask(row))).collect();
+    fs::write(folder.path().join("t.csv"), format!("path,mask,caption\n{}", lines.concat())).unwrap();
+    let object = |row: usize| {
+        let mask = Some(mask(row)).filter(|mask| !mask.is_empty());
+        json!({"path": format!("{row}.jpg"), "mask": mask, "caption": format!("word {row}")}).to_string()
+    };
+    let objects: Vec<String> = (0..30).map(object).collect();
+    fs::write(folder.path().join("t.jsonl"), objects.join("\n")).unwrap();
+    for file in ["t.csv", "t.jsonl"] {
+        let path = folder.path().join(file);
+        let wanted =
+            [Wanted::own_image(), want("mask", WantedKind::Image), want("caption", WantedKind::Text)];
+        let config = SourceConfig::Table(deliver(&path, &wanted));
+        let (source, records) = conformance::conforms(&config, Sizes::Bounds);
+        let schema = source.schema();
+        assert!(schema.image && source.extent(0).is_none() && source.reader_memory() > 0);
+        for (row, record) in records.iter().enumerate() {
+            let cut = schema.cut(record).unwrap();
+            let mask = (row % 5 != 3).then(|| image(row + 1000));
+            assert!(cut.image == image(row) && cut.parts[0] == mask.as_deref(), "{file} {row}");
+            assert_eq!(cut.parts[1], Some(format!("word {row}").as_bytes()));
+        }
+        // Images that are all parts, in the order that was asked for.
+        let wanted = [want("mask", WantedKind::Image), want("path", WantedKind::Image)];
+        let config = SourceConfig::Table(deliver(&path, &wanted));
+        let (source, records) = conformance::conforms(&config, Sizes::Bounds);
+        let found = parts_of(&source.schema(), &records);
+        assert_eq!(found[3], [None, Some(image(3))]);
+        assert_eq!(found[7], [Some(image(1007)), Some(image(7))]);
+    }
+    fs::remove_file(folder.path().join("7-mask.png")).unwrap();
+    let config = deliver(
+        &folder.path().join("t.csv"),
+        &[Wanted::own_image(), want("mask", WantedKind::Image), want("caption", WantedKind::Text)],
+    );
+    let records = read_all(&opened(&config), 4);
+    for (row, record) in records.iter().enumerate() {
+        assert_eq!(record.is_ok(), row != 7, "{row}");
+    }
+    let error = records[7].as_ref().unwrap_err();
+    assert_eq!(error.kind(), ReadErrorKind::Bad);
+    assert!(error.to_string().contains("part \"mask\": \"7-mask.png\" does not exist"), "{error}");
+}
+
+#[test]
+fn images_as_bytes_structs_and_paths_may_stand_side_by_side() {
+    let folder = tempfile::tempdir().unwrap();
+    images_and_masks(folder.path(), 20);
+    let images: Vec<Vec<u8>> = (0..20).map(image).collect();
+    let depth: Vec<Option<Vec<u8>>> = (0..20).map(|row| (row % 3 > 0).then(|| image(row + 500))).collect();
+    let paths = StringArray::from_iter_values((0..20).map(|row| format!("{row}-mask.png")));
+    let fields = Fields::from(vec![
+        Field::new("bytes", DataType::Binary, true),
+        Field::new("path", DataType::Utf8, true),
+    ]);
+    let both = StructArray::new(
+        fields,
+        vec![
+            Arc::new(BinaryArray::from_iter(depth.iter().map(Option::as_deref))),
+            Arc::new(StringArray::from_iter((0..20).map(|row| (row != 6).then(|| format!("{row}.jpg"))))),
+        ],
+        None,
+    );
+    let all = batch(vec![
+        ("image", Arc::new(BinaryArray::from_iter_values(&images))),
+        ("mask", Arc::new(paths)),
+        ("depth", Arc::new(both)),
+        ("again", Arc::new(BinaryArray::from_iter_values(images.iter().rev()))),
+    ]);
+    for file in binary_files(folder.path(), &all) {
+        let wanted = ["again", "mask", "depth"].map(|part| want(part, WantedKind::Image));
+        let config = deliver(&file, &[&[Wanted::own_image()], &wanted[..]].concat());
+        let (source, records) = conformance::conforms(&SourceConfig::Table(config), Sizes::Estimates);
+        for (row, record) in records.iter().enumerate() {
+            let schema = source.schema();
+            let cut = schema.cut(record).unwrap();
+            let depth = depth[row].clone().or((row != 6).then(|| image(row)));
+            assert!(cut.image == image(row) && cut.parts[0] == Some(&images[19 - row][..]));
+            assert!(
+                cut.parts[1] == Some(&image(row + 1000)[..]) && cut.parts[2] == depth.as_deref(),
+                "{row}"
+            );
+        }
+    }
+    fs::remove_file(folder.path().join("7-mask.png")).unwrap();
+    let config =
+        deliver(&folder.path().join("t.parquet"), &[Wanted::own_image(), want("mask", WantedKind::Image)]);
+    let error = read_all(&opened(&config), 2).remove(7).unwrap_err();
+    assert!(
+        error.to_string().contains("part \"mask\" is not there: \"7-mask.png\" does not exist"),
+        "{error}"
+    );
 }

@@ -186,6 +186,13 @@ impl Choice {
         unique(all.filter(|_| !self.is_typed()).cloned())
     }
 
+    /// Whether records have images, and all of them are files.
+    pub(super) fn is_of_paths(&self) -> bool {
+        let own = self.image.iter().map(|image| image.kind);
+        let mut images = own.chain(self.parts.iter().filter_map(|part| part.image)).peekable();
+        images.peek().is_some() && images.all(|kind| kind == ImageKind::Path)
+    }
+
     pub(super) fn is_typed(&self) -> bool {
         self.written == Written::Typed
     }
@@ -559,6 +566,8 @@ pub(super) fn holds(kind: &DataType) -> String {
     match kind {
         DataType::Null => "nothing but empty cells".into(),
         kind if is_float(kind) => "floats".into(),
+        kind if kind.is_integer() => "whole numbers".into(),
+        DataType::Boolean => "true and false".into(),
         DataType::Date32 | DataType::Date64 => "dates".into(),
         DataType::Timestamp(..) | DataType::Time32(_) | DataType::Time64(_) | DataType::Duration(_) => {
             "times".into()

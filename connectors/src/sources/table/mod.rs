@@ -18,9 +18,9 @@
 //! - Nothing is allocated because a file says so: sizes are checked against the file and against limits first.
 //! - Labels are read at open and cost 4 or 8 bytes a record; everything else of a record is read when it is wanted.
 //!
-//! An image column that holds *paths* makes another source of the table ([`paths`]): a list of image files, read as an
-//! image folder's are, with labels and fields in memory. What this does not do: filter, join, or read nested columns
-//! other than lists of numbers and Hugging Face's image struct.
+//! Images that are all *paths* make another source of the table ([`paths`]): a list of image files, read as an image
+//! folder's are, with labels, fields and named parts in memory. Which columns named parts are in, and what lies inside
+//! them, [`named`] says. What this does not do: filter or join.
 
 pub(crate) mod columns;
 mod dialect;
@@ -48,7 +48,7 @@ use crate::arrow::datatypes::SchemaRef;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use self::columns::{Choice, Image, ImageKind};
+use self::columns::Choice;
 use self::fetch::Trouble;
 use self::named::Written;
 use self::source::Table;
@@ -381,7 +381,7 @@ pub(crate) fn open(config: &TableConfig) -> Result<Arc<dyn IndexedSource>, Sourc
     if choice.label_is_ordered && config.classes.is_none() {
         recognised.note("categories in sorted order, not in their own, which classes=[…] would keep");
     }
-    if let Some(Image { kind: ImageKind::Path, .. }) = &choice.image {
+    if choice.is_of_paths() {
         let list = paths::open(config, shards.clone(), &files, &choice, labels, &mut recognised)?;
         recognised.say(&shards.describe(), list.len());
         return Ok(list);

@@ -5,8 +5,10 @@
 //! object in JSON. A column whose own name has the dots in it comes first. What can never be what was asked for is
 //! refused when the table is opened; a value that is not, in one row, makes a bad record.
 
+use std::borrow::Cow;
+
 use super::columns::{self, Choice, ImageKind, Number, Offer, image_kind, numeric};
-use crate::arrow::array::{Array, ArrayRef};
+use crate::arrow::array::{Array, ArrayRef, AsArray};
 use crate::arrow::datatypes::{DataType, Schema};
 use crate::schema::wanted_parts;
 use crate::values::arrow::{self, Found, Inside, is_bytes, is_json, is_text};
@@ -32,7 +34,46 @@ pub(super) struct Named {
     pub column: String,
     pub inside: String,
     kind: Kind,
+    /// Of an image, what the column holds of it.
+    pub image: Option<ImageKind>,
+    /// Whether it is a key inside a text, which nothing but values can show, and some record should have it.
+    is_expected: bool,
     written: Written,
+}
+
+/// What a row has of a part.
+#[derive(Debug)]
+pub(super) enum Made<'row> {
+    Nothing,
+    Bytes(Cow<'row, [u8]>),
+    /// They are in the file of this path.
+    File(Cow<'row, [u8]>),
+}
+
+impl<'row> Made<'row> {
+    fn of(value: Value<'row>, is_path: bool) -> Self {
+        match value {
+            None => Self::Nothing,
+            Some(path) if is_path => Self::File(path),
+            Some(bytes) => Self::Bytes(bytes),
+        }
+    }
+
+    /// The path of the file that they are in.
+    pub fn file(&self) -> Option<&[u8]> {
+        match self {
+            Self::File(path) => Some(path),
+            Self::Nothing | Self::Bytes(_) => None,
+        }
+    }
+
+    /// The bytes that are here.
+    pub fn bytes(&self) -> Option<&[u8]> {
+        match self {
+            Self::Bytes(bytes) => Some(bytes),
+            Self::Nothing | Self::File(_) => None,
+        }
+    }
 }
 
 /// What a part is to be, as far as it is known without having seen a value.
@@ -63,19 +104,28 @@ pub(super) fn place<'part>(schema: &Schema, part: &'part str) -> Option<(&'part 
 impl Named {
     fn find(offer: &Offer<'_>, wanted: &Wanted, written: Written) -> Result<Self, SourceError> {
         let (name, table) = (&wanted.part, offer.name);
-        let Some((column, inside)) = place(offer.schema, name) else {
+        // A key is in the schema if any object has it.
+        let may_lack = wanted.optional && written == Written::Json;
+        let found = place(offer.schema, name).or(may_lack.then_some((name.as_str(), "")));
+        let Some((column, inside)) = found else {
             return Err(SourceError::config(format!(
                 "the part {name:?} is no column of {table}; it has {}",
                 columns::list(offer.schema)
             )));
         };
-        let kind = offer.field(column, "a part")?.data_type();
-        if wanted.kind == WantedKind::Image && image_kind(kind) != Some(ImageKind::Bytes) {
-            return Err(SourceError::config(format!(
-                "the part {name:?} of {table} is to be an image, and holds {}; images beside the first are columns of bytes",
-                columns::holds(kind)
-            )));
-        }
+        let kind = match offer.schema.field_with_name(column) {
+            Err(_) if may_lack => &DataType::Null,
+            _ => offer.field(column, "a part")?.data_type(),
+        };
+        let image = match (written, arrow::type_at(kind, inside)) {
+            _ if wanted.kind != WantedKind::Image => None,
+            (Written::Typed, Ok(Inside::Typed(kind))) => Some(image_kind(kind).unwrap_or(ImageKind::Bytes)),
+            _ => Some(ImageKind::Path),
+        };
+        let is_key = match (written, arrow::type_at(kind, inside)) {
+            (Written::Typed, there) => there == Ok(Inside::Json),
+            (Written::Cells | Written::Json, _) => !inside.is_empty(),
+        };
         let kind = match written {
             Written::Typed => typed(kind, wanted, column, inside, table)?,
             Written::Cells | Written::Json => untyped(wanted),
@@ -86,7 +136,8 @@ impl Named {
             check_row(name, &row)?;
         }
         let (column, inside) = (column.to_owned(), inside.to_owned());
-        Ok(Self { name: name.clone(), column, inside, kind, written })
+        let is_expected = is_key && !wanted.optional;
+        Ok(Self { name: name.clone(), column, inside, kind, image, is_expected, written })
     }
 
     /// The part in the schema. Rows whose shape nobody has learnt are single numbers.
@@ -132,18 +183,22 @@ impl Named {
     ///
     /// # Errors
     /// What is wrong with the value, by the part's name.
-    pub fn value<'array>(
+    fn value<'array>(
         &self,
         array: &'array ArrayRef,
         row: usize,
         kind: &PartKind,
-    ) -> Result<Value<'array>, String> {
+    ) -> Result<Made<'array>, String> {
+        let is_path = self.image == Some(ImageKind::Path);
         let made = match (self.written, kind) {
+            (Written::Typed, _) if self.image == Some(ImageKind::Struct) => {
+                return self.of_struct(array.as_ref(), row).map_err(|why| fault(&self.name, &why));
+            }
             (Written::Typed, _) => arrow::value(array.as_ref(), row, &self.inside, kind),
             // A cell is text as it is written.
-            (Written::Cells, PartKind::Text | PartKind::Bytes | PartKind::Json) if self.inside.is_empty() => {
+            (Written::Cells, kind) if self.inside.is_empty() && !matches!(kind, PartKind::Ragged { .. }) => {
                 arrow::value(array.as_ref(), row, "", kind).map(|cell| match kind {
-                    PartKind::Json => cell.filter(|cell| !cell.trim_ascii().is_empty()),
+                    PartKind::Json | PartKind::Image => cell.filter(|cell| !cell.trim_ascii().is_empty()),
                     _ => cell,
                 })
             }
@@ -153,7 +208,19 @@ impl Named {
                 Err(why) => Err(why),
             },
         };
-        made.map_err(|why| fault(&self.name, &why))
+        made.map(|value| Made::of(value, is_path)).map_err(|why| fault(&self.name, &why))
+    }
+
+    /// Of a struct of bytes and path the bytes, or the path where they are null.
+    fn of_struct<'array>(&self, array: &'array dyn Array, row: usize) -> Result<Made<'array>, String> {
+        let Found::Row(array, row) = arrow::find(array, row, &self.inside)? else { return Ok(Made::Nothing) };
+        for (name, is_path) in [("bytes", false), ("path", true)] {
+            let column = array.as_struct().column_by_name(name);
+            if let Some(bytes) = column.and_then(|column| columns::bytes_at(column.as_ref(), row)) {
+                return Ok(Made::of(Some(Cow::Borrowed(bytes)), is_path));
+            }
+        }
+        Ok(Made::Nothing)
     }
 }
 
@@ -193,6 +260,50 @@ impl Maker {
 
     pub fn has_parts(&self) -> bool {
         !self.parts.is_empty()
+    }
+
+    /// Refuses a key inside texts that the first objects do not have.
+    ///
+    /// # Errors
+    /// The part that there is not, with the keys that there are.
+    pub fn check_keys<'rows>(
+        &self,
+        rows: impl Iterator<Item = &'rows Vec<ArrayRef>> + Clone,
+        table: &str,
+    ) -> Result<(), SourceError> {
+        for (column, part, _) in self.parts.iter().filter(|(_, part, _)| part.is_expected) {
+            let arrays = rows.clone().map(|columns| columns[*column].as_ref());
+            let texts = arrays.flat_map(|array| (0..array.len()).map(move |row| raw_text(array, row, "")));
+            let mut without = None;
+            let mut shown = texts.flatten().flatten().filter_map(|text| {
+                let shows = json::shows(text, &part.inside)?;
+                without = without.or(Some(text).filter(|_| !shows));
+                Some(shows)
+            });
+            if shown.any(|shows| shows) {
+                continue;
+            }
+            drop(shown);
+            if let Some(names) = without.and_then(json::members) {
+                let mut names: Vec<String> = names.into_keys().map(Cow::into_owned).collect();
+                names.sort_unstable();
+                names.truncate(20);
+                return Err(SourceError::config(format!(
+                    "the part {:?} is in none of the first records of {table}; {:?} has {} there",
+                    part.name,
+                    part.column,
+                    names.join(", ")
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    /// The parts that are images in files, by place and name.
+    pub fn files(&self) -> impl Iterator<Item = (usize, &str)> {
+        let all = self.parts.iter().enumerate();
+        all.filter(|(_, (_, part, _))| part.image == Some(ImageKind::Path))
+            .map(|(at, (_, part, _))| (at, part.name.as_str()))
     }
 
     /// Whether a value has to be seen to know the shape of a part's rows: the name of such a part.
@@ -258,7 +369,7 @@ impl Maker {
     ///
     /// # Errors
     /// A verdict on the row.
-    pub fn parts<'row>(&self, columns: &'row [ArrayRef], row: usize) -> Result<Vec<Value<'row>>, String> {
+    pub fn parts<'row>(&self, columns: &'row [ArrayRef], row: usize) -> Result<Vec<Made<'row>>, String> {
         self.parts.iter().map(|(column, part, kind)| part.value(&columns[*column], row, kind)).collect()
     }
 }
@@ -359,7 +470,9 @@ fn typed(
         WantedKind::Json if is_json(kind) || is_readable => {}
         WantedKind::Json => return refuse(", which cannot be written as JSON"),
         WantedKind::Image if image_kind(kind).is_some() || is_readable => {}
-        WantedKind::Image => return refuse("; an image is bytes, a struct of bytes and path, or a path"),
+        WantedKind::Image => {
+            return refuse("; an image is bytes, a struct of bytes and path, or the path of a file");
+        }
         WantedKind::Ragged if is_text(kind) || *kind == DataType::Null => return Ok(untyped(wanted)),
         WantedKind::Ragged if is_number => {
             return refuse(&format!(", one in each record; ask for Numbers({name:?}) without max_rows"));

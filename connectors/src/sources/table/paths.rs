@@ -19,22 +19,26 @@ use xxhash_rust::xxh3::Xxh3;
 
 use super::columns::{Choice, bytes_at};
 use super::label;
-use super::named::{self, Maker};
-use super::root::{Miss, Root, joined, shared, shown};
+use super::named::{self, Made, Maker};
+use super::root::{Found, Miss, Root, joined, shared, shown};
 use super::{File, RECORD, TableConfig, UNIT_ROWS, in_parallel};
 use crate::bytes::buffer::Pool;
 use crate::bytes::disk::{self, Files, Span};
 use crate::bytes::shards::Shards;
+use crate::gather;
 use crate::labels::Labels;
 use crate::opening::{self, Counted, Step};
 use crate::recognised::Recognised;
 use crate::{
-    Blocks, Buffer, Extent, Fingerprint, IndexedSource, ReadError, ReadRequest, ReadStats, Reader,
-    ReaderConfig, Record, Schema, SourceError,
+    Blocks, Buffer, Cut, Extent, Fingerprint, IndexedSource, MAX_PART_BYTES, ReadError, ReadRequest,
+    ReadStats, Reader, ReaderConfig, Record, Schema, SourceError,
 };
 
 /// Fields and named parts of all rows may take this much memory.
 const MAX_FIELDS: u64 = 4 << 30;
+
+/// Stands for the size of a file that a record does not have.
+const ABSENT: u64 = u64::MAX;
 
 /// Shares that are looked through for a list with anything in it.
 const SEARCHED: usize = 64;
@@ -45,7 +49,9 @@ const MAX_BAD: usize = 100_000;
 /// The list.
 struct PathTable {
     root: PathBuf,
-    /// Paths relative to the root, one after the other, and where each ends.
+    /// The images of a record: its own, as nothing, or the named part of this number.
+    images: Vec<Option<usize>>,
+    /// Paths relative to the root, one after the other, and where each ends: those of a record's images together.
     paths: Vec<u8>,
     ends: Vec<u64>,
     sizes: Vec<u64>,
@@ -140,8 +146,8 @@ struct Run {
 
 /// Why a row gives no record.
 enum Bad {
-    /// Its path names no file.
-    Path(Miss),
+    /// The path of this one of its images names no file.
+    Path(usize, Miss),
     /// A field of it cannot be used.
     Field(String),
 }
@@ -152,8 +158,9 @@ struct Look<'a> {
     files: &'a [File],
     /// For each file its root, and what leads to it from the folder that all share.
     roots: Vec<(&'a Root, &'a Path)>,
-    /// The column of paths.
+    /// The column of paths of the own image, and which images a record has.
     image: usize,
+    images: &'a [Option<usize>],
     maker: &'a Maker,
     schema: &'a Schema,
     /// Bytes of fields and parts so far.
@@ -171,7 +178,7 @@ impl Look<'_> {
             let begin = first + (piece.rows.start - rows.start);
             let key = |row: usize| label::key(self.shards, self.files, begin + row as u64);
             let columns = piece.columns.map_err(|why| SourceError::data(format!("{}: {why}", key(0))))?;
-            for row in 0..columns[self.image].len() {
+            for row in 0..columns.first().map_or(0, |column| column.len()) {
                 opening::check()?;
                 self.step.add(1);
                 let bad = self.row(shard, &columns, row, &mut run);
@@ -190,7 +197,8 @@ impl Look<'_> {
         if kept <= MAX_FIELDS { Ok(()) } else { Err(too_large(self.shards, kept, "more than ")) }
     }
 
-    /// Appends a row: its path from the folder that all share, its file's size and its fields. Returns why it is bad.
+    /// Appends a row: the paths of its images from the folder that all share, the sizes of their files, and what follows
+    /// its own image. Returns why it is bad.
     ///
     /// # Errors
     /// When the environment is broken, and not the row.
@@ -201,31 +209,23 @@ impl Look<'_> {
         row: usize,
         run: &mut Run,
     ) -> Result<Option<Bad>, String> {
-        let (root, prefix) = self.roots[shard];
-        let path = bytes_at(columns[self.image].as_ref(), row);
-        let found = match path {
-            Some(path) => root.find(path),
-            None => Err(Miss::Unfit("the path of its image is missing".into())),
-        };
-        let path = path.unwrap_or_default().to_vec();
-        let (path, size, miss) = match found {
-            Ok(found) => (joined(prefix, found.path), found.size, None),
-            Err(Miss::Failed(why)) => return Err(why),
-            Err(Miss::Absent) => (joined(prefix, path), 0, Some(Miss::Absent)),
-            Err(miss) => (path, 0, Some(miss)),
-        };
-        run.paths.extend_from_slice(&path);
-        run.ends.push(run.paths.len() as u64);
-        run.sizes.push(size);
-        let begin = run.tails.len();
-        let bad = match miss {
-            Some(miss) => {
-                if let Miss::Outside(file) = &miss {
-                    run.outside = Some(shared(run.outside.take(), file));
-                }
-                Some(Bad::Path(miss))
+        let parts = self.maker.parts(columns, row);
+        let mut bad = None;
+        for (at, image) in self.images.iter().enumerate() {
+            let path = match (image, &parts) {
+                (None, _) => bytes_at(columns[self.image].as_ref(), row),
+                (Some(part), Ok(parts)) => parts[*part].file(),
+                (Some(_), Err(_)) => None,
+            };
+            if let Some(miss) = self.file(shard, path, image.is_some(), run)? {
+                bad.get_or_insert(Bad::Path(at, miss));
             }
-            None => self.tail(columns, row, &mut run.tails).err().map(Bad::Field),
+        }
+        let begin = run.tails.len();
+        bad = match (bad, parts) {
+            (None, Ok(parts)) => self.tail(columns, row, &parts, &mut run.tails).err().map(Bad::Field),
+            (None, Err(why)) => Some(Bad::Field(why)),
+            (bad, _) => bad,
         };
         if self.schema.parts.is_empty() {
             run.tails.resize(begin + self.schema.fields_bytes(), 0);
@@ -235,18 +235,59 @@ impl Look<'_> {
         Ok(bad)
     }
 
-    /// Appends what follows the image in a record.
-    fn tail(&self, columns: &[ArrayRef], row: usize, out: &mut Vec<u8>) -> Result<(), String> {
+    /// Appends one image's path and the size of its file. Returns why it cannot be had.
+    fn file(
+        &self,
+        shard: usize,
+        path: Option<&[u8]>,
+        is_part: bool,
+        run: &mut Run,
+    ) -> Result<Option<Miss>, String> {
+        let (root, prefix) = self.roots[shard];
+        let found = match path {
+            Some(path) => root.find(path),
+            // A part may be absent.
+            None if is_part => Ok(Found { path: Vec::new(), size: ABSENT }),
+            None => Err(Miss::Unfit("the path of its image is missing".into())),
+        };
+        let found = found.and_then(|found| match is_part && (MAX_PART_BYTES..ABSENT).contains(&found.size) {
+            true => Err(Miss::Unfit(format!("it is larger than {} MiB", MAX_PART_BYTES >> 20))),
+            false => Ok(found),
+        });
+        let named = path.unwrap_or_default().to_vec();
+        let (path, size, miss) = match found {
+            Ok(found) if found.size == ABSENT => (found.path, ABSENT, None),
+            Ok(found) => (joined(prefix, found.path), found.size, None),
+            Err(Miss::Failed(why)) => return Err(why),
+            Err(Miss::Absent) => (joined(prefix, named), 0, Some(Miss::Absent)),
+            Err(miss) => (named, 0, Some(miss)),
+        };
+        run.paths.extend_from_slice(&path);
+        run.ends.push(run.paths.len() as u64);
+        run.sizes.push(size);
+        if let Some(Miss::Outside(file)) = &miss {
+            run.outside = Some(shared(run.outside.take(), file));
+        }
+        Ok(miss)
+    }
+
+    /// Appends what follows its own image in a record, without the bytes of files.
+    fn tail(
+        &self,
+        columns: &[ArrayRef],
+        row: usize,
+        parts: &[Made<'_>],
+        out: &mut Vec<u8>,
+    ) -> Result<(), String> {
         if self.schema.parts.is_empty() {
             return self.maker.fields(columns, row, out);
         }
         let mut fields = Vec::with_capacity(self.schema.fields_bytes());
         self.maker.fields(columns, row, &mut fields)?;
-        let parts = self.maker.parts(columns, row)?;
-        let lengths = parts.iter().map(|part| part.as_ref().map(|bytes| bytes.len()));
+        let lengths = parts.iter().map(|part| part.bytes().map(<[u8]>::len));
         let begin = out.len();
         out.resize(begin + self.schema.record_bytes(0, lengths), 0);
-        self.schema.join(&[], parts.iter().map(Option::as_deref), &fields, &mut out[begin..]);
+        self.schema.join(&[], parts.iter().map(Made::bytes), &fields, &mut out[begin..]);
         Ok(())
     }
 }
@@ -280,6 +321,11 @@ fn learn(
     shares: &[Share],
 ) -> Result<Vec<String>, SourceError> {
     let (mut said, pool) = (Vec::new(), Pool::new(32 << 20));
+    if let Some(first) = shares.first().filter(|_| maker.has_parts()) {
+        let pieces = decode(shards, files, first, &pool)?;
+        let good = pieces.iter().filter_map(|piece| piece.columns.as_ref().ok());
+        maker.check_keys(good, &shards.describe())?;
+    }
     for share in shares.iter().take(SEARCHED) {
         if maker.open().is_none() {
             return Ok(said);
@@ -310,7 +356,9 @@ pub(super) fn open(
     let (shares, firsts) = shares(files);
     let mut maker = Maker::new(choice);
     learn(&mut maker, &shards, files, &shares)?.into_iter().for_each(|fact| recognised.note(fact));
-    let schema = maker.schema(true, Vec::new());
+    let schema = maker.schema(choice.image.is_some(), Vec::new());
+    let own = choice.image.iter().map(|_| None);
+    let images: Vec<Option<usize>> = own.chain(maker.files().map(|(part, _)| Some(part))).collect();
     schema
         .check(labels.is_some())
         .map_err(|why| SourceError::config(format!("{}: {why}", shards.describe())))?;
@@ -330,7 +378,8 @@ pub(super) fn open(
             .iter()
             .map(|root| (&**root, root.path.strip_prefix(&common).expect("it is a parent")))
             .collect(),
-        image: place(&choice.image.as_ref().expect("this is a table of images").column),
+        image: choice.image.as_ref().map_or(0, |image| place(&image.column)),
+        images: &images,
         maker: &maker,
         schema: &schema,
         kept: AtomicU64::new(0),
@@ -341,6 +390,7 @@ pub(super) fn open(
     let names = shards.files().iter().map(|file| file.name.clone());
     let mut table = PathTable {
         root: common,
+        images: images.clone(),
         paths: Vec::new(),
         ends: Vec::new(),
         sizes: Vec::new(),
@@ -353,7 +403,7 @@ pub(super) fn open(
         fingerprint: Fingerprint(0),
     };
     let outside = table.fill(runs);
-    if table.ends.len() as u64 != rows {
+    if table.len() != rows {
         return Err(SourceError::data(format!("{} has fewer rows than it claims", shards.describe())));
     }
     table.judge(config, &shards, &roots, outside.as_deref())?;
@@ -372,13 +422,28 @@ fn canonical(root: &Path) -> Result<PathBuf, SourceError> {
     root.canonicalize().map_err(|error| SourceError::folder(root, &error))
 }
 
+impl Bad {
+    /// Why the path of this image names no file, if that is why.
+    fn miss(&self, at: usize) -> Option<&Miss> {
+        match self {
+            Self::Path(other, miss) if *other == at => Some(miss),
+            _ => None,
+        }
+    }
+}
+
 impl PathTable {
+    /// Whether a record has its own image and no other.
+    fn is_single(&self) -> bool {
+        self.images == [None]
+    }
+
     /// Takes over all rows. Returns the folder that absolute paths outside the root share.
     fn fill(&mut self, runs: Vec<Run>) -> Option<PathBuf> {
-        let rows = runs.iter().map(|run| run.ends.len()).sum();
+        let files = runs.iter().map(|run| run.ends.len()).sum();
         self.paths.reserve_exact(runs.iter().map(|run| run.paths.len()).sum());
-        self.ends.reserve_exact(rows);
-        self.sizes.reserve_exact(rows);
+        self.ends.reserve_exact(files);
+        self.sizes.reserve_exact(files);
         self.tails.reserve_exact(runs.iter().map(|run| run.tails.len()).sum());
         self.tail_ends.reserve_exact(runs.iter().map(|run| run.tail_ends.len()).sum());
         let mut outside = None;
@@ -404,16 +469,19 @@ impl PathTable {
         let runs = self.sizes.len().div_ceil(UNIT_ROWS as usize);
         in_parallel(&step, runs, |run| {
             let first = run as u64 * UNIT_ROWS;
-            for index in first..(first + UNIT_ROWS).min(self.sizes.len() as u64) {
+            for file in first..(first + UNIT_ROWS).min(self.sizes.len() as u64) {
                 opening::check()?;
                 step.add(1);
-                // Of paths that can be none nothing changes that.
-                if matches!(self.bad.get(&index), Some(Bad::Path(miss)) if !matches!(miss, Miss::Absent)) {
+                let (index, at) = (file / self.images.len() as u64, file as usize % self.images.len());
+                // Of paths that can be none nothing changes that; a part may be absent.
+                let miss = self.bad.get(&index).and_then(|bad| bad.miss(at));
+                let size = self.size_of(index, at);
+                if miss.is_some_and(|miss| !matches!(miss, Miss::Absent)) || size.is_none() {
                     continue;
                 }
-                let file = self.root.join(OsStr::from_bytes(self.path(index)));
+                let file = self.root.join(OsStr::from_bytes(self.path(index, at)));
                 // One that was missing has the size 0.
-                if std::fs::metadata(&file).map_or(0, |meta| meta.len()) != self.sizes[index as usize] {
+                if Some(std::fs::metadata(&file).map_or(0, |meta| meta.len())) != size {
                     return Err(SourceError::data(format!("{} has changed", names::shown(&file))));
                 }
             }
@@ -422,10 +490,16 @@ impl PathTable {
         .is_ok()
     }
 
-    fn path(&self, index: u64) -> &[u8] {
-        let index = index as usize;
-        let begin = if index == 0 { 0 } else { self.ends[index - 1] };
-        &self.paths[begin as usize..self.ends[index] as usize]
+    /// The path of one of a record's images.
+    fn path(&self, index: u64, at: usize) -> &[u8] {
+        let file = index as usize * self.images.len() + at;
+        let begin = if file == 0 { 0 } else { self.ends[file - 1] };
+        &self.paths[begin as usize..self.ends[file] as usize]
+    }
+
+    /// The size of its file; `None` where the record does not have it.
+    fn size_of(&self, index: u64, at: usize) -> Option<u64> {
+        Some(self.sizes[index as usize * self.images.len() + at]).filter(|&size| size != ABSENT)
     }
 
     /// Refuses a list that is wrong as a whole, and says how many of its rows are bad otherwise.
@@ -437,7 +511,7 @@ impl PathTable {
         outside: Option<&Path>,
     ) -> Result<(), SourceError> {
         let Some((&first, _)) = self.bad.first_key_value() else { return Ok(()) };
-        let (list, rows) = (shards.describe(), self.ends.len());
+        let (list, rows) = (shards.describe(), self.len() as usize);
         let fields = self.bad.values().filter(|bad| matches!(bad, Bad::Field(_))).count();
         if fields > MAX_BAD {
             let mut all = self.bad.iter().filter(|(_, bad)| matches!(bad, Bad::Field(_)));
@@ -447,11 +521,13 @@ impl PathTable {
                 self.why(row).unwrap_or_default()
             )));
         }
-        let missed: Vec<(u64, &Miss)> = (self.bad.iter())
-            .filter_map(|(&row, bad)| if let Bad::Path(miss) = bad { Some((row, miss)) } else { None })
+        let missed: Vec<(u64, usize, &Miss)> = (self.bad.iter())
+            .filter_map(
+                |(&row, bad)| if let Bad::Path(at, miss) = bad { Some((row, *at, miss)) } else { None },
+            )
             .collect();
         // Below this the list and its folder do not belong together.
-        let Some(&(row, miss)) = missed.first().filter(|_| (rows - missed.len()) * 10 < rows) else {
+        let Some(&(row, at, miss)) = missed.first().filter(|_| (rows - missed.len()) * 10 < rows) else {
             tracing::warn!(
                 "{list}: {} of {rows} rows give no record, the first is row {first}: {}",
                 self.bad.len(),
@@ -467,24 +543,30 @@ impl PathTable {
             (Miss::Outside(_), Some(folder)) => format!(
                 "{list}: {count}: \"{}\" (row {row}) lies outside {} ({place}); say root={:?}, the folder that such \
                  paths share",
-                shown(self.path(row)),
+                shown(self.path(row, at)),
                 names::shown(&root.path),
                 names::shown(&folder).to_string()
             ),
             (Miss::Absent, _) => format!(
                 "{list}: {count}: \"{}\" (row {row}) does not exist in {} ({place}){}",
-                shown(self.path(row)),
+                shown(self.path(row, at)),
                 names::shown(&root.path),
-                root.hint(self.path(row))
+                root.hint(self.path(row, at))
             ),
-            (miss, _) => format!("{list}: {count}; row {row}: {}", miss.text(self.path(row), &root.path)),
+            (miss, _) => format!("{list}: {count}; row {row}: {}", miss.text(self.path(row, at), &root.path)),
         }))
     }
 
     /// What is wrong with a row that gives no record.
     fn why(&self, index: u64) -> Option<String> {
         Some(match self.bad.get(&index)? {
-            Bad::Path(miss) => miss.text(self.path(index), &self.root),
+            Bad::Path(at, miss) => {
+                let why = miss.text(self.path(index, *at), &self.root);
+                match self.images[*at] {
+                    Some(part) => format!("part {:?}: {why}", self.schema.parts[part].name),
+                    None => why,
+                }
+            }
             Bad::Field(why) => why.clone(),
         })
     }
@@ -511,12 +593,14 @@ impl PathTable {
             number(&mut hash, *first);
         }
         number(&mut hash, self.ends.len() as u64);
-        for index in 0..self.ends.len() as u64 {
-            let path = self.path(index);
+        for (index, at) in (0..self.len()).flat_map(|index| (0..self.images.len()).map(move |at| (index, at)))
+        {
+            let path = self.path(index, at);
             number(&mut hash, path.len() as u64);
             hash.update(path);
-            let is_absent = matches!(self.bad.get(&index), Some(Bad::Path(_)));
-            number(&mut hash, if is_absent { u64::MAX } else { self.sizes[index as usize] });
+            let is_missed = self.bad.get(&index).is_some_and(|bad| bad.miss(at).is_some());
+            let size = self.size_of(index, at).filter(|_| !is_missed);
+            number(&mut hash, size.unwrap_or(u64::MAX));
         }
         label::hash(&self.labels, &mut hash);
         hash.update(&serde_json::to_vec(&self.schema).expect("a schema is plain data"));
@@ -527,7 +611,7 @@ impl PathTable {
 
 impl IndexedSource for PathTable {
     fn len(&self) -> u64 {
-        self.ends.len() as u64
+        (self.ends.len() / self.images.len()) as u64
     }
 
     fn key(&self, index: u64) -> String {
@@ -558,12 +642,13 @@ impl IndexedSource for PathTable {
     }
 
     fn size(&self, index: u64) -> u64 {
-        self.sizes[index as usize] + self.tail(index).len() as u64
+        let files = (0..self.images.len()).filter_map(|at| self.size_of(index, at));
+        files.sum::<u64>() + self.tail(index).len() as u64
     }
 
     fn extent(&self, index: u64) -> Option<Extent> {
         // With anything behind it the record is not what lies in the file.
-        let file = self.root.join(OsStr::from_bytes(self.path(index)));
+        let file = self.root.join(OsStr::from_bytes(self.path(index, 0)));
         let is_whole = self.schema.fixed_bytes() == 0 && !self.bad.contains_key(&index);
         is_whole.then(|| Extent { file, offset: 0, len: self.sizes[index as usize] })
     }
@@ -578,9 +663,9 @@ impl IndexedSource for PathTable {
 
     fn memory(&self) -> u64 {
         let text = |bad: &Bad| match bad {
-            Bad::Field(why) | Bad::Path(Miss::Unfit(why) | Miss::Failed(why)) => why.capacity(),
-            Bad::Path(Miss::Outside(path)) => path.capacity(),
-            Bad::Path(Miss::Absent) => 0,
+            Bad::Field(why) | Bad::Path(_, Miss::Unfit(why) | Miss::Failed(why)) => why.capacity(),
+            Bad::Path(_, Miss::Outside(path)) => path.capacity(),
+            Bad::Path(_, Miss::Absent) => 0,
         };
         let bad: usize = self.bad.values().map(|bad| text(bad) + 64).sum();
         let names: usize = self.files.iter().map(|(name, _)| name.capacity() + 32).sum();
@@ -591,8 +676,18 @@ impl IndexedSource for PathTable {
         (size_of::<Self>() + columns + bad + names) as u64 + self.labels.memory()
     }
 
+    fn reader_memory(&self) -> u64 {
+        if self.is_single() {
+            return 0;
+        }
+        gather::memory((0..self.len()).map(|index| self.size(index)).max().unwrap_or(0))
+    }
+
     fn reader(self: Arc<Self>, config: &ReaderConfig) -> Result<Box<dyn Reader>, SourceError> {
         let inner = disk::open(self.clone(), config)?;
+        if !self.is_single() {
+            return Ok(gather::over(self, vec![inner]));
+        }
         if self.schema.fixed_bytes() == 0 && self.bad.is_empty() {
             return Ok(inner);
         }
@@ -605,12 +700,56 @@ impl Files for PathTable {
         &self.root
     }
 
+    /// `index` is the number of a file.
     fn locate(&self, index: u64, file: &mut Vec<u8>) -> Span {
+        let (index, at) = (index / self.images.len() as u64, index as usize % self.images.len());
         // A bad row has no file; whatever comes of asking for none is turned into what is known of the row.
         if !self.bad.contains_key(&index) {
-            file.extend_from_slice(self.path(index));
+            file.extend_from_slice(self.path(index, at));
         }
-        Span { offset: 0, len: self.sizes[index as usize], whole: true }
+        Span { offset: 0, len: self.size_of(index, at).unwrap_or(0), whole: true }
+    }
+
+    fn key(&self, index: u64) -> String {
+        IndexedSource::key(self, index / self.images.len() as u64)
+    }
+}
+
+/// Records of several files.
+impl gather::Parts for PathTable {
+    fn parts(&self) -> usize {
+        self.images.len()
+    }
+
+    fn locate(&self, index: u64, at: usize) -> gather::Place {
+        gather::Place { store: 0, shard: 0, offset: 0, len: self.size_of(index, at).unwrap_or(0) }
+    }
+
+    /// Of a record that is bad, and of a part that it does not have, there was no file to read.
+    fn failed(&self, index: u64, at: usize, error: ReadError) -> Result<Buffer, ReadError> {
+        match self.why(index) {
+            Some(why) => Err(ReadError::bad(IndexedSource::key(self, index), why)),
+            None if self.size_of(index, at).is_none() => Ok(Buffer::from(Vec::new())),
+            None => Err(error),
+        }
+    }
+
+    fn size(&self, index: u64) -> u64 {
+        IndexedSource::size(self, index)
+    }
+
+    fn join(&self, index: u64, files: &[Buffer], record: &mut [u8]) -> Result<(), String> {
+        let tail = Schema { image: false, ..self.schema.clone() };
+        let Cut { mut parts, fields, .. } = tail.cut(self.tail(index)).expect("it was made of this schema");
+        let mut own: &[u8] = &[];
+        for (at, (image, file)) in self.images.iter().zip(files).enumerate() {
+            match image {
+                None => own = file,
+                Some(part) => parts[*part] = self.size_of(index, at).map(|_| &**file),
+            }
+        }
+        self.schema.join(own, parts.into_iter(), fields, record);
+        Ok(())
     }
 
     fn key(&self, index: u64) -> String {

@@ -218,15 +218,18 @@ impl Miss {
     }
 }
 
-/// Reads one image that a row names instead of holding it.
-pub(super) fn read(root: &Path, path: &[u8], key: impl Fn() -> String) -> Result<Vec<u8>, ReadError> {
+/// Reads one image that a row names instead of holding it. `what` is said of one that cannot be found.
+pub(super) fn read(
+    root: &Path,
+    path: &[u8],
+    what: &str,
+    key: impl Fn() -> String,
+) -> Result<Vec<u8>, ReadError> {
     let fail = |why: String| ReadError::io(key(), why, false);
     let root = Root::open(root).map_err(|error| fail(error.to_string()))?;
     let found = root.find(path).map_err(|miss| match miss {
         Miss::Failed(why) => fail(why),
-        miss => {
-            ReadError::bad(key(), format!("it holds no image, only a path: {}", miss.text(path, &root.path)))
-        }
+        miss => ReadError::bad(key(), format!("{what}: {}", miss.text(path, &root.path))),
     })?;
     let full = root.path.join(OsStr::from_bytes(&found.path));
     if found.size > super::pages::MAX_UNIT_BYTES {

@@ -9,7 +9,8 @@ use xxhash_rust::xxh3::Xxh3;
 use super::columns::{self, Choice, ImageKind};
 use super::fetch::Trouble;
 use super::label;
-use super::named::{self, Maker};
+use super::named::{self, Made, Maker};
+use super::root::Root;
 use super::{
     CACHE_BYTES, File, LARGE_PART, MAX_LANES, Piece, RECORD, RUN_BYTES, Rows, TableConfig, UNIT_ROWS,
     parquet, paths, reader, root, tokens,
@@ -19,7 +20,6 @@ use crate::bytes::shards::Shards;
 use crate::labels::Labels;
 use crate::opening::{self, Counted, Step};
 use crate::recognised::Recognised;
-use crate::values::Value;
 use crate::{
     Blocks, Extent, FieldSpec, Fingerprint, IndexedSource, ReadError, Reader, ReaderConfig, Schema,
     SourceError,
@@ -27,6 +27,9 @@ use crate::{
 
 /// Units that are looked through for a list with anything in it, beside those that are looked at anyway.
 const SEARCHED_UNITS: usize = 64;
+
+/// Rows of a unit whose files are looked at for their sizes, about.
+const SAMPLED_FILES: usize = 64;
 
 /// What is decoded at once.
 #[derive(Clone, Copy, Debug)]
@@ -49,8 +52,10 @@ pub(super) struct Table {
     pub image: Option<ImageKind>,
     /// Makes fields and named parts.
     maker: Maker,
-    /// How many times as long as its decoded rows a unit's records may be.
+    /// How many times as long as its decoded rows a unit's records may be, beside what is in files.
     growth: f64,
+    /// Bytes of a record's images that are files of their own, about.
+    in_files: u64,
     pub tokens: Option<tokens::Tokens>,
     pub labels: Labels,
     pub schema: Schema,
@@ -81,6 +86,7 @@ impl Table {
             image: choice.image.as_ref().map(|image| image.kind),
             maker: Maker::new(&choice),
             growth: 1.0,
+            in_files: 0,
             tokens: None,
             labels,
             schema: Schema::default(),
@@ -133,13 +139,25 @@ impl Table {
         let searched: Vec<usize> =
             (0..=last).take(SEARCHED_UNITS).filter(|unit| !looked.contains(unit)).collect();
         let (mut bytes, mut announced) = (0u64, 0u64);
+        let (mut in_files, mut sampled) = (0u64, 0u64);
         for unit in looked.iter().copied().chain(searched) {
             let is_sample = looked.contains(&unit);
             if !is_sample && self.maker.open().is_none() {
                 break;
             }
-            let file = self.shards.display(self.units[unit].file as usize);
+            let shard = self.units[unit].file as usize;
+            let root = if self.reads_files() {
+                Some(paths::root(self.root.as_ref(), &self.shards, shard)?)
+            } else {
+                None
+            };
+            let root = root.as_deref().map(Root::open).transpose()?;
+            let file = self.shards.display(shard);
             let pieces = step.run(|| self.decode(unit, &pool).map_err(|trouble| trouble.at_open(&file)))?;
+            if unit == 0 {
+                let good = pieces.iter().filter_map(|piece| piece.columns.as_ref().ok());
+                self.maker.check_keys(good, &self.shards.describe())?;
+            }
             for Piece { columns, .. } in &pieces {
                 // What is damaged makes bad records when it is their turn.
                 let Ok(columns) = columns else { continue };
@@ -150,8 +168,17 @@ impl Table {
                     if self.maker.open().is_some() {
                         said.extend(self.maker.learn(columns, row)?);
                     }
-                    if is_sample && let Ok(parts) = self.maker.parts(columns, row) {
-                        bytes += parts.iter().flatten().map(|part| part.len() as u64).sum::<u64>();
+                    let Some(parts) = self.maker.parts(columns, row).ok().filter(|_| is_sample) else {
+                        continue;
+                    };
+                    bytes += parts.iter().filter_map(Made::bytes).map(|part| part.len() as u64).sum::<u64>();
+                    if let Some(root) = root.as_ref().filter(|_| row % (rows / SAMPLED_FILES + 1) == 0) {
+                        let own = (self.image == Some(ImageKind::Path)).then_some(&columns[0]);
+                        let own = own.and_then(|column| columns::bytes_at(column.as_ref(), row));
+                        let part = Made::file;
+                        let paths = own.into_iter().chain(parts.iter().filter_map(part));
+                        in_files += paths.filter_map(|path| Some(root.find(path).ok()?.size)).sum::<u64>();
+                        sampled += 1;
                     }
                 }
             }
@@ -164,7 +191,13 @@ impl Table {
         }
         // Units differ.
         self.growth = (1.25 * bytes as f64 / announced.max(1) as f64).max(1.0);
+        self.in_files = (in_files * 5 / 4).div_ceil(sampled.max(1));
         Ok(said)
+    }
+
+    /// Whether some of the images are files of their own.
+    fn reads_files(&self) -> bool {
+        self.image == Some(ImageKind::Path) || self.maker.files().next().is_some()
     }
 
     /// One row past the unit's last, in the table.
@@ -268,7 +301,7 @@ impl Table {
     ) -> Result<Buffer, ReadError> {
         let bad = |why: String| ReadError::bad(self.key(record), why);
         let mut fields = Vec::with_capacity(self.schema.fields_bytes());
-        let mut parts: Vec<Value<'_>> = Vec::new();
+        let mut parts: Vec<Made<'_>> = Vec::new();
         let mut image: &[u8] = &[];
         let mut file = Vec::new();
         if let Some(tokens) = &self.tokens {
@@ -279,13 +312,16 @@ impl Table {
                 Some(ImageKind::Struct) => match struct_image(columns[0].as_ref(), row).map_err(&bad)? {
                     Ok(bytes) => image = bytes,
                     Err(path) => {
-                        let unit = self.units[self.unit_of(record)].file as usize;
-                        let folder = paths::root(self.root.as_ref(), &self.shards, unit)
-                            .map_err(|error| ReadError::io(self.key(record), error.to_string(), false))?;
-                        file = root::read(&folder, path, || self.key(record))?;
+                        file = self.file(record, path, "it holds no image, only a path")?;
                         image = &file;
                     }
                 },
+                Some(ImageKind::Path) => {
+                    let path = columns::bytes_at(columns[0].as_ref(), row);
+                    let path = path.ok_or_else(|| bad("the path of its image is missing".into()))?;
+                    file = self.file(record, path, "its image is not there")?;
+                    image = &file;
+                }
                 Some(_) => {
                     image = columns::bytes_at(columns[0].as_ref(), row)
                         .ok_or_else(|| bad("its image is null".into()))?;
@@ -294,17 +330,31 @@ impl Table {
             }
             self.maker.fields(columns, row, &mut fields).map_err(&bad)?;
             parts = self.maker.parts(columns, row).map_err(&bad)?;
+            for (part, spec) in parts.iter_mut().zip(&self.schema.parts) {
+                if let Made::File(path) = part {
+                    let bytes = self.file(record, path, &format!("part {:?} is not there", spec.name))?;
+                    *part = Made::Bytes(bytes.into());
+                }
+            }
         }
-        let lengths = parts.iter().map(|part| part.as_ref().map(|bytes| bytes.len()));
+        let lengths = parts.iter().map(|part| part.bytes().map(<[u8]>::len));
         let len = self.schema.record_bytes(image.len(), lengths);
         let mut buffer = pool.take(len).ok_or_else(|| {
             ReadError::io(self.key(record), format!("there is no memory for its {len} bytes"), true)
         })?;
         let storage = &mut buffer.storage()[..len];
-        self.schema.join(image, parts.iter().map(Option::as_deref), &fields, storage);
+        self.schema.join(image, parts.iter().map(Made::bytes), &fields, storage);
         buffer.set_len(len);
         drop(file);
         Ok(buffer)
+    }
+
+    /// An image that a row of the table names.
+    fn file(&self, record: u64, path: &[u8], what: &str) -> Result<Vec<u8>, ReadError> {
+        let shard = self.units[self.unit_of(record)].file as usize;
+        let folder = paths::root(self.root.as_ref(), &self.shards, shard)
+            .map_err(|error| ReadError::io(self.key(record), error.to_string(), false))?;
+        root::read(&folder, path, what, || self.key(record))
     }
 
     fn hash(&self) -> Fingerprint {
@@ -431,7 +481,7 @@ impl IndexedSource for Table {
         if !self.maker.has_parts() {
             return mean.max(fixed + 1);
         }
-        (mean as f64 * self.growth).ceil() as u64 + fixed
+        (mean as f64 * self.growth).ceil() as u64 + fixed + self.in_files
     }
 
     fn extent(&self, _: u64) -> Option<Extent> {
