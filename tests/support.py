@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 from fuelrail.loader import binary
 from fuelrail.numpy import Loader, transforms
+from fuelrail.values import Crops, Ragged
 
 T = transforms
 
@@ -71,11 +72,24 @@ def at_most(seconds: float, what: str) -> Iterator[None]:
 # Batches ---------------------------------------------------------------------------------------------------------------
 
 
+def arrays(batch: Any) -> dict[str, np.ndarray]:
+    """Everything a batch holds as arrays, rows first: of rows of differing length the padded ones and the lengths."""
+    held: dict[str, np.ndarray] = {}
+    for name, value in batch.items():
+        if isinstance(value, Crops):
+            held[name] = np.stack([np.asarray(column) for column in value], axis=1)
+        elif isinstance(value, Ragged | list):
+            ragged = batch.ragged(name)
+            held[name], held[f"{name}.lengths"] = np.asarray(ragged.padded), np.asarray(ragged.lengths)
+        else:
+            held[name] = np.asarray(value)
+    return {name: np.ascontiguousarray(array) for name, array in held.items()}
+
+
 def digest(batch: Any) -> str:
     """Hash of everything a batch holds."""
     state = hashlib.blake2b(digest_size=16)
-    for name in batch.keys():  # noqa: SIM118 (a batch iterates over its arrays)
-        array = np.ascontiguousarray(np.asarray(batch[name]))
+    for name, array in arrays(batch).items():
         state.update(f"{name} {array.dtype} {array.shape}".encode())
         state.update(array.tobytes())
     return state.hexdigest()
@@ -90,11 +104,11 @@ def row_digests(batches: Iterable[Any]) -> dict[int, str]:
     """Position to hash of everything else in the row: independent of how rows are cut into batches."""
     rows = {}
     for batch in batches:
-        names = [name for name in batch.keys() if name != "position"]  # noqa: SIM118 (it iterates over its arrays)
+        held = [array for name, array in arrays(batch).items() if name != "position"]
         for row, position in enumerate(batch["position"].tolist()):
             state = hashlib.blake2b(digest_size=16)
-            for name in names:
-                state.update(np.ascontiguousarray(batch[name][row]).tobytes())
+            for array in held:
+                state.update(np.ascontiguousarray(array[row]).tobytes())
             assert position not in rows, f"position {position} came twice"
             rows[position] = state.hexdigest()
     return rows

@@ -280,6 +280,9 @@ impl Pipeline {
     /// [`ErrorKind::Environment`] when that is more than there is.
     pub fn budget(&self, rows: u64) -> Result<BTreeMap<String, u64>, Refusal> {
         let slot = self.layout(rows).slot_bytes.next_multiple_of(PAGE as u64);
+        self.fields
+            .check_room(rows, self.slots() as u64)
+            .map_err(|message| Refusal::new(ErrorKind::Config, message))?;
         let own = match &self.supply {
             Supply::Indexed { source, order } => vec![
                 // Buffers that the reader keeps for its next reads.

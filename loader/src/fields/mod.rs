@@ -41,6 +41,9 @@ const RESERVED: [&str; 5] = ["label", "index", "position", "substituted", "part"
 /// Most bytes of text, and of ragged numbers, that a row may have room for.
 const MAX_CAP: u64 = 64 << 20;
 
+/// Fields of variable length may take this much whatever their share.
+const MOST_PADDED: u64 = 512 << 20;
+
 /// Most views of one image.
 const MAX_VIEWS: u32 = 64;
 
@@ -389,6 +392,29 @@ impl Fields {
     /// The element type of images, where there are any.
     pub fn image_dtype(&self) -> Option<Dtype> {
         self.pictures.as_ref().and_then(|pictures| pictures.outputs().first()).map(|spec| spec.dtype)
+    }
+
+    /// Refuses fields of variable length that take more than half of a large ring: nearly all of that is padding.
+    ///
+    /// # Errors
+    /// A sentence with the field and its share.
+    pub fn check_room(&self, rows: u64, slots: u64) -> Result<(), String> {
+        let bytes = |row: &RowShape| rows * slots * row.shape.iter().product::<u64>() * row.dtype.size();
+        let all: u64 = self.rows.iter().map(bytes).sum();
+        let variable = || self.rows.iter().filter(|row| row.content.is_variable());
+        let padded: u64 = variable().map(bytes).sum();
+        if padded <= MOST_PADDED || padded * 2 <= all {
+            return Ok(());
+        }
+        let largest = variable().max_by_key(|row| bytes(row)).expect("there is one");
+        let cap = if largest.content == Content::Ragged { "max_rows" } else { "max_bytes" };
+        Err(format!(
+            "field {:?}: {cap} = {} makes room for {} MiB in {slots} batches of {rows} rows, more than half of all that they \
+             hold: lower {cap} (fuelrail inspect shows what 99.9% of the records need), batch_size or prefetch_factor",
+            largest.name,
+            largest.shape[0],
+            bytes(largest) >> 20
+        ))
     }
 
     /// Makes a row of a record.

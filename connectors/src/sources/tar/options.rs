@@ -84,11 +84,8 @@ impl Options {
                 endings.map(|text| ending("image", text)).collect::<Result<Vec<_>, _>>()?
             }
         };
-        if images.is_empty() {
-            return Err(SourceError::config(match &config.image {
-                None => "fields: one of them must be an image, or made of a member like \"txt\"".into(),
-                Some(_) => "image: name at least one ending, like [\"jpg\"]".into(),
-            }));
+        if images.is_empty() && has_image {
+            return Err(SourceError::config("image: name at least one ending, like [\"jpg\"]".into()));
         }
         let label = match config.label.as_deref() {
             None => None,
