@@ -1,4 +1,8 @@
 //! Colour: gray, jitter and blur, with Pillow's arithmetic (jitter, gray) and torchvision's (blur).
+//!
+//! Half of the time of a chain with a jitter goes by here, so the loops over pixels avoid what costs most in them:
+//! branches that follow the colours, and calls for rounding, which the processors we build for do not all have as an
+//! instruction.
 
 use crate::geometry::{Image, PIXEL};
 use crate::random::Draws;
@@ -19,10 +23,33 @@ pub(crate) fn gray(pixels: &mut [Pixel]) {
 }
 
 /// Pillow's `Image.blend` of two values: f32, cut off rather than rounded, clipped where `factor` extrapolates.
+#[expect(clippy::manual_clamp, reason = "clamp keeps the NaN of an infinite factor, which must become 0")]
 fn blend(from: u8, to: u8, factor: f32) -> u8 {
     let value = f32::from(from) + factor * (f32::from(to) - f32::from(from));
-    // `as` cuts off and saturates.
-    value as u8
+    cut_f32(value.max(0.0).min(255.0))
+}
+
+/// Numbers that have no room for fractions: a value that is added to one is rounded to the nearest whole number, halves
+/// to even, and stands in the lowest bits. Unlike `as`, which asks for bounds and NaN, that needs no branch.
+const NO_FRACTION_F32: f32 = (1u32 << 23) as f32;
+const NO_FRACTION_F64: f64 = (1u64 << 52) as f64;
+
+/// `x as u8`, for values of 0 to 255.
+fn cut_f32(x: f32) -> u8 {
+    let rounded = x + NO_FRACTION_F32;
+    (rounded.to_bits() as u8).wrapping_sub(u8::from(rounded - NO_FRACTION_F32 > x))
+}
+
+/// `x as u8`, for values of 0 to 255.
+fn cut(x: f64) -> u8 {
+    let rounded = x + NO_FRACTION_F64;
+    (rounded.to_bits() as u8).wrapping_sub(u8::from(rounded - NO_FRACTION_F64 > x))
+}
+
+/// The nearest level, halves up, for values of 0 to 255.
+fn round(x: f64) -> u8 {
+    let rounded = x + NO_FRACTION_F64;
+    (rounded.to_bits() as u8).wrapping_add(u8::from(x - (rounded - NO_FRACTION_F64) == 0.5))
 }
 
 fn blend_all(pixels: &mut [Pixel], from: u8, factor: f32) {
@@ -48,10 +75,8 @@ fn saturation(pixels: &mut [Pixel], factor: f64) {
     let factor = factor as f32;
     for pixel in pixels {
         let from = luma(*pixel);
-        let [r, g, b, _] = pixel;
-        *r = blend(from, *r, factor);
-        *g = blend(from, *g, factor);
-        *b = blend(from, *b, factor);
+        // The fourth byte, which means nothing, goes along: four are one vector.
+        *pixel = pixel.map(|to| blend(from, to, factor));
     }
 }
 
@@ -75,40 +100,50 @@ fn hsv([r, g, b, _]: Pixel) -> [u8; 3] {
     }
     let range = f32::from(max - min);
     let s = range / f32::from(max);
-    let rc = f32::from(max - r) / range;
-    let gc = f32::from(max - g) / range;
-    let bc = f32::from(max - b) / range;
-    let h = if r == max {
-        bc - gc
+    // Pillow subtracts in f32 where red is the largest. In f64 it is the same: these differences are exact.
+    let (third, plus, minus) = if r == max {
+        (0.0, b, g)
     } else if g == max {
-        (2.0 + f64::from(rc) - f64::from(bc)) as f32
+        (2.0, r, b)
     } else {
-        (4.0 + f64::from(gc) - f64::from(rc)) as f32
+        (4.0, g, r)
     };
-    let h = ((f64::from(h) / 6.0 + 1.0) % 1.0) as f32;
-    [(f64::from(h) * 255.0) as u8, (f64::from(s) * 255.0) as u8, max]
+    let share = |of: u8| f64::from(f32::from(max - of) / range);
+    let h = (third + share(plus) - share(minus)) as f32;
+    // Modulo 1, of what lies between 0 and 2.
+    let turns = f64::from(h) / 6.0 + 1.0;
+    let h = (if turns >= 1.0 { turns - 1.0 } else { turns }) as f32;
+    [cut(f64::from(h) * 255.0), cut(f64::from(s) * 255.0), max]
 }
+
+/// Of each hue in 8 bits: the sixth of the circle it lies in, and how far in it.
+const SIXTHS: [(usize, f64); 256] = {
+    let mut all = [(0, 0.0); 256];
+    let mut h = 0;
+    while h < 256 {
+        let at = h as f64 * 6.0 / 255.0;
+        // The last hue begins the circle again.
+        all[h] = (at as usize % 6, at - (at as usize) as f64);
+        h += 1;
+    }
+    all
+};
+
+/// In each sixth, which of value, p, q and t are red, green and blue.
+const ORDERS: [[usize; 3]; 6] = [[0, 3, 1], [2, 0, 1], [1, 0, 3], [1, 2, 0], [3, 1, 0], [0, 1, 2]];
 
 /// Pillow's hsv2rgb.
 fn rgb([h, s, v]: [u8; 3]) -> [u8; 3] {
     if s == 0 {
         return [v; 3];
     }
-    let sixth = f64::from(h) * 6.0 / 255.0;
-    let i = sixth.floor();
-    let f = sixth - i;
+    let (sixth, f) = SIXTHS[usize::from(h)];
     let (s, value) = (f64::from(s) / 255.0, f64::from(v));
-    let p = (value * (1.0 - s)).round() as u8;
-    let q = (value * (1.0 - s * f)).round() as u8;
-    let t = (value * (1.0 - s * (1.0 - f))).round() as u8;
-    match i as u32 % 6 {
-        0 => [v, t, p],
-        1 => [q, v, p],
-        2 => [p, v, t],
-        3 => [p, q, v],
-        4 => [t, p, v],
-        _ => [v, p, q],
-    }
+    let p = round(value * (1.0 - s));
+    let q = round(value * (1.0 - s * f));
+    let t = round(value * (1.0 - s * (1.0 - f)));
+    let (levels, [r, g, b]) = ([v, p, q, t], ORDERS[sixth]);
+    [levels[r], levels[g], levels[b]]
 }
 
 /// The ranges of a `ColorJitter`; `None` leaves that property alone.
@@ -169,21 +204,16 @@ impl Blur {
             for (x, to) in self.padded.as_chunks_mut::<PIXEL>().0.iter_mut().enumerate() {
                 *to = pixels[reflect(x as isize - rx as isize, w)].map(f32::from);
             }
-            out.fill(0.0);
-            for (tap, weight) in self.kernel.iter().enumerate() {
-                add_scaled(out, &self.padded[tap * PIXEL..], *weight);
-            }
+            let padded = &self.padded;
+            weighted_sum(&self.kernel, |tap| &padded[tap * PIXEL..], out);
         }
         self.weights(kernel_h, sigma);
         self.padded.resize(row, 0.0);
         for y in 0..h {
-            self.padded.fill(0.0);
-            for (tap, weight) in self.kernel.iter().enumerate() {
-                let from = reflect((y + tap) as isize - ry as isize, h);
-                add_scaled(&mut self.padded, &self.between[from * row..], *weight);
-            }
+            let from = |tap| reflect((y + tap) as isize - ry as isize, h) * row;
+            weighted_sum(&self.kernel, |tap| &self.between[from(tap)..], &mut self.padded);
             for (to, sum) in image.row_mut(y).iter_mut().zip(&self.padded) {
-                *to = sum.round_ties_even() as u8;
+                *to = (sum.min(255.0) + NO_FRACTION_F32).to_bits() as u8;
             }
         }
     }
@@ -207,9 +237,27 @@ impl Blur {
     }
 }
 
-fn add_scaled(out: &mut [f32], source: &[f32], weight: f32) {
-    for (sum, value) in out.iter_mut().zip(source) {
-        *sum += value * weight;
+/// Sums up what `source` has for each tap, times its weight, in the order of the taps.
+fn weighted_sum<'a>(kernel: &[f32], source: impl Fn(usize) -> &'a [f32], out: &mut [f32]) {
+    /// Sums that are under way at once: as many as fit registers, so that they are written once.
+    const LANES: usize = 32;
+    let (blocks, rest) = out.as_chunks_mut::<LANES>();
+    let whole = blocks.len() * LANES;
+    for (block, sums) in blocks.iter_mut().enumerate() {
+        let mut under_way = [0.0f32; LANES];
+        for (tap, weight) in kernel.iter().enumerate() {
+            let values = &source(tap)[block * LANES..][..LANES];
+            for (sum, value) in under_way.iter_mut().zip(values) {
+                *sum += value * weight;
+            }
+        }
+        *sums = under_way;
+    }
+    rest.fill(0.0);
+    for (tap, weight) in kernel.iter().enumerate() {
+        for (sum, value) in rest.iter_mut().zip(&source(tap)[whole..]) {
+            *sum += value * weight;
+        }
     }
 }
 
@@ -239,6 +287,41 @@ mod tests {
             assert_eq!(hsv([r, g, b, 0]), as_hsv);
             assert_eq!(rgb(as_hsv), back);
             assert_eq!(luma([r, g, b, 0]), gray);
+        }
+    }
+
+    #[test]
+    fn rounding_without_branches_is_that_of_the_language() {
+        for step in 0..=255 * 512 {
+            // Halves and whole numbers, and their neighbours.
+            let x = f64::from(step) / 512.0;
+            for x in [x, x.next_up().min(255.0), x.next_down().max(0.0)] {
+                assert_eq!((cut(x), round(x)), (x as u8, x.round() as u8), "{x}");
+            }
+            let x = x as f32;
+            for x in [x, x.next_up().min(255.0), x.next_down().max(0.0)] {
+                assert_eq!(cut_f32(x), x as u8, "{x}");
+            }
+        }
+        for factor in [0.0, 0.3, 1.0, 1.37, 40.0, f32::MAX, f32::INFINITY] {
+            for (from, to) in (0..=255u8).flat_map(|from| (0..=255u8).map(move |to| (from, to))) {
+                let value = f32::from(from) + factor * (f32::from(to) - f32::from(from));
+                assert_eq!(blend(from, to, factor), value as u8, "{from} {to} {factor}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_weighted_sum_is_taken_in_the_order_of_the_taps() {
+        let values: Vec<f32> = (0..200u16).map(|at| f32::from(at * 7 % 256)).collect();
+        let kernel = [0.1f32, 0.2, 0.4, 0.2, 0.1];
+        for len in [1, 31, 32, 33, 100] {
+            let mut found = vec![9.0; len];
+            weighted_sum(&kernel, |tap| &values[tap * 4..], &mut found);
+            let expected: Vec<f32> = (0..len)
+                .map(|at| kernel.iter().enumerate().fold(0.0, |sum, (tap, w)| sum + values[tap * 4 + at] * w))
+                .collect();
+            assert_eq!(found, expected);
         }
     }
 
