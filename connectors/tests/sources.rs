@@ -4,7 +4,7 @@ use std::fs;
 
 use fuelrail_connectors::{
     CacheConfig, FolderConfig, MixConfig, MixPart, SourceConfig, Split, SplitPart, SubsetConfig,
-    SyntheticConfig, SyntheticFormat,
+    SyntheticConfig, SyntheticFormat, Wanted, WantedKind,
 };
 
 mod conformance;
@@ -64,6 +64,34 @@ fn a_synthetic_source_conforms_in_every_format() {
             flaky_rate: 0.02,
             ..SyntheticConfig::default()
         }));
+    }
+}
+
+#[test]
+fn a_synthetic_source_with_parts_conforms() {
+    let wanted = [
+        Wanted::own_image(),
+        Wanted::new("mask", WantedKind::Image),
+        Wanted::new("caption", WantedKind::Text),
+        Wanted::new("meta", WantedKind::Json),
+        Wanted::new("values", WantedKind::Ragged),
+        Wanted::new("boxes", WantedKind::Ragged),
+        Wanted::new("score", WantedKind::Numbers),
+    ];
+    for format in [SyntheticFormat::Bmp, SyntheticFormat::Pnm, SyntheticFormat::Png, SyntheticFormat::Jpeg] {
+        let config = |missing_rate| {
+            SourceConfig::Synthetic(SyntheticConfig {
+                count: 101,
+                width: 5,
+                width_max: Some(90),
+                format,
+                corrupt_rate: 0.1,
+                missing_rate,
+                ..SyntheticConfig::default()
+            })
+        };
+        conforms(&config(0.0).delivering(&wanted));
+        conforms(&config(0.5).delivering(&wanted[1..6]));
     }
 }
 

@@ -31,6 +31,7 @@ KEYS = (
     *("value", "max_record_bytes", "properties"),
     *("count", "width", "height", "width_max", "height_max", "block_records", "delay_us"),
     *("straggler_every", "straggler_ms", "corrupt_rate", "fail_rate", "flaky_rate"),
+    "missing_rate",
 )
 
 

@@ -103,7 +103,6 @@ impl SourceConfig {
     fn has_named_parts(&self) -> Result<(), SourceError> {
         let (kind, deliver) = match self {
             Self::Folder(config) => ("image folders", &config.deliver),
-            Self::Synthetic(config) => ("synthetic sources", &config.deliver),
             Self::Hdf5(config) => ("HDF5 files", &config.deliver),
             Self::Array(config) => ("NumPy arrays", &config.deliver),
             _ => return Ok(()),

@@ -14,6 +14,11 @@
 //! | `flaky_rate` | the first try of a read fails, the second succeeds | nothing: the reader retries |
 //! | `delay_us` | every read takes this much longer | wait for the read stage |
 //! | `straggler_every`, `straggler_ms` | one record in so many takes much longer | let other batches pass it |
+//! | `missing_rate` | records lack parts that were asked for | what the field's `missing` says |
+//!
+//! Its named parts are in [`parts`].
+
+mod parts;
 
 use std::io::Cursor;
 use std::sync::Arc;
@@ -25,10 +30,13 @@ use image::{ExtendedColorType, ImageEncoder};
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::{Xxh3, xxh3_64_with_seed};
 
+use self::parts::Parts;
 use crate::bytes::buffer::{Buffer, POOL_BYTES, Pool};
 use crate::labels;
 use crate::workers::{Stop, Workers};
-use crate::{Blocks, Extent, Fingerprint, IndexedSource, ReadError, Reader, ReaderConfig, SourceError};
+use crate::{
+    Blocks, Extent, Fingerprint, IndexedSource, ReadError, Reader, ReaderConfig, Schema, SourceError,
+};
 
 /// More threads than this make no image sooner; they only overlap injected delays.
 const MAX_THREADS: u32 = 16;
@@ -76,6 +84,9 @@ pub struct SyntheticConfig {
     pub fail_rate: f64,
     /// Fraction of records (0 to 1) whose read fails at the first try only.
     pub flaky_rate: f64,
+    /// Fraction of records (0 to 1) that lack a part that was asked for, for each part but images.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub missing_rate: f64,
     /// What records are to hold, by part. Filled in by a pipeline's fields.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub deliver: crate::Deliver,
@@ -100,9 +111,14 @@ impl Default for SyntheticConfig {
             corrupt_rate: 0.0,
             fail_rate: 0.0,
             flaky_rate: 0.0,
+            missing_rate: 0.0,
             deliver: None,
         }
     }
+}
+
+fn is_zero(rate: &f64) -> bool {
+    *rate == 0.0
 }
 
 /// File format of synthetic records.
@@ -141,6 +157,11 @@ enum Choice {
     Fail,
     Flaky,
     Straggler,
+    Caption,
+    Meta,
+    Values,
+    Boxes,
+    Score,
 }
 
 /// An open synthetic source.
@@ -149,6 +170,7 @@ pub(crate) struct Synthetic {
     config: SyntheticConfig,
     classes: Vec<String>,
     is_labelled: bool,
+    parts: Parts,
     fingerprint: Fingerprint,
 }
 
@@ -159,7 +181,34 @@ impl Synthetic {
         let classes: Vec<String> =
             (0..config.classes).map(|class| format!("class-{class:0digits$}")).collect();
         let is_labelled = !labels::only_none(config.label.as_deref(), "synthetic labels are made up")?;
-        Ok(Self { is_labelled, classes, fingerprint: fingerprint(config), config: config.clone() })
+        let parts = Parts::new(config)?;
+        let mut source =
+            Self { is_labelled, classes, parts, fingerprint: Fingerprint(0), config: config.clone() };
+        source.fingerprint = source.hash();
+        Ok(source)
+    }
+
+    /// Identity of the records. Delays and failures of reads change no byte and are left out.
+    fn hash(&self) -> Fingerprint {
+        let config = &self.config;
+        let mut hash = Xxh3::new();
+        hash.update(b"fuelrail synthetic 1\0");
+        let numbers = [
+            config.count,
+            config.width.into(),
+            config.width_max.unwrap_or(config.width).into(),
+            config.height.into(),
+            config.height_max.unwrap_or(config.height).into(),
+            config.classes.into(),
+            config.format as u64,
+            config.seed,
+            config.corrupt_rate.to_bits(),
+        ];
+        for number in numbers {
+            hash.update(&number.to_le_bytes());
+        }
+        self.hash_parts(&mut hash);
+        Fingerprint(hash.digest128())
     }
 
     /// A random number for one choice about one record.
@@ -195,26 +244,20 @@ impl Synthetic {
         Duration::from_micros(config.delay_us) + extra
     }
 
-    /// The record's bytes as they are "stored".
-    fn encode(&self, index: u64) -> Vec<u8> {
+    /// Width, height and RGB rows of a record's image.
+    fn pixels(&self, index: u64) -> (u32, u32, Vec<u8>) {
         let (width, height) = self.size_of_picture(index);
-        let pixels = picture(
-            width,
-            height,
-            self.class(index),
-            self.config.classes,
-            self.random(index, Choice::Picture),
-        );
+        let random = self.random(index, Choice::Picture);
+        (width, height, picture(width, height, self.class(index), self.config.classes, random))
+    }
+
+    /// A record's image as it is "stored".
+    fn encode(&self, index: u64) -> Vec<u8> {
+        let (width, height, pixels) = self.pixels(index);
         let mut bytes = match self.config.format {
             SyntheticFormat::Bmp => bmp(width, height, &pixels),
             SyntheticFormat::Pnm => pnm(width, height, &pixels),
-            SyntheticFormat::Png => {
-                let mut bytes = Cursor::new(Vec::new());
-                PngEncoder::new_with_quality(&mut bytes, CompressionType::Fast, FilterType::Up)
-                    .write_image(&pixels, width, height, ExtendedColorType::Rgb8)
-                    .expect("an image of checked size is written to memory");
-                bytes.into_inner()
-            }
+            SyntheticFormat::Png => png(&pixels, width, height, ExtendedColorType::Rgb8),
             SyntheticFormat::Jpeg => {
                 let mut bytes = Vec::new();
                 JpegEncoder::new_with_quality(&mut bytes, JPEG_QUALITY)
@@ -223,14 +266,19 @@ impl Synthetic {
                 bytes
             }
         };
+        self.corrupt(index, &mut bytes);
+        bytes
+    }
+
+    /// Damages the image of a corrupt record.
+    fn corrupt(&self, index: u64, bytes: &mut Vec<u8>) {
         if self.chance(index, Choice::Corrupt, self.config.corrupt_rate) {
             match self.random(index, Choice::Corrupt) % 3 {
                 0 => bytes.truncate(bytes.len() / 2),
-                1 => bytes = b"This is not an image.\n".to_vec(),
+                1 => *bytes = b"This is not an image.\n".to_vec(),
                 _ => bytes.clear(),
             }
         }
-        bytes
     }
 
     fn read(&self, index: u64, pool: &Arc<Pool>, stop: &Stop) -> Option<Result<Buffer, ReadError>> {
@@ -245,7 +293,13 @@ impl Synthetic {
         if self.chance(index, Choice::Flaky, self.config.flaky_rate) && stop.wait(FLAKY_RETRY) {
             return None;
         }
-        let bytes = self.encode(index);
+        let bytes = match self.config.deliver {
+            None => self.encode(index),
+            Some(_) => match self.record(index) {
+                Ok(bytes) => bytes,
+                Err(why) => return Some(Err(ReadError::bad(self.key(index), why))),
+            },
+        };
         let Some(mut buffer) = pool.take(bytes.len()) else {
             let detail = format!("no memory for its {} bytes", bytes.len());
             return Some(Err(ReadError::io(self.key(index), detail, true)));
@@ -279,17 +333,22 @@ impl IndexedSource for Synthetic {
         if self.is_labelled { &self.classes } else { &[] }
     }
 
+    fn schema(&self) -> Schema {
+        self.parts.schema.clone()
+    }
+
     fn size(&self, index: u64) -> u64 {
         let (width, height) = self.size_of_picture(index);
         let (width, height) = (u64::from(width), u64::from(height));
-        match self.config.format {
+        let image = match self.config.format {
             SyntheticFormat::Bmp => BMP_HEADER as u64 + bmp_row(width as usize) as u64 * height,
             SyntheticFormat::Pnm => pnm_header(width as u32, height as u32).len() as u64 + 3 * width * height,
             // Not known before it is made. A PNG is at most its rows, stored; a JPEG at this quality is far below its
             // pixels but has tables, and blocks of 8x8 even for one pixel.
             SyntheticFormat::Png => 2048 + (3 * width + 1) * height * 101 / 100,
             SyntheticFormat::Jpeg => 2048 + 3 * width.next_multiple_of(16) * height.next_multiple_of(16),
-        }
+        };
+        if self.config.deliver.is_some() { self.most_bytes(index, image) } else { image }
     }
 
     fn extent(&self, _index: u64) -> Option<Extent> {
@@ -354,6 +413,7 @@ fn check(config: &SyntheticConfig) -> Result<(), SourceError> {
         ("corrupt_rate", config.corrupt_rate),
         ("fail_rate", config.fail_rate),
         ("flaky_rate", config.flaky_rate),
+        ("missing_rate", config.missing_rate),
     ];
     for (key, rate) in rates {
         if !(0.0..=1.0).contains(&rate) {
@@ -372,37 +432,24 @@ fn check(config: &SyntheticConfig) -> Result<(), SourceError> {
     Ok(())
 }
 
-/// Identity of the records. Delays and failures of reads change no byte and are left out.
-fn fingerprint(config: &SyntheticConfig) -> Fingerprint {
-    let mut hash = Xxh3::new();
-    hash.update(b"fuelrail synthetic 1\0");
-    let numbers = [
-        config.count,
-        config.width.into(),
-        config.width_max.unwrap_or(config.width).into(),
-        config.height.into(),
-        config.height_max.unwrap_or(config.height).into(),
-        config.classes.into(),
-        config.format as u64,
-        config.seed,
-        config.corrupt_rate.to_bits(),
-    ];
-    for number in numbers {
-        hash.update(&number.to_le_bytes());
+/// Random numbers in a row: SplitMix64.
+struct Draws(u64);
+
+impl Draws {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut value = self.0;
+        value = (value ^ (value >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        value = (value ^ (value >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        value ^ (value >> 31)
     }
-    Fingerprint(hash.digest128())
 }
 
 /// One object on a background, as RGB rows. `random` decides everything but the class.
-fn picture(width: u32, height: u32, class: u32, classes: u32, mut random: u64) -> Vec<u8> {
-    let mut next = |below: i32| {
-        // SplitMix64: one draw per attribute, in fixed order.
-        random = random.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut value = random;
-        value = (value ^ (value >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        value = (value ^ (value >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        ((value ^ (value >> 31)) % below.max(1) as u64) as i32
-    };
+fn picture(width: u32, height: u32, class: u32, classes: u32, random: u64) -> Vec<u8> {
+    let mut draws = Draws(random);
+    // One draw per attribute, in fixed order.
+    let mut next = |below: i32| (draws.next() % below.max(1) as u64) as i32;
     let (w, h) = (width as i32, height as i32);
     let short = w.min(h);
     let hue = class as f32 / classes as f32 + (next(1000) as f32 / 1000.0 - 0.5) * 0.4 / classes as f32;
@@ -484,6 +531,14 @@ fn bmp(width: u32, height: u32, pixels: &[u8]) -> Vec<u8> {
         bytes.resize(end, 0);
     }
     bytes
+}
+
+fn png(pixels: &[u8], width: u32, height: u32, colour: ExtendedColorType) -> Vec<u8> {
+    let mut bytes = Cursor::new(Vec::new());
+    PngEncoder::new_with_quality(&mut bytes, CompressionType::Fast, FilterType::Up)
+        .write_image(pixels, width, height, colour)
+        .expect("an image of checked size is written to memory");
+    bytes.into_inner()
 }
 
 fn pnm_header(width: u32, height: u32) -> String {
@@ -713,6 +768,7 @@ mod tests {
             ("corrupt_rate", SyntheticConfig { corrupt_rate: 1.5, ..default() }),
             ("fail_rate", SyntheticConfig { fail_rate: f64::NAN, ..default() }),
             ("flaky_rate", SyntheticConfig { flaky_rate: -0.1, ..default() }),
+            ("missing_rate", SyntheticConfig { missing_rate: 2.0, ..default() }),
             ("block_records", SyntheticConfig { block_records: Some(0), ..default() }),
             ("delay_us", SyntheticConfig { delay_us: u64::MAX, ..default() }),
             ("straggler_ms", SyntheticConfig { straggler_ms: u64::MAX, ..default() }),
