@@ -74,6 +74,47 @@ fn value(topic: &str, number: u32, size: usize) -> Vec<u8> {
     value
 }
 
+/// Named parts out of headers, keys and values, in the order in which the records lie in their log.
+#[test]
+fn messages_deliver_named_parts() {
+    let cluster = cluster(1, &[("parts", 1)]);
+    let producer = KafkaProducer::open(&servers(&cluster), "parts", &KafkaProperties::default()).unwrap();
+    for number in 0..50 {
+        let caption = format!("caption {number}").repeat(number % 3);
+        let value = serde_json::json!({"boxes": vec![[number, 1]; number % 4], "meta": {"n": number}});
+        let headers = [("caption", &b"an older one"[..]), ("caption", caption.as_bytes())];
+        let (key, value) = (format!("k{number}"), value.to_string());
+        let key = (number % 2 == 0).then_some(key.as_bytes());
+        producer.send_to(Some(0), key, Some(value.as_bytes()), &headers).unwrap();
+    }
+    producer.flush(WATCHDOG).unwrap();
+    let options = serde_json::json!({"topics": ["parts"], "value": "json", "end": "end", "label": "", "deliver": [
+        {"part": "key", "kind": "text"},
+        {"part": "header:caption", "kind": "text"},
+        {"part": "boxes", "kind": "ragged", "dtype": "u8", "row": [2]},
+        {"part": "meta", "kind": "json"},
+        {"part": "meta.n", "kind": "numbers"},
+    ]});
+    let source = source(&cluster, options);
+    let schema = source.schema();
+    let collector = Collector::new(100);
+    let _reading = source.clone().follow(&source.origin(0), false, collector.clone()).unwrap();
+    collector.until("the end", |windows| windows.last().is_some_and(|window| window.last));
+    let state = collector.state.lock().unwrap();
+    let records: Vec<_> = state.windows.iter().flat_map(|window| &window.records).collect();
+    assert_eq!(records.len(), 50);
+    for (number, record) in records.into_iter().enumerate() {
+        let body = record.body.as_ref().unwrap();
+        let cut = schema.cut(body).unwrap();
+        let key = (number % 2 == 0).then(|| format!("k{number}"));
+        assert_eq!(cut.parts[0], key.as_deref().map(str::as_bytes));
+        assert_eq!(cut.parts[1], Some(format!("caption {number}").repeat(number % 3).as_bytes()));
+        assert_eq!(cut.parts[2], Some(&[number as u8, 1].repeat(number % 4)[..]));
+        assert_eq!(cut.parts[3], Some(format!("{{\"n\":{number}}}").as_bytes()));
+        assert_eq!(cut.fields, (number as f32).to_le_bytes());
+    }
+}
+
 /// Collects windows; has room for a given number of them.
 #[derive(Default)]
 struct Collector {

@@ -15,8 +15,16 @@ use crate::{ElementType, MAX_PART_BYTES, PartKind};
 /// Lists in each other are looked into so far for the shape of a row.
 const MAX_DIMENSIONS: usize = 8;
 
-/// The members of an object, each as it is written. `None` when the text is no object.
-pub(crate) fn members(text: &str) -> Option<HashMap<Cow<'_, str>, &RawValue>> {
+/// The members of an object, each as it is written.
+pub(crate) type Members<'json> = HashMap<Cow<'json, str>, &'json RawValue>;
+
+/// Whether a text is JSON.
+pub(crate) fn is_valid(text: &str) -> bool {
+    serde_json::from_str::<&RawValue>(text).is_ok()
+}
+
+/// The members of an object. `None` when the text is no object.
+pub(crate) fn members(text: &str) -> Option<Members<'_>> {
     serde_json::from_str(text).ok()
 }
 
@@ -34,6 +42,14 @@ pub(crate) fn find<'json>(value: &'json str, path: &str) -> Result<Option<&'json
         (value, rest) = (object[name].get(), behind);
     }
     Ok((!is_null(value)).then_some(value))
+}
+
+/// The same inside an object.
+pub(crate) fn find_in<'json>(object: &Members<'json>, path: &str) -> Result<Option<&'json str>, String> {
+    match step(path, |name| object.contains_key(name)) {
+        Some((name, rest)) => find(object[name].get(), rest),
+        None => Ok(None),
+    }
 }
 
 /// Whether the objects at a path have the key that it ends in; `None` where there is no such object.

@@ -18,14 +18,8 @@ use crate::workers::panic_text;
 /// How a file begins; zeros follow up to a multiple of at most 64 bytes.
 const FILE: &[u8; 6] = b"ARROW1";
 
-/// Writes a row's image and fields, and hands over its label.
-pub(super) fn read(
-    bytes: &[u8],
-    columns: &Columns,
-    limit: u64,
-    body: &mut Vec<u8>,
-    label: impl FnOnce(Raw<'_>) -> Result<(), String>,
-) -> Result<(), String> {
+/// The row that a value is. It unpacks to no more than `limit` bytes.
+pub(super) fn open(bytes: &[u8], limit: u64) -> Result<RecordBatch, String> {
     let stream = match bytes.strip_prefix(FILE) {
         Some(padded) => {
             let zeros = padded.iter().take(58).take_while(|byte| **byte == 0).count();
@@ -37,10 +31,19 @@ pub(super) fn read(
         check(stream, limit)?;
         row(stream)
     }));
-    let row = match decoded {
-        Ok(row) => row.map_err(|why| format!("its value is no Arrow row: {why}"))?,
-        Err(panic) => return Err(format!("its value breaks the Arrow library ({})", panic_text(&*panic))),
-    };
+    match decoded {
+        Ok(row) => row.map_err(|why| format!("its value is no Arrow row: {why}")),
+        Err(panic) => Err(format!("its value breaks the Arrow library ({})", panic_text(&*panic))),
+    }
+}
+
+/// Writes a row's image and fields, and hands over its label.
+pub(super) fn read(
+    row: &RecordBatch,
+    columns: &Columns,
+    body: &mut Vec<u8>,
+    label: impl FnOnce(Raw<'_>) -> Result<(), String>,
+) -> Result<(), String> {
     let image = match &columns.image {
         ImageColumn::None => None,
         ImageColumn::Named(name) => Some((name.as_str(), row.column_by_name(name))),

@@ -44,15 +44,7 @@ pub(super) fn read(
         let Some(Value::String(text)) = value else {
             return Err(format!("its image {name:?} is {}; a text in base64 is expected", kind(value)));
         };
-        // "data:image/png;base64,…" is how the web writes it.
-        let text = match text.strip_prefix("data:") {
-            Some(rest) => rest.split_once(";base64,").map_or(text.as_str(), |(_, data)| data),
-            None => text,
-        };
-        let text = standard(text);
-        BASE64
-            .decode_vec(text.as_bytes(), body)
-            .map_err(|error| format!("its image {name:?} is not base64: {error}"))?;
+        base64_into(text, body).map_err(|error| format!("its image {name:?} is not base64: {error}"))?;
     }
     for field in &columns.fields {
         let value = object.get(&field.name);
@@ -65,6 +57,16 @@ pub(super) fn read(
         Some(name) => label(Raw::json(&object[name])),
         None => Ok(()),
     }
+}
+
+/// Appends what a text in base64 says.
+pub(super) fn base64_into(text: &str, body: &mut Vec<u8>) -> Result<(), base64::DecodeError> {
+    // "data:image/png;base64,…" is how the web writes it.
+    let text = match text.strip_prefix("data:") {
+        Some(rest) => rest.split_once(";base64,").map_or(text, |(_, data)| data),
+        None => text,
+    };
+    BASE64.decode_vec(standard(text).as_bytes(), body)
 }
 
 /// Writes a value of this shape, which is what is left of the field's.

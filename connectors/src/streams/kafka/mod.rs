@@ -45,6 +45,7 @@ mod follow;
 mod json;
 mod lookup;
 mod marks;
+mod named;
 mod newcomers;
 mod place;
 mod plan;

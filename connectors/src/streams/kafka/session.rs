@@ -403,12 +403,15 @@ impl Drop for Session {
 /// Makes a record of a message.
 fn read(core: &Core, slot: usize, message: &BorrowedMessage<'_>) -> Head {
     let (key, value) = (message.key(), message.payload());
-    let header = core.values.header().and_then(|name| {
+    let header = |name: &str| {
         // As Kafka's own clients do it, the last of several counts.
         let found = message.headers()?.iter().filter(|header| header.key == name).last()?;
         Some(found.value)
-    });
-    let (label, body) = core.values.read(Parts { key, value, header });
+    };
+    let headers: Vec<Option<&[u8]>> =
+        core.values.part_headers().iter().map(|name| header(name).flatten()).collect();
+    let header = core.values.header().and_then(header);
+    let (label, body) = core.values.read(Parts { key, value, header, headers: &headers });
     let mut hasher = Xxh3::new();
     let length = |part: Option<&[u8]>| part.map_or(u64::MAX, |part| part.len() as u64);
     hasher.update(&(slot as u64).to_le_bytes());

@@ -6,15 +6,20 @@
 //! | `json` | an object's base64 image, then its numbers | column, header |
 //! | `arrow` | a row's image, then its numbers | column, header |
 //!
+//! Where a pipeline asks for named parts ([`super::named`]), they stand between image and numbers.
+//!
 //! Nothing here depends on anything but the message, so a record that is bad is bad at every attempt.
 
 use std::sync::Arc;
 
 use super::columns::{Columns, ImageColumn, LabelColumn, read_field};
 use super::config::{KafkaConfig, KafkaValue};
+use super::named::{Named, Opened};
 use super::{arrow, json};
 use crate::labels::{Known, MISSING, Raw};
 use crate::recognised::{self, Recognised};
+use crate::schema::wants_image;
+use crate::values::json::members;
 use crate::{Schema, SourceError};
 
 /// Where a label is looked for when nothing is said.
@@ -27,6 +32,8 @@ pub(super) struct Parts<'message> {
     pub value: Option<&'message [u8]>,
     /// The header that [`Values::header`] asks for: whether there is one, and whether it has a value.
     pub header: Option<Option<&'message [u8]>>,
+    /// Those that [`Values::part_headers`] asks for.
+    pub headers: &'message [Option<&'message [u8]>],
 }
 
 /// How messages become records.
@@ -36,6 +43,8 @@ pub(super) struct Values {
     label: Label,
     classes: Known,
     columns: Columns,
+    named: Named,
+    schema: Schema,
     limit: u64,
 }
 
@@ -89,6 +98,12 @@ impl Values {
             config.fields.iter().flatten().map(|field| read_field(field)).collect::<Result<Vec<_>, _>>()?;
         let image = match (kind, config.image.as_deref()) {
             (KafkaValue::Image, _) => ImageColumn::None,
+            _ if !wants_image(&config.deliver) => ImageColumn::None,
+            (_, Some("")) if config.deliver.is_some() => {
+                return refuse(
+                    "image is \"\", for none, and a field of the pipeline asks for the image".into(),
+                );
+            }
             (_, Some("")) => ImageColumn::None,
             (_, Some(name)) => ImageColumn::Named(name.to_owned()),
             (_, None) if config.fields.is_some() => ImageColumn::None,
@@ -104,22 +119,23 @@ impl Values {
             Label::Column(column) => column.clone(),
             _ => LabelColumn::None,
         };
-        let values = Self {
-            kind,
-            label,
-            classes,
-            columns: Columns { image, label: column, fields },
-            limit: config.max_record_bytes(),
+        let has_image = match kind {
+            KafkaValue::Image => wants_image(&config.deliver),
+            _ => image != ImageColumn::None,
         };
-        values.schema().check(values.is_labelled()).map_err(SourceError::config)?;
-        Ok(values)
+        let named = Named::new(config)?;
+        let all = fields.iter().cloned().chain(named.fields()).collect();
+        let schema = Schema { image: has_image, parts: named.parts(), fields: all };
+        schema.check(label != Label::None).map_err(SourceError::config)?;
+        let columns = Columns { image, label: column, fields };
+        Ok(Self { kind, label, classes, columns, named, schema, limit: config.max_record_bytes() })
     }
 
     /// What is looked for in a message.
     pub(super) fn recognised(&self) -> Recognised {
         let mut recognised = Recognised::default();
         recognised.note(match &self.columns.image {
-            _ if self.kind == KafkaValue::Image => "image = value".into(),
+            _ if self.kind == KafkaValue::Image && self.schema.image => "image = value".into(),
             ImageColumn::None => "no image".into(),
             ImageColumn::Named(name) => format!("image = {name:?} in the value"),
             ImageColumn::Usual => "image = found by name in each value".into(),
@@ -136,8 +152,12 @@ impl Values {
     }
 
     pub(super) fn schema(&self) -> Schema {
-        let image = self.kind == KafkaValue::Image || self.columns.image != ImageColumn::None;
-        Schema::of(image, self.columns.fields.clone())
+        self.schema.clone()
+    }
+
+    /// The headers that named parts are in.
+    pub(super) fn part_headers(&self) -> &[String] {
+        self.named.headers()
     }
 
     pub(super) fn classes(&self) -> &[String] {
@@ -188,7 +208,12 @@ impl Values {
             Label::Column(_) => None,
         };
         if self.kind == KafkaValue::Image {
-            return Ok((outside.unwrap_or(0), value.into()));
+            let body = if self.named.is_empty() {
+                value.into()
+            } else {
+                self.joined(if self.schema.image { value } else { &[] }, parts, &Opened::Image)?
+            };
+            return Ok((outside.unwrap_or(0), body));
         }
         let mut body = Vec::new();
         let mut inside = None;
@@ -196,11 +221,31 @@ impl Values {
             inside = Some(label_of(raw, &self.classes)?);
             Ok(())
         };
-        match self.kind {
-            KafkaValue::Json => json::read(value, &self.columns, &mut body, label)?,
-            _ => arrow::read(value, &self.columns, self.limit, &mut body, label)?,
-        }
-        Ok((outside.or(inside).unwrap_or(0), body.into()))
+        let opened = match self.kind {
+            KafkaValue::Json => {
+                json::read(value, &self.columns, &mut body, label)?;
+                // What is an object is text.
+                let text = std::str::from_utf8(value).unwrap_or_default();
+                Opened::Json((!self.named.is_empty()).then(|| members(text)).flatten().unwrap_or_default())
+            }
+            _ => {
+                let row = arrow::open(value, self.limit)?;
+                arrow::read(&row, &self.columns, &mut body, label)?;
+                Opened::Arrow(row)
+            }
+        };
+        let body = if self.named.is_empty() { body.into() } else { self.joined(&body, parts, &opened)? };
+        Ok((outside.or(inside).unwrap_or(0), body))
+    }
+
+    /// A record with named parts.
+    fn joined(&self, image: &[u8], message: Parts<'_>, opened: &Opened<'_>) -> Result<Arc<[u8]>, String> {
+        let (fields, parts) = self.named.read(message, opened)?;
+        let schema = &self.schema;
+        let size = schema.record_bytes(image.len(), parts.iter().map(|part| part.as_ref().map(Vec::len)));
+        let mut record = vec![0; size];
+        schema.join(image, parts.iter().map(Option::as_deref), &fields, &mut record);
+        Ok(record.into())
     }
 }
 
@@ -237,7 +282,7 @@ mod tests {
 
     #[test]
     fn an_image_is_passed_on_unseen_with_its_label() {
-        let parts = Parts { key: Some(b"7"), value: Some(b"jpeg"), header: Some(Some(b"3")) };
+        let parts = Parts { key: Some(b"7"), value: Some(b"jpeg"), header: Some(Some(b"3")), headers: &[] };
         let read = |config, parts| {
             let (label, body) = values(config).unwrap().read(parts);
             body.map(|body| (label, body.to_vec())).map_err(|why| why.to_string())
