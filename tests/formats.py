@@ -27,8 +27,23 @@ def members(folder: Path) -> Iterator[tuple[str, int, str, bytes]]:
             yield str(path.relative_to(folder)), label, name, path.read_bytes()
 
 
-def tar(folder: Path, into: Path, *, shards: int = 4, suffix: str = "", named: bool = False) -> Source:
-    """WebDataset shards with a .cls member (the class's number, or its name), by Python's tarfile."""
+def beside(data: bytes, number: int) -> dict[str, bytes]:
+    """A mask, a caption and a JSON member that go with an image."""
+    mask = io.BytesIO()
+    Image.open(io.BytesIO(data)).convert("L").point(lambda level: level // 64).save(mask, "PNG")
+    meta = {"caption": f"number {number}", "boxes": [[1, 2, 3.5, 4]] * (1 + number % 3)}
+    return {
+        "seg.png": mask.getvalue(),
+        "txt": f"photograph {number}".encode(),
+        "json": json.dumps(meta).encode(),
+    }
+
+
+def tar(
+    folder: Path, into: Path, *, shards: int = 4, suffix: str = "", named: bool = False, parts: bool = False
+) -> Source:
+    """WebDataset shards with a .cls member (the class's number, or its name), by Python's tarfile; with `parts` also
+    what `beside` makes."""
     records = list(members(folder))
     for shard in range(shards):
         mode: Any = "w:gz" if suffix == ".gz" else "w"
@@ -40,6 +55,10 @@ def tar(folder: Path, into: Path, *, shards: int = 4, suffix: str = "", named: b
                 for member, content in (
                     (f"{number:05}.{ending}", data),
                     (f"{number:05}.cls", (name if named else str(label)).encode()),
+                    *(
+                        (f"{number:05}.{other}", part)
+                        for other, part in (beside(data, number) if parts else {}).items()
+                    ),
                 ):
                     info = tarfile.TarInfo(member)
                     info.size = len(content)

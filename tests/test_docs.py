@@ -73,7 +73,7 @@ def folders(place: Path) -> None:
     formats.link_or_copy(few, place / "images")
     rows = [f"{key},{name}\n" for key, _, name, _ in formats.members(few)]
     (place / "list.csv").write_text("path,label\n" + "".join(rows))
-    formats.tar(many, formats.made(place / "shards"), shards=128)
+    formats.tar(many, formats.made(place / "shards"), shards=128, parts=True)
     formats.tar(few, formats.made(place / "web"), shards=2, named=True)
 
 

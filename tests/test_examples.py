@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 from typing import Any
 
 import formats
+import numpy as np
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).parents[1]
 
@@ -40,3 +44,58 @@ def test_packed_tokens_teach_a_small_model(tmp_path: Path) -> None:
     said = example("tokens.py", tmp_path / "text.parquet", ROOT / "README.md", *(ROOT / "docs").glob("*.md"))
     losses = [float(loss) for loss in re.findall(r"loss ([\d.]+)", said)]
     assert len(losses) == 3 and losses[-1] < 0.8 * losses[0], said
+
+
+def pairs(folder: Path, count: int) -> str:
+    """Shards of pictures in five colours, with a caption that names it and a mask of where it is."""
+    colours = {"red": (200, 30, 30), "green": (30, 180, 30), "blue": (30, 30, 210), "white": (250, 250, 250)}
+    generator = np.random.default_rng(1)
+    for number in range(2):
+        with tarfile.open(folder / f"{number:05}.tar", "w") as tar:
+            for record in range(number, count, 2):
+                name, colour = [*colours.items()][record % len(colours)]
+                picture = generator.integers(60, 100, (64, 72, 3), dtype=np.uint8)
+                mask = np.zeros((64, 72), dtype=np.uint8)
+                top, left = (int(edge) for edge in generator.integers(4, 28, 2))
+                picture[top : top + 32, left : left + 32] = colour
+                mask[top : top + 32, left : left + 32] = 1 + record % len(colours)
+                for ending, content in {
+                    "jpg": encoded(picture, "JPEG"),
+                    "seg.png": encoded(mask, "PNG"),
+                    "txt": f"a {name} square on gray".encode(),
+                }.items():
+                    info = tarfile.TarInfo(f"{record:05}.{ending}")
+                    info.size = len(content)
+                    tar.addfile(info, io.BytesIO(content))
+    return str(folder / "{00000..00001}.tar")
+
+
+def encoded(pixels: np.ndarray, kind: str) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, kind)
+    return file.getvalue()
+
+
+@pytest.mark.deadline(300)
+def test_clip_learns_which_caption_belongs_to_which_image(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    said = example("clip.py", pairs(tmp_path, 320))
+    losses = [float(loss) for loss in re.findall(r"loss ([\d.]+)", said)]
+    # Four captions in 32 pairs: better than guessing (3.47) is knowing the colour (2.08).
+    assert len(losses) == 4 and losses[-1] < 2.8 and "square on gray" in said, said
+
+
+@pytest.mark.deadline(300)
+def test_a_segmentation_learns_from_masks_that_follow_their_images(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    said = example("segmentation.py", pairs(tmp_path, 320), "seg.png")
+    right = [float(share) for share in re.findall(r"([\d.]+) % of the pixels", said)]
+    # A mask that did not follow would be wrong around every edge.
+    assert len(right) == 4 and right[-1] > 95, said
+
+
+@pytest.mark.deadline(300)
+def test_dino_sees_ten_views_of_each_image(images: Path) -> None:
+    pytest.importorskip("torch")
+    said = example("dino.py", images)
+    assert re.findall(r"(\d+) views of (\d+) images", said) == [("10", "16")] * 6, said

@@ -77,6 +77,10 @@ impl SourceConfig {
     /// The same, asked to deliver these parts.
     #[must_use]
     pub fn delivering(mut self, wanted: &[Wanted]) -> Self {
+        // What it delivers unasked.
+        if matches!(wanted, [one] if one.is_own_image()) {
+            return self;
+        }
         match &mut self {
             Self::Folder(FolderConfig { deliver, .. })
             | Self::Synthetic(SyntheticConfig { deliver, .. })
