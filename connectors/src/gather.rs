@@ -43,6 +43,12 @@ pub(crate) trait Parts: Send + Sync + 'static {
     /// Where a part lies.
     fn locate(&self, index: u64, part: usize) -> Place;
 
+    /// Whether the record has a part. One that it has not is not asked for, and comes as no bytes.
+    fn has(&self, index: u64, part: usize) -> bool {
+        let _ = (index, part);
+        true
+    }
+
     /// What becomes of a part that could not be read, for parts of which that was known before.
     ///
     /// # Errors
@@ -52,17 +58,40 @@ pub(crate) trait Parts: Send + Sync + 'static {
         Err(error)
     }
 
-    /// Bytes of the joined record.
-    fn size(&self, index: u64) -> u64;
-
-    /// Makes the record of its parts, in place: `record` has [`size`](Self::size) bytes, whose content is left over.
+    /// Makes the record of its parts, in memory from `room`.
     ///
     /// # Errors
     /// What is wrong with the bytes.
-    fn join(&self, index: u64, parts: &[Buffer], record: &mut [u8]) -> Result<(), String>;
+    fn join(&self, index: u64, parts: &[Buffer], room: &Room<'_>) -> Result<Buffer, ReadError>;
 
     /// The record's key, for errors.
     fn key(&self, index: u64) -> String;
+}
+
+/// Where the memory of a joined record comes from.
+pub(crate) struct Room<'shared> {
+    shared: &'shared Shared,
+    index: u64,
+}
+
+impl Room<'_> {
+    /// A record of `size` bytes, which `write` fills; their content is left over.
+    ///
+    /// # Errors
+    /// What `write` says is wrong, or that there is no memory.
+    pub fn record(
+        &self,
+        size: u64,
+        write: impl FnOnce(&mut [u8]) -> Result<(), String>,
+    ) -> Result<Buffer, ReadError> {
+        let key = || self.shared.parts.key(self.index);
+        let buffer = usize::try_from(size).ok().and_then(|size| self.shared.pool.take(size));
+        let mut buffer = buffer
+            .ok_or_else(|| ReadError::io(key(), format!("no memory for a record of {size} bytes"), true))?;
+        write(&mut buffer.storage()[..size as usize]).map_err(|detail| ReadError::bad(key(), detail))?;
+        buffer.set_len(size as usize);
+        Ok(buffer)
+    }
 }
 
 /// Bytes of memory that a gathering reader holds beside the records in flight and the pool of the readers below.
@@ -152,7 +181,10 @@ impl Reader for Gather {
                     parts: (0..parts).map(|_| None).collect(),
                 }),
             });
-            for part in 0..parts {
+            for part in (0..parts).filter(|&part| !self.shared.parts.has(index, part)) {
+                pending.arrived(index, part, Ok(Buffer::from(Vec::new())));
+            }
+            for part in (0..parts).filter(|&part| self.shared.parts.has(index, part)) {
                 let pending = pending.clone();
                 below[self.shared.parts.locate(index, part).store].push(ReadRequest {
                     index: index * parts as u64 + part as u64,
@@ -195,27 +227,15 @@ impl Pending {
         let parts: Result<Vec<Buffer>, ReadError> =
             parts.into_iter().map(|part| part.expect("every part has come")).collect();
         let result = parts.and_then(|parts| {
-            catch_unwind(AssertUnwindSafe(|| self.shared.join(index, &parts))).unwrap_or_else(|panic| {
+            let room = Room { shared: &self.shared, index };
+            let join = || self.shared.parts.join(index, &parts, &room);
+            catch_unwind(AssertUnwindSafe(join)).unwrap_or_else(|panic| {
                 let text = format!("joining it panicked: {}; this is a bug in fuelrail", panic_text(&*panic));
                 Err(ReadError::io(self.shared.parts.key(index), text, false))
             })
         });
         self.shared.meter.end(&result);
         finish(request, result);
-    }
-}
-
-impl Shared {
-    fn join(&self, index: u64, parts: &[Buffer]) -> Result<Buffer, ReadError> {
-        let key = || self.parts.key(index);
-        let size = self.parts.size(index);
-        let buffer = usize::try_from(size).ok().and_then(|size| self.pool.take(size));
-        let mut buffer = buffer
-            .ok_or_else(|| ReadError::io(key(), format!("no memory for a record of {size} bytes"), true))?;
-        let joined = &mut buffer.storage()[..size as usize];
-        self.parts.join(index, parts, joined).map_err(|detail| ReadError::bad(key(), detail))?;
-        buffer.set_len(size as usize);
-        Ok(buffer)
     }
 }
 
@@ -239,18 +259,23 @@ mod tests {
             Place { store: part, shard: 0, offset: index * len, len }
         }
 
-        fn size(&self, _index: u64) -> u64 {
-            3
+        fn has(&self, index: u64, part: usize) -> bool {
+            index != 9 && (index != 10 || part == 0)
         }
 
-        fn join(&self, index: u64, parts: &[Buffer], record: &mut [u8]) -> Result<(), String> {
-            record[0] = parts[0][0];
-            record[1..].copy_from_slice(&parts[1]);
-            match index {
-                7 => Err("seven is bad".into()),
-                8 => panic!("eight"),
-                _ => Ok(()),
-            }
+        fn join(&self, index: u64, parts: &[Buffer], room: &Room<'_>) -> Result<Buffer, ReadError> {
+            room.record(parts.iter().map(|part| part.len() as u64).sum(), |mut record| {
+                for part in parts {
+                    let (here, rest) = record.split_at_mut(part.len());
+                    here.copy_from_slice(part);
+                    record = rest;
+                }
+                match index {
+                    7 => Err("seven is bad".into()),
+                    8 => panic!("eight"),
+                    _ => Ok(()),
+                }
+            })
         }
 
         fn key(&self, index: u64) -> String {
@@ -292,6 +317,9 @@ mod tests {
                         assert_eq!(error.to_string(), "pair 7: seven is bad");
                     }
                     (8, Err(error)) => assert!(error.detail().contains("panicked: eight"), "{error}"),
+                    // Parts that a record has not are not asked for.
+                    (9, read) => assert!(read.unwrap().bytes.is_empty()),
+                    (10, read) => assert_eq!(*read.unwrap().bytes, [10]),
                     (100.., Err(error)) => assert_eq!(error.kind(), ReadErrorKind::Changed, "{error}"),
                     (index, result) => {
                         let index = index as u8;

@@ -36,6 +36,54 @@ fn an_image_folder_conforms() {
 }
 
 #[test]
+fn an_image_folder_with_parts_conforms() {
+    let root = tempfile::tempdir().unwrap();
+    let images = root.path().join("images");
+    for index in 0..300usize {
+        let class = ["cat", "dog", "dog/small"][index % 3];
+        let write = |folder: &str, ending: &str, bytes: &[u8]| {
+            let folder = root.path().join(folder).join(class);
+            fs::create_dir_all(&folder).unwrap();
+            fs::write(folder.join(format!("{index}{ending}")), bytes).unwrap();
+        };
+        write("images", ".jpg", &index.to_le_bytes().repeat(index * 11 % 300));
+        write("images", ["", ".txt", ".TXT"][index % 3], "käse ".repeat(index % 50).as_bytes());
+        write("images", ".seg.png", &[7; 99]);
+        let boxes: Vec<[f32; 4]> = (0..index % 7).map(|at| [at as f32, 1.5, 2.0, 3.0]).collect();
+        let json = serde_json::json!({"boxes": boxes, "id": index, "meta": {"name": index.to_string()}});
+        write("images", ".json", json.to_string().as_bytes());
+        if index % 5 > 0 {
+            write("depth", ".png", &index.to_le_bytes());
+        }
+    }
+    let wanted = [
+        Wanted::own_image(),
+        Wanted::new("txt", WantedKind::Text),
+        Wanted::new("seg.png", WantedKind::Image),
+        Wanted::new("../depth/{path}.png", WantedKind::Image),
+        Wanted::new("json:boxes", WantedKind::Ragged),
+        Wanted::new("json:meta", WantedKind::Json),
+        Wanted::new("json:id", WantedKind::Numbers),
+    ];
+    let config = |wanted: &[Wanted]| {
+        let config = FolderConfig {
+            root: images.clone(),
+            classes: None,
+            label: None,
+            split: Some(Split { part: SplitPart::Train, fraction: 0.2 }),
+            deliver: None,
+            cache: CacheConfig::default(),
+        };
+        SourceConfig::Folder(config).delivering(wanted)
+    };
+    let (source, records) = conformance::conforms(&config(&wanted), conformance::Sizes::Bounds);
+    let lacking = conformance::parts_of(&source.schema(), &records);
+    assert!(lacking.iter().any(|parts| parts[0].is_none() && parts[2].is_some()));
+    assert!(lacking.iter().all(|parts| parts[1].is_some() && parts[3].is_some()));
+    conforms(&config(&wanted[1..]));
+}
+
+#[test]
 fn a_flat_folder_conforms() {
     let root = tempfile::tempdir().unwrap();
     for index in 0..20 {

@@ -30,6 +30,9 @@
 //! files are asked for, in pieces, so that one directory with a million files is as parallel as a thousand small ones.
 //! Never more than one descriptor per thread is open.
 
+mod local;
+pub(crate) mod parts;
+pub(crate) mod template;
 mod walk;
 
 use std::collections::HashMap;
@@ -41,15 +44,20 @@ use std::sync::Arc;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use self::walk::{Listing, Pending, Root, Subfolder};
+use self::parts::{Column, Parts, Plan, coupled_notes};
+use self::walk::{Counts, Listing, Pending, Root, Subfolder};
 use crate::bytes::disk::{self, Files, Span};
+use crate::bytes::remote::is_url;
+use crate::gather;
 use crate::labels;
 use crate::names::{IMAGES, is_litter, shown};
 use crate::opening;
 use crate::recognised::{self, Recognised};
 use crate::sources::manifest::{Manifest, ManifestBuilder, escape};
 use crate::split::{Split, SplitPart};
-use crate::{Blocks, CacheConfig, Extent, Fingerprint, IndexedSource, Reader, ReaderConfig, SourceError};
+use crate::{
+    Blocks, CacheConfig, Extent, Fingerprint, IndexedSource, Reader, ReaderConfig, Schema, SourceError,
+};
 
 /// Names of folders that are parts of a data set and no classes, also with numbers behind them.
 const PARTS: [&str; 10] =
@@ -91,6 +99,19 @@ pub struct FolderConfig {
 }
 
 impl FolderConfig {
+    /// The root, and the folders that templates of parts lead into.
+    pub(crate) fn locations(&self) -> Vec<String> {
+        let root = self.root.to_string_lossy();
+        let parts = self.deliver.iter().flatten().filter(|wanted| wanted.part.contains('{'));
+        let folders = parts.map(|wanted| template::folder(&wanted.part)).filter(|folder| !folder.is_empty());
+        let place = |folder: &str| match is_url(&root) {
+            // What leads out of the bucket is refused when it is opened.
+            true => template::below(&root, folder).unwrap_or_else(|| format!("{root}/{folder}")),
+            false => self.root.join(folder).to_string_lossy().into_owned(),
+        };
+        std::iter::once(root.clone().into_owned()).chain(folders.map(place)).collect()
+    }
+
     /// Whether the images have labels.
     pub(crate) fn is_labelled(&self, manifest: &Manifest) -> Result<bool, SourceError> {
         let is_unwanted =
@@ -104,6 +125,7 @@ impl FolderConfig {
 pub(crate) struct Folder {
     root: PathBuf,
     manifest: Manifest,
+    parts: Option<Parts>,
     is_labelled: bool,
 }
 
@@ -112,7 +134,10 @@ impl Folder {
         if let Some(split) = &config.split {
             split.check()?;
         }
-        let Walked { manifest, warnings, passed_over } = list(config)?;
+        let plan = Plan::new(config)?;
+        let walked = list(config, plan.as_ref())?;
+        let then = walked.state();
+        let Walked { manifest, columns, counts, warnings, left_out } = walked;
         for warning in warnings {
             tracing::warn!("{warning}");
         }
@@ -125,30 +150,38 @@ impl Folder {
             manifest.memory()
         );
         let is_labelled = config.is_labelled(&manifest)?;
-        let mut recognised = recognised_as(&manifest, is_labelled);
-        if let Some(passed_over) = passed_over {
+        let look = local::Local { root: &config.root, manifest: &manifest, counts: &counts };
+        let parts = plan.clone().map(|plan| Parts::new(plan, columns, &look)).transpose()?;
+        let mut recognised = recognised_as(&manifest, parts.as_ref(), is_labelled);
+        coupled_notes(counts.images, counts.alone, &left_out)
+            .into_iter()
+            .for_each(|note| recognised.note(note));
+        if let Some(passed_over) = counts.passed_over() {
             recognised.note(passed_over);
         }
         recognised.say(&shown(&config.root).to_string(), manifest.len());
-        let (config_then, then) = (config.clone(), manifest.fingerprint());
+        let config_then = config.clone();
         // The list again: names, sizes and classes are all that is kept of a folder. An image's bytes are read when
         // they are wanted.
-        opening::depends_on(move || list(&config_then).is_ok_and(|now| now.manifest.fingerprint() == then));
-        Ok(Self { root: config.root.clone(), manifest, is_labelled })
+        opening::depends_on(move || list(&config_then, plan.as_ref()).is_ok_and(|now| now.state() == then));
+        Ok(Self { root: config.root.clone(), manifest, parts, is_labelled })
     }
 }
 
 /// What a walk made of an image folder.
-pub(crate) fn recognised_as(manifest: &Manifest, is_labelled: bool) -> Recognised {
+pub(crate) fn recognised_as(manifest: &Manifest, parts: Option<&Parts>, is_labelled: bool) -> Recognised {
     let mut recognised = Recognised::default();
-    recognised.note("image = files");
+    if parts.is_none_or(|parts| parts.schema.image) {
+        recognised.note("image = files");
+    }
+    parts.into_iter().flat_map(Parts::notes).for_each(|note| recognised.note(note));
     let place = is_labelled.then_some("class folders");
     recognised.note(recognised::label(place, manifest.classes()));
     recognised
 }
 
 /// Walks the folder on threads of its own.
-fn list(config: &FolderConfig) -> Result<Walked, SourceError> {
+fn list(config: &FolderConfig, plan: Option<&Plan>) -> Result<Walked, SourceError> {
     // Asking for sizes waits for the disk or the network when the directory cache is cold: more threads than cores.
     let threads = std::thread::available_parallelism().map_or(2, usize::from).clamp(8, 32);
     let pool = rayon::ThreadPoolBuilder::new()
@@ -159,7 +192,7 @@ fn list(config: &FolderConfig) -> Result<Walked, SourceError> {
             SourceError::backend(format!("no threads to read {}: {error}", shown(&config.root)))
         })?;
     let opening = opening::current().unwrap_or_default();
-    pool.install(|| opening.run(|| build(config)))
+    pool.install(|| opening.run(|| build(config, plan)))
 }
 
 impl IndexedSource for Folder {
@@ -183,11 +216,21 @@ impl IndexedSource for Folder {
         if self.is_labelled { self.manifest.classes() } else { &[] }
     }
 
+    fn schema(&self) -> Schema {
+        self.parts.as_ref().map_or_else(Schema::images, |parts| parts.schema.clone())
+    }
+
     fn size(&self, index: u64) -> u64 {
-        self.manifest.size(index)
+        match &self.parts {
+            None => self.manifest.size(index),
+            Some(parts) => parts.size(&self.manifest, index),
+        }
     }
 
     fn extent(&self, index: u64) -> Option<Extent> {
+        if self.parts.is_some() {
+            return None;
+        }
         let mut path = Vec::new();
         self.manifest.path(index, &mut path);
         Some(Extent {
@@ -202,15 +245,22 @@ impl IndexedSource for Folder {
     }
 
     fn fingerprint(&self) -> Fingerprint {
-        self.manifest.fingerprint()
+        self.parts.as_ref().map_or_else(|| self.manifest.fingerprint(), Parts::fingerprint)
     }
 
     fn memory(&self) -> u64 {
-        self.manifest.memory()
+        self.manifest.memory() + self.parts.as_ref().map_or(0, Parts::memory)
+    }
+
+    fn reader_memory(&self) -> u64 {
+        self.parts.as_ref().map_or(0, |parts| gather::memory(parts.largest()))
     }
 
     fn reader(self: Arc<Self>, config: &ReaderConfig) -> Result<Box<dyn Reader>, SourceError> {
-        disk::open(self, config)
+        match self.parts {
+            None => disk::open(self, config),
+            Some(_) => local::reader(self, config),
+        }
     }
 }
 
@@ -232,13 +282,27 @@ impl Files for Folder {
 /// What a walk found, and what is to be said of it.
 struct Walked {
     manifest: Manifest,
+    /// One for each of the plan's files.
+    columns: Vec<Column>,
+    counts: Counts,
     warnings: Vec<String>,
-    passed_over: Option<String>,
+    /// Folders that hold parts and no records.
+    left_out: Vec<String>,
+}
+
+impl Walked {
+    /// Equal for equal lists.
+    fn state(&self) -> (Fingerprint, u128) {
+        (self.manifest.fingerprint(), parts::state(&self.columns))
+    }
 }
 
 /// Walks the folder and makes the manifest.
-fn build(config: &FolderConfig) -> Result<Walked, SourceError> {
-    let root = Root::open(&config.root)?;
+fn build(config: &FolderConfig, plan: Option<&Plan>) -> Result<Walked, SourceError> {
+    let mut root = Root::open(&config.root, plan)?;
+    if let Some(plan) = plan {
+        root.left_out = local::folders_of_parts(&config.root, plan);
+    }
     let mut top = root.list(Path::new(""), &root.ancestors)?;
     let named = |folder: &Subfolder| {
         let name = escape(folder.path.as_os_str().as_bytes());
@@ -255,6 +319,9 @@ fn build(config: &FolderConfig) -> Result<Walked, SourceError> {
 
     let level = folders.into_iter().map(|(_, class, folder)| Pending { class, folder }).collect();
     let mut listings = root.walk(level)?;
+    if let Some(plan) = plan {
+        local::leave_out_files_of_templates(plan, &mut listings);
+    }
     // Classes by label; within one class by the path of the directory, as torchvision does.
     // (Bytes, not `Path`s: those compare part by part, which puts "a/b/c" before "a/b-c".)
     listings.par_sort_unstable_by(|(a_class, a), (b_class, b)| {
@@ -264,6 +331,7 @@ fn build(config: &FolderConfig) -> Result<Walked, SourceError> {
     let records = listings.iter().map(|(_, listing)| listing.len()).sum();
     let name_bytes = listings.iter().map(|(_, listing)| listing.names.len()).sum();
     let mut manifest = ManifestBuilder::with_capacity(records, name_bytes);
+    let mut columns = columns(plan);
     let mut classes: Vec<Class> = names
         .into_iter()
         .zip(labels)
@@ -274,7 +342,7 @@ fn build(config: &FolderConfig) -> Result<Walked, SourceError> {
     let mut seen = 0;
     for (label, listing) in listings {
         counts.add(&listing.counts);
-        let images = listing.add_to(&mut manifest, label, config.split.as_ref());
+        let images = listing.add_to(&mut manifest, &mut columns, label, config.split.as_ref());
         let class = &mut classes[places[&label]];
         let is_deeper = listing.path.components().count() > 1;
         class.images += images;
@@ -287,12 +355,14 @@ fn build(config: &FolderConfig) -> Result<Walked, SourceError> {
         None => classes.iter().map(|class| class.name.clone()).collect(),
     });
     if seen == 0 {
+        let what = records_are(plan);
         let mut message = format!(
-            "no images in the {} class folders of {} (images end in {}){}",
+            "no {what} in the {} class folders of {} ({what} end in {}){}{}",
             classes.len(),
             shown(&config.root),
-            extensions(),
-            counts.instead()
+            records_end_in(plan),
+            counts.instead(),
+            all_are_parts(&counts),
         );
         if top.len() > 0 {
             message += &format!(
@@ -316,7 +386,33 @@ fn build(config: &FolderConfig) -> Result<Walked, SourceError> {
         ));
     }
     warnings.extend(doubts(config, &classes));
-    Ok(Walked { manifest, warnings, passed_over: counts.passed_over() })
+    if let Some(plan) = plan {
+        local::measure_templates(&root, plan, &manifest, &mut columns)?;
+    }
+    Ok(Walked { manifest, columns, counts, warnings, left_out: root.left_out() })
+}
+
+fn records_are(plan: Option<&Plan>) -> &'static str {
+    if plan.is_none_or(|plan| plan.has_image) { "images" } else { "records" }
+}
+
+fn records_end_in(plan: Option<&Plan>) -> String {
+    plan.map_or_else(extensions, Plan::records_end_in)
+}
+
+/// That files which may be images are asked for as parts of others.
+fn all_are_parts(counts: &Counts) -> String {
+    match counts.alone {
+        0 => String::new(),
+        alone => format!(
+            "; {alone} files there end as parts do that are asked for, and are no images of their own"
+        ),
+    }
+}
+
+/// Room for what belongs to records.
+fn columns(plan: Option<&Plan>) -> Vec<Column> {
+    vec![Column::default(); plan.map_or(0, |plan| plan.files.len())]
 }
 
 /// A class folder and what was found in it.
@@ -366,14 +462,16 @@ fn doubts(config: &FolderConfig, classes: &[Class]) -> Vec<String> {
 }
 
 /// A folder without folders: its images, without labels.
-fn unlabelled(config: &FolderConfig, root: &Root, top: Listing) -> Result<Walked, SourceError> {
+fn unlabelled(config: &FolderConfig, root: &Root<'_>, top: Listing) -> Result<Walked, SourceError> {
     let place = shown(&config.root);
     if top.len() == 0 {
         return Err(SourceError::data(format!(
-            "no images in {place}: it has no class folders and no files that end in {}{}; give the folder that holds one folder \
-             per class",
-            extensions(),
-            top.counts.instead()
+            "no {} in {place}: it has no class folders and no files that end in {}{}{}; give the folder that holds one \
+             folder per class",
+            records_are(root.plan),
+            records_end_in(root.plan),
+            top.counts.instead(),
+            all_are_parts(&top.counts),
         )));
     }
     if config.classes.is_some() {
@@ -384,13 +482,20 @@ fn unlabelled(config: &FolderConfig, root: &Root, top: Listing) -> Result<Walked
     }
     let mut listings = vec![(0, top)];
     root.measure(&mut listings)?;
+    if let Some(plan) = root.plan {
+        local::leave_out_files_of_templates(plan, &mut listings);
+    }
     let (_, top) = listings.pop().expect("the one listing");
     let mut manifest = ManifestBuilder::with_capacity(top.len(), top.names.len());
-    let seen = top.add_to(&mut manifest, 0, config.split.as_ref());
+    let mut columns = columns(root.plan);
+    let seen = top.add_to(&mut manifest, &mut columns, 0, config.split.as_ref());
     let manifest = manifest.build(Vec::new());
     check_split(config, &manifest, seen)?;
-    let (warnings, passed_over) = (top.counts.warnings(&config.root), top.counts.passed_over());
-    Ok(Walked { manifest, warnings, passed_over })
+    if let Some(plan) = root.plan {
+        local::measure_templates(root, plan, &manifest, &mut columns)?;
+    }
+    let warnings = top.counts.warnings(&config.root);
+    Ok(Walked { manifest, columns, counts: top.counts, warnings, left_out: root.left_out() })
 }
 
 /// Refuses class folders that are all called like parts of a data set.

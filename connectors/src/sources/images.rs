@@ -55,8 +55,13 @@ impl Images {
     /// # Errors
     /// [`SourceError`] as for a folder on disk, and for a bucket that cannot be listed.
     pub(crate) fn open(config: &FolderConfig) -> Result<Self, SourceError> {
+        if config.deliver.is_some() {
+            return Err(SourceError::config(
+                "records of image folders in buckets have no named parts yet".into(),
+            ));
+        }
         let images = Self::list(config)?;
-        recognised_as(&images.manifest, images.is_labelled)
+        recognised_as(&images.manifest, None, images.is_labelled)
             .say(&shown(&config.root).to_string(), images.manifest.len());
         let (config_then, then) = (config.clone(), images.state());
         // A server that tells no version tells no change.

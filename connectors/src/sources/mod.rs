@@ -106,7 +106,6 @@ impl SourceConfig {
     /// Refuses named parts of the sources that have none yet.
     fn has_named_parts(&self) -> Result<(), SourceError> {
         let (kind, deliver) = match self {
-            Self::Folder(config) => ("image folders", &config.deliver),
             Self::Hdf5(config) => ("HDF5 files", &config.deliver),
             Self::Array(config) => ("NumPy arrays", &config.deliver),
             _ => return Ok(()),
@@ -139,7 +138,7 @@ impl SourceConfig {
     /// an address only what was typed: what its options name is known once it is [resolved](Self::resolve).
     pub fn locations(&self) -> Vec<String> {
         match self {
-            Self::Folder(config) => vec![config.root.to_string_lossy().into_owned()],
+            Self::Folder(config) => config.locations(),
             Self::Synthetic(_) => Vec::new(),
             Self::Tar(config) => config.shards.clone(),
             Self::Table(config) => config.locations(),

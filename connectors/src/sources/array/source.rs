@@ -4,12 +4,13 @@ use std::sync::Arc;
 
 use crate::bytes::shards::{Ranges, Shards};
 use crate::column::Part;
-use crate::gather::{self, Parts, Place};
+use crate::gather::{self, Parts, Place, Room};
 use crate::labels::Labels;
 use crate::recognised::Recognised;
 use crate::schema::Schema;
 use crate::{
-    Blocks, Buffer, Extent, FieldSpec, Fingerprint, IndexedSource, Reader, ReaderConfig, SourceError,
+    Blocks, Buffer, Extent, FieldSpec, Fingerprint, IndexedSource, ReadError, Reader, ReaderConfig,
+    SourceError,
 };
 
 /// npy and npz files, opened.
@@ -74,17 +75,15 @@ impl Parts for Rowed {
         }
     }
 
-    fn size(&self, _index: u64) -> u64 {
-        self.size
-    }
-
-    fn join(&self, _index: u64, parts: &[Buffer], mut record: &mut [u8]) -> Result<(), String> {
-        for (column, row) in self.columns.iter().zip(parts) {
-            let (body, rest) = record.split_at_mut(column.part.written());
-            column.part.write(row, body)?;
-            record = rest;
-        }
-        Ok(())
+    fn join(&self, _index: u64, parts: &[Buffer], room: &Room<'_>) -> Result<Buffer, ReadError> {
+        room.record(self.size, |mut record| {
+            for (column, row) in self.columns.iter().zip(parts) {
+                let (body, rest) = record.split_at_mut(column.part.written());
+                column.part.write(row, body)?;
+                record = rest;
+            }
+            Ok(())
+        })
     }
 
     fn key(&self, index: u64) -> String {

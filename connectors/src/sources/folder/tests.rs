@@ -145,7 +145,7 @@ fn parts_of_a_data_set_are_no_classes() {
 
 #[test]
 fn what_is_doubtful_is_said() {
-    let doubts = |names: &[&str]| build(&config(&folder(names))).unwrap().warnings.join("\n");
+    let doubts = |names: &[&str]| build(&config(&folder(names)), None).unwrap().warnings.join("\n");
     assert_eq!(doubts(&["a/1.jpg", "b/1.jpg"]), "");
     assert!(
         doubts(&["a/1.jpg", "b/", "c/x.txt"])
@@ -158,9 +158,9 @@ fn what_is_doubtful_is_said() {
     );
     assert_eq!(doubts(&["set/a/1.jpg", "set/b/1.jpg", "set/1.jpg"]), "");
     assert!(doubts(&["a/1.jpg", "1.jpg"]).contains("1 images directly in"));
-    let passed_over =
-        build(&config(&folder(&["a/1.jpg", "a/1.txt", "a/2.TXT", "a/3.heic", "a/x"]))).unwrap().passed_over;
-    assert_eq!(passed_over.unwrap(), "4 files of other endings were passed over (.txt 2, .heic 1)");
+    let counts =
+        build(&config(&folder(&["a/1.jpg", "a/1.txt", "a/2.TXT", "a/3.heic", "a/x"])), None).unwrap().counts;
+    assert_eq!(counts.passed_over().unwrap(), "4 files of other endings were passed over (.txt 2, .heic 1)");
 }
 
 #[test]

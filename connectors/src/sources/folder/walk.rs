@@ -15,6 +15,7 @@ use rayon::prelude::*;
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, RawDir, StatxFlags};
 use rustix::io::Errno;
 
+use super::parts::{Column, Plan};
 use super::{FILES_PER_TASK, MAX_DEPTH, MAX_DIRECTORIES};
 use crate::SourceError;
 use crate::names::{hidden, is_image, is_litter, shown};
@@ -23,12 +24,16 @@ use crate::sources::manifest::ManifestBuilder;
 use crate::split::Split;
 
 /// The folder being walked.
-pub(super) struct Root {
+pub(super) struct Root<'plan> {
     pub path: PathBuf,
     pub fd: OwnedFd,
     pub ancestors: Arc<Ancestors>,
     /// Counts the images found.
     pub step: Step,
+    /// What belongs to the images, where that is wanted.
+    pub plan: Option<&'plan Plan>,
+    /// Folders that hold parts and no records, relative to the root.
+    pub left_out: Vec<Vec<u8>>,
 }
 
 /// The directories above one, by identity: entering one of them again would never end.
@@ -73,8 +78,20 @@ pub(super) struct Listing {
     pub images: Vec<Range<u32>>,
     /// Sizes of the images; `None` for what is no regular file or has vanished.
     pub sizes: Vec<Option<u64>>,
+    /// For each image and each of the plan's files.
+    pub beside: Vec<Option<Found>>,
     pub folders: Vec<Subfolder>,
     pub counts: Counts,
+}
+
+/// A file beside an image.
+#[derive(Clone, Debug)]
+pub(super) struct Found {
+    /// Among the names of the listing.
+    name: Range<u32>,
+    /// Where its ending begins.
+    ending: u32,
+    size: Option<u64>,
 }
 
 /// What was left out, for the log.
@@ -87,6 +104,9 @@ pub(super) struct Counts {
     pub loops: u64,
     /// Files whose names begin with a dot.
     pub hidden: u64,
+    /// Images that are parts of others, and files of parts that belong to none.
+    pub images: u64,
+    pub alone: u64,
 }
 
 /// Endings that are counted one by one, and those that are named.
@@ -102,6 +122,8 @@ impl Counts {
         self.dangling += more.dangling;
         self.loops += more.loops;
         self.hidden += more.hidden;
+        self.images += more.images;
+        self.alone += more.alone;
     }
 
     fn other(&mut self, name: &[u8]) {
@@ -173,8 +195,55 @@ impl Listing {
         CStr::from_bytes_with_nul(bytes).expect("names are stored with their NUL")
     }
 
+    /// Puts images and what belongs to them together, as `plan` says.
+    fn couple(&mut self, plan: &Plan) {
+        let names: Vec<&[u8]> = self.images.iter().map(|image| self.name(image).to_bytes()).collect();
+        let coupled = plan.couple(&names);
+        let found = |at: &u32| {
+            let name = self.images.get(*at as usize)?.clone();
+            let ending = plan.stem_of_part(names[*at as usize])? + 1;
+            Some(Found { ending: name.start + ending as u32, name, size: None })
+        };
+        self.beside = coupled.beside.iter().map(found).collect();
+        self.images = coupled.records.iter().map(|&at| self.images[at as usize].clone()).collect();
+        self.counts.images += coupled.images;
+        self.counts.alone += coupled.alone;
+    }
+
+    /// Leaves out images that are files of others.
+    pub fn leave_out(&mut self, is_left_out: impl Fn(&[u8]) -> bool) {
+        let each = self.beside.len() / self.images.len().max(1);
+        let mut path = Vec::new();
+        let kept: Vec<usize> = (0..self.images.len())
+            .filter(|&at| {
+                path.clear();
+                self.path_of(at, &mut path);
+                !is_left_out(&path)
+            })
+            .collect();
+        self.counts.images += (self.images.len() - kept.len()) as u64;
+        self.beside = kept.iter().flat_map(|&at| self.beside[at * each..][..each].to_vec()).collect();
+        self.sizes = kept.iter().map(|&at| self.sizes[at]).collect();
+        self.images = kept.iter().map(|&at| self.images[at].clone()).collect();
+    }
+
+    /// Appends the path of an image, relative to the root.
+    pub fn path_of(&self, at: usize, path: &mut Vec<u8>) {
+        path.extend_from_slice(self.path.as_os_str().as_bytes());
+        if !path.is_empty() {
+            path.push(b'/');
+        }
+        path.extend_from_slice(self.name(&self.images[at]).to_bytes());
+    }
+
     /// Adds what belongs to the split and returns how many images there were before it.
-    pub fn add_to(&self, manifest: &mut ManifestBuilder, class: u32, split: Option<&Split>) -> u64 {
+    pub fn add_to(
+        &self,
+        manifest: &mut ManifestBuilder,
+        columns: &mut [Column],
+        class: u32,
+        split: Option<&Split>,
+    ) -> u64 {
         let mut path = self.path.as_os_str().as_bytes().to_vec();
         if !path.is_empty() {
             path.push(b'/');
@@ -182,7 +251,7 @@ impl Listing {
         let folder = path.len();
         let mut begun = false;
         let mut seen = 0;
-        for (image, size) in self.images.iter().zip(&self.sizes) {
+        for (at, (image, size)) in self.images.iter().zip(&self.sizes).enumerate() {
             let Some(size) = *size else { continue };
             seen += 1;
             let name = self.name(image).to_bytes();
@@ -198,13 +267,18 @@ impl Listing {
                 begun = true;
             }
             manifest.file(OsStr::from_bytes(name), size);
+            let each = columns.len();
+            for (column, found) in columns.iter_mut().zip(&self.beside[at * each..]) {
+                let ending = |found: &Found| &self.names[found.ending as usize..found.name.end as usize - 1];
+                column.push(found.as_ref().and_then(|found| Some((found.size?, ending(found)))));
+            }
         }
         seen
     }
 }
 
-impl Root {
-    pub fn open(path: &Path) -> Result<Self, SourceError> {
+impl<'plan> Root<'plan> {
+    pub fn open(path: &Path, plan: Option<&'plan Plan>) -> Result<Self, SourceError> {
         let open = || -> Result<_, Errno> {
             let fd =
                 rustix::fs::open(path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
@@ -214,7 +288,12 @@ impl Root {
         let (fd, identity) = open().map_err(|error| SourceError::folder(path, &error.into()))?;
         let ancestors = Arc::new(Ancestors { identity, depth: 0, parent: None });
         let step = Step::begin("walking the folder", Counted::Files, None);
-        Ok(Self { path: path.to_owned(), fd, ancestors, step })
+        Ok(Self { path: path.to_owned(), fd, ancestors, step, plan, left_out: Vec::new() })
+    }
+
+    /// The folders that hold no records, for the log.
+    pub fn left_out(&self) -> Vec<String> {
+        self.left_out.iter().map(|folder| shown(OsStr::from_bytes(folder)).to_string()).collect()
     }
 
     fn open_folder(&self, path: &Path) -> Result<OwnedFd, Errno> {
@@ -260,6 +339,7 @@ impl Root {
             names: Vec::new(),
             images: Vec::new(),
             sizes: Vec::new(),
+            beside: Vec::new(),
             folders: Vec::new(),
             counts: Counts::default(),
         };
@@ -312,8 +392,15 @@ impl Root {
             }
             match kind {
                 FileType::Directory if is_litter(bytes) && !at_top => {}
+                FileType::Directory
+                    if !self.left_out.is_empty()
+                        && self.left_out.iter().any(|folder| {
+                            path.join(OsStr::from_bytes(bytes)).as_os_str().as_bytes() == folder
+                        }) => {}
                 FileType::Directory => folders.push(OsStr::from_bytes(bytes).to_owned()),
-                FileType::RegularFile if is_image(bytes) => {
+                FileType::RegularFile
+                    if self.plan.map_or_else(|| is_image(bytes), |plan| plan.takes(bytes)) =>
+                {
                     let begin = listing.names.len();
                     listing.names.extend_from_slice(name.to_bytes_with_nul());
                     let end = u32::try_from(listing.names.len()).map_err(|_| {
@@ -337,6 +424,9 @@ impl Root {
         listing.images.par_sort_unstable_by(|a, b| {
             names[a.start as usize..a.end as usize].cmp(&names[b.start as usize..b.end as usize])
         });
+        if let Some(plan) = self.plan {
+            listing.couple(plan);
+        }
         Ok(listing)
     }
 
@@ -347,31 +437,32 @@ impl Root {
         }
         let mut tasks = Vec::new();
         for (_, listing) in listings.iter_mut() {
-            let Listing { path, names, images, sizes, .. } = listing;
+            let Listing { path, names, images, sizes, beside, .. } = listing;
             for (images, sizes) in images.chunks(FILES_PER_TASK).zip(sizes.chunks_mut(FILES_PER_TASK)) {
-                tasks.push((&*path, &*names, images, sizes));
+                tasks.push((&*path, &*names, Files::Images(images, sizes)));
+            }
+            for beside in beside.chunks_mut(FILES_PER_TASK) {
+                tasks.push((&*path, &*names, Files::Beside(beside)));
             }
         }
-        tasks.into_par_iter().try_for_each(|(path, names, images, sizes)| {
+        tasks.into_par_iter().try_for_each(|(path, names, files)| {
             self.step.run(|| {
                 let fd = self.open_folder(path).map_err(|error| self.error(path, error))?;
-                for (image, size) in images.iter().zip(sizes) {
-                    opening::check()?;
-                    self.step.add(1);
-                    let name = CStr::from_bytes_with_nul(&names[image.start as usize..image.end as usize])
+                let size = |file: &Range<u32>| {
+                    let name = CStr::from_bytes_with_nul(&names[file.start as usize..file.end as usize])
                         .expect("names are stored with their NUL");
-                    match rustix::fs::statx(&fd, name, AtFlags::empty(), StatxFlags::SIZE | StatxFlags::TYPE)
-                    {
-                        Ok(stat)
-                            if FileType::from_raw_mode(stat.stx_mode.into()) == FileType::RegularFile =>
-                        {
-                            *size = Some(stat.stx_size);
+                    self.size(&fd, path, name)
+                };
+                match files {
+                    Files::Images(images, sizes) => {
+                        for (image, of_image) in images.iter().zip(sizes) {
+                            *of_image = size(image)?;
+                            self.step.add(1);
                         }
-                        // It has vanished, or become something else, since it was listed a moment ago.
-                        Ok(_) | Err(Errno::NOENT) => {}
-                        Err(error) => {
-                            let file = path.join(OsStr::from_bytes(name.to_bytes()));
-                            return Err(self.error(&file, error));
+                    }
+                    Files::Beside(beside) => {
+                        for found in beside.iter_mut().flatten() {
+                            found.size = size(&found.name)?;
                         }
                     }
                 }
@@ -379,4 +470,37 @@ impl Root {
             })
         })
     }
+
+    /// The size of a file in an open folder, if it is a regular one.
+    fn size(&self, fd: &OwnedFd, path: &Path, name: &CStr) -> Result<Option<u64>, SourceError> {
+        opening::check()?;
+        match rustix::fs::statx(fd, name, AtFlags::empty(), StatxFlags::SIZE | StatxFlags::TYPE) {
+            Ok(stat) => {
+                let is_file = FileType::from_raw_mode(stat.stx_mode.into()) == FileType::RegularFile;
+                Ok(is_file.then_some(stat.stx_size))
+            }
+            // It has vanished, or become something else, since it was listed a moment ago.
+            Err(Errno::NOENT) => Ok(None),
+            Err(error) => Err(self.error(&path.join(OsStr::from_bytes(name.to_bytes())), error)),
+        }
+    }
+
+    /// The size of a file by its path from the root. `None` where there is none.
+    pub fn size_at(&self, path: &[u8]) -> Result<Option<u64>, SourceError> {
+        let path = Path::new(OsStr::from_bytes(path));
+        match rustix::fs::statx(&self.fd, path, AtFlags::empty(), StatxFlags::SIZE | StatxFlags::TYPE) {
+            Ok(stat) => {
+                let is_file = FileType::from_raw_mode(stat.stx_mode.into()) == FileType::RegularFile;
+                Ok(is_file.then_some(stat.stx_size))
+            }
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::NAMETOOLONG) => Ok(None),
+            Err(error) => Err(self.error(path, error)),
+        }
+    }
+}
+
+/// Files whose sizes one task asks for.
+enum Files<'listing> {
+    Images(&'listing [Range<u32>], &'listing mut [Option<u64>]),
+    Beside(&'listing mut [Option<Found>]),
 }

@@ -734,11 +734,7 @@ impl gather::Parts for PathTable {
         }
     }
 
-    fn size(&self, index: u64) -> u64 {
-        IndexedSource::size(self, index)
-    }
-
-    fn join(&self, index: u64, files: &[Buffer], record: &mut [u8]) -> Result<(), String> {
+    fn join(&self, index: u64, files: &[Buffer], room: &gather::Room<'_>) -> Result<Buffer, ReadError> {
         let tail = Schema { image: false, ..self.schema.clone() };
         let Cut { mut parts, fields, .. } = tail.cut(self.tail(index)).expect("it was made of this schema");
         let mut own: &[u8] = &[];
@@ -748,8 +744,10 @@ impl gather::Parts for PathTable {
                 Some(part) => parts[*part] = self.size_of(index, at).map(|_| &**file),
             }
         }
-        self.schema.join(own, parts.into_iter(), fields, record);
-        Ok(())
+        room.record(IndexedSource::size(self, index), |record| {
+            self.schema.join(own, parts.into_iter(), fields, record);
+            Ok(())
+        })
     }
 
     fn key(&self, index: u64) -> String {

@@ -29,7 +29,7 @@ mod indexer;
 mod losses;
 mod options;
 mod packed;
-mod parts;
+pub(crate) mod parts;
 mod proof;
 mod reader;
 mod stored;

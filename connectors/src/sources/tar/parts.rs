@@ -27,7 +27,7 @@ const ABSENT: u32 = u32::MAX;
 
 /// A part that is asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Part {
+pub(crate) struct Part {
     pub wanted: Wanted,
     /// Which of [`Parts::members`].
     pub member: usize,
@@ -201,7 +201,7 @@ impl Part {
         }
     }
 
-    fn value<'member>(&self, member: &'member [u8], path: &str) -> Result<Option<&'member str>, String> {
+    pub fn value<'member>(&self, member: &'member [u8], path: &str) -> Result<Option<&'member str>, String> {
         let text =
             std::str::from_utf8(member).map_err(|_| "cannot be read: its JSON is not UTF-8".to_owned())?;
         if json::members(text).is_none() {
@@ -243,7 +243,7 @@ impl Part {
     }
 }
 
-fn npy(member: &[u8]) -> Result<NpyHeader, String> {
+pub(crate) fn npy(member: &[u8]) -> Result<NpyHeader, String> {
     let start = &member[..member.len().min(MAX_NPY_HEADER as usize)];
     NpyHeader::parse(start, member.len() as u64).map_err(|why| format!("cannot be read: {why}"))
 }

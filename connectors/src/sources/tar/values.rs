@@ -85,7 +85,7 @@ fn kind(value: &Value) -> &'static str {
 
 /// What the header of an npy file says.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct NpyHeader {
+pub(crate) struct NpyHeader {
     /// Bytes before the data.
     pub len: u64,
     pub dtype: ElementType,
