@@ -362,7 +362,7 @@ fn build(config: &FolderConfig, plan: Option<&Plan>) -> Result<Walked, SourceErr
             shown(&config.root),
             records_end_in(plan),
             counts.instead(),
-            all_are_parts(&counts),
+            all_are_parts(counts.alone),
         );
         if top.len() > 0 {
             message += &format!(
@@ -401,8 +401,8 @@ fn records_end_in(plan: Option<&Plan>) -> String {
 }
 
 /// That files which may be images are asked for as parts of others.
-fn all_are_parts(counts: &Counts) -> String {
-    match counts.alone {
+pub(crate) fn all_are_parts(alone: u64) -> String {
+    match alone {
         0 => String::new(),
         alone => format!(
             "; {alone} files there end as parts do that are asked for, and are no images of their own"
@@ -471,7 +471,7 @@ fn unlabelled(config: &FolderConfig, root: &Root<'_>, top: Listing) -> Result<Wa
             records_are(root.plan),
             records_end_in(root.plan),
             top.counts.instead(),
-            all_are_parts(&top.counts),
+            all_are_parts(top.counts.alone),
         )));
     }
     if config.classes.is_some() {

@@ -3,6 +3,8 @@
 //! What a bucket does not have: empty folders (a class without any object is no class unless `classes` names it),
 //! links, names that are not UTF-8. Everything else is as [`crate::sources::folder`] says.
 
+mod parts;
+
 use std::collections::{BTreeSet, HashMap};
 use std::ffi::OsStr;
 use std::path::Path;
@@ -10,15 +12,25 @@ use std::sync::Arc;
 
 use xxhash_rust::xxh3::{xxh3_64, xxh3_128};
 
+use self::parts::{Beside, InBucket};
 use crate::bytes::remote::list::addresses;
 use crate::bytes::remote::{self, MEMORY, Object, Remote, Version};
+use crate::gather;
 use crate::names::{hidden, is_image, is_litter, shown};
-use crate::sources::folder::{check_level, check_split, class_labels, extensions, recognised_as};
+use crate::sources::folder::parts::{Column, Parts, Plan, coupled_notes};
+use crate::sources::folder::{
+    all_are_parts, check_level, check_split, class_labels, extensions, recognised_as,
+};
 use crate::sources::manifest::{Manifest, ManifestBuilder, escape};
-use crate::{Blocks, Extent, Fingerprint, FolderConfig, IndexedSource, Reader, ReaderConfig, SourceError};
+use crate::{
+    Blocks, Extent, Fingerprint, FolderConfig, IndexedSource, Reader, ReaderConfig, Schema, SourceError,
+};
 
 /// Parts of a path below the class's folder; more are a loop that somebody copied.
 const MAX_DEPTH: usize = 64;
+
+/// Endings of other objects that are kept for a message.
+const MOST_ENDINGS: usize = 64;
 
 /// An open image folder in a bucket: 26 bytes and a name per record as on disk, and eight for the version.
 #[derive(Debug)]
@@ -28,7 +40,11 @@ pub(crate) struct Images {
     prefix: String,
     manifest: Manifest,
     versions: Vec<u64>,
+    parts: Option<(Parts, Beside)>,
+    /// Of each of the plan's files: the version for each record.
+    beside_versions: Vec<Vec<u64>>,
     is_labelled: bool,
+    notes: Vec<String>,
 }
 
 /// An image while the list is put in order.
@@ -37,6 +53,26 @@ struct Image {
     path: String,
     size: u64,
     version: u64,
+    /// Of each of the plan's files.
+    beside: Vec<Option<Other>>,
+}
+
+/// An object that belongs to an image.
+#[derive(Clone)]
+struct Other {
+    ending: String,
+    size: u64,
+    version: u64,
+}
+
+/// What a listing found.
+struct Found {
+    images: Vec<Image>,
+    /// Of classes.
+    folders: BTreeSet<String>,
+    /// Of other objects.
+    endings: BTreeSet<String>,
+    notes: Vec<String>,
 }
 
 impl Image {
@@ -55,14 +91,11 @@ impl Images {
     /// # Errors
     /// [`SourceError`] as for a folder on disk, and for a bucket that cannot be listed.
     pub(crate) fn open(config: &FolderConfig) -> Result<Self, SourceError> {
-        if config.deliver.is_some() {
-            return Err(SourceError::config(
-                "records of image folders in buckets have no named parts yet".into(),
-            ));
-        }
         let images = Self::list(config)?;
-        recognised_as(&images.manifest, None, images.is_labelled)
-            .say(&shown(&config.root).to_string(), images.manifest.len());
+        let parts = images.parts.as_ref().map(|(parts, _)| parts);
+        let mut recognised = recognised_as(&images.manifest, parts, images.is_labelled);
+        images.notes.iter().for_each(|note| recognised.note(note));
+        recognised.say(&shown(&config.root).to_string(), images.manifest.len());
         let (config_then, then) = (config.clone(), images.state());
         // A server that tells no version tells no change.
         let is_told = images.versions.iter().all(|&version| version != xxh3_64(b""));
@@ -78,8 +111,9 @@ impl Images {
 
     /// What is there, and which versions of it.
     fn state(&self) -> (Fingerprint, u128) {
-        let versions: Vec<u8> = self.versions.iter().flat_map(|version| version.to_le_bytes()).collect();
-        (self.manifest.fingerprint(), xxh3_128(&versions))
+        let all = self.beside_versions.iter().flatten().chain(&self.versions);
+        let versions: Vec<u8> = all.flat_map(|version| version.to_le_bytes()).collect();
+        (IndexedSource::fingerprint(self), xxh3_128(&versions))
     }
 
     pub(crate) fn open_with(
@@ -103,51 +137,16 @@ impl Images {
                 address.place, address.path
             )));
         }
+        let plan = Plan::new(config)?;
         let remote = connect(&address.place)?;
         let below = address.path.trim_end_matches('/');
         let prefix = if below.is_empty() { String::new() } else { format!("{below}/") };
 
-        let given = config.classes.as_deref().unwrap_or_default();
-        let litter = |name: &str| is_litter(name.as_bytes()) && !given.iter().any(|class| class == name);
-        let (mut others, mut hiding, mut folders) = (0u64, 0u64, BTreeSet::new());
-        let mut images = remote.wait(remote.list(below, |meta| {
-            let path = meta.location.as_ref().strip_prefix(&prefix)?;
-            // A class keeps its label when all that is in it is hidden or no image.
-            if let Some((class, _)) = path.split_once('/')
-                && !litter(class)
-                && !folders.contains(class)
-            {
-                folders.insert(class.to_owned());
-            }
-            let name = path.rsplit('/').next().unwrap_or_default();
-            if path.is_empty() || path.split('/').any(litter) {
-                hiding += u64::from(name.starts_with('.'));
-                return None;
-            }
-            if !is_image(name.as_bytes()) {
-                others += 1;
-                return None;
-            }
-            Some(Image { path: path.to_owned(), size: meta.size, version: Version::of(&meta).hash() })
-        }))?;
-        if let Some(deep) = images.iter().find(|image| image.path.split('/').count() > MAX_DEPTH) {
-            return Err(SourceError::data(format!(
-                "folders are nested deeper than {MAX_DEPTH} at {}",
-                deep.path
-            )));
-        }
-        let place = shown(&config.root);
-        if images.is_empty() {
-            return Err(SourceError::data(format!(
-                "no images below {place}: no object there ends in {}{}; give the path that holds one folder per class",
-                extensions(),
-                hidden(hiding, others == 0).map_or(String::new(), |hidden| format!("; {hidden}"))
-            )));
-        }
-        if others > 0 {
-            tracing::info!("ignored in {place}: {others} objects that are no images by their name");
-        }
+        let beside = plan.map(|plan| Beside::new(config, plan, &prefix)).transpose()?;
 
+        let Found { mut images, folders, endings, notes } =
+            Self::find(config, &remote, below, &prefix, beside.as_ref())?;
+        let place = shown(&config.root);
         let names: Vec<String> = folders.iter().map(|name| escape(name.as_bytes())).collect();
         if names.is_empty() && config.classes.is_some() {
             return Err(SourceError::data(format!(
@@ -173,6 +172,8 @@ impl Images {
 
         let mut manifest = ManifestBuilder::with_capacity(images.len(), 0);
         let mut versions = Vec::with_capacity(images.len());
+        let files = beside.as_ref().map_or(0, |beside| beside.plan.files.len());
+        let (mut columns, mut beside_versions) = (vec![Column::default(); files], vec![Vec::new(); files]);
         let mut current = None;
         let seen = images.len() as u64;
         for image in &images {
@@ -186,8 +187,14 @@ impl Images {
             }
             manifest.file(OsStr::new(name), image.size);
             versions.push(image.version);
+            for ((column, versions), other) in columns.iter_mut().zip(&mut beside_versions).zip(&image.beside)
+            {
+                column.push(other.as_ref().map(|other| (other.size, other.ending.as_bytes())));
+                versions.push(other.as_ref().map_or(0, |other| other.version));
+            }
         }
         versions.shrink_to_fit();
+        beside_versions.iter_mut().for_each(Vec::shrink_to_fit);
         let manifest = manifest.build(match &config.classes {
             Some(classes) => classes.clone(),
             None => names,
@@ -197,7 +204,89 @@ impl Images {
             images.iter().map(Image::class).filter(|class| !class.is_empty()).collect();
         check_level(config, &with_images.into_iter().collect::<Vec<_>>())?;
         let is_labelled = config.is_labelled(&manifest)?;
-        Ok(Self { remote, prefix, manifest, versions, is_labelled })
+        let parts = beside.map(|beside| {
+            let look = InBucket {
+                config,
+                remote: &remote,
+                manifest: &manifest,
+                beside: &beside,
+                versions: &beside_versions,
+                endings: &endings,
+            };
+            Ok::<_, SourceError>((Parts::new(beside.plan.clone(), columns, &look)?, beside))
+        });
+        let parts = parts.transpose()?;
+        Ok(Self { remote, prefix, manifest, versions, parts, beside_versions, is_labelled, notes })
+    }
+
+    /// Lists what is there, and puts together what belongs together.
+    fn find(
+        config: &FolderConfig,
+        remote: &Arc<Remote>,
+        below: &str,
+        prefix: &str,
+        beside: Option<&Beside>,
+    ) -> Result<Found, SourceError> {
+        let given = config.classes.as_deref().unwrap_or_default();
+        let litter = |name: &str| is_litter(name.as_bytes()) && !given.iter().any(|class| class == name);
+        let (mut others, mut hiding, mut folders) = (0u64, 0u64, BTreeSet::new());
+        let mut endings = BTreeSet::new();
+        let mut images = remote.wait(remote.list(below, |meta| {
+            let path = meta.location.as_ref().strip_prefix(prefix)?;
+            if beside.iter().flat_map(|beside| &beside.left_out).any(|folder| path.starts_with(folder)) {
+                return None;
+            }
+            // A class keeps its label when all that is in it is hidden or no image.
+            if let Some((class, _)) = path.split_once('/')
+                && !litter(class)
+                && !folders.contains(class)
+            {
+                folders.insert(class.to_owned());
+            }
+            let name = path.rsplit('/').next().unwrap_or_default();
+            if path.is_empty() || path.split('/').any(litter) {
+                hiding += u64::from(name.starts_with('.'));
+                return None;
+            }
+            let name_bytes = name.as_bytes();
+            if !beside.map_or_else(|| is_image(name_bytes), |beside| beside.plan.takes(name_bytes)) {
+                others += 1;
+                if let Some((_, ending)) = name.rsplit_once('.').filter(|_| endings.len() < MOST_ENDINGS) {
+                    endings.insert(format!(".{}", ending.to_lowercase()));
+                }
+                return None;
+            }
+            let version = Version::of(&meta).hash();
+            Some(Image { path: path.to_owned(), size: meta.size, version, beside: Vec::new() })
+        }))?;
+        if let Some(deep) = images.iter().find(|image| image.path.split('/').count() > MAX_DEPTH) {
+            return Err(SourceError::data(format!(
+                "folders are nested deeper than {MAX_DEPTH} at {}",
+                deep.path
+            )));
+        }
+        let mut counts = (0, 0);
+        if let Some(beside) = beside {
+            images = beside.couple(images, &mut counts);
+            beside.find(remote, &mut images, &mut counts.0)?;
+        }
+        let place = shown(&config.root);
+        if images.is_empty() {
+            let plan = beside.map(|beside| &beside.plan);
+            return Err(SourceError::data(format!(
+                "no {} below {place}: no object there ends in {}{}{}; give the path that holds one folder per class",
+                if plan.is_none_or(|plan| plan.has_image) { "images" } else { "records" },
+                plan.map_or_else(extensions, Plan::records_end_in),
+                all_are_parts(counts.1),
+                hidden(hiding, others == 0).map_or(String::new(), |hidden| format!("; {hidden}"))
+            )));
+        }
+        if others > 0 {
+            tracing::info!("ignored in {place}: {others} objects that are no images by their name");
+        }
+        let left_out = beside.map_or(&[][..], |beside| &beside.left_out);
+        let notes = coupled_notes(counts.0, counts.1, left_out);
+        Ok(Found { images, folders, endings, notes })
     }
 
     fn object(&self, index: u64) -> Object {
@@ -234,8 +323,15 @@ impl IndexedSource for Images {
         if self.is_labelled { self.manifest.classes() } else { &[] }
     }
 
+    fn schema(&self) -> Schema {
+        self.parts.as_ref().map_or_else(Schema::images, |(parts, _)| parts.schema.clone())
+    }
+
     fn size(&self, index: u64) -> u64 {
-        self.manifest.size(index)
+        match &self.parts {
+            None => self.manifest.size(index),
+            Some((parts, _)) => parts.size(&self.manifest, index),
+        }
     }
 
     fn extent(&self, _index: u64) -> Option<Extent> {
@@ -247,18 +343,23 @@ impl IndexedSource for Images {
     }
 
     fn fingerprint(&self) -> Fingerprint {
-        self.manifest.fingerprint()
+        self.parts.as_ref().map_or_else(|| self.manifest.fingerprint(), |(parts, _)| parts.fingerprint())
     }
 
     fn memory(&self) -> u64 {
-        self.manifest.memory() + (self.versions.capacity() * 8 + self.prefix.capacity()) as u64
+        let parts = self.parts.as_ref().map_or(0, |(parts, _)| parts.memory());
+        let versions: usize = self.beside_versions.iter().chain([&self.versions]).map(Vec::capacity).sum();
+        self.manifest.memory() + parts + (versions * 8 + self.prefix.capacity()) as u64
     }
 
     fn reader_memory(&self) -> u64 {
-        MEMORY
+        MEMORY + self.parts.as_ref().map_or(0, |(parts, _)| gather::memory(parts.largest()))
     }
 
     fn reader(self: Arc<Self>, config: &ReaderConfig) -> Result<Box<dyn Reader>, SourceError> {
+        if self.parts.is_some() {
+            return parts::reader(self, config);
+        }
         let keys = self.clone();
         self.remote.clone().reader(
             config,

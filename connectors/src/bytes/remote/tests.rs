@@ -17,7 +17,9 @@ use self::server::{PASSING, Server, Stored, Trouble, noise};
 use super::*;
 use crate::bytes::shards::{Ranges, Shards};
 use crate::sources::images::Images;
-use crate::{FolderConfig, IndexedSource, ReadErrorKind, ReadRequest, Record, Split, SplitPart};
+use crate::{
+    FolderConfig, IndexedSource, ReadErrorKind, ReadRequest, Record, Split, SplitPart, Wanted, WantedKind,
+};
 
 /// Patience of a test: the figures are small, the rules the same.
 const QUICK: Patience = Patience {
@@ -640,6 +642,101 @@ proptest! {
             prop_assert!(*record.unwrap().bytes == std::fs::read(path).unwrap());
         }
     }
+}
+
+#[test]
+fn an_image_folder_with_parts_in_a_bucket_is_the_one_on_disk() {
+    let (disk, dir) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let mut files: Vec<(String, Vec<u8>)> = Vec::new();
+    for index in 0..40u64 {
+        let class = ["a", "b/c"][index as usize % 2];
+        files.push((format!("p/q/{class}/{index}.jpg"), noise(index, 100 * index as usize)));
+        files
+            .push((format!("p/q/{class}/{index}.{}", ["txt", "TXT"][index as usize / 20]), noise(index, 10)));
+        files.push((format!("p/q/{class}/{index}.seg.png"), noise(index, 33)));
+        files.push((
+            format!("p/q/{class}/{index}.json"),
+            format!("{{\"n\": {index}, \"l\": [1.5]}}").into_bytes(),
+        ));
+        files.push((format!("p/q/masks/{class}/{index}.png"), noise(index, 44)));
+        if index % 3 > 0 {
+            files.push((format!("p/depth/{class}/{index}.png"), noise(index, 55)));
+        }
+    }
+    files.sort();
+    for (name, bytes) in &files {
+        let path = disk.path().join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, bytes).unwrap();
+    }
+    let (store, remote) = bucket(&files, &dir);
+    let wanted = [
+        Wanted::own_image(),
+        Wanted::new("txt", WantedKind::Bytes),
+        Wanted::new("seg.png", WantedKind::Image),
+        Wanted::new("masks/{path}.png", WantedKind::Image),
+        Wanted::new("../depth/{path}.png", WantedKind::Image),
+        Wanted::new("json:l", WantedKind::Ragged),
+        Wanted::new("json:n", WantedKind::Numbers),
+    ];
+    for wanted in [&wanted[..], &wanted[1..]] {
+        let config = |root: &str| FolderConfig { deliver: Some(wanted.to_vec()), ..folder(root) };
+        let on_disk =
+            crate::sources::folder::Folder::open(&config(disk.path().join("p/q").to_str().unwrap()));
+        let on_disk = Arc::new(on_disk.unwrap());
+        let images =
+            Arc::new(Images::open_with(&config("s3://bucket/p/q/"), |_| Ok(remote.clone())).unwrap());
+        assert_eq!((on_disk.fingerprint(), on_disk.schema()), (images.fingerprint(), images.schema()));
+        assert_eq!((IndexedSource::len(&*on_disk), on_disk.classes()), (40, images.classes()));
+        let read = |reader: Box<dyn Reader>| {
+            let told = submit(&*reader, 0..40);
+            let mut all: Vec<_> =
+                told.iter().take(40).map(|(index, record)| (index, record.unwrap().bytes.to_vec())).collect();
+            all.sort();
+            all
+        };
+        let all = read(images.clone().reader(&ReaderConfig::default()).unwrap());
+        assert!(all == read(on_disk.clone().reader(&ReaderConfig::default()).unwrap()));
+        let schema = images.schema();
+        for (index, bytes) in &all {
+            let parts = schema.cut(bytes).unwrap().parts;
+            let lacking: Vec<usize> = (0..parts.len()).filter(|&at| parts[at].is_none()).collect();
+            let n = IndexedSource::key(&*images, *index)
+                .rsplit('/')
+                .next()
+                .unwrap()
+                .split('.')
+                .next()
+                .unwrap()
+                .parse::<u64>();
+            assert_eq!(lacking, if n.unwrap() % 3 > 0 { vec![] } else { vec![3] });
+        }
+    }
+    let config = |part: &str| FolderConfig {
+        deliver: Some(vec![Wanted::own_image(), Wanted::new(part, WantedKind::Image)]),
+        ..folder("s3://bucket/p/q")
+    };
+    let open = |part: &str| Images::open_with(&config(part), |_| Ok(remote.clone()));
+    for (part, why) in [
+        ("../../../{stem}.png", "same bucket"),
+        ("../nothing/{stem}.png", "there is no object s3://bucket/p/nothing/0.png"),
+        ("png", "other files there end in .json .txt"),
+    ] {
+        let error = open(part).err().unwrap().to_string();
+        assert!(error.contains(why), "{error}");
+    }
+    // One that nobody has read, so that no cache has it.
+    let put = |seed| {
+        let path = object_store::path::Path::from("p/depth/a/0.png");
+        remote.runtime.block_on(async { store.put(&path, PutPayload::from(noise(seed, 55))).await.unwrap() })
+    };
+    put(1);
+    let images = Arc::new(open("../depth/{path}.png").unwrap());
+    put(2);
+    let index = (0..80).find(|&index| IndexedSource::key(&*images, index) == "a/0.jpg").unwrap();
+    let reader = images.clone().reader(&ReaderConfig::default()).unwrap();
+    let (_, result) = submit(&*reader, index..index + 1).recv().unwrap();
+    assert_eq!(result.unwrap_err().kind(), ReadErrorKind::Changed);
 }
 
 #[test]

@@ -18,7 +18,7 @@ use crate::bytes::disk::{self, Files, Span};
 use crate::gather::{self, Room};
 use crate::names::{missing, shown};
 use crate::sources::manifest::Manifest;
-use crate::{IndexedSource, MAX_PART_BYTES, ReadError, Reader, ReaderConfig, SourceError};
+use crate::{IndexedSource, ReadError, Reader, ReaderConfig, SourceError};
 
 /// Records whose files of a template one task asks for.
 const RECORDS_PER_TASK: usize = 2048;
@@ -108,13 +108,13 @@ impl Look for Local<'_> {
         self.manifest
     }
 
-    fn read(&self, path: &[u8]) -> Option<Vec<u8>> {
+    fn read(&self, _index: u64, _file: usize, path: &[u8], size: u64) -> Option<Vec<u8>> {
         let path = self.at(path);
-        let is_sound = fs::metadata(&path).is_ok_and(|file| file.is_file() && file.len() <= MAX_PART_BYTES);
+        let is_sound = fs::metadata(&path).is_ok_and(|file| file.is_file() && file.len() == size);
         is_sound.then(|| fs::read(path).ok()).flatten()
     }
 
-    fn missing(&self, path: &[u8]) -> String {
+    fn missing(&self, _file: usize, path: &[u8]) -> String {
         missing(&self.at(path))
     }
 

@@ -345,11 +345,11 @@ pub(crate) trait Look {
 
     fn manifest(&self) -> &Manifest;
 
-    /// The whole file at a path relative to the root.
-    fn read(&self, path: &[u8]) -> Option<Vec<u8>>;
+    /// The whole file of a record, which has this path and this size.
+    fn read(&self, index: u64, file: usize, path: &[u8], size: u64) -> Option<Vec<u8>>;
 
-    /// Why there may be no file at this path.
-    fn missing(&self, path: &[u8]) -> String;
+    /// Why there may be no file of the plan at this path.
+    fn missing(&self, file: usize, path: &[u8]) -> String;
 
     /// Endings of files that are neither images nor parts.
     fn others(&self) -> Vec<&str>;
@@ -408,7 +408,7 @@ impl Parts {
             Place::At(_) => {
                 let mut path = Vec::new();
                 let why = match self.path(look.manifest(), 0, part.member, &mut path) {
-                    true => look.missing(&path),
+                    true => look.missing(part.member, &path),
                     false => "the name of the first makes no path in that folder".to_owned(),
                 };
                 SourceError::data(format!(
@@ -422,11 +422,12 @@ impl Parts {
     fn values<T>(&self, part: &Part, look: &dyn Look, mut each: impl FnMut(&[u8]) -> Option<T>) -> Option<T> {
         let manifest = look.manifest();
         let mut path = Vec::new();
-        let there = (0..manifest.len()).filter(|&index| self.columns[part.member].size(index).is_some());
-        there.take(LOOKED_AT).find_map(|index| {
+        let size = |index: u64| Some((index, self.columns[part.member].size(index)?));
+        let there = (0..manifest.len()).filter_map(size);
+        there.take(LOOKED_AT).find_map(|(index, size)| {
             path.clear();
             self.path(manifest, index, part.member, &mut path);
-            each(&look.read(&path)?)
+            each(&look.read(index, part.member, &path, size)?)
         })
     }
 
