@@ -283,11 +283,13 @@ def test_a_damaged_mask_makes_its_whole_record_bad(tmp_path: Path, caplog: pytes
 
 
 def test_what_is_missing_or_too_long_can_be_taken_as_empty_or_cut(tmp_path: Path) -> None:
-    source = one_shard(tmp_path, {7: {"txt": None, "json": b"{}"}})
+    source = one_shard(tmp_path, {7: {"txt": None, "json": b"{}", "seg.png": None}})
     fields = {
         "caption": F.Text("txt", max_bytes=9, overflow="cut", missing="empty"),
         "meta": F.Json("json:tags", max_bytes=64, missing="empty"),
         "boxes": F.Numbers("json:boxes", max_rows=2, overflow="cut", missing="empty"),
+        "image": F.Image([T.Resize((40, 56))], part="png"),
+        "mask": F.Mask("seg.png", missing="empty"),
     }
     with Loader(source, fields=fields, batch_size=40, label=None) as loader:
         batch = next(iter(loader))
@@ -296,6 +298,7 @@ def test_what_is_missing_or_too_long_can_be_taken_as_empty_or_cut(tmp_path: Path
         assert [batch["caption"][at] for at in (6, 7, 8)] == ["thing 6 ", "", "thing 8 "]
         assert batch["meta"][7] is None and batch["meta"][8] == {"a b": [1, None, "x"]}
         assert batch["boxes"].lengths[[6, 7, 8, 9]].tolist() == [1, 0, 2, 2]
+        assert (batch["mask"][7] == 255).all() and np.array_equal(batch["mask"][8], mask_of(8))
 
 
 def test_a_part_that_no_record_has_is_refused_with_what_there_is(shards: str) -> None:

@@ -49,7 +49,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut run = |position: usize| {
         let mut rows: Vec<&mut [u8]> = rows.iter_mut().map(Vec::as_mut_slice).collect();
         let key = SampleKey { seed: 0, epoch: 0, position: position as u64 };
-        pictures.apply(&[&files[position % files.len()]], key, &mut scratch, &mut rows)
+        pictures.apply(&[Some(&files[position % files.len()])], key, &mut scratch, &mut rows)
     };
     // Buffers are there before the clock starts.
     (0..10).try_for_each(&mut run)?;

@@ -148,14 +148,16 @@ class Mask(Field):
         part: where the source has it. It has the size of its image.
         like: the field of the image.
         dtype: uint16 for masks with 16 bits.
+        missing: what becomes of a record without it: "bad" makes it a bad record, "empty" delivers 255 everywhere.
     """
 
     part: str
     like: str = field(default="image", kw_only=True)
     dtype: Any = field(default=None, kw_only=True)
+    missing: str = field(default="bad", kw_only=True)
 
     def __post_init__(self) -> None:
-        self._checked(part=_part, like=checks.text("the name of a field"), dtype=_dtype)
+        self._checked(part=_part, like=checks.text("the name of a field"), dtype=_dtype, missing=_MISSING)
         if self.dtype not in (None, "u8", "u16"):
             raise ConfigError(
                 "fields.Mask: dtype= takes uint8 or uint16; batch[name].long() makes what losses take"

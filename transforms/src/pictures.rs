@@ -286,7 +286,8 @@ impl Pictures {
         &self.outputs
     }
 
-    /// Makes all pictures of a record. `encoded` are the record's images, `rows` a row each picture, all of which is
+    /// Makes all pictures of a record. `encoded` are the record's images (a record may lack one that is only a mask, all
+    /// of which is then 255, the value of what lies outside), `rows` a row each picture, all of which is
     /// written. On an error the content of the rows is unspecified.
     ///
     /// # Errors
@@ -297,7 +298,7 @@ impl Pictures {
     /// If an image or a row is missing, or a row has another length: a bug of the caller.
     pub fn apply(
         &self,
-        encoded: &[&[u8]],
+        encoded: &[Option<&[u8]>],
         key: SampleKey,
         scratch: &mut Scratch,
         rows: &mut [&mut [u8]],
@@ -308,7 +309,11 @@ impl Pictures {
         }
         let mut sizes = Vec::new();
         let result = self.groups.iter().try_for_each(|group| {
-            let header = group.run(encoded[group.image], key, &self.limits, scratch, &sizes, rows)?;
+            let Some(encoded) = encoded[group.image] else {
+                group.absent(rows);
+                return Ok(());
+            };
+            let header = group.run(encoded, key, &self.limits, scratch, &sizes, rows)?;
             sizes.push((group.image, header.upright()));
             Ok(())
         });
@@ -321,6 +326,19 @@ impl Pictures {
 type Sizes = [(usize, (usize, usize))];
 
 impl Group {
+    /// Masks of a record that has none.
+    fn absent(&self, rows: &mut [&mut [u8]]) {
+        assert!(self.want.is_values() && self.geometries.is_empty(), "only masks may be lacking");
+        let wide = self.want == Want::Values { wide: true };
+        for member in &self.members {
+            let row = &mut *rows[member.picture];
+            row.fill(u8::MAX);
+            if wide {
+                row.as_chunks_mut().0.iter_mut().for_each(|value| *value = u16::from(u8::MAX).to_le_bytes());
+            }
+        }
+    }
+
     fn run(
         &self,
         encoded: &[u8],

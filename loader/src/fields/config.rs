@@ -54,6 +54,9 @@ pub struct MaskField {
     /// Type of the numbers.
     #[serde(default)]
     pub dtype: MaskDtype,
+    /// What becomes of a record without it: empty is 255 everywhere.
+    #[serde(default)]
+    pub missing: Missing,
 }
 
 /// Types of class numbers.
@@ -211,7 +214,10 @@ impl FieldConfig {
         Some(match self {
             Self::Image(field) => image(&field.part),
             Self::Views(field) => image(&field.part),
-            Self::Mask(field) => Wanted::new(&field.part, WantedKind::Image),
+            Self::Mask(field) => Wanted {
+                optional: field.missing == Missing::Empty,
+                ..Wanted::new(&field.part, WantedKind::Image)
+            },
             Self::Text(field) => field.wanted(WantedKind::Text),
             Self::Bytes(field) => field.wanted(WantedKind::Bytes),
             Self::Json(field) => field.wanted(WantedKind::Json),
@@ -243,8 +249,10 @@ impl<'de> Deserialize<'de> for FieldConfig {
 pub fn wanted(fields: &[FieldConfig]) -> Vec<Wanted> {
     let mut list: Vec<Wanted> = Vec::new();
     for wanted in fields.iter().filter_map(FieldConfig::wanted) {
-        if !list.iter().any(|other| (&other.part, other.kind) == (&wanted.part, wanted.kind)) {
-            list.push(wanted);
+        match list.iter_mut().find(|other| (&other.part, other.kind) == (&wanted.part, wanted.kind)) {
+            // Who cannot do without it decides.
+            Some(other) => other.optional &= wanted.optional,
+            None => list.push(wanted),
         }
     }
     list

@@ -221,6 +221,8 @@ pub struct Fields {
     pictures: Option<Pictures>,
     /// The encoded images that pictures are made from.
     images: Vec<ImageAt>,
+    /// Parts that are only masks which may be missing.
+    may_lack: Vec<usize>,
     /// Of each picture: its place among the row's fields.
     places: Vec<usize>,
     /// Of each picture: its part, for errors; absent for the source's own image.
@@ -245,6 +247,7 @@ impl Fields {
             makes: Vec::new(),
             pictures: None,
             images: Vec::new(),
+            may_lack: Vec::new(),
             places: Vec::new(),
             parts: Vec::new(),
         };
@@ -265,6 +268,7 @@ impl Fields {
             made.rows.extend(rows);
             made.makes.push((place, make));
         }
+        made.may_lack = made.may_lack(fields);
         if !pictures.is_empty() {
             let sizes: Vec<_> = made.images.iter().map(|at| size.filter(|_| *at == ImageAt::Own)).collect();
             let limits = Limits { max_sample_bytes: config.max_sample_bytes, truncated: config.truncated };
@@ -328,6 +332,23 @@ impl Fields {
         });
         self.parts.push(part.map(str::to_owned));
         Ok(Some(PictureConfig { image, what, transforms: transforms.to_vec(), output }))
+    }
+
+    /// The image parts of which every field is a mask that may be missing.
+    fn may_lack(&self, fields: &[FieldConfig]) -> Vec<usize> {
+        let is_needed = |name: &str| {
+            fields.iter().any(|field| match field {
+                FieldConfig::Mask(of) => of.part == name && of.missing == Missing::Bad,
+                FieldConfig::Image(of) => of.part.as_deref() == Some(name),
+                FieldConfig::Views(of) => of.part.as_deref() == Some(name),
+                _ => false,
+            })
+        };
+        let parts = self.schema.parts.iter().enumerate();
+        parts
+            .filter(|(_, part)| part.kind == PartKind::Image && !is_needed(&part.name))
+            .map(|(at, _)| at)
+            .collect()
     }
 
     /// A part of the schema.
@@ -478,7 +499,7 @@ impl Fields {
             Some(part) => format!("part {part:?}: {why}"),
         };
         if let ([place], [ImageAt::Own]) = (&self.places[..], &self.images[..]) {
-            let drawn = pictures.apply(&[cut.image], key, scratch, &mut [writer.bytes(*place)]);
+            let drawn = pictures.apply(&[Some(cut.image)], key, scratch, &mut [writer.bytes(*place)]);
             return drawn.map_err(|error| error.to_string());
         }
         let image = |at: &ImageAt| match at {
@@ -487,12 +508,14 @@ impl Fields {
         };
         let mut encoded = Vec::with_capacity(self.images.len());
         for at in &self.images {
-            encoded.push(image(at).ok_or_else(|| match at {
-                ImageAt::Own => variable::MISSING.to_owned(),
-                ImageAt::Part(part) => {
-                    format!("part {:?}: {}", self.schema.parts[*part].name, variable::MISSING)
-                }
-            })?);
+            let bytes = image(at);
+            if let (None, ImageAt::Part(part)) = (bytes, at)
+                && !self.may_lack.contains(part)
+            {
+                let name = &self.schema.parts[*part].name;
+                return Err(format!("part {name:?}: {}", variable::MISSING));
+            }
+            encoded.push(bytes);
         }
         let mut rows: Vec<_> = writer.all().into_iter().map(Some).collect();
         let mut own: Vec<&mut [u8]> =

@@ -40,7 +40,7 @@ fn rows_of(
 ) -> Result<Vec<Vec<u8>>, PictureFault> {
     let mut rows: Vec<Vec<u8>> = pictures.outputs().iter().map(|spec| vec![0xAA; spec.row_bytes()]).collect();
     let mut parts: Vec<&mut [u8]> = rows.iter_mut().map(Vec::as_mut_slice).collect();
-    pictures.apply(encoded, key, scratch, &mut parts)?;
+    pictures.apply(&encoded.iter().map(|one| Some(*one)).collect::<Vec<_>>(), key, scratch, &mut parts)?;
     Ok(rows)
 }
 
