@@ -22,6 +22,7 @@ import photographs
 import pytest
 import stores
 from fuelrail import ConfigError, LoaderTimeout, Mix, Source, SourceError
+from PIL import Image
 
 torch = pytest.importorskip("torch")
 h5py = pytest.importorskip("h5py")
@@ -77,6 +78,18 @@ def folders(place: Path) -> None:
     formats.tar(few, formats.made(place / "web"), shards=2, named=True)
 
 
+def pairs(place: Path) -> None:
+    """Images with captions and boxes beside them, and masks in a parallel folder."""
+    images = photographs.folder(place / "images", 16, seed=3, least=24, most=40).rglob("*")
+    for image in [image for image in images if image.is_file()]:
+        image.with_suffix(".txt").write_text(f"a picture of {image.parent.name}")
+        image.with_suffix(".json").write_text('{"boxes": [[1, 2, 3, 4]]}')
+        mask = place / "masks" / image.relative_to(place / "images").with_suffix(".png")
+        mask.parent.mkdir(parents=True, exist_ok=True)
+        with Image.open(image) as picture:
+            picture.convert("L").save(mask)
+
+
 def tables(place: Path) -> None:
     """Parquet files of images, labels and boxes, and two of tokens."""
     whole = formats.table(place / "photos")
@@ -109,6 +122,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with everything that the examples name."""
     place = tmp_path_factory.mktemp("documents")
     folders(place)
+    pairs(place / "pairs")
     tables(place)
     arrays(place)
     return place

@@ -152,6 +152,20 @@ fn a_mixture_and_a_split_conform() {
     let part = |source| MixPart { source, name: None, weight: None, repeat: None };
     let parts = vec![part(synthetic(70, 1)), part(synthetic(31, 2))];
     conforms(&SourceConfig::Mix(MixConfig { parts, samples_per_epoch: None }));
+    let wanted = [
+        Wanted::new("caption", WantedKind::Text),
+        Wanted::own_image(),
+        Wanted::new("boxes", WantedKind::Ragged),
+    ];
+    let parts = vec![part(synthetic(70, 1)), part(synthetic(31, 2))];
+    let mix = SourceConfig::Mix(MixConfig { parts, samples_per_epoch: None }).delivering(&wanted);
+    let (source, records) = conformance::conforms(&mix, conformance::Sizes::Bounds);
+    assert!(conformance::parts_of(&source.schema(), &records).iter().all(|parts| parts.len() == 2));
+    let subset = SourceConfig::Subset(SubsetConfig {
+        source: Box::new(synthetic(200, 3)),
+        split: Split { part: SplitPart::Val, fraction: 0.4 },
+    });
+    conforms(&subset.delivering(&wanted));
     conforms(&SourceConfig::Subset(SubsetConfig {
         source: Box::new(synthetic(200, 3)),
         split: Split { part: SplitPart::Val, fraction: 0.4 },

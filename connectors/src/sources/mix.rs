@@ -17,8 +17,8 @@ use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::Xxh3;
 
 use crate::{
-    Blocks, Extent, Fingerprint, IndexedSource, Portion, ReadRequest, ReadStats, Reader, ReaderConfig,
-    Record, Schema, SourceConfig, SourceError,
+    Blocks, Extent, Fingerprint, IndexedSource, PartKind, PartSpec, Portion, ReadRequest, ReadStats, Reader,
+    ReaderConfig, Record, Schema, SourceConfig, SourceError,
 };
 
 /// Several sources drawn in proportion.
@@ -67,17 +67,29 @@ pub(crate) struct Mix {
 impl Mix {
     pub(crate) fn open(config: &MixConfig) -> Result<Self, SourceError> {
         config.check()?;
-        let mut sources = Vec::with_capacity(config.parts.len());
-        for part in &config.parts {
-            sources.push(crate::open(&part.source)?);
-        }
-        let names: Vec<String> = (0..sources.len())
+        let names: Vec<String> = (0..config.parts.len())
             .map(|at| config.parts[at].name.clone().unwrap_or_else(|| at.to_string()))
             .collect();
+        let mut sources = Vec::with_capacity(config.parts.len());
+        for (part, name) in config.parts.iter().zip(&names) {
+            let opened = crate::open(&part.source);
+            let of_mixture = |error: SourceError| {
+                if error.is_cancelled() {
+                    error
+                } else {
+                    error.with(&format!(" (part {name:?} of the mixture)"))
+                }
+            };
+            sources.push(opened.map_err(of_mixture)?);
+        }
         let schema = sources[0].schema();
         let (mut classes, mut labels): (Vec<String>, Vec<Vec<i64>>) = (Vec::new(), Vec::new());
         for (source, name) in sources.iter().zip(&names) {
             if source.schema() != schema {
+                let parts = (&source.schema().parts, &schema.parts);
+                if let Some(why) = unlike(&names[0], parts.1, name, parts.0) {
+                    return Err(SourceError::config(why));
+                }
                 return Err(SourceError::config(format!(
                     "part {name:?} of the mixture holds {}, part {:?} holds {}: choose fields that all parts have",
                     describe(&source.schema()),
@@ -225,9 +237,26 @@ pub fn apportion(total: u64, weights: &[f64]) -> Vec<u64> {
 
 fn describe(schema: &Schema) -> String {
     let image = schema.image.then(|| "an image".to_owned());
+    let parts = schema.parts.iter().map(|part| format!("{:?}", part.name));
     let fields =
         schema.fields.iter().map(|field| format!("{} {} {:?}", field.name, field.dtype, field.shape));
-    image.into_iter().chain(fields).collect::<Vec<_>>().join(", ")
+    image.into_iter().chain(parts).chain(fields).collect::<Vec<_>>().join(", ")
+}
+
+/// How named parts that both have differ, if they do, and what to do.
+fn unlike(first: &str, parts: &[PartSpec], other: &str, others: &[PartSpec]) -> Option<String> {
+    let (a, b) = parts.iter().zip(others).find(|(a, b)| a.name == b.name && a.kind != b.kind)?;
+    let rows = |part: &PartSpec| match &part.kind {
+        PartKind::Ragged { dtype, row } => format!("rows of {dtype} of shape {row:?}"),
+        _ => "something else".to_owned(),
+    };
+    Some(format!(
+        "{:?} is {} in part {first:?} of the mixture and {} in part {other:?}: say what it is in all of them with dtype and row \
+         (row=(4,) for boxes), or store it alike",
+        a.name,
+        rows(a),
+        rows(b),
+    ))
 }
 
 impl IndexedSource for Mix {
@@ -374,7 +403,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::SyntheticConfig;
+    use crate::{SyntheticConfig, Wanted, WantedKind};
 
     fn part(count: u64) -> MixPart {
         let source = SourceConfig::Synthetic(SyntheticConfig { count, ..SyntheticConfig::default() });
@@ -409,6 +438,40 @@ mod tests {
         let other = MixPart { source: SourceConfig::Synthetic(classes(20)), ..part(1) };
         let mix = Mix::open(&MixConfig { parts: vec![part(10), other], samples_per_epoch: None }).unwrap();
         assert!(mix.classes().len() > 10, "classes are joined by name: {:?}", mix.classes());
+    }
+
+    #[test]
+    fn all_sources_of_a_mixture_have_the_parts_that_are_asked_for() {
+        let root = tempfile::tempdir().unwrap();
+        let folder = |name: &str, json: &str| {
+            let class = root.path().join(name).join("c");
+            std::fs::create_dir_all(&class).unwrap();
+            std::fs::write(class.join("1.jpg"), "x").unwrap();
+            std::fs::write(class.join("1.json"), json).unwrap();
+            let root = root.path().join(name).to_string_lossy().into_owned();
+            let source = serde_json::json!({"type": "folder", "root": root});
+            MixPart { name: Some(name.into()), source: serde_json::from_value(source).unwrap(), ..part(1) }
+        };
+        let open = |wanted: Wanted, parts: Vec<MixPart>| {
+            let config = SourceConfig::Mix(MixConfig { parts, samples_per_epoch: None });
+            let source = crate::open(&config.delivering(&[Wanted::own_image(), wanted]));
+            source.map(|source| source.schema()).map_err(|error| error.to_string())
+        };
+        let boxes = || Wanted::new("json:boxes", WantedKind::Ragged);
+        let four = || folder("a", r#"{"boxes": [[1, 2, 3, 4]]}"#);
+        let none = || folder("none", r#"{"boxes": []}"#);
+        let single = folder("b", r#"{"boxes": [1, 2]}"#);
+        let schema = open(boxes(), vec![four(), folder("c", r#"{"boxes": [[5, 6, 7, 8.5]]}"#)]).unwrap();
+        assert_eq!(schema.parts.len(), 1);
+        let text = open(boxes(), vec![four(), single]).unwrap_err();
+        assert!(text.contains("\"json:boxes\" is rows of f32 of shape [4] in part \"a\""), "{text}");
+        assert!(text.contains("shape [] in part \"b\": say") && text.contains("row=(4,)"), "{text}");
+        let row = Wanted { row: Some(vec![4]), ..boxes() };
+        open(row, vec![four(), none()]).unwrap();
+        let lacking = folder("lacking", "{}");
+        let text = open(boxes(), vec![four(), lacking.clone()]).unwrap_err();
+        assert!(text.contains("json:boxes") && text.contains("(part \"lacking\" of the mixture)"), "{text}");
+        open(Wanted { row: Some(vec![4]), optional: true, ..boxes() }, vec![four(), lacking]).unwrap();
     }
 
     proptest! {

@@ -659,7 +659,11 @@ impl Parts {
         let note = |part: &Part| {
             let have = self.columns[part.member].sizes.iter().filter(|&&size| size != ABSENT).count();
             let all = self.columns[part.member].sizes.len();
-            let lacking = if have < all { format!(" ({} lack it)", all - have) } else { String::new() };
+            let lacking = match all - have {
+                0 => String::new(),
+                1 => " (1 record lacks it)".into(),
+                count => format!(" ({count} records lack it)"),
+            };
             format!("part {:?}{lacking}", part.wanted.part)
         };
         self.plan.all().map(note).collect()
