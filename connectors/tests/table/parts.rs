@@ -576,3 +576,47 @@ fn images_as_bytes_structs_and_paths_may_stand_side_by_side() {
         "{error}"
     );
 }
+
+/// Whatever a damaged file claims: it is refused, or its records are good or bad ones, and no more than they are.
+#[test]
+fn any_byte_may_be_wrong_in_a_table_of_parts() {
+    let folder = tempfile::tempdir().unwrap();
+    let row = |number: usize| Row {
+        caption: Some(format!("caption \"{number}\" \u{1f600}")),
+        scores: (!number.is_multiple_of(3)).then(|| vec![0.5; number]),
+        boxes: Some(vec![[1.0, number as f64]; number % 4]),
+        meta: (!number.is_multiple_of(5)).then(|| (Some(number as i64), Some("x".repeat(number)))),
+    };
+    let rows: Vec<Row> = (1..21).map(row).collect();
+    let mut files = binary_files(folder.path(), &columns(&rows));
+    let objects: Vec<String> = rows.iter().map(|row| row.json().to_string()).collect();
+    files.push(folder.path().join("t.jsonl"));
+    fs::write(&files[3], objects.join("\n")).unwrap();
+    let typed = |part: &str| Wanted { dtype: Some(ElementType::F64), ..want(part, WantedKind::Ragged) };
+    let wanted = [
+        want("caption", WantedKind::Text),
+        typed("scores"),
+        typed("boxes"),
+        want("meta", WantedKind::Json),
+        want("meta.text", WantedKind::Bytes),
+        want("boxes", WantedKind::Json),
+    ];
+    for path in files {
+        let good = fs::read(&path).unwrap();
+        let config = deliver(&path, &wanted);
+        for at in (0..good.len()).step_by(good.len() / 120) {
+            for wrong in [good[at] ^ 0xff, good[at].wrapping_add(1)] {
+                let mut bytes = good.clone();
+                bytes[at] = wrong;
+                fs::write(&path, bytes).unwrap();
+                let Ok(source) = open(&SourceConfig::Table(config.clone())) else { continue };
+                for result in read_all(&source, 4) {
+                    match result {
+                        Ok(bytes) => assert!(source.schema().cut(&bytes).is_some() && bytes.len() < 1 << 20),
+                        Err(error) => assert_eq!(error.kind(), ReadErrorKind::Bad, "byte {at}: {error}"),
+                    }
+                }
+            }
+        }
+    }
+}
