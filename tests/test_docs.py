@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import re
 import shlex
@@ -74,6 +75,12 @@ def folders(place: Path) -> None:
     formats.link_or_copy(few, place / "images")
     rows = [f"{key},{name}\n" for key, _, name, _ in formats.members(few)]
     (place / "list.csv").write_text("path,label\n" + "".join(rows))
+    annotation = {"boxes": [[0, 0, 8, 8]]}
+    pairs = [
+        {"path": key, "caption": f"a {name}", "annotation": annotation}
+        for key, _, name, _ in formats.members(few)
+    ]
+    (place / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
     formats.tar(many, formats.made(place / "shards"), shards=128, parts=True)
     formats.tar(few, formats.made(place / "web"), shards=2, named=True)
 

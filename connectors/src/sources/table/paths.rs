@@ -359,8 +359,7 @@ pub(super) fn open(
     let schema = maker.schema(choice.image.is_some(), Vec::new());
     let own = choice.image.iter().map(|_| None);
     let images: Vec<Option<usize>> = own.chain(maker.files().map(|(part, _)| Some(part))).collect();
-    schema
-        .check(labels.is_some())
+    named::check(&schema, config, &labels)
         .map_err(|why| SourceError::config(format!("{}: {why}", shards.describe())))?;
     let columns = choice.record_columns();
     let place = |name: &str| columns.iter().position(|column| column == name).expect("it is one of them");

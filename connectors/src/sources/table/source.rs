@@ -118,9 +118,7 @@ impl Table {
             table.survey()?.into_iter().for_each(|fact| recognised.note(fact));
         }
         table.schema = table.maker.schema(choice.image.is_some(), specs);
-        table
-            .schema
-            .check(table.labels.is_some())
+        named::check(&table.schema, config, &table.labels)
             .map_err(|why| SourceError::config(format!("{}: {why}", table.shards.describe())))?;
         table.plan();
         table.fingerprint = table.hash();
