@@ -112,6 +112,9 @@ def arrays(place: Path) -> None:
     images, labels = formats.pixels(place / "photos")
     np.savez(place / "train.npz", x=images, y=labels)
     np.save(place / "images.npy", images)
+    captions = np.array([f"picture {row}" for row in range(len(images))])
+    boxes = np.ones((len(images), 3, 4), np.float32)
+    np.savez(place / "pairs.npz", x=images, caption=captions, mask=images[..., 0], boxes=boxes)
     for folder in (place, place / "shards"):
         np.save(folder / "labels.npy", labels)
     for part in range(32):

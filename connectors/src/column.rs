@@ -151,6 +151,29 @@ impl Part {
         Some(Self { header: header.into_bytes(), stored: bytes, written: bytes, convert, size })
     }
 
+    /// Rows of pixels that are an image of their own: as [`pixels`](Self::pixels), and gray ones of 16 bits (in `P5`, whose
+    /// order is big-endian) or of true and false, as 1 and 0.
+    pub(crate) fn picture(stored: Stored, shape: &[u64], layout: PixelLayout) -> Option<Self> {
+        let as_u8 = |shape: &[u64]| {
+            Self::pixels(ElementType::U8, shape, layout)
+                .or_else(|| Self::pixels(ElementType::U8, shape, PixelLayout::Auto))
+        };
+        let mut part = as_u8(shape)?;
+        let (width, height) = part.size?;
+        let is_gray = u64::from(width) * u64::from(height) == part.stored as u64;
+        match stored.element {
+            ElementType::U8 => {}
+            ElementType::Bool if is_gray => part.convert = Convert::Bool,
+            ElementType::U16 if is_gray && part.stored as u64 <= MAX_IMAGE_BYTES / 2 => {
+                part.header = format!("P5\n{width} {height}\n65535\n").into_bytes();
+                (part.stored, part.written) = (2 * part.stored, 2 * part.written);
+                part.convert = if stored.big { Convert::Plain } else { Convert::Swap(2) };
+            }
+            _ => return None,
+        }
+        Some(part)
+    }
+
     /// Width and height of each image, if rows are pixels.
     pub(crate) fn image_size(&self) -> Option<(u32, u32)> {
         self.size
@@ -358,6 +381,27 @@ mod tests {
             assert_eq!(pixels(shape, layout), None, "{shape:?}");
         }
         assert_eq!(Part::pixels(ElementType::I8, &[4, 6], PixelLayout::Auto), None);
+    }
+
+    #[test]
+    fn gray_pixels_of_16_bits_and_truths_are_pictures_too() {
+        let picture =
+            |element, big, shape: &[u64]| Part::picture(Stored { element, big }, shape, PixelLayout::Hwc);
+        let row = [1, 2, 3, 4];
+        let deep = |big| written(&picture(ElementType::U16, big, &[1, 2]).unwrap(), &row);
+        assert_eq!(deep(false), [b"P5\n2 1\n65535\n", &[2, 1, 4, 3][..]].concat());
+        assert_eq!(deep(true), [b"P5\n2 1\n65535\n", &row[..]].concat());
+        let truth = picture(ElementType::Bool, false, &[2, 2, 1]).unwrap();
+        assert_eq!(written(&truth, &[0, 9, 1, 0]), [b"P5\n2 2\n255\n", &[0, 1, 1, 0][..]].concat());
+        assert_eq!(
+            picture(ElementType::U8, false, &[2, 2]),
+            Part::pixels(ElementType::U8, &[2, 2], PixelLayout::Hw)
+        );
+        for (element, shape) in
+            [(ElementType::U16, &[2, 2, 3][..]), (ElementType::F32, &[2, 2]), (ElementType::U16, &[4])]
+        {
+            assert_eq!(picture(element, false, shape), None);
+        }
     }
 
     #[test]

@@ -8,7 +8,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use fuelrail_connectors::{
-    ArrayConfig, ArrayTokensConfig, CacheConfig, ElementType, IndexedSource, SourceConfig, SourceError, open,
+    ArrayConfig, ArrayTokensConfig, CacheConfig, ElementType, IndexedSource, PartKind, SourceConfig,
+    SourceError, Wanted, WantedKind, open,
 };
 
 fn conforms(config: &SourceConfig) -> (Arc<dyn IndexedSource>, Vec<Vec<u8>>) {
@@ -318,4 +319,96 @@ fn files_that_are_damaged_or_ask_for_too_much_are_refused_by_name() {
         fs::write(root.path().join("x.npz"), &whole[..cut]).unwrap();
         assert!(fails(config(root.path(), "x.npz")).to_string().contains("x.npz"));
     }
+}
+
+/// Texts of one width in four bytes a character, as numpy's `U`.
+fn wide(texts: &[&str], width: usize) -> Vec<u8> {
+    let text = |text: &&str| {
+        let mut codes: Vec<u32> = text.chars().map(u32::from).collect();
+        codes.resize(width, 0);
+        codes.into_iter().flat_map(u32::to_le_bytes).collect::<Vec<u8>>()
+    };
+    texts.iter().flat_map(text).collect()
+}
+
+#[test]
+fn arrays_of_texts_masks_and_boxes_are_named_parts() {
+    let root = tempfile::tempdir().unwrap();
+    let captions = ["käse", "", "a cat 🐈", "dog"];
+    let mask: Vec<u8> = (0..4 * 6u16).flat_map(|value| (value * 1000).to_le_bytes()).collect();
+    let boxes: Vec<u8> = (0..4 * 2 * 4).flat_map(|value| (value as f32).to_le_bytes()).collect();
+    let members = |range: std::ops::Range<usize>| {
+        let of = |bytes: &[u8]| bytes[range.start * bytes.len() / 4..range.end * bytes.len() / 4].to_vec();
+        let n = range.len() as u64;
+        let width = captions[range.clone()].iter().map(|text| text.chars().count()).max().unwrap();
+        vec![
+            ("images.npy", npy("|u1", &[n, 2, 3, 3], &of(&noise(4 * 18)))),
+            ("caption.npy", npy(&format!("<U{width}"), &[n], &wide(&captions[range.clone()], width))),
+            ("meta.npy", npy("|S7", &[n, 1], &of(b"{}\0\0\0\0\0       [1]\0\0\0\0\"\xff\"\0\0\0\0"))),
+            ("mask.npy", npy("<u2", &[n, 2, 3], &of(&mask))),
+            ("boxes.npy", npy("<f4", &[n, 2, 4], &of(&boxes))),
+            ("score.npy", npy(">f4", &[n], &of(&[0x3f, 0x80, 0, 0].repeat(4)))),
+            ("labels.npy", npy("|u1", &[n], &of(&[3, 1, 2, 0]))),
+        ]
+    };
+    for deflated in [false, true] {
+        fs::write(root.path().join("0.npz"), npz(&members(0..2), deflated)).unwrap();
+        fs::write(root.path().join("1.npz"), npz(&members(2..4), deflated)).unwrap();
+        let wanted = [
+            Wanted::own_image(),
+            Wanted::new("caption", WantedKind::Text),
+            Wanted::new("mask", WantedKind::Image),
+            Wanted::new("meta", WantedKind::Json),
+            Wanted::new("boxes", WantedKind::Ragged),
+            Wanted { optional: true, ..Wanted::new("none", WantedKind::Text) },
+            Wanted::new("score", WantedKind::Numbers),
+        ];
+        let source = |wanted: &[Wanted]| SourceConfig::Array(config(root.path(), "*.npz")).delivering(wanted);
+        let (opened, records) = conforms(&source(&wanted));
+        let schema = opened.schema();
+        assert_eq!(schema.parts[3].kind, PartKind::Ragged { dtype: ElementType::F32, row: vec![4] });
+        assert_eq!((opened.len(), opened.label(0), opened.image_size()), (4, 3, Some((3, 2))));
+        for (index, parts) in conformance::parts_of(&schema, &records).into_iter().enumerate() {
+            let [caption, of_mask, meta, of_boxes, none] = &parts[..] else { panic!("{parts:?}") };
+            assert_eq!(caption.as_deref(), Some(captions[index].as_bytes()));
+            let value = (index * 6 * 1000) as u16;
+            let of_mask = of_mask.as_ref().unwrap();
+            assert_eq!(of_mask[..13], *b"P5\n3 2\n65535\n");
+            assert_eq!(of_mask[13..15], value.to_be_bytes());
+            let json: [Option<&[u8]>; 4] = [Some(b"{}"), None, Some(b"[1]"), Some(b"\"\xff\"")];
+            assert_eq!((meta.as_deref(), none), (json[index], &None));
+            assert_eq!(of_boxes.as_deref(), Some(&boxes[index * 32..][..32]));
+            assert_eq!(*schema.cut(&records[index]).unwrap().fields, 1f32.to_le_bytes());
+        }
+        let (alone, _) = conforms(&source(&wanted[1..2]));
+        assert!(alone.schema().parts.len() == 1 && !alone.schema().image);
+        let refused = |name: &str, kind: WantedKind| match open(&source(&[Wanted::new(name, kind)])) {
+            Ok(_) => panic!("{name} opened"),
+            Err(error) => error.to_string(),
+        };
+        for (name, kind, why) in [
+            ("captions", WantedKind::Text, "did you mean \"caption\"?"),
+            ("caption", WantedKind::Image, "holds texts"),
+            ("score", WantedKind::Ragged, "without max_rows"),
+            ("boxes", WantedKind::Image, "holds no images"),
+            ("boxes", WantedKind::Text, "which is no text"),
+            ("caption", WantedKind::Numbers, "only numbers are read"),
+        ] {
+            let text = refused(name, kind);
+            assert!(text.contains(why) && text.contains(&format!("{name:?}")), "{text}");
+        }
+    }
+}
+
+#[test]
+fn a_text_with_a_character_that_does_not_exist_is_one_bad_record() {
+    let root = tempfile::tempdir().unwrap();
+    let codes: Vec<u8> = [65u32, 0xD800, 66].into_iter().flat_map(u32::to_le_bytes).collect();
+    fs::write(root.path().join("x.npy"), npy("<U1", &[3], &codes)).unwrap();
+    let config = SourceConfig::Array(config(root.path(), "x.npy"));
+    let source = open(&config.delivering(&[Wanted::new("x", WantedKind::Text)])).unwrap();
+    let records = conformance::try_all(&source, fuelrail_connectors::Backend::Threads, 2);
+    let error = records[1].as_ref().unwrap_err().to_string();
+    assert!(error.contains("part \"x\": it has a character that does not exist"), "{error}");
+    assert!(records[0].is_ok() && records[2].is_ok());
 }

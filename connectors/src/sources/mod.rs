@@ -107,7 +107,6 @@ impl SourceConfig {
     fn has_named_parts(&self) -> Result<(), SourceError> {
         let (kind, deliver) = match self {
             Self::Hdf5(config) => ("HDF5 files", &config.deliver),
-            Self::Array(config) => ("NumPy arrays", &config.deliver),
             _ => return Ok(()),
         };
         match deliver {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use xxhash_rust::xxh3::Xxh3;
 
 use super::find::{Arrays, Piece};
-use super::source::{Array, Column, Rowed, Run};
+use super::source::{Array, Column, Form, Named, Rowed, Run};
 use super::{ArrayConfig, BLOCK_BYTES, IMAGE_NAMES, LABEL_PIECE, TokensConfig, is_path, unpack};
 use crate::bytes::shards::{Shards, ends_with};
 use crate::column::{self, Part, Stored, product};
@@ -28,7 +28,7 @@ pub(super) struct Opened<'config> {
 }
 
 impl Opened<'_> {
-    fn refuse(&self, why: String) -> SourceError {
+    pub(super) fn refuse(&self, why: String) -> SourceError {
         let more = match self.shards.files().len() {
             1 => String::new(),
             n => format!(" and {} more", n - 1),
@@ -40,6 +40,9 @@ impl Opened<'_> {
     pub fn choose(self) -> Result<Array, SourceError> {
         if let Some(tokens) = &self.config.tokens {
             return self.tokens(tokens);
+        }
+        if let Some(wanted) = &self.config.deliver {
+            return self.deliver(wanted);
         }
         let config = self.config;
         let named = config.label.as_deref().filter(|name| !name.is_empty());
@@ -60,16 +63,7 @@ impl Opened<'_> {
         let mut columns = Vec::new();
         let mut schema = Schema::of(image.is_some(), Vec::new());
         if let Some(image) = &image {
-            let rows = self.rows(image)?;
-            let part = Part::pixels(rows.stored.element, rows.shape, config.layout).ok_or_else(|| {
-                self.refuse(format!(
-                    "the array {:?} holds no images: {}; or set image to another array ({})",
-                    image.name,
-                    column::no_pixels(image.name, rows.stored, rows.shape),
-                    self.arrays.list()
-                ))
-            })?;
-            columns.push((rows, part));
+            columns.push(self.pixels(image)?);
         }
         let label = match label {
             None if config.label.is_none() => {
@@ -129,30 +123,66 @@ impl Opened<'_> {
             schema.fields.push(spec);
             columns.push((rows, part));
         }
+        let columns: Vec<_> = columns
+            .into_iter()
+            .map(|(rows, part)| {
+                let step = rows.step;
+                (rows, Form::Rows { step, part })
+            })
+            .collect();
+        let len = self.one_length(&columns)?;
+        schema.check(label.is_some()).map_err(|why| self.refuse(why))?;
+        let labels = self.labels_of(label.as_ref(), len, &columns[0].0)?;
+        let label = label.map(|label| format!("array {:?}", label.name));
+        self.build(columns, None, schema, labels, label.as_deref())
+    }
+
+    /// The rows of the array of images.
+    pub(super) fn pixels<'arrays>(
+        &self,
+        image: &Chosen<'arrays>,
+    ) -> Result<(Rows<'arrays>, Part), SourceError> {
+        let rows = self.rows(image)?;
+        let part = Part::pixels(rows.stored.element, rows.shape, self.config.layout).ok_or_else(|| {
+            self.refuse(format!(
+                "the array {:?} holds no images: {}; or set image to another array ({})",
+                image.name,
+                column::no_pixels(image.name, rows.stored, rows.shape),
+                self.arrays.list()
+            ))
+        })?;
+        Ok((rows, part))
+    }
+
+    /// The number of rows that all columns have.
+    pub(super) fn one_length(&self, columns: &[(Rows<'_>, Form)]) -> Result<u64, SourceError> {
         let len = columns[0].0.count;
-        if let Some((rows, _)) = columns.iter().find(|(rows, _)| rows.count != len) {
-            return Err(self.refuse(format!(
+        match columns.iter().find(|(rows, _)| rows.count != len) {
+            None => Ok(len),
+            Some((rows, _)) => Err(self.refuse(format!(
                 "the array {:?} has {} rows and {:?} has {len}; a record is one row of each: name the arrays that belong \
                  together with image and fields ({})",
                 rows.name,
                 rows.count,
                 columns[0].0.name,
                 self.arrays.list()
-            )));
+            ))),
         }
-        schema.check(label.is_some()).map_err(|why| self.refuse(why))?;
-        let labels = match &label {
-            Some(label) => self.labels(label, len, &columns[0].0)?,
-            None if config.classes.is_some() => {
-                return Err(SourceError::config(
-                    "classes are given, but no array holds labels; name it (label), or leave out classes"
-                        .into(),
-                ));
-            }
-            None => Labels::default(),
-        };
-        let label = label.map(|label| format!("array {:?}", label.name));
-        self.build(columns, schema, labels, label.as_deref())
+    }
+
+    pub(super) fn labels_of(
+        &self,
+        label: Option<&Chosen<'_>>,
+        len: u64,
+        records: &Rows<'_>,
+    ) -> Result<Labels, SourceError> {
+        match label {
+            Some(label) => self.labels(label, len, records),
+            None if self.config.classes.is_some() => Err(SourceError::config(
+                "classes are given, but no array holds labels; name it (label), or leave out classes".into(),
+            )),
+            None => Ok(Labels::default()),
+        }
     }
 
     fn tokens(&self, config: &TokensConfig) -> Result<Array, SourceError> {
@@ -204,11 +234,12 @@ impl Opened<'_> {
         if rows.count == 0 {
             return Err(self.refuse(format!("it holds fewer than tokens.length = {} tokens", config.length)));
         }
-        self.build(vec![(rows, part)], Schema::of(false, vec![spec]), Labels::default(), None)
+        let form = Form::Rows { step: rows.step, part };
+        self.build(vec![(rows, form)], None, Schema::of(false, vec![spec]), Labels::default(), None)
     }
 
     /// The array of a name in the configuration: of an array, of one file of several, or a path.
-    fn named<'arrays>(&'arrays self, name: &str) -> Result<Chosen<'arrays>, SourceError> {
+    pub(super) fn named<'arrays>(&'arrays self, name: &str) -> Result<Chosen<'arrays>, SourceError> {
         let exact = self.arrays.0.iter().find(|(array, _)| array == name);
         if let Some((name, pieces)) = exact {
             return Ok(Chosen { name, pieces: pieces.iter().collect() });
@@ -231,7 +262,7 @@ impl Opened<'_> {
         }
     }
 
-    fn guess_image<'arrays>(
+    pub(super) fn guess_image<'arrays>(
         &'arrays self,
         label: &Option<Chosen<'_>>,
         fields: &[Chosen<'_>],
@@ -269,7 +300,7 @@ impl Opened<'_> {
     }
 
     /// Why an array gives no images; `None` if it does.
-    fn why_not(&self, array: &Chosen<'_>) -> Option<String> {
+    pub(super) fn why_not(&self, array: &Chosen<'_>) -> Option<String> {
         let why = match self.checked(array) {
             Err(why) => return Some(format!("the array {:?} {why}", array.name)),
             Ok(rows) if Part::pixels(rows.stored.element, rows.shape, self.config.layout).is_some() => None,
@@ -280,7 +311,7 @@ impl Opened<'_> {
 
     /// The label by name: one whose type leaves no doubt, else one of floats, which may be whole numbers; beside images
     /// called arr_0 the whole numbers called arr_1.
-    fn guess_label<'arrays>(
+    pub(super) fn guess_label<'arrays>(
         &self,
         free: Vec<Chosen<'arrays>>,
         image: Option<&Chosen<'_>>,
@@ -343,7 +374,7 @@ impl Opened<'_> {
     }
 
     /// An array's rows, checked: numbers in C order, the same in all its files.
-    fn rows<'arrays>(&self, array: &Chosen<'arrays>) -> Result<Rows<'arrays>, SourceError> {
+    pub(super) fn rows<'arrays>(&self, array: &Chosen<'arrays>) -> Result<Rows<'arrays>, SourceError> {
         self.checked(array).map_err(|why| self.refuse(format!("the array {:?} {why}", array.name)))
     }
 
@@ -479,9 +510,10 @@ impl Opened<'_> {
         Ok(Some(path.to_owned()))
     }
 
-    fn build(
+    pub(super) fn build(
         &self,
-        columns: Vec<(Rows<'_>, Part)>,
+        columns: Vec<(Rows<'_>, Form)>,
+        parts: Option<Named>,
         schema: Schema,
         labels: Labels,
         label: Option<&str>,
@@ -497,8 +529,11 @@ impl Opened<'_> {
         let mut built = Vec::new();
         let mut names = Vec::new();
         let mut copies: Vec<String> = Vec::new();
-        for (at, (rows, part)) in columns.iter().enumerate() {
+        for (at, (rows, form)) in columns.iter().enumerate() {
             text(&format!("{} {} {:?} {}", rows.name, rows.stored.element, rows.whole_shape(), rows.step));
+            if parts.is_some() {
+                text(&form.written().to_string());
+            }
             let (mut runs, mut first) = (Vec::new(), 0);
             for (piece, &count) in rows.pieces.iter().zip(&rows.counts) {
                 text(&format!("{} {count}", piece.name));
@@ -518,7 +553,7 @@ impl Opened<'_> {
                 }
                 first += count;
             }
-            built.push(Column { runs, step: rows.step, part: part.clone() });
+            built.push(Column { runs, form: form.clone() });
         }
         if !copies.is_empty() {
             stores.push(open_copies(&copies)?);
@@ -531,16 +566,21 @@ impl Opened<'_> {
         });
         labels.classes.iter().for_each(|name| text(name));
         labels.hash(&mut hash);
-        let size = built.iter().map(|column| column.part.written() as u64).sum();
+        let lengths = if parts.is_some() { schema.parts.len() * 4 } else { 0 };
+        let size = built.iter().map(|column| column.form.written()).sum::<u64>() + lengths as u64;
         let blocks = if local { Blocks::None } else { blocks(&built[0], len, size) };
         let fingerprint = Fingerprint(hash.digest128());
         let mut recognised = Recognised::default();
         for (at, (rows, _)) in columns.iter().enumerate() {
-            let part = if at == 0 && schema.image { "image" } else { "field" };
+            let part = match () {
+                () if at == 0 && schema.image => "image",
+                () if at < columns.len() - schema.fields.len() => "part",
+                () => "field",
+            };
             recognised.note(format!("{part} = array {:?}", rows.name));
         }
         let mut no_image = None;
-        if !schema.image && self.config.tokens.is_none() {
+        if !schema.image && self.config.tokens.is_none() && parts.is_none() {
             let all = || {
                 let all = self.arrays.0.iter().filter(|(_, pieces)| pieces[0].npy.shape.len() > 1);
                 all.map(|(name, pieces)| Chosen { name, pieces: pieces.iter().collect() })
@@ -555,7 +595,7 @@ impl Opened<'_> {
         recognised.note(labels.recognised(label));
         Ok(Array {
             stores,
-            rows: Rowed { columns: built, names, size }.into(),
+            rows: Rowed { columns: built, names, size, parts }.into(),
             len,
             schema,
             labels,
@@ -584,30 +624,30 @@ fn blocks(column: &Column, len: u64, size: u64) -> Blocks {
 
 /// An array of the configuration's choice.
 #[derive(Clone)]
-struct Chosen<'arrays> {
-    name: &'arrays str,
-    pieces: Vec<&'arrays Piece>,
+pub(super) struct Chosen<'arrays> {
+    pub name: &'arrays str,
+    pub pieces: Vec<&'arrays Piece>,
 }
 
 impl Chosen<'_> {
-    fn same(&self, other: &Chosen<'_>) -> bool {
+    pub fn same(&self, other: &Chosen<'_>) -> bool {
         self.pieces.iter().any(|piece| other.pieces.iter().any(|other| std::ptr::eq(*piece, *other)))
     }
 }
 
 /// The rows of an array, checked.
-struct Rows<'arrays> {
-    name: &'arrays str,
-    pieces: Vec<&'arrays Piece>,
+pub(super) struct Rows<'arrays> {
+    pub name: &'arrays str,
+    pub pieces: Vec<&'arrays Piece>,
     /// Rows in each piece.
-    counts: Vec<u64>,
-    stored: Stored,
+    pub counts: Vec<u64>,
+    pub stored: Stored,
     /// Shape of one row.
-    shape: &'arrays [u64],
+    pub shape: &'arrays [u64],
     /// Rows of all pieces.
-    count: u64,
+    pub count: u64,
     /// Bytes from the start of one row to the next.
-    step: u64,
+    pub step: u64,
 }
 
 impl Rows<'_> {
@@ -622,12 +662,12 @@ impl Rows<'_> {
         format!("row {row}")
     }
 
-    fn whole_shape(&self) -> Vec<u64> {
+    pub fn whole_shape(&self) -> Vec<u64> {
         [&[self.count], self.shape].concat()
     }
 }
 /// Rows of an array of texts, one for each.
-fn text_rows(array: &Chosen<'_>) -> Option<u64> {
+pub(super) fn text_rows(array: &Chosen<'_>) -> Option<u64> {
     array.pieces.iter().try_fold(0u64, |sum, piece| {
         piece.npy.texts()?;
         let (&rows, row) = piece.npy.shape.split_first()?;

@@ -21,11 +21,12 @@
 //! - What the headers say is held against the sizes of the files before anything is allocated.
 //!
 //! # What it does not do
-//! It reads no array in Fortran order with more than one axis (rows are not contiguous there), no structured types, no
-//! texts.
+//! It reads no array in Fortran order with more than one axis (rows are not contiguous there), no structured types, and
+//! texts only as named parts ([`named`]).
 
 mod choose;
 mod find;
+mod named;
 mod npy;
 mod source;
 mod unpack;

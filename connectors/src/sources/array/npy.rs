@@ -7,6 +7,7 @@
 //! The header is a Python dictionary. It is read by a grammar of exactly these three keys, never evaluated, and nothing
 //! in it can ask for more memory than the header itself has.
 
+use std::borrow::Cow;
 use std::fmt;
 
 use crate::ElementType;
@@ -52,6 +53,17 @@ impl Texts {
     /// Bytes of one.
     pub fn size(self) -> u64 {
         self.width.saturating_mul(if self.wide { 4 } else { 1 })
+    }
+
+    /// The bytes of these without their padding; texts of wide characters in UTF-8.
+    pub fn bytes(self, stored: &[u8]) -> Result<Cow<'_, [u8]>, &'static str> {
+        if !self.wide {
+            let end = stored.iter().rposition(|&byte| byte != 0).map_or(0, |last| last + 1);
+            return Ok(Cow::Borrowed(&stored[..end]));
+        }
+        let mut text = self.text(stored).map_err(|_| "has a character that does not exist")?;
+        text.truncate(text.trim_end_matches('\0').len());
+        Ok(Cow::Owned(text.into_bytes()))
     }
 
     /// The text of these bytes, or why there is none.

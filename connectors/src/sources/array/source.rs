@@ -1,6 +1,9 @@
 //! Arrays as a source: a record is a row of each.
 
+use std::borrow::Cow;
 use std::sync::Arc;
+
+use super::npy::Texts;
 
 use crate::bytes::shards::{Ranges, Shards};
 use crate::column::Part;
@@ -8,6 +11,7 @@ use crate::gather::{self, Parts, Place, Room};
 use crate::labels::Labels;
 use crate::recognised::Recognised;
 use crate::schema::Schema;
+use crate::values::{Value, fault};
 use crate::{
     Blocks, Buffer, Extent, FieldSpec, Fingerprint, IndexedSource, ReadError, Reader, ReaderConfig,
     SourceError,
@@ -32,14 +36,70 @@ pub(super) struct Rowed {
     pub columns: Vec<Column>,
     /// Names of the first column's runs, for keys.
     pub names: Vec<String>,
-    /// Bytes of a record.
+    /// Bytes of a record, at most.
     pub size: u64,
+    /// Named parts, if there are any.
+    pub parts: Option<Named>,
+}
+
+/// What becomes of the columns where records have named parts.
+pub(super) struct Named {
+    pub schema: Schema,
+    /// The column of each of the schema's parts; `None` for one that no record has.
+    pub parts: Vec<Option<usize>>,
 }
 
 pub(super) struct Column {
     pub runs: Vec<Run>,
-    pub step: u64,
-    pub part: Part,
+    pub form: Form,
+}
+
+/// How rows lie, and what becomes of them.
+#[derive(Clone)]
+pub(super) enum Form {
+    Rows {
+        step: u64,
+        part: Part,
+    },
+    /// Texts, by run: those of one file are as wide as its longest.
+    Texts {
+        runs: Vec<Texts>,
+        /// A text without a letter is no value.
+        is_json: bool,
+    },
+}
+
+impl Form {
+    /// Bytes of a row in a run.
+    fn stored(&self, run: usize) -> u64 {
+        match self {
+            Self::Rows { part, .. } => part.stored() as u64,
+            Self::Texts { runs, .. } => runs[run].size(),
+        }
+    }
+
+    /// Bytes from one row of a run to the next.
+    fn step(&self, run: usize) -> u64 {
+        match self {
+            Self::Rows { step, .. } => *step,
+            Self::Texts { .. } => self.stored(run),
+        }
+    }
+
+    /// Bytes of a row in a record, at most.
+    pub fn written(&self) -> u64 {
+        match self {
+            Self::Rows { part, .. } => part.written() as u64,
+            Self::Texts { runs, .. } => runs.iter().map(|texts| texts.size()).max().unwrap_or(0),
+        }
+    }
+
+    pub fn rows(&self) -> Option<&Part> {
+        match self {
+            Self::Rows { part, .. } => Some(part),
+            Self::Texts { .. } => None,
+        }
+    }
 }
 
 /// Rows of one array that lie in one file.
@@ -65,21 +125,26 @@ impl Parts for Rowed {
 
     fn locate(&self, index: u64, part: usize) -> Place {
         let column = &self.columns[part];
-        let run = &column.runs[column.run(index)];
-        let offset = run.offset + (index - run.first) * column.step;
-        Place {
-            store: run.store as usize,
-            shard: run.shard as usize,
-            offset,
-            len: column.part.stored() as u64,
-        }
+        let at = column.run(index);
+        let run = &column.runs[at];
+        let offset = run.offset + (index - run.first) * column.form.step(at);
+        Place { store: run.store as usize, shard: run.shard as usize, offset, len: column.form.stored(at) }
     }
 
-    fn join(&self, _index: u64, parts: &[Buffer], room: &Room<'_>) -> Result<Buffer, ReadError> {
+    fn has(&self, index: u64, part: usize) -> bool {
+        // Texts that are all empty have no bytes.
+        self.columns[part].form.rows().is_some() || self.locate_len(index, part) > 0
+    }
+
+    fn join(&self, index: u64, parts: &[Buffer], room: &Room<'_>) -> Result<Buffer, ReadError> {
+        if let Some(named) = &self.parts {
+            return self.join_named(named, index, parts, room);
+        }
         room.record(self.size, |mut record| {
             for (column, row) in self.columns.iter().zip(parts) {
-                let (body, rest) = record.split_at_mut(column.part.written());
-                column.part.write(row, body)?;
+                let part = column.form.rows().expect("texts are named parts");
+                let (body, rest) = record.split_at_mut(part.written());
+                part.write(row, body)?;
                 record = rest;
             }
             Ok(())
@@ -89,6 +154,57 @@ impl Parts for Rowed {
     fn key(&self, index: u64) -> String {
         let run = self.columns[0].run(index);
         format!("{}/{}", self.names[run], index - self.columns[0].runs[run].first)
+    }
+}
+
+impl Rowed {
+    fn locate_len(&self, index: u64, part: usize) -> u64 {
+        let column = &self.columns[part];
+        column.form.stored(column.run(index))
+    }
+
+    fn join_named(
+        &self,
+        named: &Named,
+        index: u64,
+        rows: &[Buffer],
+        room: &Room<'_>,
+    ) -> Result<Buffer, ReadError> {
+        let bad = |why: String| ReadError::bad(Parts::key(self, index), why);
+        let made = |at: usize| self.made(at, index, &rows[at]);
+        let schema = &named.schema;
+        let image = if schema.image { made(0).map_err(bad)?.unwrap_or_default() } else { Cow::default() };
+        let mut parts = Vec::with_capacity(named.parts.len());
+        for (spec, column) in schema.parts.iter().zip(&named.parts) {
+            let part = column.map_or(Ok(None), made);
+            parts.push(part.map_err(|why| bad(fault(&spec.name, &why)))?);
+        }
+        let mut fields = Vec::with_capacity(schema.fields_bytes());
+        for at in self.columns.len() - schema.fields.len()..self.columns.len() {
+            fields.extend_from_slice(&made(at).map_err(bad)?.unwrap_or_default());
+        }
+        let lengths = parts.iter().map(|part| part.as_ref().map(|part| part.len()));
+        let size = schema.record_bytes(image.len(), lengths);
+        room.record(size as u64, |record| {
+            schema.join(&image, parts.iter().map(|part| part.as_deref()), &fields, record);
+            Ok(())
+        })
+    }
+
+    /// What becomes of a row of a column.
+    fn made<'row>(&self, at: usize, index: u64, row: &'row [u8]) -> Result<Value<'row>, String> {
+        let column = &self.columns[at];
+        match &column.form {
+            Form::Rows { part, .. } => {
+                let mut made = vec![0; part.written()];
+                part.write(row, &mut made)?;
+                Ok(Some(Cow::Owned(made)))
+            }
+            Form::Texts { runs, is_json } => {
+                let text = runs[column.run(index)].bytes(row)?;
+                Ok(Some(text).filter(|text| !is_json || !text.trim_ascii().is_empty()))
+            }
+        }
     }
 }
 
@@ -108,7 +224,10 @@ impl Array {
     /// Whether a record is its bytes in the files as they are.
     fn plain(&self) -> bool {
         let column = &self.rows.columns[0];
-        self.rows.columns.len() == 1 && column.part.is_plain() && column.runs.iter().all(|run| run.store == 0)
+        self.rows.columns.len() == 1
+            && self.rows.parts.is_none()
+            && column.form.rows().is_some_and(Part::is_plain)
+            && column.runs.iter().all(|run| run.store == 0)
     }
 
     fn check(&self, index: u64) {
@@ -152,7 +271,7 @@ impl IndexedSource for Array {
     }
 
     fn image_size(&self) -> Option<(u32, u32)> {
-        self.rows.columns.first().filter(|_| self.schema.image)?.part.image_size()
+        self.rows.columns.first().filter(|_| self.schema.image)?.form.rows()?.image_size()
     }
 
     fn size(&self, index: u64) -> u64 {
