@@ -331,8 +331,9 @@ impl Maker {
     /// # Errors
     /// A verdict on the row.
     pub fn fields(&self, columns: &[ArrayRef], row: usize, out: &mut Vec<u8>) -> Result<(), String> {
-        if let Some(why) = self.fault.and_then(|at| columns::bytes_at(columns[at].as_ref(), row)) {
-            return Err(String::from_utf8_lossy(why).into_owned());
+        let fault = self.fault.and_then(|at| columns[at].as_string_opt::<i32>());
+        if let Some(faults) = fault.filter(|faults| faults.is_valid(row)) {
+            return Err(faults.value(row).to_owned());
         }
         for (column, Number { inside, spec, is_raw, .. }) in &self.fields {
             let array = columns[*column].as_ref();
