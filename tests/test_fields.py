@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
 import tarfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 from fuelrail import ConfigError, SourceError, TokenError
 from fuelrail import fields as F
+from fuelrail.loader import binary
 from fuelrail.numpy import Loader
 from fuelrail.values import Crops, Ragged
 from PIL import Image
@@ -433,3 +435,77 @@ def test_torch_gets_tensors_and_nested_ones(shards: str) -> None:
         assert moved["caption"] == batch["caption"] and torch.equal(moved["boxes"].padded, boxes.padded)
         assert moved["crop"].top.dtype == torch.float32 and moved.ragged("meta").lengths.shape == (6,)
         assert batch["mask"].dtype == torch.uint8 and batch["score"].dtype == torch.float32
+
+
+# The commands -------------------------------------------------------------------------------------------------------
+
+AS_JSON = json.dumps(
+    [
+        {"type": "Image", "name": "image", "transforms": [{"type": "Resize", "size": [40, 56]}]},
+        {"type": "Mask", "name": "mask", "part": "seg.png"},
+        {"type": "Text", "name": "caption", "part": "txt", "max_bytes": 64},
+    ]
+)
+
+
+def fuelrail(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([str(binary()), *arguments], capture_output=True, text=True, timeout=120)
+
+
+def test_inspect_says_how_long_parts_are_and_which_cap_holds_them(tmp_path: Path) -> None:
+    source = one_shard(tmp_path, {7: {"txt": None}, 8: {"txt": b"\xff"}, 9: {"txt": b"x" * 300}})
+    fields = '[{"type": "Text", "part": "txt"}, {"type": "Numbers", "part": "json:boxes", "max_rows": 1}]'
+    done = fuelrail("inspect", source, "--fields", fields, "--json", "-o", "label=none")
+    assert done.returncode == 0, done.stderr
+    text, boxes = json.loads(done.stdout)["parts"]
+    assert (text["missing"], text["unusable"], text["records"]) == (1, 1, 38)
+    assert text["lengths"]["max"] == text["lengths"]["99.9%"] == 300
+    assert "0008" in text["first_unusable"]["key"] and "not UTF-8" in text["first_unusable"]["why"]
+    assert boxes["lengths"] == {"min": 0, "median": 2, "99.9%": 4, "max": 4}
+    said = fuelrail("inspect", source, "--fields", fields, "-o", "label=none").stdout
+    assert "max_bytes=300 holds 99.9% of them" in said and "1 have none" in said
+
+
+def test_preview_draws_the_borders_of_masks_and_the_captions(shards: str, tmp_path: Path) -> None:
+    out = tmp_path / "sheet.png"
+    options = ("--count", "4", "--columns", "2", "--no-shuffle", "--out", str(out))
+    done = fuelrail("preview", shards, "--fields", AS_JSON, *options)
+    assert done.returncode == 0, done.stderr
+    sheet = np.asarray(Image.open(out))
+    # Two pictures of 56 pixels beside each other in a record, and a line of text below.
+    assert sheet.shape == (2 * (40 + 10 + 6) + 6, 2 * (56 + 2 + 56 + 6) + 6, 3)
+    assert np.array_equal(sheet[6:46, 6:62], picture(0))
+    mask = mask_of(0)
+    border = np.zeros(mask.shape, dtype=bool)
+    border[:, :-1] |= mask[:, :-1] != mask[:, 1:]
+    border[:-1] |= mask[:-1] != mask[1:]
+    assert np.array_equal((sheet[6:46, 64:120] == (255, 0, 255)).all(axis=2), border)
+    assert (sheet[46:56, 6:62] < 100).any()
+
+
+def test_bench_and_which_know_fields(shards: str, tmp_path: Path) -> None:
+    done = fuelrail("bench", shards, "--fields", AS_JSON, "--seconds", "0.2", "--batch-size", "4")
+    assert done.returncode == 0 and "caption text up to 64 bytes" in done.stdout, done.stdout + done.stderr
+    wrong = fuelrail(
+        "bench", shards, "--fields", '[{"type": "Text", "name": "c", "part": "txt", "max_byte": 4}]'
+    )
+    assert wrong.returncode != 0 and "--fields[0]" in wrong.stderr and '"max_bytes"' in wrong.stderr, (
+        wrong.stderr
+    )
+    with Loader(
+        shards, fields={"caption": F.Text("txt", max_bytes=64)}, batch_size=8, seed=3, shuffle=True
+    ) as loader:
+        keys = loader.keys(next(iter(loader)))
+        state = loader.state_dict()
+    (tmp_path / "state.json").write_text(json.dumps(state))
+    pipelines = tmp_path / "pipelines.toml"
+    pipelines.write_text(
+        f'[pipelines.text]\nsource = "{shards}"\nbatch_size = 8\nseed = 3\nshuffle = true\n'
+        'fields = [{ type = "Text", name = "caption", part = "txt", max_bytes = 64 }]\n'
+    )
+    state_file = str(tmp_path / "state.json")
+    done = fuelrail(
+        "which", "--config", str(pipelines), "--pipeline", "text", "--state", state_file, "--before"
+    )
+    assert done.returncode == 0, done.stderr
+    assert all(key in done.stdout for key in keys), done.stdout

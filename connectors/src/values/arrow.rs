@@ -149,6 +149,9 @@ pub(crate) fn json_of(array: &dyn Array, row: usize) -> Option<&str> {
 }
 
 fn of_row<'array>(array: &'array dyn Array, row: usize, wanted: &PartKind) -> Result<Value<'array>, String> {
+    if *array.data_type() == DataType::Null {
+        return Ok(None);
+    }
     let bytes = match array.data_type() {
         DataType::FixedSizeBinary(_) => Some(array.as_fixed_size_binary().value(row)),
         _ => bytes_at(array, row),

@@ -7,6 +7,7 @@ use clap::Args;
 use super::bars::{Bar, counted, grouped, rounded};
 use super::{Failure, signals, spec};
 use crate::client::{Batch, ClientError, Feed};
+use crate::layout::Content;
 use crate::metrics;
 use crate::plan::Cursor;
 use crate::protocol::{Stats, StreamCounters};
@@ -189,13 +190,23 @@ impl Report<'_> {
         let mib = |bytes: u64| format!("{:.0} MiB", bytes as f64 / f64::from(1 << 20));
         let (attached, stats) = (self.feed.attached(), self.stats);
         // Tokens and tables of numbers are not images.
-        let has_images = attached.layout.fields.first().is_some_and(|field| field.name == "image");
+        let has_images = attached.layout.fields.first().is_some_and(|field| field.shape.len() > 2);
         let unit = if has_images { "image" } else { "record" };
         let own: Vec<_> = attached
             .layout
             .fields
             .iter()
-            .map(|field| format!("{} {:?} {}", field.name, field.shape, field.dtype))
+            .filter_map(|field| {
+                let (name, shape, dtype) = (&field.name, &field.shape, field.dtype);
+                Some(match field.content {
+                    Content::Lengths => return None,
+                    Content::Text => format!("{name} text up to {} bytes", shape[0]),
+                    Content::Json => format!("{name} JSON up to {} bytes", shape[0]),
+                    Content::Bytes => format!("{name} up to {} bytes", shape[0]),
+                    Content::Ragged => format!("{name} up to {} rows of {:?} {dtype}", shape[0], &shape[1..]),
+                    Content::Dense | Content::Geometry => format!("{name} {shape:?} {dtype}"),
+                })
+            })
             .collect();
         match (attached.batching.len, &attached.stream) {
             (Some(samples), _) => {

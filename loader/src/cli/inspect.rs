@@ -19,7 +19,7 @@ use indicatif::{HumanBytes, HumanCount};
 use serde_json::{Value, json};
 
 use super::bars::{Bar, counted};
-use super::{Failure, preview, read, signals, source};
+use super::{Failure, parts, preview, read, signals, source};
 
 /// Unreadable records and classes that are written out; all are counted.
 const LISTED: usize = 20;
@@ -36,6 +36,8 @@ pub(super) struct Inspect {
     source: String,
     #[arg(long = "source-option", alias = "option", short_alias = 'o', value_name = "KEY=VALUE", help = source::OPTION)]
     options: Vec<String>,
+    #[arg(long, value_name = "JSON", help = parts::FIELDS)]
+    fields: Option<String>,
     /// Read at most N records, spread evenly over the source
     #[arg(long, default_value_t = 20_000, value_name = "N", allow_negative_numbers = true, value_parser = super::at_least::<u64, 1>)]
     sample: u64,
@@ -71,13 +73,13 @@ impl Inspect {
         if let Some(sheet) = &self.sheet {
             preview::writable("--sheet", sheet)?;
         }
-        let source = read::open(&self.source, &self.options)?;
+        let source = read::open_asked(&self.source, &self.options, self.fields.as_deref())?;
         if self.list {
             return list(&source);
         }
         let mut report = Report::new(&source);
         let schema = source.schema();
-        if schema.image {
+        if schema.image || !schema.parts.is_empty() {
             self.look(&source, &schema, &mut report)?;
         }
         if let Some(path) = &self.sheet {
@@ -121,7 +123,14 @@ impl Inspect {
                     report.weigh(spread(at, sampled, len), bytes);
                 }
                 match found {
-                    Found::Image(look) => report.add(&look),
+                    Found::Record(image, parts) => {
+                        image.iter().for_each(|look| report.add(look));
+                        let key = || source.key(spread(at, sampled, len));
+                        report.parts.resize_with(parts.len(), parts::Found::default);
+                        for (found, seen) in report.parts.iter_mut().zip(parts) {
+                            found.add(seen, key);
+                        }
+                    }
                     Found::Unreadable(why) => {
                         report.unreadable.push((source.key(spread(at, sampled, len)), why));
                     }
@@ -200,7 +209,8 @@ fn thumbnail(side: u32) -> Result<Chain, Failure> {
 }
 
 enum Found {
-    Image(Look),
+    /// Its own image, if it has one, and its parts.
+    Record(Option<Look>, Vec<parts::Seen>),
     Unreadable(String),
     Failed(String),
 }
@@ -213,9 +223,15 @@ fn look(result: Result<Record, ReadError>, schema: &Schema, chain: Option<&Chain
         }
         Err(error) => return Found::Failed(error.to_string()),
     };
-    let Some(Cut { image, .. }) = schema.cut(&record.bytes) else {
+    let Some(Cut { image, parts, .. }) = schema.cut(&record.bytes) else {
         return Found::Unreadable("it is shorter than its fields".into());
     };
+    let parts = schema.parts.iter().zip(parts);
+    let parts =
+        with_scratch(|scratch| parts.map(|(part, bytes)| parts::look(part, bytes, scratch)).collect());
+    if !schema.image {
+        return Found::Record(None, parts);
+    }
     let read = with_scratch(|scratch| {
         let info = ImageInfo::read(image, &Limits::default(), scratch)?;
         if let Some(chain) = chain {
@@ -227,7 +243,7 @@ fn look(result: Result<Record, ReadError>, schema: &Schema, chain: Option<&Chain
         Err(error) => Found::Unreadable(error.to_string()),
         Ok(ImageInfo { format, width, height }) => {
             let chroma = (format == "jpeg").then(|| chroma(image)).flatten();
-            Found::Image(Look { format, width, height, chroma })
+            Found::Record(Some(Look { format, width, height, chroma }), parts)
         }
     }
 }
@@ -310,6 +326,8 @@ struct Report {
     steps: [u64; STEPS.len()],
     unreadable: Vec<(String, String)>,
     read: Weights,
+    /// Of each named part.
+    parts: Vec<parts::Found>,
 }
 
 /// Sizes of records that were read.
@@ -336,6 +354,7 @@ impl Report {
             steps: [0; STEPS.len()],
             unreadable: Vec::new(),
             read: Weights { records: 0, bytes: 0, largest: (0, 0), smallest: (u64::MAX, 0) },
+            parts: Vec::new(),
         };
         for index in 0..source.len() {
             let size = source.size(index);
@@ -419,6 +438,7 @@ impl Report {
             "width": widths,
             "height": heights,
             "histogram": steps,
+            "parts": source.schema().parts.iter().zip(&self.parts).map(|(part, found)| found.json(part)).collect::<Vec<_>>(),
             "unreadable": self.unreadable.len(),
             "unreadable_records":
                 self.unreadable.iter().map(|(key, why)| json!({"key": key, "why": why})).collect::<Vec<_>>(),
@@ -446,14 +466,28 @@ impl Report {
         let fields =
             schema.fields.iter().map(|field| format!("{} ({} {:?})", field.name, field.dtype, field.shape));
         let image = schema.image.then(|| "image".to_owned());
-        say!("a record holds  {}", image.into_iter().chain(fields).collect::<Vec<_>>().join(", "));
+        let parts = schema.parts.iter().map(|part| part.name.clone());
+        say!(
+            "a record holds  {}",
+            image.into_iter().chain(parts).chain(fields).collect::<Vec<_>>().join(", ")
+        );
         self.print_labels(source);
-        if !schema.image {
+        if !schema.image && schema.parts.is_empty() {
             return;
         }
         let all =
             if self.sampled == len { "all" } else { "spread evenly over the source; --sample N reads more" };
         say!("\nread            {}, {all}", counted(self.sampled, "record"));
+        for (part, found) in schema.parts.iter().zip(&self.parts) {
+            found.print(part);
+        }
+        if schema.image {
+            self.print_images();
+        }
+        self.print_unreadable();
+    }
+
+    fn print_images(&self) {
         let counts = |counts: &BTreeMap<&str, u64>| {
             let mut counts: Vec<_> = counts.iter().collect();
             counts.sort_by_key(|&(_, &count)| std::cmp::Reverse(count));
@@ -482,6 +516,9 @@ impl Report {
             let marks = (count * 50).div_ceil(most) as usize;
             say!("  {step:<13} {:<50} {}", "#".repeat(marks), HumanCount(count));
         }
+    }
+
+    fn print_unreadable(&self) {
         match self.unreadable.len() {
             0 => say!("unreadable      none"),
             count => {

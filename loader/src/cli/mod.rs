@@ -12,6 +12,7 @@ mod bench;
 mod inspect;
 mod opening;
 mod pack;
+mod parts;
 mod preview;
 mod produce;
 mod read;
@@ -19,6 +20,7 @@ mod serve;
 mod signals;
 mod source;
 mod spec;
+mod tiles;
 mod which;
 
 use std::io::{self, Write};

@@ -5,10 +5,11 @@ use std::time::Duration;
 
 use clap::Args;
 use fuelrail_connectors::shown;
-use image::{ImageBuffer, Rgb, RgbImage, imageops};
-use serde_json::json;
+use image::{Rgb, RgbImage, imageops};
+use serde_json::{Value, json};
 
 use super::bars::counted;
+use super::tiles::Tiles;
 use super::{Failure, signals, spec};
 use crate::layout::Column;
 
@@ -42,9 +43,10 @@ impl Preview {
         writable("--out", &self.out)?;
         let mut pipeline = self.spec.pipeline()?;
         // Pixels, not numbers: what there is before Normalize can be seen.
-        if let Some(chain) = pipeline["transforms"].as_array_mut() {
-            chain.retain(|transform| transform["type"] != "Normalize");
+        for field in pipeline.get_mut("fields").and_then(Value::as_array_mut).into_iter().flatten() {
+            without_normalize(field);
         }
+        without_normalize(&mut pipeline);
         pipeline["dtype"] = json!("u8");
         pipeline["layout"] = json!("nhwc");
         pipeline["batch_size"] = json!(self.count);
@@ -53,6 +55,7 @@ impl Preview {
             pipeline["shuffle"] = json!(false);
             pipeline["batch_size"] = json!(self.count.min(u64::from(self.columns)));
         }
+        let asked = pipeline.clone();
         let mut feed = spec::private_feed(&self.spec, pipeline)?;
         let mut tiles = Vec::new();
         for epoch in 0..self.epochs {
@@ -64,23 +67,13 @@ impl Preview {
                     &mut spec::lines(spec::show),
                 )?
                 .ok_or("the source has no records")?;
-            let image = feed.attached().layout.fields[0].clone();
-            if image.name != "image" {
+            let drawn = Tiles::new(&feed.attached().layout, &asked);
+            if !drawn.is_visible() {
                 return Err(
                     "the source has no images to show; `fuelrail inspect` describes its fields".into()
                 );
             }
-            let (channels, height, width) = (image.shape[0], image.shape[1] as u32, image.shape[2] as u32);
-            for row in 0..batch.ready.rows as usize {
-                let mut bytes = vec![0; image.row_bytes as usize];
-                batch.memory.copy_to(&image, row * bytes.len(), &mut bytes);
-                if channels == 1 {
-                    bytes = bytes.iter().flat_map(|&gray| [gray; 3]).collect();
-                }
-                let tile: RgbImage =
-                    ImageBuffer::from_raw(width, height, bytes).ok_or("the batch has an odd size")?;
-                tiles.push(tile);
-            }
+            tiles.extend((0..batch.ready.rows as usize).map(|row| drawn.draw(&batch, row)));
             let columns = &feed.attached().layout.columns;
             let at = columns.iter().position(|column| column.name == Column::Index);
             let indices = batch.columns[at.ok_or("the batch has no index")?]
@@ -103,6 +96,13 @@ impl Preview {
         save(&sheet, &self.out)?;
         say!("{}: {}", shown(&self.out), counted(tiles.len() as u64, "picture"));
         Ok(())
+    }
+}
+
+/// Makes the result of a chain pixels.
+fn without_normalize(of: &mut Value) {
+    if let Some(chain) = of.get_mut("transforms").and_then(Value::as_array_mut) {
+        chain.retain(|transform| transform["type"] != "Normalize");
     }
 }
 

@@ -10,7 +10,7 @@ use fuelrail_connectors::{
     IndexedSource, ReadError, ReadRequest, ReaderConfig, Record, SourceConfig, settings,
 };
 
-use super::{Failure, opening, signals, source};
+use super::{Failure, opening, parts, signals, source};
 use crate::client::ClientError;
 
 /// Records that are read ahead of the one handed over, and their bytes.
@@ -19,8 +19,17 @@ const AHEAD_BYTES: u64 = 256 << 20;
 
 /// A source by its address, with `KEY=VALUE` options of its configuration.
 pub(super) fn open(address: &str, options: &[String]) -> Result<Arc<dyn IndexedSource>, Failure> {
+    open_asked(address, options, None)
+}
+
+/// As [`open`], asked for the parts that `--fields` is made of.
+pub(super) fn open_asked(
+    address: &str,
+    options: &[String],
+    fields: Option<&str>,
+) -> Result<Arc<dyn IndexedSource>, Failure> {
     let described = source::described(address, options)?;
-    opening::open(settings::read::<SourceConfig>(&described.into())?)
+    opening::open(parts::asked(settings::read::<SourceConfig>(&described.into())?, fields)?)
 }
 
 /// Reads records `index(0)`, `index(1)`, … up to `count`, lets `work` prepare each on some core, and gives the results

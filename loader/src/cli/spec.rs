@@ -6,7 +6,7 @@ use clap::{Args, ValueEnum};
 use fuelrail_connectors::{settings, shown};
 use serde_json::{Value, json};
 
-use super::{Failure, opening, signals, source};
+use super::{Failure, opening, parts, signals, source};
 use crate::client::{Address, Feed, News};
 use crate::config::DaemonConfig;
 use crate::log;
@@ -31,6 +31,8 @@ pub(super) struct Spec {
     /// Transforms as a JSON list such as '[{"type": "Resize", "size": [256, 256]}]', instead of a preset
     #[arg(long, value_name = "JSON")]
     transforms: Option<String>,
+    #[arg(long, value_name = "JSON", conflicts_with = "transforms", help = parts::FIELDS)]
+    fields: Option<String>,
     /// Ready-made transforms
     #[arg(long, alias = "task", value_enum, default_value_t = Preset::Train)]
     preset: Preset,
@@ -56,6 +58,9 @@ pub(super) struct Spec {
     #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = super::at_least::<u32, 1>)]
     read_depth: Option<u32>,
 }
+
+/// The flag of fields, and its key.
+const FIELDS: (&str, &str) = ("--fields", "fields");
 
 /// The flag of transforms, and its key.
 const TRANSFORMS: (&str, &str) = ("--transforms", "transforms");
@@ -103,6 +108,18 @@ impl Spec {
                     format!("--transforms: not valid JSON: {}; write a list such as '[{{\"type\": \"CenterCrop\", \"size\": 224}}]'", settings::json_fault(&error, text.as_bytes()))
                 })?;
         }
+        if let Some(text) = &self.fields {
+            // Images without a chain of their own take that of the preset.
+            let chain = pipeline[TRANSFORMS.1].take();
+            pipeline[FIELDS.1] = parts::read(text, |field| {
+                if matches!(field["type"].as_str(), Some("Image" | "Views"))
+                    && field.get(TRANSFORMS.1).is_none()
+                {
+                    field[TRANSFORMS.1] = chain.clone();
+                }
+            })?;
+            pipeline[TRANSFORMS.1] = json!([]);
+        }
         for ((_, key), value) in self.given() {
             let place = key.split('.').fold(&mut pipeline, |table, key| &mut table[key]);
             *place = value;
@@ -127,7 +144,8 @@ impl Spec {
     pub fn refused(&self, failure: Failure) -> Failure {
         let said = failure.to_string();
         let names = self.given().into_iter().map(|(names, _)| names);
-        let named = names.chain(self.transforms.as_ref().map(|_| TRANSFORMS)).find_map(|(flag, key)| {
+        let named = names.chain(self.transforms.as_ref().map(|_| TRANSFORMS));
+        let named = named.chain(self.fields.as_ref().map(|_| FIELDS)).find_map(|(flag, key)| {
             let rest = said.strip_prefix(key)?;
             let is_it = !rest.starts_with(|next: char| next.is_alphanumeric() || next == '_');
             is_it.then(|| Failure::from(format!("{flag}{rest}")))

@@ -62,7 +62,7 @@ impl Which {
             }
         }
         let config = PipelineConfig::from_json(config).map_err(|said| self.spec.refused(said.into()))?;
-        let source = config.source.clone();
+        let source = config.source_of_fields();
         let opened = opening::watched(move |opening| Opened::open(&source, opening))?;
         let pipeline = Pipeline::open(config, Some(opened))?;
         if let Some(token) = &state {

@@ -35,6 +35,8 @@ pub use self::config::{
     Overflow, ViewsField, wanted,
 };
 
+pub use self::variable::length;
+
 /// Names that a batch uses itself.
 const RESERVED: [&str; 5] = ["label", "index", "position", "substituted", "part"];
 

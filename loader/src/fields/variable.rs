@@ -1,5 +1,7 @@
 //! Values of which one record has more than another: text, bytes, JSON and rows of numbers.
 
+use fuelrail_connectors::PartKind;
+
 use super::config::{Missing, Overflow};
 use super::numbers::Cast;
 use crate::layout::Content;
@@ -51,10 +53,7 @@ pub(super) fn bytes(
     let mut length = limit.take(value.len() as u64, "bytes", "max_bytes")? as usize;
     match content {
         Content::Text => {
-            let text = std::str::from_utf8(value).map_err(|error| {
-                format!("it is not UTF-8 (byte {}); ask for it as Bytes, or convert it", error.valid_up_to())
-            })?;
-            length = text.floor_char_boundary(length);
+            length = text(value)?.floor_char_boundary(length);
         }
         Content::Json if !value.is_empty() => json(value)?,
         _ => {}
@@ -62,6 +61,29 @@ pub(super) fn bytes(
     row[..length].copy_from_slice(&value[..length]);
     row[length..].fill(0);
     Ok(length as i64)
+}
+
+/// How long a part's value is, in the unit of its field's cap.
+///
+/// # Errors
+/// Why no field can have it.
+pub fn length(kind: &PartKind, value: &[u8]) -> Result<u64, String> {
+    match kind {
+        PartKind::Image | PartKind::Bytes => {}
+        PartKind::Text => drop(text(value)?),
+        PartKind::Json => json(value)?,
+        PartKind::Ragged { dtype, row } => {
+            let bytes = row.iter().product::<u64>() * dtype.size() as u64;
+            return Ok(value.len() as u64 / bytes.max(1));
+        }
+    }
+    Ok(value.len() as u64)
+}
+
+fn text(value: &[u8]) -> Result<&str, String> {
+    std::str::from_utf8(value).map_err(|error| {
+        format!("it is not UTF-8 (byte {}); ask for it as Bytes, or convert it", error.valid_up_to())
+    })
 }
 
 /// Checks that a value is JSON, and one that a parser which calls itself can take.

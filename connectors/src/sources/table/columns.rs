@@ -353,7 +353,8 @@ impl<'a> Offer<'a> {
         let name = self.name;
         let Some((dtype, found)) = numeric(kind) else {
             return Err(SourceError::config(format!(
-                "the column {column:?} of {name} holds {}; a field is a number or a list of numbers",
+                "the column {column:?} of {name} holds {}, not numbers; a batch has it by a field of another type, such as \
+                 fields={{\"{column}\": fields.Text(\"{column}\", max_bytes=512)}}",
                 holds(kind)
             )));
         };
@@ -375,8 +376,8 @@ impl<'a> Offer<'a> {
         };
         let Some(shape) = shape else {
             return Err(SourceError::config(format!(
-                "the column {column:?} of {name} has lists of any length; say which shape every record has: \
-                 \"{column}[{}]\"",
+                "the column {column:?} of {name} has lists of any length; say which shape every record has, \
+                 \"{column}[{}]\", or how many rows there is room for, fields.Numbers(\"{column}\", max_rows=N)",
                 vec!["N"; found.len()].join(",")
             )));
         };

@@ -1,0 +1,163 @@
+//! `--fields` of the commands, and what `fuelrail inspect` finds in named parts: how many records have them, and how long
+//! they are.
+
+use fuelrail_connectors::{PartKind, PartSpec, SourceConfig, settings};
+use fuelrail_transforms::{ImageInfo, Limits, Scratch};
+use indicatif::HumanCount;
+use serde_json::{Value, json};
+
+use super::Failure;
+use crate::fields::{self, FieldConfig};
+
+/// The help of `--fields`.
+pub(super) const FIELDS: &str = "What a batch holds, as a JSON list like fields= of pipelines.toml, such as '[{\"type\": \
+    \"Text\", \"name\": \"caption\", \"part\": \"txt\", \"max_bytes\": 512}]'";
+
+/// The list that `--fields` has, as a pipeline takes it. `complete` fills in what may be left out.
+pub(super) fn read(text: &str, complete: impl Fn(&mut Value)) -> Result<Value, Failure> {
+    let mut list: Value = serde_json::from_str(text).map_err(|error| {
+        format!(
+            "--fields: not valid JSON: {}; write a list such as '[{{\"type\": \"Text\", \"name\": \"caption\", \"part\": \"txt\", \
+             \"max_bytes\": 512}}]'",
+            settings::json_fault(&error, text.as_bytes())
+        )
+    })?;
+    list.as_array_mut().into_iter().flatten().for_each(complete);
+    settings::read::<Vec<FieldConfig>>(&list).map_err(|wrong| format!("--fields{wrong}"))?;
+    Ok(list)
+}
+
+/// A source that delivers what `--fields` asks for. Caps may be left out: nothing is cut here.
+pub(super) fn asked(source: SourceConfig, text: Option<&str>) -> Result<SourceConfig, Failure> {
+    let Some(text) = text else { return Ok(source) };
+    let list = read(text, |field| {
+        if matches!(field["type"].as_str(), Some("Text" | "Bytes" | "Json"))
+            && field.get("max_bytes").is_none()
+        {
+            field["max_bytes"] = json!(1);
+        }
+        if field.get("name").is_none() {
+            field["name"] = field["part"].clone();
+        }
+    })?;
+    let list: Vec<FieldConfig> = settings::read(&list).map_err(|wrong| format!("--fields{wrong}"))?;
+    Ok(source.delivering(&fields::wanted(&list)))
+}
+
+/// What one record has of a part: its length, or what is wrong with it.
+pub(super) type Seen = Option<Result<u64, String>>;
+
+/// Looks at a part of a record.
+pub(super) fn look(part: &PartSpec, bytes: Option<&[u8]>, scratch: &mut Scratch) -> Seen {
+    let bytes = bytes?;
+    Some(match &part.kind {
+        PartKind::Image => ImageInfo::read(bytes, &Limits::default(), scratch)
+            .map(|_| bytes.len() as u64)
+            .map_err(|error| error.to_string()),
+        kind => fields::length(kind, bytes),
+    })
+}
+
+/// What was found out about one part.
+#[derive(Debug, Default)]
+pub(super) struct Found {
+    missing: u64,
+    lengths: Vec<u64>,
+    /// How many cannot be used, and the first.
+    wrong: u64,
+    first_wrong: Option<(String, String)>,
+}
+
+impl Found {
+    pub fn add(&mut self, seen: Seen, key: impl Fn() -> String) {
+        match seen {
+            None => self.missing += 1,
+            Some(Ok(length)) => self.lengths.push(length),
+            Some(Err(why)) => {
+                self.wrong += 1;
+                self.first_wrong.get_or_insert_with(|| (key(), why));
+            }
+        }
+    }
+
+    /// Least, middle, 99.9th percentile and most.
+    fn lengths(&self) -> Option<[u64; 4]> {
+        let mut sorted = self.lengths.clone();
+        sorted.sort_unstable();
+        let at =
+            |share: f64| sorted[((sorted.len() as f64 * share).ceil() as usize).clamp(1, sorted.len()) - 1];
+        (!sorted.is_empty()).then(|| [sorted[0], at(0.5), at(0.999), sorted[sorted.len() - 1]])
+    }
+
+    pub fn json(&self, part: &PartSpec) -> Value {
+        let lengths = self
+            .lengths()
+            .map(|[min, median, most, max]| json!({"min": min, "median": median, "99.9%": most, "max": max}));
+        json!({
+            "part": part.name,
+            "kind": part.kind,
+            "records": self.lengths.len(),
+            "missing": self.missing,
+            "unusable": self.wrong,
+            "first_unusable": self.first_wrong.as_ref().map(|(key, why)| json!({"key": key, "why": why})),
+            "lengths": lengths,
+        })
+    }
+
+    pub fn print(&self, part: &PartSpec) {
+        let (kind, unit, cap) = match &part.kind {
+            PartKind::Image => ("images".to_owned(), "bytes", None),
+            PartKind::Bytes => ("bytes".to_owned(), "bytes", Some("max_bytes")),
+            PartKind::Text => ("text".to_owned(), "bytes", Some("max_bytes")),
+            PartKind::Json => ("JSON".to_owned(), "bytes", Some("max_bytes")),
+            PartKind::Ragged { dtype, row } => (format!("rows of {dtype} {row:?}"), "rows", Some("max_rows")),
+        };
+        let count = HumanCount(self.lengths.len() as u64 + self.wrong);
+        say!(
+            "part {:<10} {kind}, in {count} records; {} have none",
+            format!("{:?}", part.name),
+            HumanCount(self.missing)
+        );
+        if let Some([min, median, most, max]) = self.lengths() {
+            let cap =
+                cap.map_or_else(String::new, |cap| format!("; {cap}={} holds 99.9% of them", most.max(1)));
+            say!("  {unit:<13} {min} to {max}, median {median}{cap}");
+        }
+        if let Some((key, why)) = &self.first_wrong {
+            say!("  unusable      {}; the first: {key}: {why}", HumanCount(self.wrong));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_cap_that_is_named_holds_all_but_one_of_a_thousand() {
+        let mut found = Found::default();
+        (1..=1000).for_each(|length| found.add(Some(Ok(length)), String::new));
+        assert_eq!(found.lengths(), Some([1, 500, 999, 1000]));
+        found.add(None, String::new);
+        found.add(Some(Err("no".into())), || "a".into());
+        let part = PartSpec { name: "txt".into(), kind: PartKind::Text };
+        assert_eq!(found.json(&part)["missing"], 1);
+        assert_eq!(found.json(&part)["first_unusable"], json!({"key": "a", "why": "no"}));
+    }
+
+    #[test]
+    fn a_list_of_fields_that_is_wrong_is_named_with_its_flag() {
+        let refused =
+            |text: &str| asked(SourceConfig::Tar(Default::default()), Some(text)).unwrap_err().to_string();
+        assert!(refused("[").starts_with("--fields: not valid JSON"));
+        assert!(
+            refused(r#"[{"type": "Txt", "part": "txt"}]"#).starts_with("--fields[0]"),
+            "{}",
+            refused(r#"[{"type": "Txt"}]"#)
+        );
+        assert!(
+            asked(SourceConfig::Tar(Default::default()), Some(r#"[{"type": "Text", "part": "txt"}]"#))
+                .is_ok()
+        );
+    }
+}

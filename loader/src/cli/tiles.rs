@@ -1,0 +1,189 @@
+//! The picture of one row of a batch: its images and views side by side, masks as outlines, texts below.
+//!
+//! ```text
+//!  ┌ image ┐┌ image with the ┐┌ view ┐┌ view ┐
+//!  │       ││ mask's borders ││      ││      │
+//!  └───────┘└────────────────┘└──────┘└──────┘
+//!  caption: two dogs on a sofa
+//! ```
+
+use std::collections::HashMap;
+
+use font8x8::UnicodeFonts;
+use image::{Rgb, RgbImage, imageops};
+use serde_json::Value;
+
+use crate::client::Batch;
+use crate::layout::{Content, Element, Field, Layout};
+
+/// Pixels between pictures of one record.
+const BETWEEN: u32 = 2;
+
+/// Pixels of a letter, and of a line.
+const LETTER: u32 = 8;
+const LINE: u32 = 10;
+
+/// Lines of text below a record.
+const LINES: usize = 3;
+
+const PAPER: Rgb<u8> = Rgb([246, 246, 244]);
+const INK: Rgb<u8> = Rgb([30, 30, 30]);
+
+/// Borders between classes of a mask.
+const BORDER: Rgb<u8> = Rgb([255, 0, 255]);
+
+/// Draws rows of the batches of one pipeline, whose images are u8 and NHWC in memory.
+pub(super) struct Tiles<'a> {
+    layout: &'a Layout,
+    /// Which image a mask goes with.
+    likes: HashMap<String, String>,
+}
+
+impl<'a> Tiles<'a> {
+    /// `pipeline` is what the batches were asked for with.
+    pub fn new(layout: &'a Layout, pipeline: &Value) -> Self {
+        let fields = pipeline["fields"].as_array();
+        let masks = fields.into_iter().flatten().filter(|field| field["type"] == "Mask");
+        let text = |value: &Value, or: &str| value.as_str().unwrap_or(or).to_owned();
+        let likes = masks.map(|field| (text(&field["name"], ""), text(&field["like"], "image"))).collect();
+        Self { layout, likes }
+    }
+
+    /// Whether there is anything to draw.
+    pub fn is_visible(&self) -> bool {
+        self.layout.fields.iter().any(|field| is_image(field) || field.content == Content::Text)
+    }
+
+    /// The picture of a row.
+    pub fn draw(&self, batch: &Batch, row: usize) -> RgbImage {
+        let (mut pictures, mut lines) = (Vec::new(), Vec::new());
+        let mut images: HashMap<&str, RgbImage> = HashMap::new();
+        for (at, field) in self.layout.fields.iter().enumerate() {
+            let bytes = || {
+                let mut bytes = vec![0; field.row_bytes as usize];
+                batch.memory.copy_to(field, row * bytes.len(), &mut bytes);
+                bytes
+            };
+            if let Some(like) = self.likes.get(&field.name) {
+                if let Some(image) = images.get(like.as_str()) {
+                    pictures.push(outlined(image.clone(), &bytes(), field.dtype.size() as usize));
+                }
+            } else if is_image(field) {
+                let views = views(field, &bytes());
+                if let ([image], false) = (&views[..], field.shape.len() > 3) {
+                    images.insert(&field.name, image.clone());
+                }
+                pictures.extend(views);
+            } else if field.content == Content::Text {
+                let mut length = [0; 8];
+                batch.memory.copy_to(&self.layout.fields[at + 1], row * 8, &mut length);
+                let length = i64::from_le_bytes(length).clamp(0, field.row_bytes as i64) as usize;
+                lines.push(format!(
+                    "{}: {}",
+                    field.name,
+                    std::str::from_utf8(&bytes()[..length]).unwrap_or("?")
+                ));
+            }
+        }
+        beside(&pictures, &lines)
+    }
+}
+
+/// An image or a list of views, as bytes.
+fn is_image(field: &Field) -> bool {
+    // Of numbers in the shape of an image the channels are not together.
+    let channels =
+        field.shape.len().checked_sub(3).filter(|&at| field.strides[at] == 1).map(|at| field.shape[at]);
+    field.dtype == Element::U8
+        && field.content == Content::Dense
+        && matches!(field.shape.len(), 3 | 4)
+        && matches!(channels, Some(1 | 3))
+}
+
+fn views(field: &Field, bytes: &[u8]) -> Vec<RgbImage> {
+    let [channels, height, width] = [3, 2, 1].map(|back| field.shape[field.shape.len() - back] as u32);
+    let one = (channels * height * width) as usize;
+    let view = |bytes: &[u8]| {
+        RgbImage::from_fn(width, height, |x, y| {
+            let at = ((y * width + x) * channels) as usize;
+            if channels == 1 { Rgb([bytes[at]; 3]) } else { Rgb([bytes[at], bytes[at + 1], bytes[at + 2]]) }
+        })
+    };
+    bytes.chunks_exact(one.max(1)).map(view).collect()
+}
+
+/// An image with the borders of its mask.
+fn outlined(mut image: RgbImage, mask: &[u8], size: usize) -> RgbImage {
+    let (width, height) = image.dimensions();
+    let class = |x: u32, y: u32| &mask[(y * width + x) as usize * size..][..size];
+    for y in 0..height {
+        for x in 0..width {
+            let is_border = (x + 1 < width && class(x, y) != class(x + 1, y))
+                || (y + 1 < height && class(x, y) != class(x, y + 1));
+            if is_border {
+                image.put_pixel(x, y, BORDER);
+            }
+        }
+    }
+    image
+}
+
+/// Pictures from left to right, and lines below.
+fn beside(pictures: &[RgbImage], lines: &[String]) -> RgbImage {
+    let wide: u32 = pictures.iter().map(|picture| picture.width() + BETWEEN).sum();
+    let width = if pictures.is_empty() { 40 * LETTER } else { wide - BETWEEN };
+    let high = pictures.iter().map(RgbImage::height).max().unwrap_or(0);
+    let lines: Vec<&String> = lines.iter().take(LINES).collect();
+    let mut tile = RgbImage::from_pixel(width.max(1), (high + lines.len() as u32 * LINE).max(1), PAPER);
+    let mut left = 0;
+    for picture in pictures {
+        imageops::replace(&mut tile, picture, i64::from(left), 0);
+        left += picture.width() + BETWEEN;
+    }
+    for (at, line) in lines.iter().enumerate() {
+        write(&mut tile, line, high + at as u32 * LINE + 1);
+    }
+    tile
+}
+
+/// Writes a line as far as it goes; a letter that the font lacks is a question mark.
+fn write(tile: &mut RgbImage, line: &str, top: u32) {
+    let most = (tile.width() / LETTER) as usize;
+    for (at, letter) in line.chars().take(most).enumerate() {
+        let known = font8x8::BASIC_FONTS.get(letter).or_else(|| font8x8::LATIN_FONTS.get(letter));
+        let rows = known.or_else(|| font8x8::BASIC_FONTS.get('?')).unwrap_or_default();
+        for (y, bits) in rows.iter().enumerate() {
+            for x in (0..LETTER).filter(|x| bits >> x & 1 == 1) {
+                let (x, y) = (at as u32 * LETTER + x, top + y as u32);
+                if x < tile.width() && y < tile.height() {
+                    tile.put_pixel(x, y, INK);
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mask_is_drawn_where_its_classes_meet() {
+        let image = RgbImage::from_pixel(4, 2, Rgb([1, 2, 3]));
+        let drawn = outlined(image, &[0, 0, 1, 1, 0, 0, 1, 1], 1);
+        let border: Vec<(u32, u32)> = drawn
+            .enumerate_pixels()
+            .filter(|(_, _, pixel)| **pixel == BORDER)
+            .map(|(x, y, _)| (x, y))
+            .collect();
+        assert_eq!(border, [(1, 0), (1, 1)]);
+    }
+
+    #[test]
+    fn pictures_of_any_size_and_texts_in_any_script_fit_in_a_tile() {
+        let pictures = [RgbImage::new(5, 9), RgbImage::new(3, 2)];
+        let tile = beside(&pictures, &["caption: größer кот 犬".repeat(9)]);
+        assert_eq!(tile.dimensions(), (10, 19));
+        assert_eq!(beside(&[], &["a".into()]).dimensions(), (320, 10));
+    }
+}
