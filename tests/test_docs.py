@@ -122,6 +122,12 @@ def arrays(place: Path) -> None:
     with h5py.File(place / "data.h5", "w") as file:
         for name, values in {"images": images, "y": labels, "labels": labels}.items():
             file[f"train/{name}"] = values
+    with h5py.File(place / "pairs.h5", "w") as file:
+        file["train/images"] = images
+        file["train/caption"] = captions.tolist()
+        flat = file.create_dataset("train/boxes", (len(images),), h5py.vlen_dtype(np.float32))
+        for row in range(len(images)):
+            flat[row] = np.ones(4 * (row % 3), np.float32)
     with h5py.File(place / "features.h5", "w") as file:
         file["train/features"] = np.zeros((len(labels), 7), np.float32)
     np.arange(5000, dtype=np.uint16).tofile(place / "train.bin")

@@ -9,7 +9,8 @@ use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 use fuelrail_connectors::{
-    Backend, Hdf5Config, IndexedSource, ReadErrorKind, ReadRequest, ReaderConfig, SourceConfig, open,
+    Backend, Hdf5Config, IndexedSource, ReadErrorKind, ReadRequest, ReaderConfig, SourceConfig, Wanted,
+    WantedKind, open,
 };
 use proptest::prelude::*;
 use serde::Deserialize;
@@ -93,6 +94,34 @@ fn every_combination_of_h5py_is_read_where_it_has_been_made() {
     let text = fs::read_to_string(path).expect("the file of cases");
     let cases: Vec<Case> = serde_json::from_str(&text).expect("cases");
     cases.iter().for_each(Case::check);
+}
+
+#[test]
+fn a_part_that_a_file_cannot_give_is_refused_by_name() {
+    let root = tempfile::tempdir().unwrap();
+    let named = committed().into_iter().find(|case| case.name.starts_with("named")).expect("a case");
+    let config = named.config(root.path());
+    let refused = |part: &str, kind| {
+        error(Hdf5Config { deliver: Some(vec![Wanted::new(part, kind)]), image: None, ..config.clone() })
+    };
+    for (part, kind, why) in [
+        ("train/captoin", WantedKind::Text, "there is no such dataset; did you mean \"train/caption\"?"),
+        ("train/caption", WantedKind::Ragged, "cannot be rows of numbers (train/caption: text [9])"),
+        ("train/boxes", WantedKind::Text, "cannot be text (train/boxes: f32 of any length [9])"),
+        ("train/padded", WantedKind::Image, "holds no images"),
+        ("train/score", WantedKind::Ragged, "without max_rows"),
+        ("train/caption", WantedKind::Numbers, "only numbers can be fields"),
+    ] {
+        let text = refused(part, kind);
+        assert!(text.contains(why) && text.contains(part), "{text}");
+    }
+    let odd = Wanted { row: Some(vec![3]), ..Wanted::new("train/boxes", WantedKind::Ragged) };
+    let config = Hdf5Config { deliver: Some(vec![odd]), ..config };
+    let source = open(&SourceConfig::Hdf5(config)).unwrap();
+    let records = conformance::try_all(&source, Backend::Threads, 2);
+    let error = records[1].as_ref().unwrap_err().to_string();
+    assert!(error.contains("part \"train/boxes\": it has 4 numbers, which are no rows of 3"), "{error}");
+    assert!(records[0].is_ok() && records[3].is_ok());
 }
 
 fn error(config: Hdf5Config) -> String {
@@ -227,6 +256,9 @@ fn survive(path: &Path) {
     for path in listed.split("; ").filter_map(|one| one.split_once(": ")).map(|(path, _)| path).take(12) {
         tries(Hdf5Config { fields: Some(vec![path.to_owned()]), ..config.clone() });
         tries(Hdf5Config { image: Some(path.to_owned()), fields: Some(vec![]), ..config.clone() });
+        for kind in [WantedKind::Text, WantedKind::Ragged, WantedKind::Image] {
+            tries(Hdf5Config { deliver: Some(vec![Wanted::new(path, kind)]), ..config.clone() });
+        }
     }
     let took = began.elapsed();
     assert!(took < Duration::from_secs(30), "{}: took {took:?}", path.display());

@@ -103,18 +103,6 @@ impl SourceConfig {
         self
     }
 
-    /// Refuses named parts of the sources that have none yet.
-    fn has_named_parts(&self) -> Result<(), SourceError> {
-        let (kind, deliver) = match self {
-            Self::Hdf5(config) => ("HDF5 files", &config.deliver),
-            _ => return Ok(()),
-        };
-        match deliver {
-            Some(_) => Err(SourceError::config(format!("records of {kind} have no named parts yet"))),
-            None => Ok(()),
-        }
-    }
-
     /// The key by which this would write files where its configuration says, if it does. What is cached in the user's
     /// own cache folder is no such thing. Of an address only what was typed, as with [`locations`](Self::locations).
     pub fn writes(&self) -> Option<&'static str> {
@@ -157,7 +145,6 @@ impl SourceConfig {
 /// [`SourceError`] when the configuration makes no sense or the data is not there; its text names the folder or the key
 /// and says what to do.
 pub fn open(config: &SourceConfig) -> Result<Arc<dyn IndexedSource>, SourceError> {
-    config.has_named_parts()?;
     match config {
         SourceConfig::Folder(config) if is_url(&config.root.to_string_lossy()) => {
             Ok(Arc::new(images::Images::open(config)?))

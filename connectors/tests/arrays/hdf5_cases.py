@@ -149,6 +149,74 @@ def jpegs(libver: Any, text: bool, chunks: Any = None) -> None:
     )
 
 
+def record(image: bytes, parts: list[bytes | None], fields: bytes) -> bytes:
+    """A record with named parts: these after the image, then the fields, then the length of each part."""
+    lengths = [0xFFFFFFFF if part is None else len(part) for part in parts]
+    return b"".join([image, *(part or b"" for part in parts), fields, np.array(lengths, "<u4").tobytes()])
+
+
+def named(libver: Any, **options: Any) -> None:
+    """Texts, JSON, masks, rows of numbers and bytes as named parts."""
+    count = 9
+    images, masks, deep = noise((count, 4, 5, 3)), noise((count, 4, 5)) % 3, noise((count, 4, 5), ">u2") * 9
+    captions = [["", "käse", "a longer text " * 9][i % 3] for i in range(count)]
+    rows = [noise((i % 4 * 4,), ">f4") / 3 for i in range(count)]
+    lengths = [noise((i * i % 11,), "<i2") for i in range(count)]
+    padded = noise((count, 3, 4), "<f4")
+
+    def write(f: h5py.File) -> None:
+        group = f.create_group("train")
+        group.create_dataset("images", data=images, **options)
+        group.create_dataset("mask", data=masks, **options)
+        group.create_dataset("deep", data=deep, **options)
+        group.create_dataset("truth", data=masks == 1)
+        group.create_dataset("caption", data=captions, dtype=h5py.string_dtype())
+        group.create_dataset("fixed", data=[text.encode()[:7] for text in captions], dtype="S7")
+        group.create_dataset("meta", data=["[1]", "", "{}"] * 3, dtype=h5py.string_dtype())
+        group.create_dataset("padded", data=padded, **options)
+        for name, values, dtype in (("boxes", rows, ">f4"), ("ids", lengths, "<i2"), ("raw", lengths, "u1")):
+            dataset = group.create_dataset(name, (count,), h5py.vlen_dtype(np.dtype(dtype)))
+            for i, value in enumerate(values):
+                dataset[i] = value.astype(dtype)
+        group.create_dataset("score", data=noise((count,), ">f8"))
+
+    def gray(row: np.ndarray, most: int = 255) -> bytes:
+        return f"P5\n5 4\n{most}\n".encode() + row.tobytes()
+
+    parts = [
+        {"part": "train/mask", "kind": "image"},
+        {"part": "train/deep", "kind": "image"},
+        {"part": "/train/truth", "kind": "image"},
+        {"part": "train/caption", "kind": "text"},
+        {"part": "train/fixed", "kind": "text"},
+        {"part": "train/meta", "kind": "json"},
+        {"part": "train/padded", "kind": "ragged"},
+        {"part": "train/boxes", "kind": "ragged", "row": [4]},
+        {"part": "train/ids", "kind": "ragged"},
+        {"part": "train/raw", "kind": "bytes"},
+        {"part": "train/none", "kind": "text", "optional": True},
+    ]
+    records = []
+    for i in range(count):
+        of_parts = [
+            gray(masks[i]),
+            gray(deep[i].astype(">u2"), 65535),
+            gray((masks[i] == 1).astype("u1")),
+            captions[i].encode(),
+            captions[i].encode()[:7],
+            [b"[1]", None, b"{}"][i % 3],
+            little(padded[i]),
+            little(rows[i].astype("<f4")),
+            little(lengths[i]),
+            lengths[i].astype("u1").tobytes(),
+            None,
+        ]
+        records.append(record(pnm(images[i]), of_parts, little(noise((count,), "<f8")[i])))
+    deliver = [{"part": "", "kind": "image"}, *parts, {"part": "train/score", "kind": "numbers"}]
+    config = {"image": "train/images", "deliver": deliver}
+    case(f"named {libver} {sorted(options)}", [write], records, libver=libver, config=config)
+
+
 def fields(dtype: str, libver: Any, **options: Any) -> None:
     data = (noise((11, 3), "i8") - (0 if "u" in dtype else 100)).astype(dtype)
     write = lambda f: f.create_dataset("a/b", data=data, **options)  # noqa: E731
@@ -264,6 +332,8 @@ def small() -> None:
     pixels("b-tree 2", (9, 5, 3), "latest", chunks=(2, 2, 3), maxshape=(None, None, 3), **FILTERS["gzip"])
     low_level("compact", compact, "earliest")
     low_level("implicit", implicit, "latest")
+    named("earliest")
+    named("latest", chunks=True, compression="gzip")
     others()
 
 
@@ -285,6 +355,10 @@ def every() -> None:
     for dtype, libver in itertools.product(["i1", "u1", *dtypes], ("earliest", "latest")):
         fields(dtype, libver)
         fields(dtype, libver, chunks=(4, 2), compression="gzip", shuffle=True)
+    for libver, options in itertools.product(
+        ("earliest", "latest"), ({}, {"chunks": True, "compression": "gzip"})
+    ):
+        named(libver, **options)
     for libver, text, chunks in itertools.product(
         ("earliest", "latest"), (True, False), (None, (1,), (5,), True)
     ):

@@ -15,7 +15,7 @@ use std::io;
 pub(super) struct Ref {
     /// The collection's first byte in the file.
     pub collection: u64,
-    /// Elements, which are bytes here.
+    /// Bytes.
     pub len: u32,
     pub index: u16,
 }
@@ -43,14 +43,16 @@ impl Ref {
         8 + usize::from(offset_size)
     }
 
-    /// Reads a stored reference; addresses count from `base`. A null becomes one of length 0.
+    /// Reads a stored reference to elements of so many bytes; addresses count from `base`. A null becomes one of length
+    /// 0.
     ///
     /// # Errors
     /// A sentence when it points nowhere.
-    pub(super) fn parse(bytes: &[u8], base: u64, file_size: u64) -> Result<Self, String> {
+    pub(super) fn parse(bytes: &[u8], element: u32, base: u64, file_size: u64) -> Result<Self, String> {
         let (len, rest) = bytes.split_at(4);
         let (address, index) = rest.split_at(rest.len() - 4);
-        let len = u32::from_le_bytes(len.try_into().expect("four bytes"));
+        let count = u32::from_le_bytes(len.try_into().expect("four bytes"));
+        let len = count.saturating_mul(element);
         let index = u32::from_le_bytes(index.try_into().expect("four bytes"));
         if len == 0 {
             return Ok(Self { collection: 0, len: 0, index: 0 });
@@ -302,12 +304,12 @@ mod tests {
         let stored = |len: u32, address: u64, index: u32| {
             [&len.to_le_bytes()[..], &address.to_le_bytes(), &index.to_le_bytes()].concat()
         };
-        assert_eq!(Ref::parse(&stored(5, 90, 2), 8, 99), Ok(Ref { collection: 98, len: 5, index: 2 }));
-        assert_eq!(Ref::parse(&stored(0, u64::MAX, 0), 8, 99).unwrap().len, 0);
+        assert_eq!(Ref::parse(&stored(5, 90, 2), 1, 8, 99), Ok(Ref { collection: 98, len: 5, index: 2 }));
+        assert_eq!(Ref::parse(&stored(0, u64::MAX, 0), 1, 8, 99).unwrap().len, 0);
         for (len, address, index) in
             [(5, 91, 2), (5, u64::MAX, 2), (5, 1, 0), (5, 1, 1 << 16), (u32::MAX, 1, 1)]
         {
-            Ref::parse(&stored(len, address, index), 8, 99).unwrap_err();
+            Ref::parse(&stored(len, address, index), 1, 8, 99).unwrap_err();
         }
     }
 

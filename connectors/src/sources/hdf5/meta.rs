@@ -62,6 +62,8 @@ pub(super) enum Kind {
     Heap {
         text: bool,
     },
+    /// Numbers in the global heap.
+    Sequence(Stored),
     /// Something else, named.
     Unread(String),
 }
@@ -113,6 +115,10 @@ impl Dataset {
             Kind::Fixed { text: false } => "opaque",
             Kind::Heap { text: true } => "text",
             Kind::Heap { text: false } => "bytes of any length",
+            Kind::Sequence(stored) => {
+                let element = stored.element;
+                return format!("{}: {element} of any length {:?}", self.path, self.shape);
+            }
             Kind::Unread(what) => what,
         };
         format!("{}: {kind} {:?}", self.path, self.shape)
@@ -261,14 +267,21 @@ fn describe(file: &Hdf5File, dataset: &hdf5_reader::Dataset, path: String) -> Re
         | Datatype::VarLen { kind: VarLenKind::String, .. } => (Kind::Heap { text: true }, heap),
         Datatype::VarLen { base, .. } => match &**base {
             Datatype::FixedPoint { size: 1, .. } => (Kind::Heap { text: false }, heap),
-            _ => (Kind::Unread("sequences of any length".into()), heap),
+            base => (sequence(base).unwrap_or(Kind::Unread("sequences of any length".into())), heap),
         },
         Datatype::Compound { .. } => (Kind::Unread("a compound type (records with named columns)".into()), 0),
         Datatype::Array { .. } => (Kind::Unread("arrays of arrays".into()), 0),
         Datatype::Reference { .. } => (Kind::Unread("references".into()), 0),
         Datatype::Bitfield { .. } => (Kind::Unread("bit fields".into()), 0),
     };
-    if matches!(kind, Kind::Numbers(_)) && !ordinary(dataset) {
+    let raw = dataset.raw_datatype().unwrap_or_default();
+    let is_ordinary = match kind {
+        Kind::Numbers(_) => ordinary(&raw),
+        // | class and version | flags x3 | size u32 | what the elements are
+        Kind::Sequence(_) => ordinary(raw.get(8..).unwrap_or_default()),
+        _ => true,
+    };
+    if !is_ordinary {
         kind = Kind::Unread("numbers of an unusual format".into());
     }
     if let Kind::Unread(_) = kind {
@@ -288,6 +301,16 @@ fn number(element: Option<ElementType>, order: ByteOrder) -> (Kind, usize) {
         }
         None => (Kind::Unread("numbers of an unusual size".into()), 0),
     }
+}
+
+/// Numbers of any length.
+fn sequence(base: &Datatype) -> Option<Kind> {
+    let (element, order) = match base {
+        Datatype::FixedPoint { size, signed, byte_order } => (integer(*size, *signed)?, byte_order),
+        Datatype::FloatingPoint { size, byte_order } => (float(*size)?, byte_order),
+        _ => return None,
+    };
+    Some(Kind::Sequence(Stored { element, big: matches!(order, ByteOrder::BigEndian) }))
 }
 
 fn integer(size: u8, signed: bool) -> Option<ElementType> {
@@ -316,8 +339,7 @@ fn float(size: u8) -> Option<ElementType> {
 
 /// Whether a number's bits are laid out as in memory: no padding, and IEEE's exponent and mantissa. A bfloat16 has the
 /// size of an f16 and would be read as nonsense.
-fn ordinary(dataset: &hdf5_reader::Dataset) -> bool {
-    let Ok(raw) = dataset.raw_datatype() else { return false };
+fn ordinary(raw: &[u8]) -> bool {
     // | class and version | flags x3 | size u32 | offset u16 | precision u16 | exponent at, bits | mantissa at, bits | …
     let Some(&class) = raw.first() else { return false };
     let field = |at: usize| raw.get(at..at + 2).map(|two| u16::from_le_bytes([two[0], two[1]]));

@@ -7,6 +7,7 @@
 //! | u8 of (records, height, width) or with 1, 3 or 4 channels | images, as PNM |
 //! | integers, booleans, floats | fields |
 //! | whole numbers (also as floats) or texts, one a record | labels |
+//! | what is asked for by name | named parts ([`named`]) |
 //!
 //! What is taken for what, unless the configuration says: the image is the only dataset that could be one; the label
 //! has a usual name ([`crate::labels`]) and lies in the same group; the fields are the other numbers of that group with
@@ -37,8 +38,10 @@ mod chunk;
 mod heap;
 mod layout;
 mod meta;
+mod named;
 mod read;
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -49,10 +52,15 @@ use crate::column::{self, Part, PixelLayout};
 use crate::labels::{self, Collector, Context, Labels, MAX_CLASS, OF_ARRAYS, Raw, Run, refusal};
 use crate::opening::{self, Counted, Step};
 use crate::recognised::Recognised;
-use crate::schema::Schema;
-use crate::{Blocks, CacheConfig, Extent, Fingerprint, IndexedSource, Reader, ReaderConfig, SourceError};
+use crate::schema::{Schema, wants_image};
+use crate::settings::similar;
+use crate::{
+    Blocks, CacheConfig, Extent, Fingerprint, IndexedSource, Reader, ReaderConfig, SourceError, Wanted,
+    WantedKind,
+};
 use heap::{Heap, HeapError, Ref};
 use meta::{Dataset, Kind, Layout};
+use named::Named;
 use read::{Column, File, Place, Records};
 
 /// Configuration of HDF5 datasets as records.
@@ -122,17 +130,27 @@ fn group(path: &str) -> &str {
 struct Choice {
     image: Option<String>,
     label: Option<String>,
+    /// Fields, or what is asked for by name and there.
     fields: Vec<String>,
+    /// What is asked for by name: the parts, then the numbers, each with its place among the fields.
+    wanted: Option<Vec<(Wanted, Option<usize>)>>,
 }
 
 impl Choice {
     fn make(config: &Hdf5Config, shards: &Arc<Shards>) -> Result<Self, SourceError> {
         let file = shards.display(0);
         let refuse = |why: String| SourceError::data(format!("{file}: {why}"));
-        let image = config.image.as_deref().map(clean);
+        let image = match config.deliver {
+            None => config.image.as_deref().map(clean),
+            Some(_) if !wants_image(&config.deliver) => Some(String::new()),
+            Some(_) => config.image.as_deref().map(clean).filter(|image| !image.is_empty()),
+        };
         let label = config.label.as_deref().map(clean);
-        let fields: Option<Vec<String>> =
-            config.fields.as_ref().map(|fields| fields.iter().map(|path| clean(path)).collect());
+        let asked_for = asked_for(config)?;
+        let fields: Option<Vec<String>> = match &asked_for {
+            Some(wanted) => Some(wanted.iter().map(|wanted| clean(&wanted.part)).collect()),
+            None => config.fields.as_ref().map(|fields| fields.iter().map(|path| clean(path)).collect()),
+        };
         let (datasets, failed) = match meta::list(shards, 0) {
             Ok(found) => found,
             // Whoever names all that is to be read does not depend on the rest.
@@ -151,6 +169,16 @@ impl Choice {
                 list
             }
         };
+        let (fields, wanted) = match asked_for {
+            None => (fields, None),
+            Some(asked_for) => {
+                let (there, wanted) = there(asked_for, &datasets).map_err(|(wanted, near)| {
+                    let part = &wanted.part;
+                    refuse(format!("part {part:?}: there is no such dataset{near}; there are {}", listed()))
+                })?;
+                (Some(there), Some(wanted))
+            }
+        };
         let asked =
             |path: &str| label.as_deref() == Some(path) || fields.iter().flatten().any(|field| field == path);
         let image = match image {
@@ -166,33 +194,9 @@ impl Choice {
             }
             Some(image) => Some(image),
             None => {
-                let fits = |dataset: &&Dataset| {
-                    image_part(dataset, config.layout).is_some() && !asked(&dataset.path)
-                };
-                let mut candidates = datasets.iter().filter(fits);
-                match (candidates.next(), candidates.next()) {
-                    (Some(only), None) => Some(only.path.clone()),
-                    (None, _) if fields.as_ref().is_some_and(|fields| !fields.is_empty()) => None,
-                    (None, _) => {
-                        let why = datasets.iter().find_map(|dataset| match dataset.kind {
-                            Kind::Numbers(stored) if dataset.shape.len() > 2 => {
-                                Some(column::no_pixels(&dataset.path, stored, &dataset.shape[1..]))
-                            }
-                            _ => None,
-                        });
-                        let why = why.map_or(String::new(), |why| format!("; {why}"));
-                        return Err(refuse(format!(
-                            "no dataset there holds images; name one with image, or datasets of numbers with fields ({}){why}",
-                            listed()
-                        )));
-                    }
-                    _ => {
-                        return Err(refuse(format!(
-                            "several datasets could be the images; say which with image ({})",
-                            listed()
-                        )));
-                    }
-                }
+                let may_lack = fields.as_ref().is_some_and(|fields| !fields.is_empty()) && wanted.is_none();
+                guess_image(&datasets, config.layout, &asked, may_lack)
+                    .map_err(|why| refuse(why.replacen("()", &format!("({})", listed()), 1)))?
             }
         };
         let base = image.clone().or_else(|| fields.as_ref()?.first().cloned()).unwrap_or_default();
@@ -233,7 +237,7 @@ impl Choice {
             };
             datasets.iter().filter(beside).filter(numbers).map(|dataset| dataset.path.clone()).collect()
         });
-        Ok(Self { image, label, fields })
+        Ok(Self { image, label, fields, wanted })
     }
 
     /// What was chosen, but for the label.
@@ -264,11 +268,16 @@ impl Choice {
             let file = File { shard, size: shards.files()[shard].size, addresses, first: found.len };
             found.add(&shards, file, datasets).map_err(refuse)?;
         }
-        let Found { schema, columns, files, first, runs, len, .. } = found;
+        let Found { schema, columns, files, first, runs, len, named, .. } = found;
         if len == 0 {
             return Err(SourceError::data(format!("{}: there are no records", shards.display(0))));
         }
-        let records = Records { shards, files, columns, path: paths[0].clone(), len };
+        let mut records = Records { shards, files, columns, path: paths[0].clone(), len, named };
+        let largest = || (0..len).map(|index| records.size(index)).max().unwrap_or(0);
+        let largest = records.named.as_ref().map(|_| largest());
+        if let (Some(named), Some(largest)) = (&mut records.named, largest) {
+            named.largest = largest;
+        }
         let labels = self.labels(config, runs, &first, &records)?;
         let blocks = records.blocks();
         let mut source =
@@ -279,8 +288,9 @@ impl Choice {
 
     /// The columns of a record, which the first file's datasets decide.
     fn columns(&self, layout: PixelLayout, datasets: &[Dataset], found: &mut Found) -> Result<(), String> {
-        let wanted = self.image.iter().chain(&self.fields);
-        for (number, (path, dataset)) in wanted.zip(datasets).enumerate() {
+        let paths = self.image.iter().chain(&self.fields);
+        let mut made = HashMap::new();
+        for (number, (path, dataset)) in paths.zip(datasets).enumerate() {
             let unfit = |why: String| format!("dataset {path}: {why} ({})", dataset.describe());
             let row = dataset.shape.get(1..).unwrap_or_default();
             let part = if number == 0 && self.image.is_some() {
@@ -291,18 +301,55 @@ impl Choice {
                             .into(),
                     })
                 })?
+            } else if let Some(wanted) = self.part(number) {
+                let fits = named::form(dataset, wanted, layout).map_err(|why| {
+                    format!("part {:?}: the dataset {why} ({})", wanted.part, dataset.describe())
+                });
+                let (part, finish, spec) = fits?;
+                made.insert(number, (finish, spec));
+                part
             } else {
                 let Kind::Numbers(stored) = dataset.kind else {
                     return Err(unfit("it holds no numbers, and only numbers can be fields".into()));
                 };
-                let name = path.rsplit('/').next().unwrap_or(path);
+                let name = match &self.wanted {
+                    Some(_) => path,
+                    None => path.rsplit('/').next().unwrap_or(path),
+                };
                 let (part, spec) = Part::field(name, stored, row).map_err(unfit)?;
                 found.schema.fields.push(spec);
                 Some(part)
             };
             found.columns.push(Column { part, places: Vec::new() });
         }
-        found.schema.check(self.label.is_some())
+        let Some(wanted) = &self.wanted else { return found.schema.check(self.label.is_some()) };
+        let mut parts = Vec::new();
+        for (wanted, field) in wanted.iter().filter(|(wanted, _)| wanted.is_part()) {
+            let column = field.map(|field| field + usize::from(self.image.is_some()));
+            let (spec, part) = match column.and_then(|column| Some((column, made.remove(&column)?))) {
+                Some((column, (finish, spec))) => (spec, Some((column, finish))),
+                None => {
+                    let dtype = wanted.dtype.unwrap_or(crate::ElementType::F32);
+                    (wanted.spec(dtype, wanted.row.as_deref().unwrap_or_default()), None)
+                }
+            };
+            found.schema.parts.push(spec);
+            parts.push(part);
+        }
+        // As the part is called, and not its dataset.
+        let numbers = wanted.iter().filter(|(wanted, _)| !wanted.is_part());
+        for (spec, (wanted, _)) in found.schema.fields.iter_mut().zip(numbers) {
+            spec.name = wanted.part.clone();
+        }
+        found.named = Some(Named { schema: found.schema.clone(), parts, largest: 0 });
+        found.schema.check_shapes()
+    }
+
+    /// The part of variable length that a column is, if it is one.
+    fn part(&self, column: usize) -> Option<&Wanted> {
+        let field = column.checked_sub(usize::from(self.image.is_some()))?;
+        let mut wanted = self.wanted.iter().flatten();
+        wanted.find(|(wanted, at)| *at == Some(field) && wanted.is_part()).map(|(wanted, _)| wanted)
     }
 
     /// The labels of all files as one.
@@ -336,6 +383,46 @@ impl Choice {
     }
 }
 
+/// What is asked for by name: the parts, then the numbers.
+fn asked_for(config: &Hdf5Config) -> Result<Option<Vec<Wanted>>, SourceError> {
+    let Some(list) = &config.deliver else { return Ok(None) };
+    if config.fields.as_ref().is_some_and(|fields| !fields.is_empty()) {
+        return Err(SourceError::config(
+            "fields of the source and fields of the pipeline are both given; keep those of the pipeline"
+                .into(),
+        ));
+    }
+    let parts = list.iter().filter(|wanted| wanted.is_part());
+    let numbers = list.iter().filter(|wanted| wanted.kind == WantedKind::Numbers);
+    Ok(Some(parts.chain(numbers).cloned().collect()))
+}
+
+/// The datasets of what is asked for, and which of them each is in. Where nobody knows what there is, all are.
+///
+/// # Errors
+/// The first that is not there, and what is like it.
+#[expect(clippy::type_complexity, reason = "said once")]
+fn there(
+    asked_for: Vec<Wanted>,
+    datasets: &[Dataset],
+) -> Result<(Vec<String>, Vec<(Wanted, Option<usize>)>), (Wanted, String)> {
+    let (mut there, mut all) = (Vec::new(), Vec::new());
+    for wanted in asked_for {
+        let path = clean(&wanted.part);
+        if datasets.is_empty() || datasets.iter().any(|dataset| dataset.path == path) {
+            all.push((wanted, Some(there.len())));
+            there.push(path);
+        } else if wanted.optional && wanted.is_part() {
+            all.push((wanted, None));
+        } else {
+            let near = similar(&path, datasets.iter().map(|dataset| dataset.path.as_str()));
+            let near = near.map_or(String::new(), |near| format!("; did you mean {near:?}?"));
+            return Err((wanted, near));
+        }
+    }
+    Ok((there, all))
+}
+
 /// Refuses the datasets of a further file that do not continue those of the first.
 fn continues(first: &[Dataset], datasets: &[Dataset], shards: &Shards) -> Result<(), String> {
     for (one, other) in first.iter().zip(datasets) {
@@ -358,6 +445,7 @@ fn continues(first: &[Dataset], datasets: &[Dataset], shards: &Shards) -> Result
 #[derive(Default)]
 struct Found {
     schema: Schema,
+    named: Option<Named>,
     columns: Vec<Column>,
     files: Vec<File>,
     /// The first file's datasets.
@@ -405,6 +493,37 @@ impl Found {
             self.first = datasets;
         }
         Ok(())
+    }
+}
+
+/// The only dataset that could hold the images; none is fine where records may lack one.
+///
+/// # Errors
+/// Why none is found, with `()` for the list of what there is.
+fn guess_image(
+    datasets: &[Dataset],
+    layout: PixelLayout,
+    asked: &dyn Fn(&str) -> bool,
+    may_lack: bool,
+) -> Result<Option<String>, String> {
+    let fits = |dataset: &&Dataset| image_part(dataset, layout).is_some() && !asked(&dataset.path);
+    let mut candidates = datasets.iter().filter(fits);
+    match (candidates.next(), candidates.next()) {
+        (Some(only), None) => Ok(Some(only.path.clone())),
+        (None, _) if may_lack => Ok(None),
+        (None, _) => {
+            let why = datasets.iter().find_map(|dataset| match dataset.kind {
+                Kind::Numbers(stored) if dataset.shape.len() > 2 => {
+                    Some(column::no_pixels(&dataset.path, stored, &dataset.shape[1..]))
+                }
+                _ => None,
+            });
+            let why = why.map_or(String::new(), |why| format!("; {why}"));
+            Err(format!(
+                "no dataset there holds images; name one with image, or datasets of numbers with fields (){why}"
+            ))
+        }
+        _ => Err("several datasets could be the images; say which with image ()".into()),
     }
 }
 
@@ -465,7 +584,7 @@ fn is_label(dataset: &Dataset) -> bool {
         && match dataset.kind {
             Kind::Numbers(stored) => stored.is_label(),
             Kind::Fixed { text } | Kind::Heap { text } => text,
-            Kind::Unread(_) => false,
+            Kind::Sequence(_) | Kind::Unread(_) => false,
         }
 }
 
@@ -479,9 +598,11 @@ fn place(shards: &Shards, file: &File, dataset: &mut Dataset) -> Result<Place, S
         Layout::Unknown(why) => return Err(why),
     };
     let row = dataset.row_bytes().filter(|&row| row > 0).ok_or("its rows hold no bytes")?;
-    if !matches!(dataset.kind, Kind::Heap { .. }) {
-        return Ok(place);
-    }
+    let element = match dataset.kind {
+        Kind::Heap { .. } => 1,
+        Kind::Sequence(stored) => stored.element.size() as u32,
+        _ => return Ok(place),
+    };
     let rows = dataset.shape[0];
     if dataset.shape.len() > 1 {
         return Err(format!("objects of any length are read one a record ({})", dataset.describe()));
@@ -493,7 +614,7 @@ fn place(shards: &Shards, file: &File, dataset: &mut Dataset) -> Result<Place, S
     refs.try_reserve_exact(rows as usize).map_err(|_| format!("{rows} references do not fit in memory"))?;
     read::scan(shards, file.shard, &place, rows * row, row, &mut |bytes| {
         for stored in bytes.chunks_exact(row as usize) {
-            let found = Ref::parse(stored, file.addresses.base, file.size);
+            let found = Ref::parse(stored, element, file.addresses.base, file.size);
             refs.push(found.map_err(|why| format!("row {}: {why}", refs.len()))?);
         }
         Ok(())

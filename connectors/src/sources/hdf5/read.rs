@@ -12,6 +12,7 @@ use std::time::Duration;
 use super::chunk::{ABSENT, Chunk, Chunked};
 use super::heap::{Heap, HeapError, Ref};
 use super::meta::Addresses;
+use super::named::Named;
 use crate::bytes::buffer::{POOL_BYTES, Pool};
 use crate::bytes::shards::Shards;
 use crate::column::Part;
@@ -70,6 +71,8 @@ pub(super) struct Records {
     /// Path of the first column's dataset, for keys.
     pub path: String,
     pub len: u64,
+    /// Where records have named parts.
+    pub named: Option<Named>,
 }
 
 /// Why a record did not come.
@@ -126,7 +129,14 @@ impl Records {
         format!("{}/{}/{row}", self.shards.files()[self.files[file].shard].name, self.path)
     }
 
+    /// Bytes of a record, at most.
     pub(super) fn size(&self, index: u64) -> u64 {
+        let lengths = self.named.as_ref().map_or(0, |named| named.schema.parts.len() * 4);
+        self.rows_bytes(index) + lengths as u64
+    }
+
+    /// Bytes of all rows of a record.
+    fn rows_bytes(&self, index: u64) -> u64 {
         let (file, row) = self.locate(index);
         self.columns.iter().map(|column| column.written(file, row)).sum()
     }
@@ -184,7 +194,8 @@ impl Records {
 
     /// Bytes of memory that a reader holds beside records and its pool.
     pub(super) fn reader_memory(&self) -> u64 {
-        let threads = self.threads(u32::MAX) * (self.scratch_bytes() + (64 << 10));
+        let joined = self.named.as_ref().map_or(0, |named| named.largest);
+        let threads = self.threads(u32::MAX) * (self.scratch_bytes() + joined + (64 << 10));
         self.cache_bytes() + threads + self.shards.reader_memory()
     }
 
@@ -245,7 +256,7 @@ impl Records {
         cache: &Slabs,
         pool: &Arc<Pool>,
     ) -> Option<Result<Buffer, ReadError>> {
-        let size = self.size(index);
+        let size = self.rows_bytes(index);
         let key = || self.key(index);
         let Some(mut buffer) = usize::try_from(size).ok().and_then(|size| pool.take(size)) else {
             return Some(Err(ReadError::io(key(), format!("no memory for a record of {size} bytes"), true)));
@@ -254,7 +265,7 @@ impl Records {
             let error = match self.fetch(index, stop, cache, &mut buffer.storage()[..size as usize]) {
                 Ok(()) => {
                     buffer.set_len(size as usize);
-                    return Some(Ok(buffer));
+                    return Some(self.joined(index, buffer, pool));
                 }
                 Err(Fail::Stopped) => return None,
                 Err(Fail::Bad(why)) => return Some(Err(self.verdict(index, why))),
@@ -282,6 +293,18 @@ impl Records {
             }
         }
         unreachable!("attempts end")
+    }
+
+    /// A record of its rows.
+    fn joined(&self, index: u64, rows: Buffer, pool: &Arc<Pool>) -> Result<Buffer, ReadError> {
+        let Some(named) = &self.named else { return Ok(rows) };
+        let (file, row) = self.locate(index);
+        let lengths = self.columns.iter().map(|column| column.written(file, row));
+        match named.join(lengths, &rows, |size| pool.take(size)) {
+            Ok(Some(record)) => Ok(record),
+            Ok(None) => Err(ReadError::io(self.key(index), "no memory for the record".into(), true)),
+            Err(why) => Err(self.verdict(index, why)),
+        }
     }
 
     /// What bad bytes mean: a bad record, unless the file is not the one that was opened.
@@ -317,7 +340,7 @@ impl Records {
                 Place::Held(bytes) => write(&bytes[(row * stored) as usize..][..stored as usize], body)?,
                 Place::Heap(refs) => {
                     let object = refs[row as usize];
-                    if object.len == 0 {
+                    if object.len == 0 && self.is_image(number) {
                         return Err(Fail::Bad("it holds no bytes".into()));
                     }
                     let mut read =
@@ -519,7 +542,7 @@ mod tests {
         let addresses = Addresses { base: 0, length_size: 8 };
         let columns = vec![column(&[64, 64, 3], rows), column(&[4, 4, 1], more)];
         let files = vec![File { shard: 0, size: 1, addresses, first: 0 }];
-        (root, Records { shards, files, columns, path: "x".into(), len })
+        (root, Records { shards, files, columns, path: "x".into(), len, named: None })
     }
 
     #[test]
