@@ -437,6 +437,139 @@ def test_torch_gets_tensors_and_nested_ones(shards: str) -> None:
         assert batch["mask"].dtype == torch.uint8 and batch["score"].dtype == torch.float32
 
 
+# Every kind of source -----------------------------------------------------------------------------------------------
+
+
+def in_a_folder(folder: Path) -> str:
+    for number in range(COUNT):
+        for ending, content in members(number).items():
+            path = folder / "train" / f"c{number % 3}" / f"{number:04}.{ending}"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+        mask = folder / "masks" / f"c{number % 3}" / f"{number:04}.png"
+        mask.parent.mkdir(parents=True, exist_ok=True)
+        mask.write_bytes(members(number)["seg.png"])
+    return str(folder / "train")
+
+
+def in_a_table(folder: Path) -> str:
+    pa = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    rows = [
+        {
+            "image": members(number)["png"],
+            "seg": members(number)["seg.png"],
+            "text": caption(number),
+            **meta(number),
+        }
+        for number in range(COUNT)
+    ]
+    path = folder / "table.parquet"
+    parquet.write_table(
+        pa.Table.from_pylist([{**row, "tags": json.dumps(row["tags"])} for row in rows]),
+        path,
+        row_group_size=13,
+    )
+    return str(path)
+
+
+def in_arrays(folder: Path) -> str:
+    numbers = range(COUNT)
+    np.savez(
+        folder / "arrays.npz",
+        images=np.stack([picture(number) for number in numbers]),
+        masks=np.stack([mask_of(number) for number in numbers]),
+        captions=np.array([caption(number) for number in numbers]),
+        score=np.array([number / 4 for number in numbers]),
+    )
+    return str(folder / "arrays.npz")
+
+
+PICTURES = {"image": F.Image([*CROP, T.ColorJitter(0.4, 0.4, 0.4, 0.1)]), "crop": F.Geometry()}
+KINDS: dict[str, tuple[Any, dict[str, F.Field]]] = {
+    "folder": (
+        in_a_folder,
+        {
+            **PICTURES,
+            "mask": F.Mask("seg.png"),
+            "other": F.Mask("../masks/{path}.png"),
+            "caption": F.Text("txt", max_bytes=64),
+            "boxes": F.Numbers("json:boxes", max_rows=5),
+            "score": F.Numbers("json:score"),
+        },
+    ),
+    "table": (
+        in_a_table,
+        {
+            "image": F.Image(PICTURES["image"].transforms, part="image"),
+            "crop": F.Geometry(),
+            "mask": F.Mask("seg"),
+            "caption": F.Text("text", max_bytes=64),
+            "tags": F.Json("tags", max_bytes=64),
+            "boxes": F.Numbers("boxes", max_rows=5),
+            "score": F.Numbers("score"),
+        },
+    ),
+    "arrays": (
+        in_arrays,
+        {
+            **PICTURES,
+            "mask": F.Mask("masks"),
+            "caption": F.Text("captions", max_bytes=64),
+            "score": F.Numbers("score"),
+        },
+    ),
+    "synthetic": (
+        lambda _: f"synthetic://?count={COUNT}&width=56&height=40",
+        {
+            **PICTURES,
+            "mask": F.Mask("mask"),
+            "views": F.Views(2, [T.RandomResizedCrop(8)]),
+            "caption": F.Text("caption", max_bytes=512),
+            "meta": F.Json("meta", max_bytes=512),
+            "boxes": F.Numbers("boxes", max_rows=20),
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_fields_of_every_kind_of_source_are_exact(kind: str, tmp_path: Path) -> None:
+    make, fields = KINDS[kind]
+    source = make(tmp_path)
+    options: dict[str, Any] = {"fields": fields, "shuffle": True, "seed": 6, "label": None}
+    with Loader(source, batch_size=12, num_workers=1, **options) as loader:
+        whole = row_digests(loader)
+        assert sorted(whole) == list(range(COUNT))
+    with Loader(source, batch_size=12, num_workers=8, **options) as loader:
+        batches = iter(loader)
+        first = row_digests([next(batches) for _ in range(2)])
+        state = loader.state_dict()
+        assert first | row_digests(batches) == whole
+    rest: dict[int, str] = {}
+    for rank in range(3):
+        with Loader(source, batch_size=5, rank=rank, world_size=3, **options) as part:
+            part.load_state_dict(state)
+            rest |= row_digests(part)
+    assert rest == {at: row for at, row in whole.items() if at >= 24}
+
+
+@pytest.mark.parametrize("kind", ["folder", "table", "arrays"])
+def test_parts_of_every_kind_of_source_are_those_of_their_record(kind: str, tmp_path: Path) -> None:
+    make, fields = KINDS[kind]
+    source = make(tmp_path)
+    whole = F.Image([T.Resize((40, 56))], part=fields["image"].part)
+    shown = {"image": whole, "mask": fields["mask"], "caption": fields["caption"], "score": fields["score"]}
+    with Loader(source, fields=shown, batch_size=COUNT, shuffle=True, label=None) as loader:
+        batch = next(iter(loader))
+        numbers = [round(4 * score) for score in batch["score"].tolist()]
+        assert sorted(numbers) == list(range(COUNT))
+        assert batch["caption"] == [caption(number) for number in numbers]
+        for row, number in enumerate(numbers):
+            assert np.array_equal(batch["image"][row], picture(number).transpose(2, 0, 1))
+            assert np.array_equal(batch["mask"][row], mask_of(number))
+
+
 # The commands -------------------------------------------------------------------------------------------------------
 
 AS_JSON = json.dumps(

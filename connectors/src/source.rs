@@ -63,6 +63,12 @@ pub trait IndexedSource: Send + Sync + 'static {
         None
     }
 
+    /// What records have besides what they deliver, as the first of them shows, in words: for those who wonder what could
+    /// be asked for. May read a little. Default: nobody knows.
+    fn beside(&self) -> Option<String> {
+        None
+    }
+
     /// Width and height of every image, where the source itself fixes them: pixels of arrays, not files. `None`
     /// otherwise.
     fn image_size(&self) -> Option<(u32, u32)> {

@@ -131,6 +131,9 @@ impl Supply {
     }
 }
 
+/// How the refusal of transforms begins where there are no images.
+pub const NO_IMAGES: &str = "transforms and dtype are for images, and this source has none";
+
 /// Refuses what is for images alone where records have none.
 fn has_images(config: &PipelineConfig, schema: &Schema, source: &Opened) -> Result<(), Refusal> {
     if schema.image || (config.transforms.is_empty() && config.dtype.is_none()) {
@@ -140,7 +143,7 @@ fn has_images(config: &PipelineConfig, schema: &Schema, source: &Opened) -> Resu
     Err(Refusal::new(
         ErrorKind::Config,
         format!(
-            "transforms and dtype are for images, and this source has none (its fields: {}){}: leave them out, or name the \
+            "{NO_IMAGES} (its fields: {}){}: leave them out, or name the \
              column or array that holds images with image=",
             fields.join(", "),
             source.no_image().map_or(String::new(), |why| format!("; {why}")),

@@ -471,6 +471,9 @@ impl Report {
             "a record holds  {}",
             image.into_iter().chain(parts).chain(fields).collect::<Vec<_>>().join(", ")
         );
+        if let Some(beside) = source.beside() {
+            say!("its members      {beside}; --fields asks for more of them");
+        }
         self.print_labels(source);
         if !schema.image && schema.parts.is_empty() {
             return;

@@ -7,9 +7,10 @@ use fuelrail_connectors::{settings, shown};
 use serde_json::{Value, json};
 
 use super::{Failure, opening, parts, signals, source};
-use crate::client::{Address, Feed, News};
+use crate::client::{Address, ClientError, Feed, News};
 use crate::config::DaemonConfig;
 use crate::log;
+use crate::pipeline::NO_IMAGES;
 use crate::plan::Cursor;
 use crate::protocol::{Attach, PipelineRef};
 
@@ -165,6 +166,11 @@ impl Spec {
         self.config.is_none()
     }
 
+    /// Whether the transforms are those of a preset.
+    fn is_preset(&self) -> bool {
+        self.config.is_none() && self.transforms.is_none() && self.fields.is_none()
+    }
+
     /// Whether the seed was given.
     pub fn has_seed(&self) -> bool {
         self.seed.is_some()
@@ -206,15 +212,29 @@ pub(super) fn lines(mut tell: impl FnMut(&str, &str)) -> impl FnMut(News<'_>) {
     }
 }
 
-/// A feed of a daemon of our own: this same binary, as a child.
-pub(super) fn private_feed(spec: &Spec, pipeline: Value) -> Result<Feed, Failure> {
+/// A feed of a daemon of our own: this same binary, as a child. Where the source has no images, the transforms that nobody
+/// asked for are left out.
+pub(super) fn private_feed(spec: &Spec, mut pipeline: Value) -> Result<Feed, Failure> {
     let address = Address::Private(std::env::current_exe()?);
+    match attach(&address, pipeline.clone()) {
+        Err(ClientError::Daemon { message, .. }) if spec.is_preset() && message.starts_with(NO_IMAGES) => {
+            pipeline[TRANSFORMS.1] = json!([]);
+            for key in ["dtype", "layout"] {
+                pipeline.as_object_mut().map(|pipeline| pipeline.remove(key));
+            }
+            attach(&address, pipeline)
+        }
+        attached => attached,
+    }
+    .map_err(|error| spec.refused(error.into()))
+}
+
+fn attach(address: &Address, pipeline: Value) -> Result<Feed, ClientError> {
     let attach =
         Attach { pipeline: PipelineRef::Inline(pipeline), rank: 0, world_size: 1, start: Cursor::default() };
     let mut display = opening::Display::new();
-    let feed = Feed::attach(&address, attach, None, &mut signals::interrupted, &mut |news| match news {
+    Feed::attach(address, attach, None, &mut signals::interrupted, &mut |news| match news {
         News::Progress(progress) => display.show(progress),
         News::Log { level, text } => display.log(level, text),
-    });
-    feed.map_err(|error| spec.refused(error.into()))
+    })
 }

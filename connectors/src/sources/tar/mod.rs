@@ -166,6 +166,7 @@ pub(crate) fn open(config: &TarConfig) -> Result<Arc<dyn IndexedSource>, SourceE
     tar.unpacked = unpacked;
     tar.finish()?;
     tar.losses = losses;
+    tar.options = Some(options.clone());
     tar.recognised(&options).say(&given.describe(), tar.len);
     Ok(Arc::new(tar))
 }
@@ -219,6 +220,8 @@ struct Tar {
     schema: Schema,
     /// Each of the schema's parts.
     parts: Vec<Part>,
+    /// What was asked for, once that is settled.
+    options: Option<Options>,
     /// Bytes of the fields of a record.
     fields_bytes: u64,
     /// Records that are bad for another reason than their label.
@@ -255,6 +258,7 @@ impl Tar {
             labels: Labels::default(),
             schema: Schema::images(),
             parts: Vec::new(),
+            options: None,
             fields_bytes: 0,
             bad: Verdicts::default(),
             fingerprint: Fingerprint(0),
@@ -552,6 +556,15 @@ impl IndexedSource for Tar {
 
     fn missing(&self) -> Option<String> {
         self.losses.missing.clone()
+    }
+
+    fn beside(&self) -> Option<String> {
+        let cache = CacheConfig::default();
+        let indexer =
+            Indexer { given: &self.given, unpacked: self.unpacked.as_ref(), is_packed: false, cache: &cache };
+        let first = self.shards.first()?;
+        let (options, offset) = (self.options.as_ref()?, *first.index.offsets.first()?);
+        indexer.with(first.place, None, |bytes| index::describe(bytes, options, offset)).ok()?
     }
 
     fn size(&self, index: u64) -> u64 {
