@@ -67,7 +67,7 @@ impl fmt::Debug for ReadRequest {
 pub struct Record {
     /// Index of the record in the source.
     pub index: u64,
-    /// The encoded image, then the fields; [`Schema::split`](crate::Schema::split) cuts them apart. The memory goes
+    /// The image, the parts and the numbers; [`Schema::cut`](crate::Schema::cut) takes them apart. The memory goes
     /// back to the reader's pool when this is dropped.
     pub bytes: Buffer,
 }
