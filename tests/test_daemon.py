@@ -207,11 +207,21 @@ def test_no_option_of_a_source_leads_out_of_the_roots(daemon: Daemon, images: Pa
     picture.write_bytes(next(images.rglob("*.jpg")).read_bytes())
     address = {"type": "address", "address": str(listed)}
     synthetic = {"type": "synthetic", "count": 3}
+    text = {"type": "Text", "name": "text", "max_bytes": 9}
     refused: list[tuple[dict[str, Any], dict[str, Any], str]] = [
         ({**address, "root": str(tmp_path)}, {}, "--root"),
         ({"type": "table", "files": [str(listed)], "root": str(tmp_path)}, {}, "--root"),
         ({"type": "mix", "parts": [{"source": {**address, "root": str(tmp_path)}}]}, {}, "--root"),
         ({"type": "address", "address": "http://127.0.0.1:1/x.tar"}, {}, "--root"),
+        *[
+            (
+                {"type": kind, place: str(images)},
+                {"fields": [text | {"part": part}], "transforms": None},
+                "--root",
+            )
+            for kind, place in (("address", "address"), ("folder", "root"))
+            for part in ("../{path}.txt", f"{tmp_path}/{{stem}}.txt")
+        ],
         ({**address, "cache": {"dir": str(tmp_path)}}, {}, "source.cache"),
         (synthetic, {"sampling": {"type": "weights", "file": str(picture)}}, "--root"),
     ]
@@ -219,7 +229,8 @@ def test_no_option_of_a_source_leads_out_of_the_roots(daemon: Daemon, images: Pa
         for source, options, reason in refused:
             with Wire(daemon.socket) as wire:
                 pipeline = inline(images)
-                pipeline["inline"] |= {"source": source, **options}
+                whole = {**pipeline["inline"], "source": source, **options}
+                pipeline["inline"] = {key: value for key, value in whole.items() if value is not None}
                 wire.greets().say({"say": "attach", "pipeline": pipeline})
                 assert reason in wire.refusal()["message"], source
     finally:

@@ -105,7 +105,7 @@ fn a_part_that_a_file_cannot_give_is_refused_by_name() {
         error(Hdf5Config { deliver: Some(vec![Wanted::new(part, kind)]), image: None, ..config.clone() })
     };
     for (part, kind, why) in [
-        ("train/captoin", WantedKind::Text, "there is no such dataset; did you mean \"train/caption\"?"),
+        ("train/captoin", WantedKind::Text, "; did you mean \"train/caption\"?"),
         ("train/caption", WantedKind::Ragged, "cannot be rows of numbers (train/caption: text [9])"),
         ("train/boxes", WantedKind::Text, "cannot be text (train/boxes: f32 of any length [9])"),
         ("train/padded", WantedKind::Image, "holds no images"),

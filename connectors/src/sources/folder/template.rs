@@ -7,7 +7,7 @@
 //! | `{stem}` | `7_image` |
 //! | `{stem:_image=_mask}` | `7_mask` |
 //!
-//! What comes before the first placeholder is a folder, relative to the root; only there may `..` be. No name of an
+//! What comes before the first placeholder is a folder, relative to the root; it alone may begin with `..`. No name of an
 //! image leads out of it.
 
 use crate::SourceError;
@@ -77,6 +77,11 @@ impl Template {
         if text.contains('\0') {
             return refuse("it has a NUL in it");
         }
+        // Whoever says what may be read looks at the folder as far as its first star, say.
+        let mut names = folder.split('/').filter(|name| *name != ".").skip_while(|name| *name == "..");
+        if names.any(|name| name == "..") {
+            return refuse("\"..\" may only come at the beginning");
+        }
         let mut pieces = Vec::new();
         let mut rest = &text[folder.len()..];
         while let Some((before, after)) = rest.split_once('{') {
@@ -115,7 +120,7 @@ impl Template {
         let fixed: String =
             pieces.iter().map(|piece| if let Piece::Text(text) = piece { text } else { "x" }).collect();
         if fixed.split('/').any(|name| name == ".." || name == ".") {
-            return refuse("\"..\" may only come before the first brace");
+            return refuse("\"..\" may only come at the beginning");
         }
         if fixed.ends_with('/') {
             return refuse("it names a folder");
@@ -235,7 +240,9 @@ mod tests {
             ("masks/{stem}}.png", "was not opened"),
             ("{stem:a}.png", "{stem:old=new}"),
             ("{stem:=a}.png", "{stem:old=new}"),
-            ("{dir}/../masks/{stem}.png", "only come before"),
+            ("{dir}/../masks/{stem}.png", "only come at the beginning"),
+            ("a*/../../../etc/{stem}.png", "only come at the beginning"),
+            ("/data/../etc/{stem}.png", "only come at the beginning"),
             ("masks/{stem}/", "a folder"),
             ("s3://bucket/{stem}.png", "an address"),
         ] {

@@ -174,7 +174,7 @@ impl Choice {
             Some(asked_for) => {
                 let (there, wanted) = there(asked_for, &datasets).map_err(|(wanted, near)| {
                     let part = &wanted.part;
-                    refuse(format!("part {part:?}: there is no such dataset{near}; there are {}", listed()))
+                    refuse(format!("part {part:?}: there is no such dataset; there are {}{near}", listed()))
                 })?;
                 (Some(there), Some(wanted))
             }
@@ -244,7 +244,12 @@ impl Choice {
     fn recognised(&self) -> Recognised {
         let mut recognised = Recognised::default();
         self.image.iter().for_each(|path| recognised.note(format!("image = dataset {path}")));
-        self.fields.iter().for_each(|path| recognised.note(format!("field = dataset {path}")));
+        let parts =
+            self.wanted.iter().flatten().filter(|(wanted, at)| wanted.is_part() && at.is_some()).count();
+        for (at, path) in self.fields.iter().enumerate() {
+            let what = if at < parts { "part" } else { "field" };
+            recognised.note(format!("{what} = dataset {path}"));
+        }
         recognised
     }
 

@@ -3,8 +3,10 @@ use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::sync::{Arc, mpsc};
 
+use proptest::prelude::*;
 use tempfile::TempDir;
 
+use super::{NONE, Plan};
 use crate::sources::folder::Folder;
 use crate::{
     Backend, CacheConfig, ElementType, FolderConfig, IndexedSource, PartKind, ReadError, ReadErrorKind,
@@ -115,6 +117,57 @@ fn files_belong_to_the_image_with_the_same_stem_whatever_their_case() {
     assert_eq!(parts(&open(&folder, &[image(), text("txt")]))[0], [some("c/a.txt")]);
 }
 
+proptest! {
+    #[test]
+    fn whatever_lies_in_a_folder_is_a_record_or_belongs_to_one_or_is_alone(
+        names in prop::collection::btree_set("[ab.]{1,3}\\.(jpg|png|PNG|txt|seg\\.png|TXT)", 1..25),
+        with_image in any::<bool>(),
+    ) {
+        let mut wanted = vec![text("txt"), want("seg.png;png", WantedKind::Image)];
+        if with_image {
+            wanted.push(image());
+        }
+        let config = FolderConfig { deliver: Some(wanted), ..config(&tempfile::tempdir().unwrap(), &[]) };
+        let plan = Plan::new(&config).unwrap().unwrap();
+        let names: Vec<&[u8]> = names.iter().map(String::as_bytes).filter(|name| plan.takes(name)).collect();
+        let coupled = plan.couple(&names);
+        prop_assert_eq!(coupled.beside.len(), 2 * coupled.records.len());
+        prop_assert!(coupled.records.is_sorted_by(|a, b| a < b));
+        // What an image is called without its ending, and what a part is called without its own.
+        let own = |name: &[u8]| name[..name.iter().rposition(|&byte| byte == b'.').unwrap()].to_vec();
+        let of_part = |name: &[u8]| {
+            let lower = name.to_ascii_lowercase();
+            let ends = |ending: &str| lower.ends_with(ending.as_bytes()).then(|| name.len() - ending.len());
+            ends(".seg.png").filter(|&stem| stem > 0).or(ends(".png")).or(ends(".txt")).filter(|&stem| stem > 0)
+        };
+        let mut used: Vec<u32> = coupled.beside.iter().copied().filter(|&at| at != NONE).collect();
+        for (record, beside) in coupled.records.iter().zip(coupled.beside.chunks(2)) {
+            let name = names[*record as usize];
+            let stem = if with_image { own(name) } else { name[..of_part(name).unwrap()].to_vec() };
+            prop_assert_eq!(with_image, of_part(name).is_none());
+            for (file, endings) in [&["txt"][..], &["seg.png", "png"]].iter().enumerate() {
+                let best = endings.iter().find_map(|ending| {
+                    let is_it = |other: &&[u8]| {
+                        let at = of_part(other);
+                        at.is_some_and(|at| {
+                            other[..at] == stem[..] && other[at + 1..].eq_ignore_ascii_case(ending.as_bytes())
+                        })
+                    };
+                    let mut all: Vec<&[u8]> = names.iter().copied().filter(|name| is_it(name)).collect();
+                    all.sort_by_key(|name| (!name.ends_with(ending.as_bytes()), *name));
+                    all.first().copied()
+                });
+                let found = (beside[file] != NONE).then(|| names[beside[file] as usize]);
+                prop_assert_eq!(found, best);
+            }
+        }
+        used.sort_unstable();
+        used.dedup();
+        let parts = names.iter().filter(|name| of_part(name).is_some()).count() as u64;
+        prop_assert_eq!(coupled.alone, parts - used.len() as u64);
+    }
+}
+
 #[test]
 fn an_image_that_is_a_part_is_no_record() {
     let files = ["c/a.jpg", "c/a.seg.png", "c/a.png", "c/b.jpg", "c/b.seg.png", "c/x.seg.png"];
@@ -174,7 +227,7 @@ fn templates_lead_to_files_elsewhere() {
         assert!(text.contains(template) && text.contains(why), "{text}");
     }
     let text = refused(&folder, &[image(), want("{dir}/../{stem}.png", WantedKind::Image)]);
-    assert!(text.contains("only come before"), "{text}");
+    assert!(text.contains("only come at the beginning"), "{text}");
 }
 
 #[test]
