@@ -10,7 +10,7 @@ import struct
 from pathlib import Path
 from typing import Any
 
-PROTOCOL = 4
+PROTOCOL = 5
 
 
 class Wire:
