@@ -3,7 +3,8 @@
     .venv/bin/python examples/dino.py build/demo/digits/train
 
 Each view has random draws of its own, a pure function of seed, epoch, position and the view's number; the state
-continues with exactly the views that were left. `Geometry` would say where an image was cropped, for heads that need to know.
+continues with exactly the views that were left. `Geometry` would say where an image was cropped, for heads that need
+to know.
 """
 
 import copy

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import subprocess
 import tarfile
 from collections.abc import Mapping
@@ -642,3 +643,42 @@ def test_bench_and_which_know_fields(shards: str, tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert all(key in done.stdout for key in keys), done.stdout
+
+
+def test_pack_keeps_every_part_and_the_shards_have_the_same_fields(tmp_path: Path) -> None:
+    source = in_a_folder(tmp_path)
+    (tmp_path / "train" / "c1" / "0007.txt").unlink()
+    asked = json.dumps(
+        [
+            {"type": "Image", "name": "image"},
+            {"type": "Mask", "name": "mask", "part": "seg.png"},
+            {"type": "Text", "part": "txt"},
+            {"type": "Json", "part": "json"},
+            {"type": "Numbers", "part": "json:boxes", "max_rows": 1},
+        ]
+    )
+    shards = tmp_path / "shards"
+    done = fuelrail("pack", source, str(shards), "--fields", asked)
+    assert done.returncode == 0, done.stderr
+    renamed = dict(re.findall(r'part "(.+)" is "(.+)" in the shards', done.stdout))
+    assert renamed["txt"] == "txt" and renamed["json"] == "json" and len(renamed) == 4, done.stdout
+
+    def fields(mask: str, boxes: str) -> dict[str, F.Field]:
+        return {
+            "image": F.Image(CROP),
+            "mask": F.Mask(mask),
+            "caption": F.Text("txt", max_bytes=64, missing="empty"),
+            "meta": F.Json("json", max_bytes=512),
+            "boxes": F.Numbers(boxes, max_rows=5),
+        }
+
+    packed = fields(renamed["seg.png"], renamed["json:boxes"])
+    with (
+        Loader(source, fields=fields("seg.png", "json:boxes"), batch_size=7) as before,
+        Loader(f"{shards}/shard-*.tar", fields=packed, batch_size=7) as after,
+    ):
+        assert row_digests(before) == row_digests(after)
+    again = fuelrail("pack", source, str(shards), "--fields", asked)
+    assert again.returncode == 0 and "already packed" in again.stdout
+    other = fuelrail("pack", source, str(shards))
+    assert other.returncode != 0 and "another kind" in other.stderr

@@ -14,6 +14,7 @@
 //!   behind the last whole shard; with another source or other options it refuses and names the difference.
 //! - Memory is bounded: 256 records or 256 MiB ahead, whichever is less.
 
+mod beside;
 mod index;
 mod shard;
 mod shrink;
@@ -25,15 +26,16 @@ use std::sync::Arc;
 
 use clap::{Args, ValueEnum};
 use fuelrail_connectors::{
-    Cut, IndexedSource, ReadError, ReadErrorKind, Record, Schema, TarConfig, shown, tar_sidecar,
+    Cut, IndexedSource, PartKind, ReadError, ReadErrorKind, Record, Schema, TarConfig, shown, tar_sidecar,
 };
 use indicatif::HumanBytes;
 
+use self::beside::{Beside, plain};
 use self::index::{INDEX, Identity, Index, Shard, Skipped, difference, read_index, verify, write_index};
 use self::shard::ShardWriter;
 use self::shrink::Shrink;
 use super::bars::{Bar, counted as count, grouped};
-use super::{Failure, read, signals, source};
+use super::{Failure, parts, read, signals, source};
 use crate::order::Order;
 
 /// Records that were left out are named up to this many; all are counted.
@@ -51,6 +53,8 @@ pub(super) struct Pack {
     verify: Option<PathBuf>,
     #[arg(long = "source-option", alias = "option", short_alias = 'o', value_name = "KEY=VALUE", help = source::OPTION)]
     options: Vec<String>,
+    #[arg(long, value_name = "JSON", help = parts::FIELDS)]
+    fields: Option<String>,
     /// Name the shards NAME-000000.tar and so on
     #[arg(long, default_value = "shard")]
     name: String,
@@ -132,6 +136,8 @@ enum Prepared {
     Whole {
         image: Image,
         fields: Vec<Vec<u8>>,
+        /// Ending and content of each part.
+        parts: Vec<(String, Vec<u8>)>,
         ending: &'static str,
     },
     Unreadable(String),
@@ -169,11 +175,21 @@ impl Pack {
             return Err(format!("{} is a file; name a folder for the shards", shown(&folder)).into());
         }
         apart(address, folder)?;
-        let source = read::open(address, &self.options)?;
+        let source = read::open_asked(address, &self.options, self.fields.as_deref())?;
         let schema = source.schema();
+        if self.max_side.is_some() && schema.parts.iter().any(|part| part.kind == PartKind::Image) {
+            return Err("--max-side shrinks the image of a record but none of its other images, which would no longer go with it: \
+                        leave it out, or pack the image alone"
+                .into());
+        }
         if !schema.image {
             return Err(format!(
-                "{address} holds no images; pack writes images with their labels and fields"
+                "{address} holds no images; pack writes images with their labels and fields{}",
+                if self.fields.is_some() {
+                    ": --fields needs an Image without a part (-o image=… says which that is)"
+                } else {
+                    ""
+                }
             )
             .into());
         }
@@ -331,6 +347,7 @@ impl Pack {
             folder,
             source,
             endings: field_endings(schema),
+            part_endings: HashSet::new(),
             index: &mut index,
             open: None,
             shrunk: 0,
@@ -338,7 +355,9 @@ impl Pack {
         };
         let shrink = self.max_side.map(|side| Shrink { side, quality: self.quality });
         let cut = schema.clone();
-        let prepare = move |_: u64, result: Result<Record, ReadError>| prepare(result, &cut, shrink);
+        let beside = Beside::new(schema, &writer.endings);
+        let named = beside.clone();
+        let prepare = move |_: u64, result: Result<Record, ReadError>| prepare(result, &cut, &beside, shrink);
         let written = read::in_order(
             source,
             len - begin,
@@ -376,6 +395,7 @@ impl Pack {
         writer.index.complete = true;
         write_index(folder, writer.index)?;
         drop(bar);
+        named.print(&writer.part_endings);
         let shrunk: u64 = index.shards.iter().map(|shard| shard.shrunk).sum();
         say!(
             "{} in {}, {}, in {}",
@@ -401,14 +421,11 @@ impl Pack {
 /// The ending of each field's member: its name in lower case, in plain letters, no two alike.
 fn field_endings(schema: &Schema) -> Vec<String> {
     let mut taken = HashSet::new();
-    let plain = |c: char| {
-        if c.is_ascii_alphanumeric() || c == '_' || c == '-' { c.to_ascii_lowercase() } else { '_' }
-    };
     schema
         .fields
         .iter()
         .map(|field| {
-            let stem: String = field.name.chars().map(plain).collect();
+            let stem = plain(&field.name);
             let numbered = (2..).map(|number| format!("{stem}{number}.npy"));
             let mut names = std::iter::once(format!("{stem}.npy")).chain(numbered);
             names.find(|name| taken.insert(name.clone())).expect("numbers do not end")
@@ -417,7 +434,12 @@ fn field_endings(schema: &Schema) -> Vec<String> {
 }
 
 /// What an image and its fields become.
-fn prepare(result: Result<Record, ReadError>, schema: &Schema, shrink: Option<Shrink>) -> Prepared {
+fn prepare(
+    result: Result<Record, ReadError>,
+    schema: &Schema,
+    beside: &Beside,
+    shrink: Option<Shrink>,
+) -> Prepared {
     let record = match result {
         Ok(record) => record,
         Err(error) if error.kind() == ReadErrorKind::Bad => {
@@ -425,8 +447,12 @@ fn prepare(result: Result<Record, ReadError>, schema: &Schema, shrink: Option<Sh
         }
         Err(error) => return Prepared::Failed(error.to_string()),
     };
-    let Some(Cut { image, fields: values, .. }) = schema.cut(&record.bytes) else {
+    let Some(Cut { image, parts, fields: values }) = schema.cut(&record.bytes) else {
         return Prepared::Unreadable("it is shorter than its fields".into());
+    };
+    let parts = match beside.members(&parts) {
+        Ok(parts) => parts,
+        Err(why) => return Prepared::Unreadable(why),
     };
     let mut values = values;
     let mut fields = Vec::new();
@@ -438,8 +464,10 @@ fn prepare(result: Result<Record, ReadError>, schema: &Schema, shrink: Option<Sh
     let (len, found) = (image.len(), shrink::look(image, shrink));
     match found {
         Err(why) => Prepared::Unreadable(why),
-        Ok((ending, None)) => Prepared::Whole { image: Image::Kept(record.bytes, len), fields, ending },
-        Ok((ending, Some(bytes))) => Prepared::Whole { image: Image::Shrunk(bytes), fields, ending },
+        Ok((ending, None)) => {
+            Prepared::Whole { image: Image::Kept(record.bytes, len), fields, parts, ending }
+        }
+        Ok((ending, Some(bytes))) => Prepared::Whole { image: Image::Shrunk(bytes), fields, parts, ending },
     }
 }
 
@@ -449,6 +477,8 @@ struct Writer<'a> {
     folder: &'a Path,
     source: &'a Arc<dyn IndexedSource>,
     endings: Vec<String>,
+    /// Endings of the members of parts.
+    part_endings: HashSet<String>,
     index: &'a mut Index,
     open: Option<ShardWriter>,
     /// Of the open shard.
@@ -458,8 +488,8 @@ struct Writer<'a> {
 
 impl Writer<'_> {
     fn record(&mut self, position: u64, record: u64, prepared: Prepared) -> Result<(), Failure> {
-        let (image, fields, ending) = match prepared {
-            Prepared::Whole { image, fields, ending } => (image, fields, ending),
+        let (image, fields, parts, ending) = match prepared {
+            Prepared::Whole { image, fields, parts, ending } => (image, fields, parts, ending),
             Prepared::Failed(why) => return Err(why.into()),
             Prepared::Unreadable(why) if self.pack.on_error == OnError::Skip => {
                 let key = self.source.key(record);
@@ -475,8 +505,9 @@ impl Writer<'_> {
             }
         };
         let label = self.source.is_labelled().then(|| self.source.label(record).to_string());
-        let sizes =
-            fields.iter().map(Vec::len).chain([image.bytes().len()]).chain(label.as_ref().map(String::len));
+        let of_parts = parts.iter().map(|(_, bytes)| bytes.len());
+        let sizes = fields.iter().map(Vec::len).chain([image.bytes().len()]).chain(of_parts);
+        let sizes = sizes.chain(label.as_ref().map(String::len));
         let size: u64 = sizes.map(shard::member_bytes).sum();
         if self.open.as_ref().is_some_and(|open| open.bytes() + size > self.pack.shard_size) {
             self.close(position)?;
@@ -494,6 +525,10 @@ impl Writer<'_> {
         }
         for (name, bytes) in self.endings.iter().zip(&fields) {
             open.member(&format!("{stem}.{name}"), bytes)?;
+        }
+        for (name, bytes) in parts {
+            open.member(&format!("{stem}.{name}"), &bytes)?;
+            self.part_endings.insert(name);
         }
         open.member(&format!("{stem}.{ending}"), image.bytes())?;
         open.record();
