@@ -37,7 +37,7 @@ pub(super) fn asked(source: SourceConfig, text: Option<&str>) -> Result<SourceCo
             field["max_bytes"] = json!(1);
         }
         if field.get("name").is_none() {
-            field["name"] = field["part"].clone();
+            field["name"] = field.get("part").cloned().unwrap_or_else(|| json!("image"));
         }
     })?;
     let list: Vec<FieldConfig> = settings::read(&list).map_err(|wrong| format!("--fields{wrong}"))?;
@@ -155,9 +155,7 @@ mod tests {
             "{}",
             refused(r#"[{"type": "Txt"}]"#)
         );
-        assert!(
-            asked(SourceConfig::Tar(Default::default()), Some(r#"[{"type": "Text", "part": "txt"}]"#))
-                .is_ok()
-        );
+        let nameless = r#"[{"type": "Image"}, {"type": "Text", "part": "txt"}]"#;
+        assert!(asked(SourceConfig::Tar(Default::default()), Some(nameless)).is_ok());
     }
 }

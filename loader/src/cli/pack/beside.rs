@@ -8,15 +8,23 @@
 //! | rows of numbers | `name.npy`, an array of (rows, ...) |
 //! | image | `name.png`, `name.jpg`, … by its content |
 //!
-//! The shards are read back with the same fields under these names, which `pack` prints. A record that lacks a part lacks the
-//! member.
+//! The shards are read back with the same fields under these names, which `pack` prints and index.json has. A record that
+//! lacks a part lacks the member. Text that is no UTF-8 and JSON that is none cannot be written, as a damaged image cannot.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 
 use fuelrail_connectors::{FieldSpec, PartKind, PartSpec, Schema};
 
+use super::index::Part;
 use super::shard;
 use super::shrink::look;
+use crate::fields;
+
+/// Letters that a field's or a part's name has at most in that of a member.
+const MAX_NAME: usize = 60;
+
+/// The same of a format with its dot: ".webp", ".tiff".
+const MAX_FORMAT: usize = 5;
 
 /// The members that parts become.
 #[derive(Clone)]
@@ -31,7 +39,7 @@ pub(super) fn plain(name: &str) -> String {
     let plain = |c: char| {
         if c.is_ascii_alphanumeric() || c == '_' || c == '-' { c.to_ascii_lowercase() } else { '_' }
     };
-    name.chars().map(plain).collect()
+    name.chars().map(plain).take(MAX_NAME).collect()
 }
 
 impl Beside {
@@ -61,46 +69,76 @@ impl Beside {
         Self { parts: schema.parts.clone(), names }
     }
 
-    /// The members of one record: ending and content.
+    /// Letters of the longest ending, at least those of an image's own.
+    pub fn longest(&self) -> usize {
+        let names = self.parts.iter().zip(&self.names);
+        let lengths = names.map(|(part, name)| match part.kind {
+            PartKind::Image => name.len() + MAX_FORMAT,
+            _ => name.len(),
+        });
+        lengths.max().unwrap_or(0).max(MAX_FORMAT)
+    }
+
+    /// What the parts are called in the shards, as far as that is known before the first record.
+    pub fn listed(&self) -> Vec<Part> {
+        let parts = self.parts.iter().zip(&self.names).map(|(part, name)| Part {
+            part: part.name.clone(),
+            kind: match part.kind {
+                PartKind::Image => "images",
+                PartKind::Bytes => "bytes",
+                PartKind::Text => "text",
+                PartKind::Json => "JSON",
+                PartKind::Ragged { .. } => "rows of numbers",
+            }
+            .into(),
+            members: if part.kind == PartKind::Image { BTreeSet::new() } else { [name.clone()].into() },
+        });
+        parts.collect()
+    }
+
+    /// The members of one record: which part, ending and content.
     ///
     /// # Errors
     /// Which part cannot be written, and why.
-    pub fn members(&self, values: &[Option<&[u8]>]) -> Result<Vec<(String, Vec<u8>)>, String> {
+    pub fn members(&self, values: &[Option<&[u8]>]) -> Result<Vec<Member>, String> {
         let mut members = Vec::new();
-        for ((part, name), value) in self.parts.iter().zip(&self.names).zip(values) {
+        for (at, ((part, name), value)) in self.parts.iter().zip(&self.names).zip(values).enumerate() {
             let Some(value) = value else { continue };
-            members.push(match &part.kind {
-                PartKind::Image => {
-                    let looked = look(value, None).map_err(|why| format!("part {:?}: {why}", part.name))?;
-                    (format!("{name}.{}", looked.0), value.to_vec())
-                }
-                PartKind::Ragged { dtype, row } => {
-                    let one = row.iter().product::<u64>() * dtype.size() as u64;
-                    let rows = value.len() as u64 / one.max(1);
-                    let shape = std::iter::once(rows).chain(row.iter().copied()).collect();
-                    let field = FieldSpec { name: name.clone(), dtype: *dtype, shape };
-                    (name.clone(), shard::npy(&field, value))
-                }
-                PartKind::Text | PartKind::Json | PartKind::Bytes => (name.clone(), value.to_vec()),
-            });
+            let (ending, content) =
+                member(part, name, value).map_err(|why| format!("part {:?}: {why}", part.name))?;
+            members.push(Member { part: at, ending, content });
         }
         Ok(members)
     }
+}
 
-    /// What each part is called in the shards, whose members have these endings.
-    pub fn print(&self, endings: &HashSet<String>) {
-        for (part, name) in self.parts.iter().zip(&self.names) {
-            let mut found: Vec<&str> = match part.kind {
-                PartKind::Image => {
-                    let is_of = |ending: &&String| {
-                        ending.strip_prefix(name.as_str()).is_some_and(|rest| rest.starts_with('.'))
-                    };
-                    endings.iter().filter(is_of).map(String::as_str).collect()
-                }
-                _ => vec![name],
-            };
-            found.sort_unstable();
-            say!("part {:?} is {:?} in the shards", part.name, found.join(";"));
+/// A part of a record.
+pub(super) struct Member {
+    pub part: usize,
+    pub ending: String,
+    pub content: Vec<u8>,
+}
+
+fn member(part: &PartSpec, name: &str, value: &[u8]) -> Result<(String, Vec<u8>), String> {
+    if part.kind == PartKind::Image {
+        return Ok((format!("{name}.{}", look(value, None)?.0), value.to_vec()));
+    }
+    let length = fields::length(&part.kind, value)?;
+    let PartKind::Ragged { dtype, row } = &part.kind else { return Ok((name.to_owned(), value.to_vec())) };
+    let shape = std::iter::once(length).chain(row.iter().copied()).collect();
+    let field = FieldSpec { name: name.to_owned(), dtype: *dtype, shape };
+    if field.bytes() != value.len() {
+        return Err(format!("its {} bytes are no rows of {dtype} {row:?}", value.len()));
+    }
+    Ok((name.to_owned(), shard::npy(&field, value)))
+}
+
+/// Says what each part is called in the shards.
+pub(super) fn print(parts: &[Part]) {
+    for Part { part, members, .. } in parts {
+        match members.iter().map(String::as_str).collect::<Vec<_>>().join(";") {
+            none if none.is_empty() => say!("part {part:?} is in none of the records"),
+            members => say!("part {part:?} is {members:?} in the shards"),
         }
     }
 }
@@ -129,11 +167,22 @@ mod tests {
         let values: [Option<&[u8]>; 6] =
             [Some(b"a"), None, Some(b"{}"), Some(b"P5 1 1 255 x"), Some(&[0; 48]), Some(b"")];
         let members = beside.members(&values).unwrap();
-        let endings: Vec<_> = members.iter().map(|(ending, _)| ending.as_str()).collect();
+        let endings: Vec<_> = members.iter().map(|member| member.ending.as_str()).collect();
         assert_eq!(endings, ["txt", "json", "seg.pnm", "json_boxes2.npy", "blob.bin"]);
-        assert!(String::from_utf8_lossy(&members[3].1).contains("'shape': (3, 2)"));
-        assert!(
-            beside.members(&[None, None, None, Some(b"no"), None, None]).unwrap_err().contains("seg.png")
-        );
+        assert!(String::from_utf8_lossy(&members[3].content).contains("'shape': (3, 2)"));
+        for (at, wrong, why) in [
+            (0, &b"\xff"[..], "part \"caption\": it is not UTF-8"),
+            (2, b"{", "part \"json\": it is not JSON"),
+            (3, b"no", "part \"seg.png\": "),
+            (4, &[0; 17], "part \"json:boxes\": its 17 bytes are no rows"),
+        ] {
+            let mut values: [Option<&[u8]>; 6] = [None; 6];
+            values[at] = Some(wrong);
+            let error = beside.members(&values).err().unwrap();
+            assert!(error.starts_with(why), "{error}");
+        }
+        assert_eq!(beside.longest(), "json_boxes2.npy".len());
+        assert!(beside.listed()[3].members.is_empty(), "nobody knows the format before the first record");
+        assert_eq!(beside.listed()[4].members, ["json_boxes2.npy".to_owned()].into());
     }
 }

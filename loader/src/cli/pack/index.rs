@@ -1,5 +1,6 @@
 //! `index.json`: what was packed, with checksums; kept up to date after each shard, so that a run can go on.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::Read;
 use std::path::Path;
@@ -34,10 +35,24 @@ pub(super) struct Index {
     pub label: String,
     pub classes: Vec<String>,
     pub fields: Vec<String>,
+    /// What the named parts of the source are called in the shards.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub parts: Vec<Part>,
     pub shards: Vec<Shard>,
     /// Records left out, the first ten thousand of them.
     pub skipped: Vec<Skipped>,
     pub skipped_records: u64,
+}
+
+/// A part that `--fields` asked for.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub(super) struct Part {
+    /// Where the source has it.
+    pub part: String,
+    /// In a word: text, images.
+    pub kind: String,
+    /// Endings of its members: of images one of each format that was met.
+    pub members: BTreeSet<String>,
 }
 
 /// What must be the same for an interrupted run to go on.
@@ -113,6 +128,16 @@ pub(super) fn difference(old: &Index, new: &Index, name: &str) -> Option<String>
     let (was, is) = (&old.identity, &new.identity);
     let tell = |what: &str, was: String, is: String| Some(format!("{what} was {was} and is {is} now"));
     let or_none = |value: Option<String>| value.unwrap_or_else(|| "not given".into());
+    // Before the fingerprint, which differs then, too.
+    let asked = |index: &Index| {
+        let parts: Vec<_> =
+            index.parts.iter().map(|part| format!("{:?} ({})", part.part, part.kind)).collect();
+        if parts.is_empty() { "for no parts".to_owned() } else { format!("for {}", parts.join(", ")) }
+    };
+    let (asked_before, asked_now) = (asked(old), asked(new));
+    if asked_before != asked_now {
+        return tell("--fields", asked_before, asked_now);
+    }
     if was.fingerprint != is.fingerprint {
         let (was, is) = (&was.fingerprint, &is.fingerprint);
         return Some(format!(

@@ -19,7 +19,7 @@ mod index;
 mod shard;
 mod shrink;
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -30,7 +30,7 @@ use fuelrail_connectors::{
 };
 use indicatif::HumanBytes;
 
-use self::beside::{Beside, plain};
+use self::beside::{Beside, Member, plain};
 use self::index::{INDEX, Identity, Index, Shard, Skipped, difference, read_index, verify, write_index};
 use self::shard::ShardWriter;
 use self::shrink::Shrink;
@@ -134,11 +134,10 @@ fn human_bytes(text: &str) -> Result<u64, String> {
 /// One record, ready to be written, or why there is none.
 enum Prepared {
     Whole {
-        image: Image,
+        /// With its ending.
+        image: Option<(Image, &'static str)>,
         fields: Vec<Vec<u8>>,
-        /// Ending and content of each part.
-        parts: Vec<(String, Vec<u8>)>,
-        ending: &'static str,
+        parts: Vec<Member>,
     },
     Unreadable(String),
     /// The environment is broken: no record's fault.
@@ -182,14 +181,10 @@ impl Pack {
                         leave it out, or pack the image alone"
                 .into());
         }
-        if !schema.image {
+        if !schema.image && self.fields.is_none() {
             return Err(format!(
-                "{address} holds no images; pack writes images with their labels and fields{}",
-                if self.fields.is_some() {
-                    ": --fields needs an Image without a part (-o image=… says which that is)"
-                } else {
-                    ""
-                }
+                "{address} holds no images; say what to pack instead with --fields, such as \
+                 '[{{\"type\": \"Text\", \"part\": \"txt\"}}]'"
             )
             .into());
         }
@@ -216,6 +211,7 @@ impl Pack {
         schema: &Schema,
     ) -> Result<Index, Failure> {
         let endings = field_endings(schema);
+        let parts = Beside::new(schema, &endings).listed();
         let fresh = Index {
             format: "fuelrail-pack".into(),
             version: 1,
@@ -233,6 +229,7 @@ impl Pack {
                 .zip(&endings)
                 .map(|(field, ending)| format!("{}={ending}", field.name))
                 .collect(),
+            parts,
             shards: Vec::new(),
             skipped: Vec::new(),
             skipped_records: 0,
@@ -304,6 +301,15 @@ impl Pack {
         Ok(Index { source: address.into(), ..old })
     }
 
+    /// Says what that is called in the shards which `--fields` asked for.
+    fn print_parts(&self, index: &Index) {
+        let numbers = index.fields.iter().filter_map(|listed| listed.rsplit_once('='));
+        for (part, ending) in numbers.filter(|_| self.fields.is_some()) {
+            say!("part {part:?} is {ending:?} in the shards");
+        }
+        beside::print(&index.parts);
+    }
+
     fn write(
         &self,
         address: &str,
@@ -321,6 +327,7 @@ impl Pack {
                 count(index.records, "record"),
                 count(index.shards.len() as u64, "shard")
             );
+            self.print_parts(&index);
             return Ok(());
         }
         if begin > 0 {
@@ -342,22 +349,35 @@ impl Pack {
             Bar::new(Some(len), "packing {wide_bar} {human_pos} of {human_len}  {rate}  {msg}  {eta} left");
         bar.set_position(begin);
         bar.reset_eta();
+        let endings = field_endings(schema);
+        let beside = Beside::new(schema, &endings);
+        let longest = endings.iter().map(String::len).max().unwrap_or(0).max(beside.longest());
         let mut writer = Writer {
             pack: self,
             folder,
             source,
-            endings: field_endings(schema),
-            part_endings: HashSet::new(),
+            endings,
+            longest,
             index: &mut index,
             open: None,
             shrunk: 0,
+            members: BTreeSet::new(),
             skipped: Vec::new(),
         };
         let shrink = self.max_side.map(|side| Shrink { side, quality: self.quality });
         let cut = schema.clone();
-        let beside = Beside::new(schema, &writer.endings);
-        let named = beside.clone();
-        let prepare = move |_: u64, result: Result<Record, ReadError>| prepare(result, &cut, &beside, shrink);
+        let is_labelled = source.is_labelled();
+        let prepare = move |_: u64, result: Result<Record, ReadError>| {
+            match prepare(result, &cut, &beside, shrink) {
+                // It would have no member at all, and nobody would find it.
+                Prepared::Whole { image: None, fields, parts }
+                    if fields.is_empty() && parts.is_empty() && !is_labelled =>
+                {
+                    Prepared::Unreadable("it has none of the parts that --fields asks for".into())
+                }
+                prepared => prepared,
+            }
+        };
         let written = read::in_order(
             source,
             len - begin,
@@ -395,26 +415,31 @@ impl Pack {
         writer.index.complete = true;
         write_index(folder, writer.index)?;
         drop(bar);
-        named.print(&writer.part_endings);
-        let shrunk: u64 = index.shards.iter().map(|shard| shard.shrunk).sum();
-        say!(
-            "{} in {}, {}, in {}",
-            count(index.records, "record"),
-            count(index.shards.len() as u64, "shard"),
-            HumanBytes(index.bytes),
-            shown(&folder)
-        );
-        if shrunk > 0 {
-            say!("{} shrunk and re-encoded", count(shrunk, "image"));
-        }
-        if index.skipped_records > 0 {
-            say!("{} left out because they could not be read:", count(index.skipped_records, "record"));
-            index.skipped.iter().take(20).for_each(|skipped| say!("  {}: {}", skipped.key, skipped.why));
-            if index.skipped_records > 20 {
-                say!("  … (the list is in {})", shown(&folder.join(INDEX)));
-            }
-        }
+        self.print_parts(&index);
+        report(folder, &index);
         Ok(())
+    }
+}
+
+/// Says what was packed.
+fn report(folder: &Path, index: &Index) {
+    let shrunk: u64 = index.shards.iter().map(|shard| shard.shrunk).sum();
+    say!(
+        "{} in {}, {}, in {}",
+        count(index.records, "record"),
+        count(index.shards.len() as u64, "shard"),
+        HumanBytes(index.bytes),
+        shown(&folder)
+    );
+    if shrunk > 0 {
+        say!("{} shrunk and re-encoded", count(shrunk, "image"));
+    }
+    if index.skipped_records > 0 {
+        say!("{} left out because they could not be read:", count(index.skipped_records, "record"));
+        index.skipped.iter().take(20).for_each(|skipped| say!("  {}: {}", skipped.key, skipped.why));
+        if index.skipped_records > 20 {
+            say!("  … (the list is in {})", shown(&folder.join(INDEX)));
+        }
     }
 }
 
@@ -461,14 +486,16 @@ fn prepare(
         fields.push(shard::npy(field, value));
         values = rest;
     }
-    let (len, found) = (image.len(), shrink::look(image, shrink));
-    match found {
-        Err(why) => Prepared::Unreadable(why),
-        Ok((ending, None)) => {
-            Prepared::Whole { image: Image::Kept(record.bytes, len), fields, parts, ending }
-        }
-        Ok((ending, Some(bytes))) => Prepared::Whole { image: Image::Shrunk(bytes), fields, parts, ending },
+    if !schema.image {
+        return Prepared::Whole { image: None, fields, parts };
     }
+    let (len, found) = (image.len(), shrink::look(image, shrink));
+    let (image, ending) = match found {
+        Err(why) => return Prepared::Unreadable(why),
+        Ok((ending, None)) => (Image::Kept(record.bytes, len), ending),
+        Ok((ending, Some(bytes))) => (Image::Shrunk(bytes), ending),
+    };
+    Prepared::Whole { image: Some((image, ending)), fields, parts }
 }
 
 /// Writes shards, and their list after each.
@@ -477,19 +504,21 @@ struct Writer<'a> {
     folder: &'a Path,
     source: &'a Arc<dyn IndexedSource>,
     endings: Vec<String>,
-    /// Endings of the members of parts.
-    part_endings: HashSet<String>,
+    /// Letters of the longest ending.
+    longest: usize,
     index: &'a mut Index,
     open: Option<ShardWriter>,
     /// Of the open shard.
     shrunk: u64,
+    /// Of the open shard: which parts have members of which endings.
+    members: BTreeSet<(usize, String)>,
     skipped: Vec<Skipped>,
 }
 
 impl Writer<'_> {
     fn record(&mut self, position: u64, record: u64, prepared: Prepared) -> Result<(), Failure> {
-        let (image, fields, parts, ending) = match prepared {
-            Prepared::Whole { image, fields, parts, ending } => (image, fields, parts, ending),
+        let (image, fields, parts) = match prepared {
+            Prepared::Whole { image, fields, parts } => (image, fields, parts),
             Prepared::Failed(why) => return Err(why.into()),
             Prepared::Unreadable(why) if self.pack.on_error == OnError::Skip => {
                 let key = self.source.key(record);
@@ -505,8 +534,9 @@ impl Writer<'_> {
             }
         };
         let label = self.source.is_labelled().then(|| self.source.label(record).to_string());
-        let of_parts = parts.iter().map(|(_, bytes)| bytes.len());
-        let sizes = fields.iter().map(Vec::len).chain([image.bytes().len()]).chain(of_parts);
+        let of_parts = parts.iter().map(|member| member.content.len());
+        let of_image = image.iter().map(|(image, _)| image.bytes().len());
+        let sizes = fields.iter().map(Vec::len).chain(of_image).chain(of_parts);
         let sizes = sizes.chain(label.as_ref().map(String::len));
         let size: u64 = sizes.map(shard::member_bytes).sum();
         if self.open.as_ref().is_some_and(|open| open.bytes() + size > self.pack.shard_size) {
@@ -519,20 +549,22 @@ impl Writer<'_> {
                 self.open.insert(ShardWriter::create(self.folder, &name)?)
             }
         };
-        let stem = stem(record, &self.source.key(record));
+        let stem = stem(record, &self.source.key(record), self.longest);
         if let Some(label) = label {
             open.member(&format!("{stem}.cls"), label.as_bytes())?;
         }
         for (name, bytes) in self.endings.iter().zip(&fields) {
             open.member(&format!("{stem}.{name}"), bytes)?;
         }
-        for (name, bytes) in parts {
-            open.member(&format!("{stem}.{name}"), &bytes)?;
-            self.part_endings.insert(name);
+        for Member { part, ending, content } in parts {
+            open.member(&format!("{stem}.{ending}"), &content)?;
+            self.members.insert((part, ending));
         }
-        open.member(&format!("{stem}.{ending}"), image.bytes())?;
+        if let Some((image, ending)) = &image {
+            open.member(&format!("{stem}.{ending}"), image.bytes())?;
+        }
         open.record();
-        self.shrunk += u64::from(matches!(image, Image::Shrunk(_)));
+        self.shrunk += u64::from(matches!(image, Some((Image::Shrunk(_), _))));
         Ok(())
     }
 
@@ -548,6 +580,9 @@ impl Writer<'_> {
         self.index.records += done.records;
         self.index.bytes += done.bytes;
         self.index.lossy |= self.shrunk > 0;
+        for (part, ending) in std::mem::take(&mut self.members) {
+            self.index.parts[part].members.insert(ending);
+        }
         self.index.shards.push(Shard {
             name: done.name,
             records: done.records,
@@ -582,13 +617,14 @@ impl Writer<'_> {
 }
 
 /// A name for the members of a record that is unique and tells where it came from: its number in the source and the
-/// last part of its key, in plain letters.
-fn stem(record: u64, key: &str) -> String {
+/// last part of its key, in plain letters. With an ending of `longest` letters it fits in a header.
+fn stem(record: u64, key: &str, longest: usize) -> String {
     let base = key.rsplit('/').next().unwrap_or(key);
     let base = base.split('.').next().unwrap_or(base);
     let plain = |c: char| if c.is_ascii_alphanumeric() || c == '_' || c == '-' { c } else { '_' };
-    let base: String = base.chars().map(plain).take(48).collect();
-    format!("{record:09}_{base}")
+    let number = format!("{record:09}_");
+    let room = (shard::MAX_NAME - 1).saturating_sub(longest + number.len());
+    number + &base.chars().map(plain).take(room.min(48)).collect::<String>()
 }
 
 #[cfg(test)]
@@ -615,11 +651,16 @@ mod tests {
 
     #[test]
     fn members_have_plain_names_of_their_own() {
-        assert_eq!(stem(7, "train/n01/a b.c.jpg"), "000000007_a_b");
-        assert_eq!(stem(7, "é/漢字.png"), "000000007___");
-        assert!(stem(u64::MAX, &"x".repeat(500)).len() < 80);
+        assert_eq!(stem(7, "train/n01/a b.c.jpg", 5), "000000007_a_b");
+        assert_eq!(stem(7, "é/漢字.png", 5), "000000007___");
+        let long = "x".repeat(500);
+        assert_eq!(stem(7, &long, 41).len(), 10 + 48);
         let field = |name: &str| FieldSpec { name: name.into(), dtype: ElementType::F32, shape: vec![] };
         let schema = Schema::of(true, vec![field("Box"), field("box"), field("a/b.c")]);
         assert_eq!(field_endings(&schema), ["box.npy", "box2.npy", "a_b_c.npy"]);
+        let endings = field_endings(&Schema::of(true, vec![field(&long), field(&long.to_uppercase())]));
+        let longest = endings.iter().map(String::len).max().unwrap_or_default();
+        assert!(stem(u64::MAX, &long, longest).len() > 21, "something of the key is left");
+        assert!(stem(u64::MAX, &long, longest).len() < shard::MAX_NAME - longest);
     }
 }

@@ -12,6 +12,9 @@ use crate::cli::Failure;
 /// Everything in a tar file is a multiple of this.
 const BLOCK: usize = 512;
 
+/// Bytes of a member's name.
+pub(super) const MAX_NAME: usize = 100;
+
 /// Sizes up to here are written in octal, larger ones in base 256.
 const OCTAL: u64 = 1 << 33;
 
