@@ -1,4 +1,4 @@
-"""`fuelrail pack --fields`: shards give the fields of the source that they were packed from."""
+"""`fuelrail pack --fields` gives the rows of the source; `fuelrail inspect --fields` says what is in its parts."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import pytest
 from fuelrail import fields as F
 from fuelrail.numpy import Loader
@@ -117,3 +118,37 @@ def test_a_part_that_no_field_could_have_stops_packing_or_is_left_out(tmp_path: 
     done = fuelrail("pack", source, str(folder), *options, "--on-error", "skip")
     assert done.returncode == 0 and "2 records left out" in done.stdout, done.stdout + done.stderr
     assert "none of the parts" in done.stdout
+
+
+def test_inspect_says_what_images_beside_the_own_one_are(tmp_path: Path) -> None:
+    source = one_shard(tmp_path, {5: {"seg.png": encoded(mask_of(5)[:20], "BMP")}, 6: {"seg.png": None}})
+    fields = '[{"type": "Image"}, {"type": "Mask", "name": "mask", "part": "seg.png"}]'
+    done = fuelrail("inspect", source, "--fields", fields, "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    (mask,) = found["parts"]
+    assert mask["formats"] == {"bmp": 1, "png": 38} and found["formats"] == {"png": 40}
+    assert mask["width"] == {"min": 56, "median": 56, "max": 56}
+    assert mask["height"] == {"min": 20, "median": 40, "max": 40}
+    said = fuelrail("inspect", source, "--fields", fields).stdout
+    assert "bmp 1, png 38" in said and "20 to 40 pixels, median 40" in said, said
+
+
+def test_inspect_says_from_where_to_where_numbers_go(tmp_path: Path) -> None:
+    lines = [json.dumps({"score": number / 4, "age": number - 5}) for number in range(COUNT)]
+    (tmp_path / "table.jsonl").write_text("\n".join(lines))
+    table = ("inspect", str(tmp_path / "table.jsonl"), "-o", 'fields=["score", "age"]')
+    said = fuelrail(*table).stdout
+    assert '"score" 0.0 to 14.75' in said and '"age" -5 to 54' in said and "NaN" not in said, said
+    numbers = np.array([[1.5, np.nan], [-3, np.inf]], dtype=np.float32)
+    np.savez(tmp_path / "x.npz", x=numbers, large=np.array([2**64 - 1, 1], dtype=np.uint64))
+    array = ("inspect", str(tmp_path / "x.npz"), "-o", 'fields=["x", "large"]', "-o", "image=")
+    assert "-3.0 to 1.5; 2 are NaN or infinite" in fuelrail(*array).stdout
+    done = fuelrail(*array, "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["sampled"] == 2 and found["unreadable"] == 0
+    assert found["numbers"] == [
+        {"field": "x", "min": -3.0, "max": 1.5, "not_finite": 2},
+        {"field": "large", "min": 1, "max": 2**64 - 1, "not_finite": 0},
+    ]

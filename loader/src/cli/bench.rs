@@ -102,7 +102,7 @@ impl Bench {
 
     fn bar(&self, feed: &Feed) -> Bar {
         let len = match (self.epochs, feed.attached().batching.len) {
-            (Some(_), None) => return Bar::new(None, "measuring {spinner} {human_pos} images  {rate}"),
+            (Some(_), None) => return Bar::new(None, "measuring {spinner} {human_pos} records  {rate}"),
             (Some(epochs), Some(samples)) => epochs.saturating_mul(samples),
             (None, _) => (self.seconds * 1000.0) as u64,
         };

@@ -1,7 +1,8 @@
 //! `fuelrail inspect`: what a source holds, before anything is trained on it.
 //!
 //! Records, classes and sizes are counted over the whole source, from its index. Formats, dimensions and unreadable
-//! records are found by reading: all records of a small source, and of a large one N, spread evenly.
+//! records, lengths of parts and ranges of numbers are found by reading: all records of a small source, and of a large
+//! one N, spread evenly.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -19,7 +20,7 @@ use indicatif::{HumanBytes, HumanCount};
 use serde_json::{Value, json};
 
 use super::bars::{Bar, counted};
-use super::{Failure, parts, preview, read, signals, source};
+use super::{Failure, parts, preview, ranges, read, signals, source};
 
 /// Unreadable records and classes that are written out; all are counted.
 const LISTED: usize = 20;
@@ -79,9 +80,7 @@ impl Inspect {
         }
         let mut report = Report::new(&source);
         let schema = source.schema();
-        if schema.image || !schema.parts.is_empty() {
-            self.look(&source, &schema, &mut report)?;
-        }
+        self.look(&source, &schema, &mut report)?;
         if let Some(path) = &self.sheet {
             self.draw(&source, &schema, path)?;
         }
@@ -123,7 +122,8 @@ impl Inspect {
                     report.weigh(spread(at, sampled, len), bytes);
                 }
                 match found {
-                    Found::Record(image, parts) => {
+                    Found::Record(image, parts, numbers) => {
+                        ranges::add(&mut report.ranges, &numbers);
                         image.iter().for_each(|look| report.add(look));
                         let key = || source.key(spread(at, sampled, len));
                         report.parts.resize_with(parts.len(), parts::Found::default);
@@ -209,8 +209,8 @@ fn thumbnail(side: u32) -> Result<Chain, Failure> {
 }
 
 enum Found {
-    /// Its own image, if it has one, and its parts.
-    Record(Option<Look>, Vec<parts::Seen>),
+    /// Its own image, if it has one, its parts and its numbers.
+    Record(Option<Look>, Vec<parts::Seen>, Vec<ranges::Range>),
     Unreadable(String),
     Failed(String),
 }
@@ -223,14 +223,15 @@ fn look(result: Result<Record, ReadError>, schema: &Schema, chain: Option<&Chain
         }
         Err(error) => return Found::Failed(error.to_string()),
     };
-    let Some(Cut { image, parts, .. }) = schema.cut(&record.bytes) else {
+    let Some(Cut { image, parts, fields }) = schema.cut(&record.bytes) else {
         return Found::Unreadable("it is shorter than its fields".into());
     };
     let parts = schema.parts.iter().zip(parts);
     let parts =
         with_scratch(|scratch| parts.map(|(part, bytes)| parts::look(part, bytes, scratch)).collect());
+    let numbers = ranges::look(&schema.fields, fields);
     if !schema.image {
-        return Found::Record(None, parts);
+        return Found::Record(None, parts, numbers);
     }
     let read = with_scratch(|scratch| {
         let info = ImageInfo::read(image, &Limits::default(), scratch)?;
@@ -243,7 +244,7 @@ fn look(result: Result<Record, ReadError>, schema: &Schema, chain: Option<&Chain
         Err(error) => Found::Unreadable(error.to_string()),
         Ok(ImageInfo { format, width, height }) => {
             let chroma = (format == "jpeg").then(|| chroma(image)).flatten();
-            Found::Record(Some(Look { format, width, height, chroma }), parts)
+            Found::Record(Some(Look { format, width, height, chroma }), parts, numbers)
         }
     }
 }
@@ -328,6 +329,8 @@ struct Report {
     read: Weights,
     /// Of each named part.
     parts: Vec<parts::Found>,
+    /// Of each field of numbers.
+    ranges: Vec<ranges::Range>,
 }
 
 /// Sizes of records that were read.
@@ -355,6 +358,7 @@ impl Report {
             unreadable: Vec::new(),
             read: Weights { records: 0, bytes: 0, largest: (0, 0), smallest: (u64::MAX, 0) },
             parts: Vec::new(),
+            ranges: Vec::new(),
         };
         for index in 0..source.len() {
             let size = source.size(index);
@@ -439,6 +443,7 @@ impl Report {
             "height": heights,
             "histogram": steps,
             "parts": source.schema().parts.iter().zip(&self.parts).map(|(part, found)| found.json(part)).collect::<Vec<_>>(),
+            "numbers": ranges::json(&source.schema().fields, &self.ranges),
             "unreadable": self.unreadable.len(),
             "unreadable_records":
                 self.unreadable.iter().map(|(key, why)| json!({"key": key, "why": why})).collect::<Vec<_>>(),
@@ -472,18 +477,16 @@ impl Report {
             image.into_iter().chain(parts).chain(fields).collect::<Vec<_>>().join(", ")
         );
         if let Some(beside) = source.beside() {
-            say!("its members      {beside}; --fields asks for more of them");
+            say!("its members     {beside}; --fields asks for more of them");
         }
         self.print_labels(source);
-        if !schema.image && schema.parts.is_empty() {
-            return;
-        }
         let all =
             if self.sampled == len { "all" } else { "spread evenly over the source; --sample N reads more" };
         say!("\nread            {}, {all}", counted(self.sampled, "record"));
         for (part, found) in schema.parts.iter().zip(&self.parts) {
             found.print(part);
         }
+        ranges::print(&schema.fields, &self.ranges);
         if schema.image {
             self.print_images();
         }

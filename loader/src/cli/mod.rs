@@ -15,6 +15,7 @@ mod pack;
 mod parts;
 mod preview;
 mod produce;
+mod ranges;
 mod read;
 mod serve;
 mod signals;

@@ -1,6 +1,8 @@
 //! `--fields` of the commands, and what `fuelrail inspect` finds in named parts: how many records have them, and how long
 //! they are.
 
+use std::collections::BTreeMap;
+
 use fuelrail_connectors::{PartKind, PartSpec, SourceConfig, settings};
 use fuelrail_transforms::{ImageInfo, Limits, Scratch};
 use indicatif::HumanCount;
@@ -44,17 +46,17 @@ pub(super) fn asked(source: SourceConfig, text: Option<&str>) -> Result<SourceCo
     Ok(source.delivering(&fields::wanted(&list)))
 }
 
-/// What one record has of a part: its length, or what is wrong with it.
-pub(super) type Seen = Option<Result<u64, String>>;
+/// What one record has of a part: its length and what it is as an image, or what is wrong with it.
+pub(super) type Seen = Option<Result<(u64, Option<ImageInfo>), String>>;
 
 /// Looks at a part of a record.
 pub(super) fn look(part: &PartSpec, bytes: Option<&[u8]>, scratch: &mut Scratch) -> Seen {
     let bytes = bytes?;
     Some(match &part.kind {
         PartKind::Image => ImageInfo::read(bytes, &Limits::default(), scratch)
-            .map(|_| bytes.len() as u64)
+            .map(|info| (bytes.len() as u64, Some(info)))
             .map_err(|error| error.to_string()),
-        kind => fields::length(kind, bytes),
+        kind => fields::length(kind, bytes).map(|length| (length, None)),
     })
 }
 
@@ -63,6 +65,9 @@ pub(super) fn look(part: &PartSpec, bytes: Option<&[u8]>, scratch: &mut Scratch)
 pub(super) struct Found {
     missing: u64,
     lengths: Vec<u64>,
+    /// Of images.
+    formats: BTreeMap<&'static str, u64>,
+    sides: [Vec<u64>; 2],
     /// How many cannot be used, and the first.
     wrong: u64,
     first_wrong: Option<(String, String)>,
@@ -72,7 +77,14 @@ impl Found {
     pub fn add(&mut self, seen: Seen, key: impl Fn() -> String) {
         match seen {
             None => self.missing += 1,
-            Some(Ok(length)) => self.lengths.push(length),
+            Some(Ok((length, info))) => {
+                self.lengths.push(length);
+                if let Some(info) = info {
+                    *self.formats.entry(info.format).or_default() += 1;
+                    self.sides[0].push(info.width.into());
+                    self.sides[1].push(info.height.into());
+                }
+            }
             Some(Err(why)) => {
                 self.wrong += 1;
                 self.first_wrong.get_or_insert_with(|| (key(), why));
@@ -80,20 +92,14 @@ impl Found {
         }
     }
 
-    /// Least, middle, 99.9th percentile and most.
-    fn lengths(&self) -> Option<[u64; 4]> {
-        let mut sorted = self.lengths.clone();
-        sorted.sort_unstable();
-        let at =
-            |share: f64| sorted[((sorted.len() as f64 * share).ceil() as usize).clamp(1, sorted.len()) - 1];
-        (!sorted.is_empty()).then(|| [sorted[0], at(0.5), at(0.999), sorted[sorted.len() - 1]])
-    }
-
     pub fn json(&self, part: &PartSpec) -> Value {
-        let lengths = self
-            .lengths()
+        let lengths = spread(&self.lengths)
             .map(|[min, median, most, max]| json!({"min": min, "median": median, "99.9%": most, "max": max}));
-        json!({
+        let sides = |at: usize| {
+            spread(&self.sides[at])
+                .map(|[min, median, _, max]| json!({"min": min, "median": median, "max": max}))
+        };
+        let mut found = json!({
             "part": part.name,
             "kind": part.kind,
             "records": self.lengths.len(),
@@ -101,7 +107,12 @@ impl Found {
             "unusable": self.wrong,
             "first_unusable": self.first_wrong.as_ref().map(|(key, why)| json!({"key": key, "why": why})),
             "lengths": lengths,
-        })
+        });
+        if part.kind == PartKind::Image {
+            found["formats"] = json!(self.formats);
+            (found["width"], found["height"]) = (json!(sides(0)), json!(sides(1)));
+        }
+        found
     }
 
     pub fn print(&self, part: &PartSpec) {
@@ -118,15 +129,32 @@ impl Found {
             format!("{:?}", part.name),
             HumanCount(self.missing)
         );
-        if let Some([min, median, most, max]) = self.lengths() {
+        if let Some([min, median, most, max]) = spread(&self.lengths) {
             let cap =
                 cap.map_or_else(String::new, |cap| format!("; {cap}={} holds 99.9% of them", most.max(1)));
             say!("  {unit:<13} {min} to {max}, median {median}{cap}");
+        }
+        if !self.formats.is_empty() {
+            let formats = self.formats.iter().map(|(name, count)| format!("{name} {}", HumanCount(*count)));
+            say!("  {:<13} {}", "formats", formats.collect::<Vec<_>>().join(", "));
+        }
+        for (what, sides) in ["width", "height"].iter().zip(&self.sides) {
+            if let Some([min, median, _, max]) = spread(sides) {
+                say!("  {what:<13} {min} to {max} pixels, median {median}");
+            }
         }
         if let Some((key, why)) = &self.first_wrong {
             say!("  unusable      {}; the first: {key}: {why}", HumanCount(self.wrong));
         }
     }
+}
+
+/// Least, middle, 99.9th percentile and most.
+fn spread(values: &[u64]) -> Option<[u64; 4]> {
+    let mut sorted = values.to_vec();
+    sorted.sort_unstable();
+    let at = |share: f64| sorted[((sorted.len() as f64 * share).ceil() as usize).clamp(1, sorted.len()) - 1];
+    (!sorted.is_empty()).then(|| [sorted[0], at(0.5), at(0.999), sorted[sorted.len() - 1]])
 }
 
 #[cfg(test)]
@@ -136,8 +164,8 @@ mod tests {
     #[test]
     fn the_cap_that_is_named_holds_all_but_one_of_a_thousand() {
         let mut found = Found::default();
-        (1..=1000).for_each(|length| found.add(Some(Ok(length)), String::new));
-        assert_eq!(found.lengths(), Some([1, 500, 999, 1000]));
+        (1..=1000).for_each(|length| found.add(Some(Ok((length, None))), String::new));
+        assert_eq!(spread(&found.lengths), Some([1, 500, 999, 1000]));
         found.add(None, String::new);
         found.add(Some(Err("no".into())), || "a".into());
         let part = PartSpec { name: "txt".into(), kind: PartKind::Text };
