@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fuelrail import ConfigError, SourceError, TokenError
+from fuelrail import ConfigError, Source, SourceError, TokenError
 from fuelrail import fields as F
 from fuelrail.loader import binary
 from fuelrail.numpy import Loader
@@ -357,6 +357,11 @@ def test_fields_that_cannot_be_meant_are_refused_by_name(
         (lambda: F.Image([lambda image: image]), "the daemon runs no Python"),
         (lambda: Loader("x.tar", fields={"a": F.Text}), r"write fields.Text\(...\)"),
         (lambda: Loader("x.tar", fields={"a": "txt"}), "is not a field"),
+        (
+            lambda: Loader(Source("x.tar", fields=["a.npy"]), fields={"image": F.Image(TINY)}),
+            "leave fields= of Source",
+        ),
+        (lambda: Source("x.tar", fields={"image": F.Image(TINY)}), "give it to the Loader"),
         (lambda: Loader("x.tar", fields={"a": F.Text("txt", max_bytes=5)}, transforms=TINY), "both given"),
     ],
 )

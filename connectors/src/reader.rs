@@ -24,11 +24,14 @@ impl Default for ReaderConfig {
 
 impl ReaderConfig {
     /// Refuses a depth that is zero or that no kernel queue would hold.
-    pub(crate) fn check(&self) -> Result<(), SourceError> {
+    ///
+    /// # Errors
+    /// A sentence with the key.
+    pub fn check(&self) -> Result<(), SourceError> {
         if (1..=1024).contains(&self.depth) {
             return Ok(());
         }
-        Err(SourceError::config(format!("reader depth is {}; it must be 1 to 1024 (default 32)", self.depth)))
+        Err(SourceError::config(format!("depth = {} is not between 1 and 1024 (default 32)", self.depth)))
     }
 }
 

@@ -10,7 +10,7 @@ use std::path::PathBuf;
 
 use fuelrail_connectors::settings::{self, Wrong};
 use fuelrail_connectors::{Blocks, ReaderConfig, SourceConfig};
-use fuelrail_transforms::{Dtype, Layout, TransformConfig, Truncated};
+use fuelrail_transforms::{Dtype, Layout, Limits, TransformConfig, Truncated};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use serde_json::Value;
 use xxhash_rust::xxh3::xxh3_128;
@@ -78,8 +78,8 @@ pub struct PipelineConfig {
     /// Encoded bytes in flight: read ahead, waiting for a worker, or with one.
     #[serde(default = "read_ahead")]
     pub read_ahead_bytes: u64,
-    /// Most decoded bytes of one sample; a larger one is a bad record. The default, 256 MiB, is the 89 million RGB
-    /// pixels at which Pillow starts to warn of decompression bombs.
+    /// Most decoded bytes of one sample, at four bytes a pixel; a larger one is a bad record. The default, 256 MiB, is 67
+    /// million pixels; Pillow warns of decompression bombs from 89 million on.
     #[serde(default = "max_sample")]
     pub max_sample_bytes: u64,
     /// What becomes of an image whose data end before its picture does.
@@ -109,7 +109,7 @@ fn read_ahead() -> u64 {
     64 << 20
 }
 fn max_sample() -> u64 {
-    256 << 20
+    Limits::default().max_sample_bytes
 }
 
 /// How an epoch draws records by weight. The order is random in any case.
@@ -314,10 +314,7 @@ impl PipelineConfig {
                 self.num_workers
             ));
         }
-        if self.read.depth == 0 || self.read.depth > 4096 {
-            return Err(format!("read.depth = {} is not between 1 and 4096", self.read.depth));
-        }
-        Ok(())
+        self.read.check().map_err(|error| format!("read.{error}"))
     }
 
     /// The source, asked for what the fields are made of.

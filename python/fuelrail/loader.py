@@ -655,6 +655,12 @@ def _pipeline(
     fields = described["fields"]
     if isinstance(fields, Mapping):
         described["fields"] = None
+        sources = source.parts.values() if isinstance(source, Mix) else [source]
+        if any(isinstance(each, Source) and "fields" in each.given for each in sources):
+            raise ConfigError(
+                "fields= of the Loader says all that a batch holds: leave fields= of Source(...) out, and add its "
+                'numbers here, as {"score": fields.Numbers("score")}'
+            )
     further = chosen.source_options or {}
     twice = [name for name in further if keys.get(name) is not None]
     if twice:

@@ -28,8 +28,9 @@ pub struct Limits {
 }
 
 impl Default for Limits {
+    /// 256 MiB: 67 million pixels.
     fn default() -> Self {
-        Limits { max_sample_bytes: 512 << 20, truncated: Truncated::Bad }
+        Limits { max_sample_bytes: 256 << 20, truncated: Truncated::Bad }
     }
 }
 

@@ -151,9 +151,14 @@ fn processes_that_share_a_folder_stay_below_its_limit_together() {
         let pids = children.each_ref().map(Pid::from_child);
         for pid in pids {
             kill_process(pid, Signal::STOP).unwrap();
-            let stopped = || {
-                let stat = fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).unwrap();
+            // Every thread of it: one in a system call goes on to its end.
+            let is_stopped = |thread: fs::DirEntry| {
+                let stat = fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
                 stat.rsplit(')').next().unwrap().trim_start().starts_with('T')
+            };
+            let stopped = || {
+                let threads = fs::read_dir(format!("/proc/{}/task", pid.as_raw_nonzero())).unwrap();
+                threads.flatten().all(is_stopped)
             };
             while !stopped() {
                 std::thread::yield_now();
