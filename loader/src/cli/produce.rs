@@ -161,12 +161,22 @@ impl Produce {
         if format == Format::Image && !schema.image {
             return Err(format!("--value image: {} holds no images; use json or arrow", self.source).into());
         }
-        if format == Format::Image && !schema.fields.is_empty() {
-            let names: Vec<_> = schema.fields.iter().map(|field| field.name.as_str()).collect();
-            eprintln!(
-                "note: only the images are written; --value json or arrow also holds {}",
-                names.join(", ")
-            );
+        let parts: Vec<_> = schema.parts.iter().map(|part| part.name.as_str()).collect();
+        if format != Format::Image && !parts.is_empty() {
+            return Err(format!(
+                "messages hold images, labels and numbers, and {} would also have {}; leave that out, or write shards with \
+                 fuelrail pack --fields",
+                self.source,
+                parts.join(", ")
+            )
+            .into());
+        }
+        let numbers = schema.fields.iter().map(|field| field.name.as_str());
+        let others: Vec<_> = parts.into_iter().chain(numbers).collect();
+        if format == Format::Image && !others.is_empty() {
+            let also =
+                if schema.parts.is_empty() { "; --value json or arrow also holds" } else { ", without" };
+            eprintln!("note: only the images are written{also} {}", others.join(", "));
         }
         Ok(match format {
             Format::Image => KafkaValue::Image,
