@@ -621,7 +621,7 @@ mod tests {
         let files = files.share();
         for depth in [0, 1025] {
             let error = open(files.clone(), &ReaderConfig { backend: Backend::Auto, depth }).err().unwrap();
-            assert!(error.is_config() && error.to_string().contains("1 to 1024"), "{error}");
+            assert!(error.is_config() && error.to_string().contains("between 1 and 1024"), "{error}");
         }
         for backend in BACKENDS {
             let Some(reader) = reader(&files, backend, 1024) else { continue };
