@@ -98,4 +98,5 @@ def test_a_segmentation_learns_from_masks_that_follow_their_images(tmp_path: Pat
 def test_dino_sees_ten_views_of_each_image(images: Path) -> None:
     pytest.importorskip("torch")
     said = example("dino.py", images)
-    assert re.findall(r"(\d+) views of (\d+) images", said) == [("10", "16")] * 6, said
+    steps = re.findall(r"(\d+) views of (\d+) images", said)
+    assert len(steps) >= 3 and set(steps) == {("10", "16")}, said
