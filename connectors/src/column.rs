@@ -12,7 +12,7 @@ use half::f16;
 use serde::{Deserialize, Serialize};
 
 use crate::labels::Raw;
-use crate::{ElementType, FieldSpec};
+use crate::{ElementType, FieldSpec, MAX_PART_BYTES};
 
 /// A record's pixels may not take more than this; a larger array is not an array of images.
 const MAX_IMAGE_BYTES: u64 = 1 << 30;
@@ -164,14 +164,15 @@ impl Part {
         match stored.element {
             ElementType::U8 => {}
             ElementType::Bool if is_gray => part.convert = Convert::Bool,
-            ElementType::U16 if is_gray && part.stored as u64 <= MAX_IMAGE_BYTES / 2 => {
+            ElementType::U16 if is_gray => {
                 part.header = format!("P5\n{width} {height}\n65535\n").into_bytes();
                 (part.stored, part.written) = (2 * part.stored, 2 * part.written);
                 part.convert = if stored.big { Convert::Plain } else { Convert::Swap(2) };
             }
             _ => return None,
         }
-        Some(part)
+        // With its header: one of exactly the limit is too large.
+        (part.written() as u64 <= MAX_PART_BYTES).then_some(part)
     }
 
     /// Width and height of each image, if rows are pixels.
@@ -236,6 +237,19 @@ impl Part {
         }
         Ok(())
     }
+}
+
+/// Why rows of an array called `name` are no pictures beside a record's own image, and what to do.
+pub(crate) fn no_picture(name: &str, stored: Stored, row: &[u64]) -> String {
+    let may_be = matches!(stored.element, ElementType::U8 | ElementType::U16 | ElementType::Bool);
+    let bytes = product(row).and_then(|count| count.checked_mul(stored.element.size() as u64));
+    if may_be && bytes.is_none_or(|bytes| bytes >= MAX_PART_BYTES) {
+        return format!(
+            "its rows of shape {row:?} are {} MiB or more, which is too large for a part; save them in smaller pieces",
+            MAX_PART_BYTES >> 20
+        );
+    }
+    no_pixels(name, stored, row)
 }
 
 /// Why rows of an array called `name` are no images, and what makes images of them.
@@ -402,6 +416,22 @@ mod tests {
         {
             assert_eq!(picture(element, false, shape), None);
         }
+    }
+
+    #[test]
+    fn a_picture_with_its_header_is_no_larger_than_a_part_may_be() {
+        for (element, width) in
+            [(ElementType::U8, 1 << 15), (ElementType::Bool, 1 << 15), (ElementType::U16, 1 << 14)]
+        {
+            let stored = Stored { element, big: false };
+            let picture = |height| Part::picture(stored, &[height, width], PixelLayout::Auto);
+            assert!(picture((1 << 15) - 1).unwrap().written() as u64 <= MAX_PART_BYTES);
+            assert_eq!(picture(1 << 15), None);
+            let why = no_picture("x", stored, &[1 << 15, width]);
+            assert!(why.contains("1024 MiB or more"), "{why}");
+        }
+        // A record's own image is no part.
+        assert!(Part::pixels(ElementType::U8, &[1 << 15, 1 << 15], PixelLayout::Auto).is_some());
     }
 
     #[test]

@@ -412,3 +412,20 @@ fn a_text_with_a_character_that_does_not_exist_is_one_bad_record() {
     assert!(error.contains("part \"x\": it has a character that does not exist"), "{error}");
     assert!(records[0].is_ok() && records[2].is_ok());
 }
+
+#[test]
+fn a_mask_that_is_too_large_for_a_part_is_refused_by_name() {
+    let root = tempfile::tempdir().unwrap();
+    let side = 1u64 << 15;
+    let path = root.path().join("x.npy");
+    let header = npy("|u1", &[1, side, side], &[]);
+    fs::write(&path, &header).unwrap();
+    // Only its size is looked at: no byte of it is on the disk.
+    fs::File::options().write(true).open(&path).unwrap().set_len(header.len() as u64 + side * side).unwrap();
+    let config = SourceConfig::Array(config(root.path(), "x.npy"));
+    let error = match open(&config.delivering(&[Wanted::new("x", WantedKind::Image)])) {
+        Ok(_) => panic!("it opened"),
+        Err(error) => error.to_string(),
+    };
+    assert!(error.contains("part \"x\"") && error.contains("1024 MiB or more"), "{error}");
+}

@@ -152,7 +152,7 @@ impl Opened<'_> {
             (WantedKind::Image, shape) => match Part::picture(rows.stored, shape, self.config.layout) {
                 Some(part) => (part, wanted.spec(element, &[])),
                 None => {
-                    let why = column::no_pixels(array.name, rows.stored, shape);
+                    let why = column::no_picture(array.name, rows.stored, shape);
                     return refuse(format!("holds no images: {why}"));
                 }
             },

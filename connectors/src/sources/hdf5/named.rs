@@ -80,7 +80,7 @@ pub(super) fn form(
         (Kind::Numbers(stored), Image) => match Part::picture(*stored, row, layout) {
             Some(part) => (Some(part), Finish::Plain, plain()),
             None => {
-                return Err(format!("holds no images: {}", column::no_pixels(&dataset.path, *stored, row)));
+                return Err(format!("holds no images: {}", column::no_picture(&dataset.path, *stored, row)));
             }
         },
         (Kind::Numbers(stored), Ragged)
