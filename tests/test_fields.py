@@ -309,8 +309,20 @@ def test_a_part_that_no_record_has_is_refused_with_what_there_is(shards: str) ->
         Loader(shards, fields={"caption": F.Text("text", max_bytes=64)})
     with pytest.raises(SourceError, match="nobody knows the shape"):
         Loader(shards, fields={"x": F.Numbers("json:tags", max_rows=5)})
-    with Loader(shards, fields={"caption": F.Text("text", max_bytes=64, missing="empty")}) as loader:
-        assert next(iter(loader))["caption"] == [""]
+    empty = {
+        "caption": F.Text("text", max_bytes=64, missing="empty"),
+        "rows": F.Numbers("rows.npy", max_rows=3, missing="empty"),
+        "key": F.Numbers("json:nowhere", max_rows=3, row=(2,), missing="empty"),
+    }
+    with Loader(shards, fields=empty) as loader:
+        batch = next(iter(loader))
+        assert batch["caption"] == [""] and len(batch["rows"][0]) == len(batch["key"][0]) == 0
+
+
+def test_what_records_hold_is_said_once(shards: str) -> None:
+    for fields in ({"image": F.Image(TINY)}, {"caption": F.Text("txt", max_bytes=64)}):
+        with pytest.raises((ConfigError, SourceError), match="both given: leave fields out"):
+            Loader(Source(shards, fields=["json:score"]), fields=fields)
 
 
 # Refused at once ----------------------------------------------------------------------------------------------------
@@ -332,8 +344,11 @@ def test_a_part_that_no_record_has_is_refused_with_what_there_is(shards: str) ->
         ({"x": F.Numbers("json:score", missing="empty")}, "give max_rows"),
         ({"x": F.Numbers("json:score", dtype="int64")}, "which dtype = i64 cannot hold"),
         ({"x": F.Json("json", max_bytes=5, overflow="cut")}, "no JSON"),
-        ({"x": F.Text("json:", max_bytes=5)}, "no place in a JSON member"),
-        ({"x": F.Numbers("txt", max_rows=5)}, "holds no rows of numbers"),
+        ({"x": F.Text("json:", max_bytes=5)}, "no place in JSON"),
+        ({"x": F.Numbers("txt", max_rows=5)}, "such a file holds no numbers"),
+        ({"x": F.Views(65, TINY)}, "n = 65 is not between 1 and 64"),
+        ({"x": F.Text("txt", max_bytes=1 << 30)}, "max_bytes = 1073741824 is not between"),
+        ({"x": F.Text("json:captoin", max_bytes=5)}, 'has "captoin" in its JSON; the first has the keys'),
     ],
 )
 def test_fields_that_cannot_be_meant_are_refused_by_name(
@@ -351,16 +366,12 @@ def test_fields_that_cannot_be_meant_are_refused_by_name(
         (lambda: F.Text("", max_bytes=5), "fields.Text: part= takes text"),
         (lambda: F.Text("txt", max_bytes=5, overflow="truncate"), "overflow= takes one of 'bad', 'cut'"),
         (lambda: F.Text("txt", max_bytes=5, missing="none"), "missing= takes one of 'bad', 'empty'"),
-        (lambda: F.Views(0, TINY), "fields.Views: n= takes a whole number from 1 to 64"),
+        (lambda: F.Views(0, TINY), "fields.Views: n= takes a whole number from 1"),
         (lambda: F.Mask("a", dtype="int64"), "uint8 or uint16"),
         (lambda: F.Numbers("a", dtype="complex64"), "a type of numbers"),
         (lambda: F.Image([lambda image: image]), "the daemon runs no Python"),
         (lambda: Loader("x.tar", fields={"a": F.Text}), r"write fields.Text\(...\)"),
         (lambda: Loader("x.tar", fields={"a": "txt"}), "is not a field"),
-        (
-            lambda: Loader(Source("x.tar", fields=["a.npy"]), fields={"image": F.Image(TINY)}),
-            "leave fields= of Source",
-        ),
         (lambda: Source("x.tar", fields={"image": F.Image(TINY)}), "give it to the Loader"),
         (lambda: Loader("x.tar", fields={"a": F.Text("txt", max_bytes=5)}, transforms=TINY), "both given"),
     ],

@@ -151,8 +151,8 @@ impl Part {
         Some(Self { header: header.into_bytes(), stored: bytes, written: bytes, convert, size })
     }
 
-    /// Rows of pixels that are an image of their own: as [`pixels`](Self::pixels), and gray ones of 16 bits (in `P5`, whose
-    /// order is big-endian) or of true and false, as 1 and 0.
+    /// Rows of pixels that are an image of their own: as [`pixels`](Self::pixels), and gray ones of 16 bits (in `P5`,
+    /// whose order is big-endian) or of true and false, as 1 and 0.
     pub(crate) fn picture(stored: Stored, shape: &[u64], layout: PixelLayout) -> Option<Self> {
         let as_u8 = |shape: &[u64]| {
             Self::pixels(ElementType::U8, shape, layout)

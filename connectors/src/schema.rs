@@ -307,6 +307,18 @@ impl Schema {
         self.check_shapes()
     }
 
+    /// Refuses names and shapes that cannot be: names only where they are those of a batch. Numbers that a pipeline's
+    /// fields ask for have names of their own there.
+    ///
+    /// # Errors
+    /// As [`check`](Self::check).
+    pub(crate) fn check_for(&self, deliver: &Deliver, is_labelled: bool) -> Result<(), String> {
+        match deliver {
+            Some(_) => self.check_shapes(),
+            None => self.check(is_labelled),
+        }
+    }
+
     /// Refuses shapes without end, and records of nothing.
     ///
     /// # Errors

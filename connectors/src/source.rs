@@ -63,8 +63,8 @@ pub trait IndexedSource: Send + Sync + 'static {
         None
     }
 
-    /// What records have besides what they deliver, as the first of them shows, in words: for those who wonder what could
-    /// be asked for. May read a little. Default: nobody knows.
+    /// What records have besides what they deliver, as the first of them shows, in words: for those who wonder what
+    /// could be asked for. May read a little. Default: nobody knows.
     fn beside(&self) -> Option<String> {
         None
     }

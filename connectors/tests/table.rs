@@ -391,7 +391,7 @@ fn what_cannot_be_chosen_is_said_with_the_columns_there_are() {
         ),
         (fields(&["list"]), "\"list[N]\""),
         (fields(&["box[5]"]), "does not fit"),
-        (fields(&["unused"]), "holds texts; a field is a number"),
+        (fields(&["unused"]), "holds texts, not numbers"),
         (fields(&["box[x]"]), "\"box[4]\""),
         (fields(&["age", "age"]), "twice"),
         (TableConfig { label: Some("name".into()), ..fields(&["label"]) }, "\"label\""),

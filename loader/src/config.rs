@@ -78,8 +78,8 @@ pub struct PipelineConfig {
     /// Encoded bytes in flight: read ahead, waiting for a worker, or with one.
     #[serde(default = "read_ahead")]
     pub read_ahead_bytes: u64,
-    /// Most decoded bytes of one sample, at four bytes a pixel; a larger one is a bad record. The default, 256 MiB, is 67
-    /// million pixels; Pillow warns of decompression bombs from 89 million on.
+    /// Most decoded bytes of one sample, at four bytes a pixel; a larger one is a bad record. The default, 256 MiB, is
+    /// 67 million pixels; Pillow warns of decompression bombs from 89 million on.
     #[serde(default = "max_sample")]
     pub max_sample_bytes: u64,
     /// What becomes of an image whose data end before its picture does.

@@ -79,6 +79,10 @@ pub enum Content {
     /// Numbers: all of a row counts.
     #[default]
     Dense,
+    /// An image, or views of one.
+    Image,
+    /// Class numbers of an image's pixels.
+    Mask,
     /// Text in UTF-8: so many bytes of a row count as the field behind this one says, the others are 0.
     Text,
     /// Bytes, likewise.
@@ -121,6 +125,9 @@ pub enum Column {
 }
 
 impl Column {
+    /// All there are.
+    pub const ALL: [Self; 5] = [Self::Label, Self::Index, Self::Position, Self::Substituted, Self::Part];
+
     /// Its name in a batch.
     pub fn name(self) -> &'static str {
         match self {
@@ -361,7 +368,7 @@ mod tests {
         for dtype in [Element::Bool, Element::U8, Element::Bf16, Element::F64] {
             assert_eq!(serde_json::to_value(dtype).unwrap(), dtype.name());
         }
-        for column in [Column::Label, Column::Index, Column::Position, Column::Substituted, Column::Part] {
+        for column in Column::ALL {
             assert_eq!(serde_json::to_value(column).unwrap(), column.name());
         }
     }

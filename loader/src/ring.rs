@@ -203,23 +203,30 @@ impl RowWriter {
     /// When there is no such field.
     pub fn bytes(&mut self, field: usize) -> &mut [u8] {
         let (offset, row_bytes) = self.fields[field];
-        // SAFETY: offset + (row + 1) x row_bytes lies inside the slot, and no two fields overlap (both asserted in
-        // `SlotWriter::rows`, for rows up to its count). So the parts of different rows and fields are disjoint, a
-        // second split or `whole` is impossible while any writer lives (`Arc::get_mut` fails), and `&mut self` makes
-        // this the only access through this writer.
-        unsafe { slice::from_raw_parts_mut(self.span.start().add(offset + self.row * row_bytes), row_bytes) }
+        // SAFETY: this is a field's range, and `&mut self` makes this the only access through this writer.
+        unsafe { self.range(offset, row_bytes) }
     }
 
     /// The row's bytes in every field.
     pub fn all(&mut self) -> Vec<&mut [u8]> {
         let field = |&(offset, row_bytes): &(usize, usize)| {
-            // SAFETY: as in `bytes`; no two fields overlap, so that neither do these slices, and `&mut self` is borrowed
-            // for as long as any of them lives.
-            unsafe {
-                slice::from_raw_parts_mut(self.span.start().add(offset + self.row * row_bytes), row_bytes)
-            }
+            // SAFETY: these are the fields' ranges, each once, and `&mut self` is borrowed while any of them lives.
+            unsafe { self.range(offset, row_bytes) }
         };
         self.fields.iter().map(field).collect()
+    }
+
+    /// The row's bytes in the field at `offset`.
+    ///
+    /// # Safety
+    /// They are those of one of `fields`, and nobody has them from this writer while they are used.
+    #[expect(clippy::mut_from_ref, reason = "the caller holds the writer for itself")]
+    unsafe fn range(&self, offset: usize, row_bytes: usize) -> &mut [u8] {
+        // SAFETY: offset + (row + 1) x row_bytes lies inside the slot, and no two fields overlap (both asserted in
+        // `SlotWriter::rows`, for rows up to its count). So the parts of different rows and fields are disjoint, a
+        // second split or `whole` is impossible while any writer lives (`Arc::get_mut` fails), and of this writer the
+        // caller has no other access to these bytes.
+        unsafe { slice::from_raw_parts_mut(self.span.start().add(offset + self.row * row_bytes), row_bytes) }
     }
 }
 

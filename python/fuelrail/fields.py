@@ -25,7 +25,8 @@ __all__ = ["Bytes", "Field", "Geometry", "Image", "Json", "Mask", "Numbers", "Te
 
 _OVERFLOW = checks.choice("bad", "cut")
 _MISSING = checks.choice("bad", "empty")
-_CAP = checks.whole(1, 64 << 20)
+#: How many there may be at most, the daemon says.
+_COUNT = checks.whole(1, 1 << 62)
 
 #: Types of numbers, by numpy's and torch's names, and the daemon's.
 _NUMBERS = {
@@ -58,7 +59,7 @@ def _row(value: Any) -> list[int]:
     sizes = [value] if isinstance(value, int) else value
     if isinstance(sizes, str) or not isinstance(sizes, Sequence):
         raise checks.Refused("the shape of one row: () for one number, (4,) for a box")
-    return [checks.whole(1, 1 << 24)(size) for size in sizes]
+    return [_COUNT(size) for size in sizes]
 
 
 class Field:
@@ -133,7 +134,7 @@ class Views(_Drawn):
     part: str | Sequence[str] | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
-        self._checked(n=checks.whole(1, 64))
+        self._checked(n=_COUNT)
         self._translated()
 
 
@@ -172,7 +173,7 @@ class _Variable(Field):
     missing: str = field(default="bad", kw_only=True)
 
     def __post_init__(self) -> None:
-        self._checked(part=_part, max_bytes=_CAP, overflow=_OVERFLOW, missing=_MISSING)
+        self._checked(part=_part, max_bytes=_COUNT, overflow=_OVERFLOW, missing=_MISSING)
 
 
 @dataclass(frozen=True)
@@ -222,7 +223,9 @@ class Numbers(Field):
     missing: str = field(default="bad", kw_only=True)
 
     def __post_init__(self) -> None:
-        self._checked(part=_part, dtype=_dtype, max_rows=_CAP, row=_row, overflow=_OVERFLOW, missing=_MISSING)
+        self._checked(
+            part=_part, dtype=_dtype, max_rows=_COUNT, row=_row, overflow=_OVERFLOW, missing=_MISSING
+        )
 
 
 @dataclass(frozen=True)

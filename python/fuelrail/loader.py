@@ -9,10 +9,10 @@ import sys
 import tempfile
 from abc import ABC, abstractmethod
 from array import array
-from collections.abc import Callable, ItemsView, Iterator, Mapping, Sequence, ValuesView
+from collections.abc import ItemsView, Iterator, Mapping, Sequence, ValuesView
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Generic, NamedTuple, NoReturn, Self, TypeVar, overload
+from typing import Any, Generic, NoReturn, Self, TypeVar, overload
 
 from fuelrail import _native, checks, interop, options
 from fuelrail.errors import ConfigError, EnvironmentFailure, FuelrailError, SourceError, TokenError
@@ -20,7 +20,7 @@ from fuelrail.fields import Field
 from fuelrail.opening import Opening
 from fuelrail.options import AUTO, Auto, LoaderOptions
 from fuelrail.sources import KEYS, Address, Mix, Source, finite
-from fuelrail.values import Crops, Ragged
+from fuelrail.values import Held, Ragged, Rows
 
 logger = logging.getLogger("fuelrail")
 
@@ -47,7 +47,7 @@ class Batch(Generic[Array]):
 
     __slots__ = ("_fields", "dropped", "epoch", "position", "rows")
 
-    def __init__(self, fields: _Fields[Array], native: _native.Batch) -> None:
+    def __init__(self, fields: Held[Array], native: _native.Batch) -> None:
         self._fields = fields
         #: Rows in this batch.
         self.rows = native.rows
@@ -118,7 +118,7 @@ class Batch(Generic[Array]):
         """All fields as a dict."""
         return dict(self._fields)
 
-    def _with(self, fields: _Fields[Array]) -> Self:
+    def _with(self, fields: Held[Array]) -> Self:
         """The same rows as other arrays."""
         batch = object.__new__(type(self))
         batch._fields = fields
@@ -132,81 +132,6 @@ class Batch(Generic[Array]):
 
     def __repr__(self) -> str:
         return f"Batch(epoch={self.epoch}, position={self.position}, rows={self.rows}, fields={self.keys()})"
-
-
-class _Fields(Mapping[str, Any], Generic[Array]):
-    """The fields of a batch by name, of which some are made when they are asked for."""
-
-    __slots__ = ("_made", "_ragged", "_text")
-
-    def __init__(self) -> None:
-        self._made: dict[str, Any] = {}
-        self._ragged: dict[str, Ragged[Array]] = {}
-        self._text: dict[str, Callable[[], list[Any]]] = {}
-
-    def __getitem__(self, name: str) -> Any:
-        if (make := self._text.pop(name, None)) is not None:
-            self._made[name] = make()
-        return self._made[name]
-
-    def __setitem__(self, name: str, value: Any) -> None:
-        self._made[name] = value
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._made)
-
-    def __len__(self) -> int:
-        return len(self._made)
-
-    def ragged(self, name: str) -> Ragged[Array] | None:
-        return self._ragged.get(name)
-
-    def mapped(self, change: Callable[[Array], Array]) -> _Fields[Array]:
-        """The same with all arrays changed; text and JSON stay as they are."""
-        fields: _Fields[Array] = _Fields()
-        rows = {
-            name: type(each)(change(each.padded), change(each.lengths)) for name, each in self._ragged.items()
-        }
-        fields._ragged, fields._text = rows, dict(self._text)
-        for name, value in self._made.items():
-            if isinstance(value, Ragged):
-                fields._made[name] = rows[name]
-            elif isinstance(value, Crops):
-                fields._made[name] = Crops(*map(change, value))
-            else:
-                fields._made[name] = value if value is None or isinstance(value, list) else change(value)
-        return fields
-
-    def put(self, field: Mapping[str, Any], value: Array, lengths: Array | None, rows: _Rows[Array]) -> None:
-        """One of the record's own fields, as its content is delivered."""
-        name, content = field["name"], field.get("content", "dense")
-        self._made[name] = value
-        if lengths is not None:
-            self._ragged[name] = rows.kind(value, lengths)
-            self._made[name] = self._ragged[name]
-        if content == "geometry":
-            columns: Any = value
-            self._made[name] = Crops(*(columns[:, at] for at in range(8)))
-        if content in ("text", "bytes", "json"):
-            # Its place among the others; the value comes when it is asked for.
-            self._made[name] = None
-            self._text[name] = rows.texts(content)
-
-
-class _Rows(NamedTuple, Generic[Array]):
-    """How rows of differing length are made of one field of a native batch."""
-
-    kind: type[Ragged[Array]]
-    native: _native.Batch
-    at: int
-
-    def texts(self, content: str) -> Callable[[], list[Any]]:
-        native, at = self.native, self.at
-        if content == "bytes":
-            return lambda: native.blobs(at)
-        if content == "text":
-            return lambda: native.texts(at)
-        return lambda: [json.loads(text) if text else None for text in native.texts(at)]
 
 
 class BaseLoader(ABC, Generic[Array]):
@@ -314,16 +239,16 @@ class BaseLoader(ABC, Generic[Array]):
     def _column(self, batch: _native.Batch, at: int, dtype: str, name: str) -> Array:
         """Column `at` of a native batch."""
 
-    def _convert(self, batch: _native.Batch) -> _Fields[Array]:
+    def _convert(self, batch: _native.Batch) -> Held[Array]:
         """The fields of a native batch as the framework's arrays."""
-        fields: _Fields[Array] = _Fields()
+        fields: Held[Array] = Held()
         tensors = [self._tensor(batch, at) for at in range(len(self._own))]
         for at, field in enumerate(self._own):
             if not _is_lengths(field):
                 lengths = (
                     tensors[at + 1] if at + 1 < len(tensors) and _is_lengths(self._own[at + 1]) else None
                 )
-                fields.put(field, tensors[at], lengths, _Rows(self._ragged, batch, at))
+                fields.put(field, tensors[at], lengths, Rows(self._ragged, batch, at))
         for at, column in enumerate(self._columns):
             fields[column["name"]] = self._column(batch, at, column["dtype"], column["name"])
         return fields
@@ -655,12 +580,6 @@ def _pipeline(
     fields = described["fields"]
     if isinstance(fields, Mapping):
         described["fields"] = None
-        sources = source.parts.values() if isinstance(source, Mix) else [source]
-        if any(isinstance(each, Source) and "fields" in each.given for each in sources):
-            raise ConfigError(
-                "fields= of the Loader says all that a batch holds: leave fields= of Source(...) out, and add its "
-                'numbers here, as {"score": fields.Numbers("score")}'
-            )
     further = chosen.source_options or {}
     twice = [name for name in further if keys.get(name) is not None]
     if twice:

@@ -1,9 +1,13 @@
-"""What a batch holds that is not one array: rows of differing length, and crops."""
+"""What a batch holds that is not one array: rows of differing length, text, JSON, and crops."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, Generic, NamedTuple, TypeVar
+import json
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
+
+if TYPE_CHECKING:
+    from fuelrail import _native
 
 Array = TypeVar("Array")
 
@@ -59,3 +63,80 @@ class Crops(NamedTuple, Generic[Array]):
     flip_y: Array
     original_height: Array
     original_width: Array
+
+
+class Held(Mapping[str, Any], Generic[Array]):
+    """The fields of a batch by name, of which some are made when they are asked for."""
+
+    __slots__ = ("_made", "_ragged", "_text")
+
+    def __init__(self) -> None:
+        self._made: dict[str, Any] = {}
+        self._ragged: dict[str, Ragged[Array]] = {}
+        self._text: dict[str, Callable[[], list[Any]]] = {}
+
+    def __getitem__(self, name: str) -> Any:
+        if (make := self._text.pop(name, None)) is not None:
+            self._made[name] = make()
+        return self._made[name]
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        self._made[name] = value
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._made)
+
+    def __len__(self) -> int:
+        return len(self._made)
+
+    def ragged(self, name: str) -> Ragged[Array] | None:
+        """A field of differing length as padded rows and their lengths, if it is one."""
+        return self._ragged.get(name)
+
+    def mapped(self, change: Callable[[Array], Array]) -> Held[Array]:
+        """The same with all arrays changed; text and JSON stay as they are."""
+        fields: Held[Array] = Held()
+        rows = {
+            name: type(each)(change(each.padded), change(each.lengths)) for name, each in self._ragged.items()
+        }
+        fields._ragged, fields._text = rows, dict(self._text)
+        for name, value in self._made.items():
+            if isinstance(value, Ragged):
+                fields._made[name] = rows[name]
+            elif isinstance(value, Crops):
+                fields._made[name] = Crops(*map(change, value))
+            else:
+                fields._made[name] = value if value is None or isinstance(value, list) else change(value)
+        return fields
+
+    def put(self, field: Mapping[str, Any], value: Array, lengths: Array | None, rows: Rows[Array]) -> None:
+        """One of the record's own fields, as its content is delivered."""
+        name, content = field["name"], field.get("content", "dense")
+        self._made[name] = value
+        if lengths is not None:
+            self._ragged[name] = rows.kind(value, lengths)
+            self._made[name] = self._ragged[name]
+        if content == "geometry":
+            columns: Any = value
+            self._made[name] = Crops(*(columns[:, at] for at in range(8)))
+        if content in ("text", "bytes", "json"):
+            # Its place among the others; the value comes when it is asked for.
+            self._made[name] = None
+            self._text[name] = rows.texts(content)
+
+
+class Rows(NamedTuple, Generic[Array]):
+    """How rows of differing length are made of one field of a native batch."""
+
+    kind: type[Ragged[Array]]
+    native: _native.Batch
+    at: int
+
+    def texts(self, content: str) -> Callable[[], list[Any]]:
+        """What makes the values of a field of text, bytes or JSON."""
+        native, at = self.native, self.at
+        if content == "bytes":
+            return lambda: native.blobs(at)
+        if content == "text":
+            return lambda: native.texts(at)
+        return lambda: [json.loads(text) if text else None for text in native.texts(at)]

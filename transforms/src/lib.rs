@@ -83,7 +83,9 @@ pub use config::{Dtype, Layout, OutputConfig};
 pub use error::{ConfigError, SampleError, SampleErrorKind};
 pub use limits::{Limits, Truncated};
 pub use output::OutputSpec;
-pub use pictures::{PictureConfig, PictureError, PictureFault, Pictures, RowSpec, What, compile_pictures};
+pub use pictures::{
+    MAX_VIEWS, PictureConfig, PictureError, PictureFault, Pictures, RowSpec, What, compile_pictures,
+};
 pub use random::SampleKey;
 pub use resize::Interpolation;
 pub use steps::{

@@ -100,8 +100,8 @@ pub struct PictureFault {
     pub error: SampleError,
 }
 
-/// The most views of one picture: far beyond any use, and no row's size overflows.
-const MAX_VIEWS: u32 = 1 << 12;
+/// The most views of one picture.
+pub const MAX_VIEWS: u32 = 64;
 
 /// Checks pictures and compiles their chains. `sizes` are width and height of each encoded image where all records have
 /// the same; an image that is not in the list has no known size.
@@ -286,9 +286,9 @@ impl Pictures {
         &self.outputs
     }
 
-    /// Makes all pictures of a record. `encoded` are the record's images (a record may lack one that is only a mask, all
-    /// of which is then 255, the value of what lies outside), `rows` a row each picture, all of which is
-    /// written. On an error the content of the rows is unspecified.
+    /// Makes all pictures of a record. `encoded` are the record's images (a record may lack one that is only a mask,
+    /// all of which is then 255, the value of what lies outside), `rows` a row each picture, all of which is written.
+    /// On an error the content of the rows is unspecified.
     ///
     /// # Errors
     /// As [`crate::Chain::apply`], with the picture that cannot be made; and for a mask that is not of its image's

@@ -251,8 +251,8 @@ fn unlike(first: &str, parts: &[PartSpec], other: &str, others: &[PartSpec]) -> 
         _ => "something else".to_owned(),
     };
     Some(format!(
-        "{:?} is {} in part {first:?} of the mixture and {} in part {other:?}: say what it is in all of them with dtype and row \
-         (row=(4,) for boxes), or store it alike",
+        "{:?} is {} in part {first:?} of the mixture and {} in part {other:?}: say what it is in all of them with \
+         dtype and row (row=(4,) for boxes), or store it alike",
         a.name,
         rows(a),
         rows(b),

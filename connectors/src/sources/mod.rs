@@ -77,10 +77,6 @@ impl SourceConfig {
     /// The same, asked to deliver these parts.
     #[must_use]
     pub fn delivering(mut self, wanted: &[Wanted]) -> Self {
-        // What it delivers unasked.
-        if matches!(wanted, [one] if one.is_own_image()) {
-            return self;
-        }
         match &mut self {
             Self::Folder(FolderConfig { deliver, .. })
             | Self::Synthetic(SyntheticConfig { deliver, .. })
@@ -101,6 +97,33 @@ impl SourceConfig {
             }
         }
         self
+    }
+
+    /// Refuses keys that list what records hold beside the list of a pipeline's fields.
+    fn said_once(&self) -> Result<(), SourceError> {
+        let listed = |fields: &Option<Vec<String>>| fields.as_ref().is_some_and(|fields| !fields.is_empty());
+        let (deliver, keys) = match self {
+            Self::Tar(config) => (&config.deliver, vec![("fields", listed(&config.fields))]),
+            Self::Hdf5(config) => (&config.deliver, vec![("fields", listed(&config.fields))]),
+            Self::Kafka(config) => (&config.deliver, vec![("fields", listed(&config.fields))]),
+            Self::Table(config) => {
+                let keys = vec![("fields", listed(&config.fields)), ("tokens", config.tokens.is_some())];
+                (&config.deliver, keys)
+            }
+            Self::Array(config) => {
+                let keys = vec![("fields", listed(&config.fields)), ("tokens", config.tokens.is_some())];
+                (&config.deliver, keys)
+            }
+            // Each source of a mixture is asked when it is opened.
+            _ => return Ok(()),
+        };
+        match keys.iter().find(|(_, is_given)| deliver.is_some() && *is_given) {
+            None => Ok(()),
+            Some((key, _)) => Err(SourceError::config(format!(
+                "{key} of the source and fields of the pipeline are both given: leave {key} out, and name all that is \
+                 wanted in the pipeline's fields"
+            ))),
+        }
     }
 
     /// The key by which this would write files where its configuration says, if it does. What is cached in the user's
@@ -145,6 +168,7 @@ impl SourceConfig {
 /// [`SourceError`] when the configuration makes no sense or the data is not there; its text names the folder or the key
 /// and says what to do.
 pub fn open(config: &SourceConfig) -> Result<Arc<dyn IndexedSource>, SourceError> {
+    config.said_once()?;
     match config {
         SourceConfig::Folder(config) if is_url(&config.root.to_string_lossy()) => {
             Ok(Arc::new(images::Images::open(config)?))
@@ -193,6 +217,7 @@ pub fn open_stream_watched(
     config: &KafkaConfig,
     opening: &Opening,
 ) -> Result<Arc<dyn StreamSource>, SourceError> {
+    SourceConfig::Kafka(config.clone()).said_once()?;
     crate::streams::kafka::open(config, opening)
 }
 
@@ -220,6 +245,31 @@ mod tests {
             SyntheticConfig { count: 3, format: SyntheticFormat::Jpeg, ..SyntheticConfig::default() };
         assert_eq!(config, SourceConfig::Synthetic(expected));
         assert_eq!(parse(&serde_json::to_string(&config).unwrap()).unwrap(), config);
+    }
+
+    #[test]
+    fn what_records_hold_is_said_by_the_source_or_by_the_pipeline_and_not_by_both() {
+        for (source, key) in [
+            (r#"{"type":"tar","shards":["x.tar"],"fields":["json:a"]}"#, "fields"),
+            (r#"{"type":"table","files":["x.csv"],"fields":["a"]}"#, "fields"),
+            (r#"{"type":"table","files":["x.csv"],"tokens":{"column":"a","length":3}}"#, "tokens"),
+            (r#"{"type":"hdf5","files":["x.h5"],"fields":["a"]}"#, "fields"),
+            (r#"{"type":"array","files":["x.npy"],"tokens":{"length":3}}"#, "tokens"),
+            (r#"{"type":"kafka","servers":["a:1"],"topics":["t"],"fields":["a"]}"#, "fields"),
+            (
+                r#"{"type":"mix","parts":[{"source":{"type":"tar","shards":["x.tar"],"fields":["a.npy"]}}]}"#,
+                "fields",
+            ),
+        ] {
+            for wanted in [Wanted::own_image(), Wanted::new("txt", crate::WantedKind::Text)] {
+                let error = match parse(source).unwrap().delivering(&[wanted]) {
+                    SourceConfig::Kafka(config) => open_stream(&config).err().unwrap(),
+                    config => open(&config).err().unwrap(),
+                };
+                let said = format!("{key} of the source and fields of the pipeline are both given");
+                assert!(error.to_string().contains(&said), "{source}: {error}");
+            }
+        }
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! The bytes of a named part, made of a value as it is stored: JSON, or a row of an Arrow column.
+//! The bytes of a named part, made of a value as it is stored: JSON, a row of an Arrow column, or a whole file.
 //!
 //! | wanted | JSON | Arrow |
 //! |---|---|---|
@@ -10,7 +10,9 @@
 //! ("is a number; a text is expected"), for whoever knows the part's name.
 
 pub(crate) mod arrow;
+pub(crate) mod file;
 pub(crate) mod json;
+pub(crate) mod npy;
 
 use std::borrow::Cow;
 

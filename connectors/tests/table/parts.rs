@@ -381,11 +381,6 @@ fn what_can_never_be_a_part_is_refused_by_name() {
             let found = refused(&deliver(&file, std::slice::from_ref(&wanted)));
             assert!(found.contains(why), "{wanted:?}: {found}");
         }
-        let both = TableConfig {
-            fields: Some(vec!["age".into()]),
-            ..deliver(&file, &[want("text", WantedKind::Text)])
-        };
-        assert!(refused(&both).contains("exclude each other"));
     }
     let path = folder.path().join("t.jsonl");
     fs::write(&path, "{\"age\": 1, \"text\": \"a\", \"meta\": {\"caption\": 1, \"b\": {}}}\n").unwrap();

@@ -190,7 +190,7 @@ impl Report<'_> {
         let mib = |bytes: u64| format!("{:.0} MiB", bytes as f64 / f64::from(1 << 20));
         let (attached, stats) = (self.feed.attached(), self.stats);
         // Tokens and tables of numbers are not images.
-        let has_images = attached.layout.fields.first().is_some_and(|field| field.shape.len() > 2);
+        let has_images = attached.layout.fields.first().is_some_and(|field| field.content == Content::Image);
         let unit = if has_images { "image" } else { "record" };
         let own: Vec<_> = attached
             .layout
@@ -204,7 +204,9 @@ impl Report<'_> {
                     Content::Json => format!("{name} JSON up to {} bytes", shape[0]),
                     Content::Bytes => format!("{name} up to {} bytes", shape[0]),
                     Content::Ragged => format!("{name} up to {} rows of {:?} {dtype}", shape[0], &shape[1..]),
-                    Content::Dense | Content::Geometry => format!("{name} {shape:?} {dtype}"),
+                    Content::Dense | Content::Image | Content::Mask | Content::Geometry => {
+                        format!("{name} {shape:?} {dtype}")
+                    }
                 })
             })
             .collect();

@@ -398,13 +398,6 @@ impl Report {
         self.steps[STEPS.partition_point(|&step| step < longer)] += 1;
     }
 
-    /// Least, middle and most.
-    fn range(values: &[u32]) -> Option<[u32; 3]> {
-        let mut sorted = values.to_vec();
-        sorted.sort_unstable();
-        Some([*sorted.first()?, sorted[sorted.len() / 2], *sorted.last()?])
-    }
-
     fn class(source: &Arc<dyn IndexedSource>, label: i64) -> String {
         let name = usize::try_from(label).ok().and_then(|label| source.classes().get(label));
         name.cloned().unwrap_or_else(|| label.to_string())
@@ -412,7 +405,8 @@ impl Report {
 
     fn json(&self, source: &Arc<dyn IndexedSource>) -> Value {
         let [widths, heights] = [&self.widths, &self.heights].map(|values| {
-            Self::range(values).map(|[min, median, max]| json!({"min": min, "median": median, "max": max}))
+            parts::spread(values)
+                .map(|[min, median, _, max]| json!({"min": min, "median": median, "max": max}))
         });
         let steps: Vec<Value> = STEPS
             .iter()
@@ -425,6 +419,9 @@ impl Report {
             .iter()
             .map(|(&label, &records)| json!({"label": label, "class": Self::class(source, label), "records": records}))
             .collect();
+        let schema = source.schema();
+        let parts = schema.parts.iter().zip(&self.parts).map(|(part, found)| found.json(part));
+        let parts: Vec<Value> = parts.collect();
         json!({
             "records": source.len(),
             "bytes": self.total_bytes,
@@ -442,8 +439,8 @@ impl Report {
             "width": widths,
             "height": heights,
             "histogram": steps,
-            "parts": source.schema().parts.iter().zip(&self.parts).map(|(part, found)| found.json(part)).collect::<Vec<_>>(),
-            "numbers": ranges::json(&source.schema().fields, &self.ranges),
+            "parts": parts,
+            "numbers": ranges::json(&schema.fields, &self.ranges),
             "unreadable": self.unreadable.len(),
             "unreadable_records":
                 self.unreadable.iter().map(|(key, why)| json!({"key": key, "why": why})).collect::<Vec<_>>(),
@@ -508,7 +505,7 @@ impl Report {
             say!("JPEG colours    {}", counts(&self.chroma));
         }
         for (what, values) in [("width", &self.widths), ("height", &self.heights)] {
-            if let Some([min, median, max]) = Self::range(values) {
+            if let Some([min, median, _, max]) = parts::spread(values) {
                 say!("{what:<15} {min} to {max} pixels, median {median}");
             }
         }

@@ -1,5 +1,5 @@
-//! `--fields` of the commands, and what `fuelrail inspect` finds in named parts: how many records have them, and how long
-//! they are.
+//! `--fields` of the commands, and what `fuelrail inspect` finds in named parts: how many records have them, and how
+//! long they are.
 
 use std::collections::BTreeMap;
 
@@ -12,27 +12,27 @@ use super::Failure;
 use crate::fields::{self, FieldConfig};
 
 /// The help of `--fields`.
-pub(super) const FIELDS: &str = "What a batch holds, as a JSON list like fields= of pipelines.toml, such as '[{\"type\": \
-    \"Text\", \"name\": \"caption\", \"part\": \"txt\", \"max_bytes\": 512}]'";
+pub(super) const FIELDS: &str = "What a batch holds, as a JSON list like the key fields of pipelines.toml, such as \
+    '[{\"type\": \"Text\", \"name\": \"caption\", \"part\": \"txt\", \"max_bytes\": 512}]'";
 
 /// The list that `--fields` has, as a pipeline takes it. `complete` fills in what may be left out.
-pub(super) fn read(text: &str, complete: impl Fn(&mut Value)) -> Result<Value, Failure> {
+pub(super) fn read(text: &str, complete: impl Fn(&mut Value)) -> Result<(Value, Vec<FieldConfig>), Failure> {
     let mut list: Value = serde_json::from_str(text).map_err(|error| {
         format!(
-            "--fields: not valid JSON: {}; write a list such as '[{{\"type\": \"Text\", \"name\": \"caption\", \"part\": \"txt\", \
-             \"max_bytes\": 512}}]'",
+            "--fields: not valid JSON: {}; write a list such as '[{{\"type\": \"Text\", \"name\": \"caption\", \
+             \"part\": \"txt\", \"max_bytes\": 512}}]'",
             settings::json_fault(&error, text.as_bytes())
         )
     })?;
     list.as_array_mut().into_iter().flatten().for_each(complete);
-    settings::read::<Vec<FieldConfig>>(&list).map_err(|wrong| format!("--fields{wrong}"))?;
-    Ok(list)
+    let fields = settings::read(&list).map_err(|wrong| format!("--fields{wrong}"))?;
+    Ok((list, fields))
 }
 
 /// A source that delivers what `--fields` asks for. Caps may be left out: nothing is cut here.
 pub(super) fn asked(source: SourceConfig, text: Option<&str>) -> Result<SourceConfig, Failure> {
     let Some(text) = text else { return Ok(source) };
-    let list = read(text, |field| {
+    let (_, fields) = read(text, |field| {
         if matches!(field["type"].as_str(), Some("Text" | "Bytes" | "Json"))
             && field.get("max_bytes").is_none()
         {
@@ -42,8 +42,7 @@ pub(super) fn asked(source: SourceConfig, text: Option<&str>) -> Result<SourceCo
             field["name"] = field.get("part").cloned().unwrap_or_else(|| json!("image"));
         }
     })?;
-    let list: Vec<FieldConfig> = settings::read(&list).map_err(|wrong| format!("--fields{wrong}"))?;
-    Ok(source.delivering(&fields::wanted(&list)))
+    Ok(source.delivering(&fields::wanted(&fields)))
 }
 
 /// What one record has of a part: its length and what it is as an image, or what is wrong with it.
@@ -67,7 +66,7 @@ pub(super) struct Found {
     lengths: Vec<u64>,
     /// Of images.
     formats: BTreeMap<&'static str, u64>,
-    sides: [Vec<u64>; 2],
+    sides: [Vec<u32>; 2],
     /// How many cannot be used, and the first.
     wrong: u64,
     first_wrong: Option<(String, String)>,
@@ -81,8 +80,8 @@ impl Found {
                 self.lengths.push(length);
                 if let Some(info) = info {
                     *self.formats.entry(info.format).or_default() += 1;
-                    self.sides[0].push(info.width.into());
-                    self.sides[1].push(info.height.into());
+                    self.sides[0].push(info.width);
+                    self.sides[1].push(info.height);
                 }
             }
             Some(Err(why)) => {
@@ -150,7 +149,7 @@ impl Found {
 }
 
 /// Least, middle, 99.9th percentile and most.
-fn spread(values: &[u64]) -> Option<[u64; 4]> {
+pub(super) fn spread<T: Copy + Ord>(values: &[T]) -> Option<[T; 4]> {
     let mut sorted = values.to_vec();
     sorted.sort_unstable();
     let at = |share: f64| sorted[((sorted.len() as f64 * share).ceil() as usize).clamp(1, sorted.len()) - 1];

@@ -164,8 +164,8 @@ impl Produce {
         let parts: Vec<_> = schema.parts.iter().map(|part| part.name.as_str()).collect();
         if format != Format::Image && !parts.is_empty() {
             return Err(format!(
-                "messages hold images, labels and numbers, and {} would also have {}; leave that out, or write shards with \
-                 fuelrail pack --fields",
+                "messages hold images, labels and numbers, and {} would also have {}; leave that out, or write shards \
+                 with fuelrail pack --fields",
                 self.source,
                 parts.join(", ")
             )

@@ -3,6 +3,8 @@
 use fuelrail_connectors::{ElementType, FieldSpec};
 use serde_json::{Value, json};
 
+use crate::fields::numbers::{Number, read};
+
 /// The numbers of one field, of one record or of many.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(super) struct Range {
@@ -11,20 +13,13 @@ pub(super) struct Range {
     not_finite: u64,
 }
 
-/// Whole numbers of 64 bits do not all fit in a float.
-#[derive(Clone, Copy, Debug, PartialEq, PartialOrd)]
-enum Number {
-    Whole(i128),
-    Float(f64),
-}
-
 impl Range {
     /// Those of one record: `bytes` are the field's.
     fn of(dtype: ElementType, bytes: &[u8]) -> Self {
         let mut range = Self::default();
         for element in bytes.chunks_exact(dtype.size()) {
-            match number(dtype, element) {
-                Number::Float(value) if !value.is_finite() => range.not_finite += 1,
+            match read(dtype, element) {
+                Number::Real(value) if !value.is_finite() => range.not_finite += 1,
                 number => range.widen(number, number),
             }
         }
@@ -45,7 +40,7 @@ impl Range {
     }
 
     fn json(self, field: &FieldSpec) -> Value {
-        let ends = self.ends.map(|(least, most)| (least.json(), most.json()));
+        let ends = self.ends.map(|(least, most)| (written(least), written(most)));
         json!({
             "field": field.name,
             "min": ends.as_ref().map(|(least, _)| least),
@@ -55,12 +50,10 @@ impl Range {
     }
 }
 
-impl Number {
-    fn json(self) -> Value {
-        match self {
-            Self::Whole(value) => i64::try_from(value).map_or_else(|_| json!(value as u64), Value::from),
-            Self::Float(value) => json!(value),
-        }
+fn written(number: Number) -> Value {
+    match number {
+        Number::Whole(value) => i64::try_from(value).map_or_else(|_| json!(value as u64), Value::from),
+        Number::Real(value) => json!(value),
     }
 }
 
@@ -87,7 +80,7 @@ pub(super) fn json(fields: &[FieldSpec], ranges: &[Range]) -> Vec<Value> {
 pub(super) fn print(fields: &[FieldSpec], ranges: &[Range]) {
     for (at, (field, range)) in fields.iter().zip(ranges).enumerate() {
         let ends = match range.ends {
-            Some((least, most)) => format!("{} to {}", least.json(), most.json()),
+            Some((least, most)) => format!("{} to {}", written(least), written(most)),
             None => "no numbers".into(),
         };
         let rest = match range.not_finite {
@@ -95,24 +88,6 @@ pub(super) fn print(fields: &[FieldSpec], ranges: &[Range]) {
             count => format!("; {count} are NaN or infinite"),
         };
         say!("{:<15} {:?} {ends}{rest}", if at == 0 { "numbers" } else { "" }, field.name);
-    }
-}
-
-fn number(dtype: ElementType, bytes: &[u8]) -> Number {
-    let mut eight = [0; 8];
-    eight[..bytes.len()].copy_from_slice(bytes);
-    let unsigned = u64::from_le_bytes(eight);
-    let unused = 64 - 8 * bytes.len() as u32;
-    match dtype {
-        ElementType::F16 => Number::Float(half::f16::from_bits(unsigned as u16).into()),
-        ElementType::F32 => Number::Float(f32::from_bits(unsigned as u32).into()),
-        ElementType::F64 => Number::Float(f64::from_bits(unsigned)),
-        ElementType::I8 | ElementType::I16 | ElementType::I32 | ElementType::I64 => {
-            Number::Whole((((unsigned << unused) as i64) >> unused).into())
-        }
-        ElementType::Bool | ElementType::U8 | ElementType::U16 | ElementType::U32 | ElementType::U64 => {
-            Number::Whole(unsigned.into())
-        }
     }
 }
 
@@ -124,7 +99,7 @@ mod tests {
     fn ranges_are_those_of_every_type_of_number() {
         let ends = |dtype, bytes: &[u8]| {
             let range = Range::of(dtype, bytes);
-            range.ends.map(|(least, most)| (least.json(), most.json()))
+            range.ends.map(|(least, most)| (written(least), written(most)))
         };
         assert_eq!(ends(ElementType::I8, &[255, 3, 128]), Some((json!(-128), json!(3))));
         assert_eq!(ends(ElementType::U8, &[255, 3, 128]), Some((json!(3), json!(255))));

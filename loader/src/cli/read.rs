@@ -32,9 +32,8 @@ pub(super) fn open_asked(
     opening::open(parts::asked(settings::read::<SourceConfig>(&described.into())?, fields)?)
 }
 
-/// Reads records `index(0)`, `index(1)`, … up to `count`, lets `work` prepare each on some core, and gives the results
-/// to
-/// `sink` in this order. Ends early, with [`ClientError::Interrupted`], after ctrl-C.
+/// Reads records `index(0)`, `index(1)`, … up to `count`, lets `work` prepare each on some core, and gives the
+/// results to `sink` in this order. Ends early, with [`ClientError::Interrupted`], after ctrl-C.
 ///
 /// # Errors
 /// What `sink` returns, and what keeps the source from being read at all.

@@ -112,13 +112,14 @@ impl Spec {
         if let Some(text) = &self.fields {
             // Images without a chain of their own take that of the preset.
             let chain = pipeline[TRANSFORMS.1].take();
-            pipeline[FIELDS.1] = parts::read(text, |field| {
+            let (fields, _) = parts::read(text, |field| {
                 if matches!(field["type"].as_str(), Some("Image" | "Views"))
                     && field.get(TRANSFORMS.1).is_none()
                 {
                     field[TRANSFORMS.1] = chain.clone();
                 }
             })?;
+            pipeline[FIELDS.1] = fields;
             pipeline[TRANSFORMS.1] = json!([]);
         }
         for ((_, key), value) in self.given() {
@@ -212,8 +213,8 @@ pub(super) fn lines(mut tell: impl FnMut(&str, &str)) -> impl FnMut(News<'_>) {
     }
 }
 
-/// A feed of a daemon of our own: this same binary, as a child. Where the source has no images, the transforms that nobody
-/// asked for are left out.
+/// A feed of a daemon of our own: this same binary, as a child. Where the source has no images, the transforms that
+/// nobody asked for are left out.
 pub(super) fn private_feed(spec: &Spec, mut pipeline: Value) -> Result<Feed, Failure> {
     let address = Address::Private(std::env::current_exe()?);
     match attach(&address, pipeline.clone()) {

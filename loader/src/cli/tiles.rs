@@ -89,15 +89,9 @@ impl<'a> Tiles<'a> {
     }
 }
 
-/// An image or a list of views, as bytes.
+/// An image or a list of views, whose pixels are bytes.
 fn is_image(field: &Field) -> bool {
-    // Of numbers in the shape of an image the channels are not together.
-    let channels =
-        field.shape.len().checked_sub(3).filter(|&at| field.strides[at] == 1).map(|at| field.shape[at]);
-    field.dtype == Element::U8
-        && field.content == Content::Dense
-        && matches!(field.shape.len(), 3 | 4)
-        && matches!(channels, Some(1 | 3))
+    field.content == Content::Image && field.dtype == Element::U8
 }
 
 fn views(field: &Field, bytes: &[u8]) -> Vec<RgbImage> {

@@ -15,11 +15,12 @@
 //! - The short form (`transforms` of a pipeline, and what the source's own configuration lists) is translated into the
 //!   long one here, in [`short`], and nowhere else.
 
+mod check;
 mod config;
-mod numbers;
+pub(crate) mod numbers;
 mod variable;
 
-use fuelrail_connectors::{Cut, ElementType, FieldSpec, PartKind, Schema, WantedKind};
+use fuelrail_connectors::{Cut, ElementType, FieldSpec, PartKind, Schema};
 use fuelrail_transforms::{
     Dtype, Limits, OutputConfig, PictureConfig, Pictures, RowSpec, SampleKey, Scratch, What, compile_pictures,
 };
@@ -35,19 +36,14 @@ pub use self::config::{
     Overflow, ViewsField, wanted,
 };
 
+pub use self::check::check;
 pub use self::variable::length;
-
-/// Names that a batch uses itself.
-const RESERVED: [&str; 5] = ["label", "index", "position", "substituted", "part"];
 
 /// Most bytes of text, and of ragged numbers, that a row may have room for.
 const MAX_CAP: u64 = 64 << 20;
 
 /// Fields of variable length may take this much whatever their share.
 const MOST_PADDED: u64 = 512 << 20;
-
-/// Most views of one image.
-const MAX_VIEWS: u32 = 64;
 
 /// The same type as clients know it, who link no source.
 fn element(of: ElementType) -> Element {
@@ -85,110 +81,6 @@ pub fn short(config: &PipelineConfig, schema: &Schema) -> Vec<FieldConfig> {
         })
     });
     image.into_iter().chain(numbers).collect()
-}
-
-/// Checks what can be checked of fields before the source is open.
-///
-/// # Errors
-/// A sentence with the field.
-pub fn check(config: &PipelineConfig) -> Result<(), String> {
-    let Some(fields) = &config.fields else {
-        return fuelrail_transforms::check(&config.transforms, &output(config))
-            .map_err(|error| error.to_string());
-    };
-    if !config.transforms.is_empty() {
-        return Err(
-            "transforms and fields are both given: put the transforms into the field of their image, \
-                    as {\"type\": \"Image\", \"name\": \"image\", \"transforms\": [...]}"
-                .into(),
-        );
-    }
-    if fields.is_empty() {
-        return Err("fields is an empty list: a batch would hold nothing".into());
-    }
-    for (at, field) in fields.iter().enumerate() {
-        let name = field.name();
-        let refuse = |why: String| Err(format!("field {name:?}: {why}"));
-        if name.is_empty() || name.contains(|letter: char| letter.is_control()) {
-            return refuse("a field needs a name".into());
-        }
-        if RESERVED.contains(&name) {
-            return refuse("every batch has a field of this name already; choose another one".into());
-        }
-        if fields[..at].iter().any(|other| other.name() == name) {
-            return refuse("two fields have this name".into());
-        }
-        if field.wanted().is_some_and(|wanted| wanted.part.is_empty() && !wanted.is_own_image()) {
-            return refuse("its part is empty; say where the source has it".into());
-        }
-        let image = |of: &str| match fields.iter().find(|other| other.name() == of) {
-            Some(FieldConfig::Image(_)) => Ok(()),
-            Some(other) => refuse(format!(
-                "it follows {of:?}, which is of type {}; name a field of type Image",
-                other.kind()
-            )),
-            None => {
-                let images = fields.iter().filter(|other| matches!(other, FieldConfig::Image(_)));
-                let names = images.map(|other| format!("{:?}", other.name())).collect::<Vec<_>>().join(", ");
-                let names = if names.is_empty() { "none".to_owned() } else { names };
-                refuse(format!(
-                    "it follows the field {of:?}, and there is none; the images among the fields: {names}"
-                ))
-            }
-        };
-        match field {
-            FieldConfig::Image(ImageField { transforms, .. }) => {
-                let checked = fuelrail_transforms::check(transforms, &output(config));
-                checked.map_err(|error| format!("field {name:?}: {error}"))?;
-            }
-            FieldConfig::Views(ViewsField { transforms, n, .. }) => {
-                if !(1..=MAX_VIEWS).contains(n) {
-                    return refuse(format!("n = {n} is not between 1 and {MAX_VIEWS}"));
-                }
-                let checked = fuelrail_transforms::check(transforms, &output(config));
-                checked.map_err(|error| format!("field {name:?}: {error}"))?;
-            }
-            FieldConfig::Mask(MaskField { like, .. }) => image(like)?,
-            FieldConfig::Geometry(GeometryField { of, .. }) => image(of)?,
-            FieldConfig::Text(of) | FieldConfig::Bytes(of) | FieldConfig::Json(of) => {
-                if !(1..=MAX_CAP).contains(&of.max_bytes) {
-                    return refuse(format!("max_bytes = {} is not between 1 and {MAX_CAP}", of.max_bytes));
-                }
-                if matches!(field, FieldConfig::Json(_)) && of.overflow == Overflow::Cut {
-                    return refuse(
-                        "JSON that was cut is no JSON: overflow = \"cut\" is for Text, Bytes and Numbers"
-                            .into(),
-                    );
-                }
-            }
-            FieldConfig::Numbers(of) => match of.max_rows {
-                Some(rows) if !(1..=MAX_CAP).contains(&rows) => {
-                    return refuse(format!("max_rows = {rows} is not between 1 and {MAX_CAP}"));
-                }
-                None if of.row.is_some() || of.overflow != Overflow::Bad || of.missing != Missing::Bad => {
-                    return refuse(
-                        "row, overflow and missing are for numbers of which records have different numbers of rows: \
-                         give max_rows"
-                            .into(),
-                    );
-                }
-                _ => {}
-            },
-        }
-    }
-    let ragged =
-        fields.iter().filter_map(FieldConfig::wanted).filter(|wanted| wanted.kind == WantedKind::Ragged);
-    let mut seen: Vec<fuelrail_connectors::Wanted> = Vec::new();
-    for wanted in ragged {
-        if seen.iter().any(|other| other.part == wanted.part && *other != wanted) {
-            return Err(format!(
-                "two fields ask for the numbers of part {:?} with another dtype or row",
-                wanted.part
-            ));
-        }
-        seen.push(wanted);
-    }
-    Ok(())
 }
 
 fn output(config: &PipelineConfig) -> OutputConfig {
@@ -432,8 +324,9 @@ impl Fields {
         let largest = variable().max_by_key(|row| bytes(row)).expect("there is one");
         let cap = if largest.content == Content::Ragged { "max_rows" } else { "max_bytes" };
         Err(format!(
-            "field {:?}: {cap} = {} makes room for {} MiB in {slots} batches of {rows} rows, more than half of all that they \
-             hold: lower {cap} (fuelrail inspect shows what 99.9% of the records need), batch_size or prefetch_factor",
+            "field {:?}: {cap} = {} makes room for {} MiB in {slots} batches of {rows} rows, more than half of all \
+             that they hold: lower {cap} (fuelrail inspect shows what 99.9% of the records need), batch_size or \
+             prefetch_factor",
             largest.name,
             largest.shape[0],
             bytes(largest) >> 20
@@ -459,7 +352,8 @@ impl Fields {
             ));
         };
         for (place, make) in &self.makes {
-            let value = |part: &usize| (cut.parts[*part], self.schema.parts[*part].name.as_str());
+            let named =
+                |part: &usize, why: String| format!("part {:?}: {why}", self.schema.parts[*part].name);
             match make {
                 Make::Numbers { begin, cast } => {
                     let stored = &cut.fields[*begin..];
@@ -468,16 +362,13 @@ impl Fields {
                         .map_err(|why| format!("field {name:?}: {why}"))?;
                 }
                 Make::Bytes { part, content, limit } => {
-                    let (value, name) = value(part);
-                    let named = |why| format!("part {name:?}: {why}");
-                    let length =
-                        variable::bytes(value, *content, *limit, writer.bytes(*place)).map_err(named)?;
+                    let made = variable::bytes(cut.parts[*part], *content, *limit, writer.bytes(*place));
+                    let length = made.map_err(|why| named(part, why))?;
                     writer.bytes(place + 1).copy_from_slice(&length.to_le_bytes());
                 }
                 Make::Ragged { part, ragged } => {
-                    let (value, name) = value(part);
-                    let named = |why| format!("part {name:?}: {why}");
-                    let length = ragged.write(value, writer.bytes(*place)).map_err(named)?;
+                    let made = ragged.write(cut.parts[*part], writer.bytes(*place));
+                    let length = made.map_err(|why| named(part, why))?;
                     writer.bytes(place + 1).copy_from_slice(&length.to_le_bytes());
                 }
             }
@@ -496,10 +387,6 @@ impl Fields {
         scratch: &mut Scratch,
         writer: &mut RowWriter,
     ) -> Result<(), String> {
-        let fault = |picture: usize, why: String| match &self.parts[picture] {
-            None => why,
-            Some(part) => format!("part {part:?}: {why}"),
-        };
         if let ([place], [ImageAt::Own]) = (&self.places[..], &self.images[..]) {
             let drawn = pictures.apply(&[Some(cut.image)], key, scratch, &mut [writer.bytes(*place)]);
             return drawn.map_err(|error| error.to_string());
@@ -523,7 +410,10 @@ impl Fields {
         let mut own: Vec<&mut [u8]> =
             self.places.iter().map(|&place| rows[place].take().expect("each has its own place")).collect();
         let drawn = pictures.apply(&encoded, key, scratch, &mut own);
-        drawn.map_err(|error| fault(error.picture, error.to_string()))
+        drawn.map_err(|error| match &self.parts[error.picture] {
+            None => error.to_string(),
+            Some(part) => format!("part {part:?}: {error}"),
+        })
     }
 }
 
@@ -538,8 +428,9 @@ fn picture_row(name: &str, picture: &PictureConfig, spec: &RowSpec) -> RowShape 
     };
     let numbers = |list: &[usize]| list.iter().map(|&number| number as u64).collect();
     let content = match picture.what {
+        What::Image | What::Views(_) => Content::Image,
+        What::Mask { .. } => Content::Mask,
         What::Geometry { .. } => Content::Geometry,
-        _ => Content::Dense,
     };
     RowShape {
         name: name.to_owned(),

@@ -11,8 +11,9 @@ pub(super) struct Cast {
     count: usize,
 }
 
-/// A number on its way.
-enum Number {
+/// A number of any type. Whole numbers of 64 bits do not all fit in a float.
+#[derive(Clone, Copy, Debug, PartialEq, PartialOrd)]
+pub(crate) enum Number {
     Whole(i128),
     Real(f64),
 }
@@ -25,7 +26,8 @@ impl Cast {
         let is_bool = |dtype| dtype == ElementType::Bool;
         if from != to && (is_bool(to) || (is_float(from) && !is_float(to))) {
             return Err(format!(
-                "its numbers are {from} where they are stored, which dtype = {to} cannot hold; leave dtype out, or convert the batch"
+                "its numbers are {from} where they are stored, which dtype = {to} cannot hold; leave dtype out, or \
+                 convert the batch"
             ));
         }
         Ok(Self { from, to, count: count as usize })
@@ -64,7 +66,8 @@ impl Cast {
     }
 }
 
-fn read(dtype: ElementType, bytes: &[u8]) -> Number {
+/// The number that these bytes are.
+pub(crate) fn read(dtype: ElementType, bytes: &[u8]) -> Number {
     macro_rules! number {
         ($type:ty) => {
             <$type>::from_le_bytes(bytes.try_into().expect("a number of this type"))
@@ -137,13 +140,14 @@ mod tests {
     proptest! {
         #[test]
         fn whole_numbers_keep_their_value(values in prop::collection::vec(any::<i32>(), 0..9)) {
+            let cast = |to| Cast::new(ElementType::I32, to, values.len() as u64).unwrap();
             let stored: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
             let expected: Vec<u8> = values.iter().flat_map(|&value| i64::from(value).to_le_bytes()).collect();
             let mut row = vec![0; expected.len()];
-            Cast::new(ElementType::I32, ElementType::I64, values.len() as u64).unwrap().write(&stored, &mut row).unwrap();
+            cast(ElementType::I64).write(&stored, &mut row).unwrap();
             prop_assert_eq!(&row, &expected);
             let expected: Vec<u8> = values.iter().flat_map(|&value| (value as f64).to_le_bytes()).collect();
-            Cast::new(ElementType::I32, ElementType::F64, values.len() as u64).unwrap().write(&stored, &mut row).unwrap();
+            cast(ElementType::F64).write(&stored, &mut row).unwrap();
             prop_assert_eq!(&row, &expected);
         }
     }

@@ -17,12 +17,6 @@ impl Opened<'_> {
     /// The arrays that are asked for by name.
     pub(super) fn deliver(&self, wanted: &[Wanted]) -> Result<Array, SourceError> {
         let config = self.config;
-        if config.fields.as_ref().is_some_and(|fields| !fields.is_empty()) {
-            return Err(SourceError::config(
-                "fields of the source and fields of the pipeline are both given; keep those of the pipeline"
-                    .into(),
-            ));
-        }
         let found = |wanted: &Wanted| -> Result<Option<Chosen<'_>>, SourceError> { self.wanted(wanted) };
         let others: Vec<&Wanted> = wanted.iter().filter(|wanted| !wanted.is_own_image()).collect();
         let arrays = others.iter().map(|wanted| found(wanted)).collect::<Result<Vec<_>, _>>()?;

@@ -14,7 +14,6 @@
 //!   Its bytes are read with the record.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
 
 use xxhash_rust::xxh3::Xxh3;
 
@@ -26,14 +25,10 @@ use crate::names::{is_image, shown};
 use crate::schema::{FieldSpec, wants_image};
 use crate::settings::similar;
 use crate::sources::manifest::Manifest;
-use crate::sources::tar::parts::{Part, npy};
+use crate::values::file::{LOOKED_AT, MOST_NAMED, Part};
+use crate::values::npy::NpyHeader;
 use crate::values::{fault, json};
-use crate::{
-    ElementType, Fingerprint, MAX_PART_BYTES, PartKind, ReadError, Schema, SourceError, Wanted, WantedKind,
-};
-
-/// Records whose files are looked into for what numbers are like, and for a key.
-const LOOKED_AT: usize = 64;
+use crate::{ElementType, Fingerprint, MAX_PART_BYTES, PartKind, ReadError, Schema, SourceError, Wanted};
 
 /// Stands for the size of a file that a record does not have, and of one that is too large.
 const ABSENT: u32 = u32::MAX;
@@ -41,9 +36,6 @@ const TOO_LARGE: u32 = u32::MAX - 1;
 
 /// Stands for a name that there is none of, in [`Coupled`].
 pub(crate) const NONE: u32 = u32::MAX;
-
-/// Names that a message lists.
-const MOST_NAMED: usize = 8;
 
 /// What is asked for, taken apart.
 #[derive(Clone, Debug, Default)]
@@ -82,7 +74,8 @@ impl Plan {
         }
         if !plan.has_image && plan.endings().next().is_none() {
             return Err(SourceError::config(
-                "none of the parts says which files are the records: ask for the image too, or for an ending like \"txt\""
+                "none of the parts says which files are the records: ask for the image too, or for an ending like \
+                 \"txt\""
                     .into(),
             ));
         }
@@ -108,33 +101,19 @@ impl Plan {
             }
             Place::Beside(endings)
         };
-        let all_end = |in_what: &str| {
-            let ends = |name: &str| name == in_what || name.ends_with(&format!(".{in_what}"));
-            match &place {
+        let known = self.files.iter().position(|other| *other == place);
+        let at = known.unwrap_or_else(|| {
+            self.files.push(place);
+            self.files.len() - 1
+        });
+        let end = |word: &str| {
+            let ends = |name: &str| name == word || name.ends_with(&format!(".{word}"));
+            match &self.files[at] {
                 Place::Beside(endings) => endings.iter().all(|ending| ends(ending)),
                 Place::At(_) => ends(file),
             }
         };
-        if let Some(path) = &path
-            && (!all_end("json") || path.split('.').any(str::is_empty) || wanted.kind == WantedKind::Image)
-        {
-            return refuse(&format!(
-                "this is no place in a JSON file; write one like \"json:annotation.box\"{}",
-                if wanted.kind == WantedKind::Image { ", for text, JSON or numbers" } else { "" }
-            ));
-        }
-        let is_numbers = matches!(wanted.kind, WantedKind::Ragged | WantedKind::Numbers);
-        if is_numbers && path.is_none() && !all_end("npy") {
-            return refuse(
-                "such a file holds no numbers; name a place in a JSON file (\"json:boxes\") or an array (\"boxes.npy\")",
-            );
-        }
-        let known = self.files.iter().position(|other| *other == place);
-        let member = known.unwrap_or_else(|| {
-            self.files.push(place);
-            self.files.len() - 1
-        });
-        Ok(Part { wanted: wanted.clone(), member, path })
+        Part::new(wanted, at, path, end)
     }
 
     fn all(&self) -> impl Iterator<Item = &Part> {
@@ -368,13 +347,13 @@ impl Parts {
         let schema = Schema::of(plan.has_image, Vec::new());
         let mut parts = Self { plan, schema, columns, fingerprint: Fingerprint(0), largest: 0 };
         for part in parts.plan.all() {
-            if !parts.columns[part.member].is_there() && !part.wanted.optional {
+            if !parts.columns[part.file].is_there() && !part.wanted.optional {
                 return Err(parts.nowhere(part, look));
             }
         }
         let learnt =
-            parts.plan.parts.iter().map(|part| parts.learn(part, look)).collect::<Result<Vec<_>, _>>()?;
-        parts.schema.parts = learnt;
+            parts.plan.parts.iter().map(|part| part.settle(|| parts.first(part, look), &look.place()));
+        parts.schema.parts = learnt.collect::<Result<Vec<_>, _>>()?;
         let learnt = parts.plan.numbers.iter().map(|part| parts.settle(part, look));
         parts.schema.fields = learnt.collect::<Result<Vec<_>, _>>()?;
         parts.schema.check_shapes().map_err(SourceError::config)?;
@@ -388,7 +367,7 @@ impl Parts {
     fn nowhere(&self, part: &Part, look: &dyn Look) -> SourceError {
         let (name, place) = (&part.wanted.part, look.place());
         let what = if self.plan.has_image { "image" } else { "record" };
-        match &self.plan.files[part.member] {
+        match &self.plan.files[part.file] {
             Place::Beside(endings) => {
                 let others = look.others();
                 let near =
@@ -407,8 +386,8 @@ impl Parts {
             }
             Place::At(_) => {
                 let mut path = Vec::new();
-                let why = match self.path(look.manifest(), 0, part.member, &mut path) {
-                    true => look.missing(part.member, &path),
+                let why = match self.path(look.manifest(), 0, part.file, &mut path) {
+                    true => look.missing(part.file, &path),
                     false => "the name of the first makes no path in that folder".to_owned(),
                 };
                 SourceError::data(format!(
@@ -418,98 +397,41 @@ impl Parts {
         }
     }
 
-    /// What of the first records' files is wanted of a part, and how many were looked at.
-    fn values<T>(&self, part: &Part, look: &dyn Look, mut each: impl FnMut(&[u8]) -> Option<T>) -> Option<T> {
+    /// The files that a part is made of, of the records that have one.
+    fn first<'parts>(
+        &'parts self,
+        part: &'parts Part,
+        look: &'parts dyn Look,
+    ) -> impl Iterator<Item = Vec<u8>> + 'parts {
         let manifest = look.manifest();
-        let mut path = Vec::new();
-        let size = |index: u64| Some((index, self.columns[part.member].size(index)?));
-        let there = (0..manifest.len()).filter_map(size);
-        there.take(LOOKED_AT).find_map(|(index, size)| {
-            path.clear();
-            self.path(manifest, index, part.member, &mut path);
-            each(&look.read(index, part.member, &path, size)?)
+        (0..manifest.len()).filter_map(move |index| {
+            let size = self.columns[part.file].size(index)?;
+            let mut path = Vec::new();
+            self.path(manifest, index, part.file, &mut path);
+            look.read(index, part.file, &path, size)
         })
-    }
-
-    /// Refuses a key that none of the first JSON files has.
-    fn has_key(&self, part: &Part, look: &dyn Look) -> Result<(), SourceError> {
-        let Some(path) = &part.path else { return Ok(()) };
-        if part.wanted.optional {
-            return Ok(());
-        }
-        let (mut first, mut count, mut odd) = (None, 0, None);
-        let found = self.values(part, look, |bytes| {
-            count += 1;
-            first.get_or_insert_with(|| keys(bytes));
-            match part.value(bytes, path) {
-                Ok(value) => value.map(|_| ()),
-                Err(why) => {
-                    odd.get_or_insert(why);
-                    None
-                }
-            }
-        });
-        if found.is_some() {
-            return Ok(());
-        }
-        let keys = first.unwrap_or_default();
-        let near = similar(path, keys.iter().map(String::as_str));
-        let near = near.map_or(String::new(), |near| format!("; did you mean {near:?}?"));
-        let named = keys.iter().take(MOST_NAMED).map(|key| format!("{key:?}")).collect::<Vec<_>>().join(", ");
-        let why = match (odd, named.is_empty()) {
-            (Some(why), true) => format!("the first: it {why}"),
-            (_, true) => "the first has no keys".into(),
-            (_, false) => format!("the first has the keys {named}{near}"),
-        };
-        Err(SourceError::data(format!(
-            "part {:?}: none of the first {count} JSON files of {} has {path:?}; {why}. If later ones have it, say \
-             missing=\"empty\"",
-            part.wanted.part,
-            look.place()
-        )))
-    }
-
-    /// What a part of variable length is.
-    fn learn(&self, part: &Part, look: &dyn Look) -> Result<crate::PartSpec, SourceError> {
-        self.has_key(part, look)?;
-        if let Some(spec) = part.spec() {
-            return Ok(spec);
-        }
-        let name = &part.wanted.part;
-        let rows = self.values(part, look, |bytes| part.rows(bytes));
-        if let Some((dtype, row)) = rows {
-            tracing::info!(
-                "part {name:?}: rows of {dtype}, each of shape {row:?}, as the first records have them"
-            );
-            return Ok(part.wanted.spec(dtype, &row));
-        }
-        if part.wanted.optional && !self.columns[part.member].is_there() {
-            let dtype = part.wanted.dtype.unwrap_or(ElementType::F32);
-            return Ok(part.wanted.spec(dtype, part.wanted.row.as_deref().unwrap_or_default()));
-        }
-        Err(SourceError::data(format!(
-            "part {name:?}: none of the first {LOOKED_AT} records that have it holds rows of numbers there, so nobody knows \
-             the shape of one; say it with row (() for numbers, (4,) for boxes)"
-        )))
     }
 
     /// What numbers of fixed shape are: in JSON, whole numbers if the first records have no others.
     fn settle(&self, part: &Part, look: &dyn Look) -> Result<FieldSpec, SourceError> {
-        self.has_key(part, look)?;
+        part.has_key(self.first(part, look), &look.place())?;
         let name = &part.wanted.part;
         let mut found: Option<(ElementType, Vec<u64>)> = None;
-        self.values(part, look, |bytes| {
-            let (dtype, shape) = numbers(part, bytes)?;
+        for file in self.first(part, look).take(LOOKED_AT) {
+            let Some((dtype, shape)) = numbers(part, &file) else { continue };
             match &mut found {
                 None => found = Some((dtype, shape)),
                 Some((known, _)) if part.path.is_some() && dtype == ElementType::F32 => *known = dtype,
                 Some(_) => {}
             }
-            part.path.is_none().then_some(())
-        });
+            if part.path.is_none() {
+                break;
+            }
+        }
         let Some((dtype, shape)) = found else {
             return Err(SourceError::data(format!(
-                "part {name:?}: none of the first {LOOKED_AT} records of {} that have it holds numbers of one shape there",
+                "part {name:?}: none of the first {LOOKED_AT} records of {} that have it holds numbers of one shape \
+                 there",
                 look.place()
             )));
         };
@@ -551,8 +473,7 @@ impl Parts {
     /// Bytes of a record at most.
     pub fn size(&self, manifest: &Manifest, index: u64) -> u64 {
         let image = if self.plan.has_image { manifest.size(index) } else { 0 };
-        let part =
-            |part: &Part| self.columns[part.member].size(index).map_or(0, |size| part.most_bytes(size));
+        let part = |part: &Part| self.columns[part.file].size(index).map_or(0, |size| part.most_bytes(size));
         image + self.plan.parts.iter().map(part).sum::<u64>() + self.schema.fixed_bytes() as u64
     }
 
@@ -598,9 +519,9 @@ impl Parts {
         kind: &PartKind,
         files: &'file [Buffer],
     ) -> Result<Option<Cow<'file, [u8]>>, String> {
-        let column = &self.columns[part.member];
+        let column = &self.columns[part.file];
         match column.size(index) {
-            Some(_) => part.make(&files[part.member], kind),
+            Some(_) => part.make(&files[part.file], kind),
             None if column.sizes[index as usize] == TOO_LARGE => {
                 Err(fault(&part.wanted.part, &format!("is larger than {} MiB", MAX_PART_BYTES >> 20)))
             }
@@ -617,16 +538,16 @@ impl Parts {
         files: &[Buffer],
         out: &mut Vec<u8>,
     ) -> Result<(), String> {
-        if self.columns[part.member].size(index).is_none() {
+        if self.columns[part.file].size(index).is_none() {
             return Err("is missing".into());
         }
-        let bytes = &files[part.member];
+        let bytes = &files[part.file];
         if let Some(path) = &part.path {
             let value = part.value(bytes, path)?.ok_or("is missing")?;
             out.extend(json::fixed(value, spec.dtype, &spec.shape)?);
             return Ok(());
         }
-        let header = npy(bytes)?;
+        let header = NpyHeader::of(bytes)?;
         if (header.dtype, &header.shape) != (spec.dtype, &spec.shape) {
             return Err(format!(
                 "is {} of shape {:?}; {} of shape {:?} is expected",
@@ -657,8 +578,8 @@ impl Parts {
     /// What an opening made of the folder.
     pub fn notes(&self) -> Vec<String> {
         let note = |part: &Part| {
-            let have = self.columns[part.member].sizes.iter().filter(|&&size| size != ABSENT).count();
-            let all = self.columns[part.member].sizes.len();
+            let have = self.columns[part.file].sizes.iter().filter(|&&size| size != ABSENT).count();
+            let all = self.columns[part.file].sizes.len();
             let lacking = match all - have {
                 0 => String::new(),
                 1 => " (1 record lacks it)".into(),
@@ -673,7 +594,7 @@ impl Parts {
 /// Type and shape of the numbers in a file.
 fn numbers(part: &Part, bytes: &[u8]) -> Option<(ElementType, Vec<u64>)> {
     let Some(path) = &part.path else {
-        let header = npy(bytes).ok()?;
+        let header = NpyHeader::of(bytes).ok()?;
         return Some((header.dtype, header.shape));
     };
     let value = part.value(bytes, path).ok()??;
@@ -687,13 +608,6 @@ fn numbers(part: &Part, bytes: &[u8]) -> Option<(ElementType, Vec<u64>)> {
     let dtype = if digits.contains(['.', 'e', 'E']) { ElementType::F32 } else { ElementType::I64 };
     json::fixed(value, dtype, &shape).ok()?;
     Some((dtype, shape))
-}
-
-/// The names in a JSON object, sorted.
-fn keys(bytes: &[u8]) -> Vec<String> {
-    let object = std::str::from_utf8(bytes).ok().and_then(json::members);
-    let keys: BTreeMap<_, ()> = object.into_iter().flatten().map(|(key, _)| (key.into_owned(), ())).collect();
-    keys.into_keys().collect()
 }
 
 /// How many files were put with others, or with none, for the log.

@@ -7,8 +7,8 @@
 //! | `{stem}` | `7_image` |
 //! | `{stem:_image=_mask}` | `7_mask` |
 //!
-//! What comes before the first placeholder is a folder, relative to the root; it alone may begin with `..`. No name of an
-//! image leads out of it.
+//! What comes before the first placeholder is a folder, relative to the root; it alone may begin with `..`. No name of
+//! an image leads out of it.
 
 use crate::SourceError;
 
@@ -66,8 +66,8 @@ impl Template {
     pub fn parse(text: &str) -> Result<Self, SourceError> {
         let refuse = |why: &str| {
             Err(SourceError::config(format!(
-                "part {text:?}: {why}; write a path relative to the folder with the images, with {{path}}, {{dir}} or {{stem}} of \
-                 the image in it, like \"../masks/{{path}}.png\" or \"../masks/{{stem:_image=_mask}}.png\""
+                "part {text:?}: {why}; write a path relative to the folder with the images, with {{path}}, {{dir}} or \
+                 {{stem}} of the image in it, like \"../masks/{{path}}.png\" or \"../masks/{{stem:_image=_mask}}.png\""
             )))
         };
         let folder = folder(text);

@@ -391,12 +391,6 @@ impl Choice {
 /// What is asked for by name: the parts, then the numbers.
 fn asked_for(config: &Hdf5Config) -> Result<Option<Vec<Wanted>>, SourceError> {
     let Some(list) = &config.deliver else { return Ok(None) };
-    if config.fields.as_ref().is_some_and(|fields| !fields.is_empty()) {
-        return Err(SourceError::config(
-            "fields of the source and fields of the pipeline are both given; keep those of the pipeline"
-                .into(),
-        ));
-    }
     let parts = list.iter().filter(|wanted| wanted.is_part());
     let numbers = list.iter().filter(|wanted| wanted.kind == WantedKind::Numbers);
     Ok(Some(parts.chain(numbers).cloned().collect()))

@@ -353,8 +353,8 @@ impl<'a> Offer<'a> {
         let name = self.name;
         let Some((dtype, found)) = numeric(kind) else {
             return Err(SourceError::config(format!(
-                "the column {column:?} of {name} holds {}, not numbers; a batch has it by a field of another type, such as \
-                 fields={{\"{column}\": fields.Text(\"{column}\", max_bytes=512)}}",
+                "the column {column:?} of {name} holds {}, not numbers; a batch has it by a field of another type, \
+                 such as fields={{\"{column}\": fields.Text(\"{column}\", max_bytes=512)}}",
                 holds(kind)
             )));
         };

@@ -298,16 +298,6 @@ pub(crate) fn open(config: &TableConfig) -> Result<Arc<dyn IndexedSource>, Sourc
     if let Some(tokens) = &config.tokens {
         tokens.check()?;
     }
-    if config.deliver.is_some() {
-        for (key, is_given) in [("fields", config.fields.is_some()), ("tokens", config.tokens.is_some())] {
-            if is_given {
-                return Err(SourceError::config(format!(
-                    "{key} of a table and the fields of a pipeline exclude each other; name all that is wanted in the \
-                     pipeline's fields"
-                )));
-            }
-        }
-    }
     let delimiter = config.delimiter.as_deref().map(dialect::separator).transpose()?;
     // What lies beside tables as .json describes them, so one counts only if it is named.
     let of_folder: Vec<&str> =

@@ -7,11 +7,9 @@
 
 use std::borrow::Cow;
 
-use super::TableConfig;
 use super::columns::{self, Choice, ImageKind, Number, Offer, image_kind, numeric};
 use crate::arrow::array::{Array, ArrayRef, AsArray};
 use crate::arrow::datatypes::{DataType, Schema};
-use crate::labels::Labels;
 use crate::schema::wanted_parts;
 use crate::values::arrow::{self, Found, Inside, is_bytes, is_json, is_text};
 use crate::values::{Value, fault, json, step};
@@ -390,18 +388,11 @@ fn raw_text<'array>(array: &'array dyn Array, row: usize, path: &str) -> Result<
     json::find(text, path)
 }
 
-/// Refuses names and shapes that cannot be. Numbers that a pipeline's fields ask for have names of their own in a batch.
-pub(super) fn check(schema: &crate::Schema, config: &TableConfig, labels: &Labels) -> Result<(), String> {
-    match config.deliver {
-        Some(_) => schema.check_shapes(),
-        None => schema.check(labels.is_some()),
-    }
-}
-
 /// Why the shape of a part's rows is not known.
 pub(super) fn no_rows(name: &str, table: &str) -> SourceError {
     SourceError::config(format!(
-        "the part {name:?} of {table} has no list with anything in it in the first records; say what shape its rows have (row)"
+        "the part {name:?} of {table} has no list with anything in it in the first records; say what shape its rows \
+         have (row)"
     ))
 }
 

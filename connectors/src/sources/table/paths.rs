@@ -1,9 +1,9 @@
 //! A table whose images are files: a list of paths, with labels and fields beside them.
 //!
 //! The images are read by the disk readers, as an image folder's are; the table itself is read once, at open, and its
-//! fields and named parts stay in memory. Paths stay below a root folder ([`root`](super::root) has the rule). A row whose path names
-//! no file there when the list is opened is a bad record; a file that goes later is a broken environment. A list of
-//! which less than one row in ten names a file is refused, for then the root is another one.
+//! fields and named parts stay in memory. Paths stay below a root folder ([`root`](super::root) has the rule). A row
+//! whose path names no file there when the list is opened is a bad record; a file that goes later is a broken
+//! environment. A list of which less than one row in ten names a file is refused, for then the root is another one.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -197,8 +197,8 @@ impl Look<'_> {
         if kept <= MAX_FIELDS { Ok(()) } else { Err(too_large(self.shards, kept, "more than ")) }
     }
 
-    /// Appends a row: the paths of its images from the folder that all share, the sizes of their files, and what follows
-    /// its own image. Returns why it is bad.
+    /// Appends a row: the paths of its images from the folder that all share, the sizes of their files, and what
+    /// follows its own image. Returns why it is bad.
     ///
     /// # Errors
     /// When the environment is broken, and not the row.
@@ -305,8 +305,8 @@ fn decode(
 
 fn too_large(shards: &Shards, bytes: u64, more: &str) -> SourceError {
     SourceError::config(format!(
-        "{}: the fields and parts of its rows take {more}{} MiB; beside paths of images they are kept in memory, and the limit is \
-         {} MiB; put the images into the table, or name fewer fields",
+        "{}: the fields and parts of its rows take {more}{} MiB; beside paths of images they are kept in memory, and \
+         the limit is {} MiB; put the images into the table, or name fewer fields",
         shards.describe(),
         bytes >> 20,
         MAX_FIELDS >> 20
@@ -359,7 +359,8 @@ pub(super) fn open(
     let schema = maker.schema(choice.image.is_some(), Vec::new());
     let own = choice.image.iter().map(|_| None);
     let images: Vec<Option<usize>> = own.chain(maker.files().map(|(part, _)| Some(part))).collect();
-    named::check(&schema, config, &labels)
+    schema
+        .check_for(&config.deliver, labels.is_some())
         .map_err(|why| SourceError::config(format!("{}: {why}", shards.describe())))?;
     let columns = choice.record_columns();
     let place = |name: &str| columns.iter().position(|column| column == name).expect("it is one of them");

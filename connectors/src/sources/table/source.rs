@@ -118,7 +118,9 @@ impl Table {
             table.survey()?.into_iter().for_each(|fact| recognised.note(fact));
         }
         table.schema = table.maker.schema(choice.image.is_some(), specs);
-        named::check(&table.schema, config, &table.labels)
+        table
+            .schema
+            .check_for(&config.deliver, table.labels.is_some())
             .map_err(|why| SourceError::config(format!("{}: {why}", table.shards.describe())))?;
         table.plan();
         table.fingerprint = table.hash();

@@ -12,8 +12,9 @@
 
 use super::index::UNUSABLE;
 use super::options::{From, Wanted};
-use super::values::{NpyHeader, Numbers};
+use super::values::Numbers;
 use crate::recognised::grouped;
+use crate::values::npy::NpyHeader;
 use crate::verdicts::Verdicts;
 use crate::{ElementType, FieldSpec};
 

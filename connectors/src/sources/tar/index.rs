@@ -20,11 +20,12 @@ use super::fields::Field;
 use super::options::{From, Label, Options};
 use super::parts::Members;
 use super::proof::{Piece, Pieces, digest, seal};
-use super::values::{MAX_NPY_HEADER, NpyHeader, Numbers, find};
+use super::values::{Numbers, find};
 use crate::json::parse as json;
 use crate::labels::{self, Collector, Raw, Run};
 use crate::recognised::grouped;
 use crate::sources::manifest::escape;
+use crate::values::npy::{MAX_NPY_HEADER, NpyHeader};
 use crate::verdicts::Verdicts;
 
 /// A `cls` or `txt` member may not be larger.

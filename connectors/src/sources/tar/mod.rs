@@ -29,7 +29,7 @@ mod indexer;
 mod losses;
 mod options;
 mod packed;
-pub(crate) mod parts;
+mod parts;
 mod proof;
 mod reader;
 mod stored;
@@ -50,13 +50,13 @@ use self::indexer::{Indexer, LEAST_LOCAL, Location};
 use self::losses::Losses;
 use self::options::{Label, Options};
 use self::packed::Packed;
-use self::parts::{LOOKED_AT, Part};
 use self::unpack::Unpacked;
 use crate::bytes::shards::{Shards, ends_with};
 use crate::labels::{self, Context, Labels};
 use crate::names::shown;
 use crate::recognised::{Recognised, grouped};
 use crate::sources::manifest::escape;
+use crate::values::file::Part;
 use crate::verdicts::Verdicts;
 use crate::{
     Blocks, CacheConfig, Extent, Fingerprint, IndexedSource, Reader, ReaderConfig, Schema, SourceError,
@@ -105,12 +105,6 @@ pub(crate) fn open(config: &TarConfig) -> Result<Arc<dyn IndexedSource>, SourceE
     let packed = Packed::find(&given, &config.cache)?;
     let mut settled = config.clone();
     if config.deliver.is_some() {
-        if config.fields.as_ref().is_some_and(|fields| !fields.is_empty()) {
-            return Err(SourceError::config(
-                "fields of the source and fields of the pipeline are both given; keep those of the pipeline"
-                    .into(),
-            ));
-        }
         settled.fields = Some(Vec::new());
     }
     if let Some(packed) = &packed {
@@ -164,7 +158,7 @@ pub(crate) fn open(config: &TarConfig) -> Result<Arc<dyn IndexedSource>, SourceE
     tar.merge_labels(&options, settled.classes.as_deref())?;
     tar.merge_parts(&options, &indexer)?;
     tar.unpacked = unpacked;
-    tar.finish()?;
+    tar.finish(&config.deliver)?;
     tar.losses = losses;
     tar.options = Some(options.clone());
     tar.recognised(&options).say(&given.describe(), tar.len);
@@ -268,12 +262,8 @@ impl Tar {
     }
 
     /// Computes what follows from the labels and fields.
-    fn finish(&mut self) -> Result<(), SourceError> {
-        let checked = match self.parts.is_empty() && self.schema.image {
-            true => self.schema.check(self.labels.is_some()),
-            // Fields that ask for parts have names of their own.
-            false => self.schema.check_shapes(),
-        };
+    fn finish(&mut self, deliver: &crate::Deliver) -> Result<(), SourceError> {
+        let checked = self.schema.check_for(deliver, self.labels.is_some());
         checked.map_err(|why| SourceError::config(format!("fields: {why}")))?;
         self.fingerprint = self.hash();
         self.largest = (0..self.len).map(|index| self.size(index)).max().unwrap_or_default();
@@ -326,7 +316,7 @@ impl Tar {
         self.schema.image = options.has_image;
         for part in &options.parts.all {
             let name = &part.wanted.part;
-            if !self.shards.iter().any(|shard| shard.index.members[part.member].is_there())
+            if !self.shards.iter().any(|shard| shard.index.members[part.file].is_there())
                 && !part.wanted.optional
             {
                 let (first, record) = self.part(0);
@@ -337,42 +327,29 @@ impl Tar {
                 return Err(SourceError::data(format!(
                     "part {name:?}: no record of {} has a member ending in .{}; the first has the members {has}",
                     self.given.describe(),
-                    options.parts.members[part.member].join(" or .")
+                    options.parts.members[part.file].join(" or .")
                 )));
             }
-            let spec = match part.spec() {
-                Some(spec) => spec,
-                None => {
-                    let (dtype, row) = self.rows_of(part, indexer).ok_or_else(|| {
-                        SourceError::data(format!(
-                            "part {name:?}: none of the first {LOOKED_AT} records that have it holds rows of numbers there, so \
-                             nobody knows the shape of one; say it with row (() for numbers, (4,) for boxes)"
-                        ))
-                    })?;
-                    tracing::info!(
-                        "part {name:?}: rows of {dtype}, each of shape {row:?}, as the first records have them"
-                    );
-                    part.wanted.spec(dtype, &row)
-                }
-            };
-            self.schema.parts.push(spec);
+            self.schema.parts.push(part.settle(|| self.first(part, indexer), &self.given.describe())?);
             self.parts.push(part.clone());
         }
         Ok(())
     }
 
-    /// Type and row of a part's numbers, as the first records that have some show them.
-    fn rows_of(&self, part: &Part, indexer: &Indexer<'_>) -> Option<(crate::ElementType, Vec<u64>)> {
+    /// The members that a part is made of, of the records that have one.
+    fn first<'tar>(
+        &'tar self,
+        part: &'tar Part,
+        indexer: &'tar Indexer<'_>,
+    ) -> impl Iterator<Item = Vec<u8>> + 'tar {
         let records =
             self.shards.iter().flat_map(|shard| (0..shard.index.len()).map(move |record| (shard, record)));
-        let places = records.filter_map(|(shard, record)| {
-            let offset = shard.index.offsets[record];
-            shard.index.members[part.member].get(record, offset).map(|place| (shard.place, place))
-        });
-        places.take(LOOKED_AT).find_map(|(place, (at, len))| {
+        records.filter_map(|(shard, record)| {
+            let index = &shard.index;
+            let (at, len) = index.members[part.file].get(record, index.offsets[record])?;
             let mut bytes = vec![0; len as usize];
-            indexer.with(place, None, |shard| shard.read_at(at, &mut bytes)).ok()?;
-            part.rows(&bytes)
+            let read = indexer.with(shard.place, None, |shard| shard.read_at(at, &mut bytes));
+            read.ok().map(|()| bytes)
         })
     }
 
@@ -572,7 +549,7 @@ impl IndexedSource for Tar {
         let offset = part.index.offsets[record];
         let image = if self.schema.image { part.index.size(record) } else { 0 };
         let of_part = |of: &Part| {
-            let place = part.index.members[of.member].get(record, offset);
+            let place = part.index.members[of.file].get(record, offset);
             place.map_or(0, |(_, size)| of.most_bytes(size))
         };
         image + self.parts.iter().map(of_part).sum::<u64>() + self.schema.fixed_bytes() as u64

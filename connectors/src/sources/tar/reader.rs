@@ -13,7 +13,6 @@
 use std::sync::{Arc, Mutex};
 
 use super::fields::Place;
-use super::parts::Part;
 use super::proof::{self, digest, seal};
 use super::{Shard, Tar};
 use crate::bytes::shards::Ranges;
@@ -168,8 +167,7 @@ impl Tar {
         };
         let mut parts = Vec::with_capacity(self.parts.len());
         for (of, spec) in self.parts.iter().zip(&self.schema.parts) {
-            let Part { member, .. } = of;
-            let place = part.index.members[*member].get(record, part.index.offsets[record]);
+            let place = part.index.members[of.file].get(record, part.index.offsets[record]);
             parts.push(match place {
                 None => None,
                 Some((offset, len)) => {

@@ -54,13 +54,6 @@ pub(super) enum Opened<'message> {
 impl Named {
     pub fn new(config: &KafkaConfig) -> Result<Self, SourceError> {
         let mut named = Self::default();
-        if config.deliver.is_some() && config.fields.is_some() {
-            return Err(SourceError::config(
-                "fields of a topic and the fields of a pipeline exclude each other; name all that is wanted in the \
-                 pipeline's fields"
-                    .into(),
-            ));
-        }
         for wanted in wanted_parts(&config.deliver) {
             let part = named.part(wanted, config.value)?;
             named.parts.push(part);
@@ -101,8 +94,8 @@ impl Named {
         let row = match (wanted.kind, &wanted.row) {
             (WantedKind::Ragged, None) => {
                 return refuse(format!(
-                    "the part {name:?}: what shape its rows have is not known before a stream is read; say it (row), () for \
-                     single numbers"
+                    "the part {name:?}: what shape its rows have is not known before a stream is read; say it (row), \
+                     () for single numbers"
                 ));
             }
             (_, row) => row.as_deref().unwrap_or_default(),
@@ -152,8 +145,8 @@ impl Named {
 
 fn no_columns(name: &str) -> String {
     format!(
-        "the part {name:?} would be a column of the value, and the value of a message is an image; its parts are \"key\", \
-         \"value\" and \"header:NAME\", and with value=\"json\" or \"arrow\" its columns"
+        "the part {name:?} would be a column of the value, and the value of a message is an image; its parts are \
+         \"key\", \"value\" and \"header:NAME\", and with value=\"json\" or \"arrow\" its columns"
     )
 }
 
@@ -195,8 +188,8 @@ fn inside(opened: &Opened<'_>, path: &str, kind: &PartKind) -> Result<Option<Vec
                 && (found != *dtype || shape.len() != row.len() + 1)
             {
                 return Err(format!(
-                    "holds lists of {found} in {} dimensions, and lists of {dtype} in {} are expected; say dtype={found}, and the \
-                     shape of a row (row)",
+                    "holds lists of {found} in {} dimensions, and lists of {dtype} in {} are expected; say \
+                     dtype={found}, and the shape of a row (row)",
                     shape.len(),
                     row.len() + 1
                 ));
@@ -391,10 +384,6 @@ mod tests {
             (json!({"deliver": [wanted("header:box", "ragged")]}), "say it (row)"),
             (json!({"value": "json", "deliver": [wanted("box", "ragged")]}), "say it (row)"),
             (json!({"value": "arrow", "deliver": [wanted("value", "text")]}), "ask for a column"),
-            (
-                json!({"value": "json", "fields": ["a"], "deliver": [wanted("a", "text")]}),
-                "exclude each other",
-            ),
             (json!({"value": "json", "image": "", "deliver": [wanted("", "image")]}), "image is \"\""),
             (json!({"deliver": []}), "nothing"),
         ] {
@@ -405,7 +394,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_message_is_a_panic(bytes in prop::collection::vec(any::<u8>(), 0..60), text in "[\\[\\]{}\":,0-9a-c]{0,60}") {
+        fn no_message_is_a_panic(
+            bytes in prop::collection::vec(any::<u8>(), 0..60), text in "[\\[\\]{}\":,0-9a-c]{0,60}",
+        ) {
             let deliver = json!([wanted("a.b", "text"), wanted("value", "bytes"), wanted("b", "image"),
                 {"part": "c", "kind": "ragged", "row": [2]}, {"part": "header:a", "kind": "ragged", "row": []}]);
             for kind in ["json", "arrow"] {

@@ -126,12 +126,7 @@ impl Values {
         let named = Named::new(config)?;
         let all = fields.iter().cloned().chain(named.fields()).collect();
         let schema = Schema { image: has_image, parts: named.parts(), fields: all };
-        match config.deliver {
-            // Their names in a batch are others.
-            Some(_) => schema.check_shapes(),
-            None => schema.check(label != Label::None),
-        }
-        .map_err(SourceError::config)?;
+        schema.check_for(&config.deliver, label != Label::None).map_err(SourceError::config)?;
         let columns = Columns { image, label: column, fields };
         Ok(Self { kind, label, classes, columns, named, schema, limit: config.max_record_bytes() })
     }

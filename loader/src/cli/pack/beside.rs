@@ -8,8 +8,9 @@
 //! | rows of numbers | `name.npy`, an array of (rows, ...) |
 //! | image | `name.png`, `name.jpg`, … by its content |
 //!
-//! The shards are read back with the same fields under these names, which `pack` prints and index.json has. A record that
-//! lacks a part lacks the member. Text that is no UTF-8 and JSON that is none cannot be written, as a damaged image cannot.
+//! The shards are read back with the same fields under these names, which `pack` prints and index.json has. A record
+//! that lacks a part lacks the member. Text that is no UTF-8 and JSON that is none cannot be written, as a damaged
+//! image cannot.
 
 use std::collections::{BTreeSet, HashSet};
 

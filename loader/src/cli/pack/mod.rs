@@ -177,8 +177,8 @@ impl Pack {
         let source = read::open_asked(address, &self.options, self.fields.as_deref())?;
         let schema = source.schema();
         if self.max_side.is_some() && schema.parts.iter().any(|part| part.kind == PartKind::Image) {
-            return Err("--max-side shrinks the image of a record but none of its other images, which would no longer go with it: \
-                        leave it out, or pack the image alone"
+            return Err("--max-side shrinks the image of a record but none of its other images, which would no longer \
+                        go with it: leave it out, or pack the image alone"
                 .into());
         }
         if !schema.image && self.fields.is_none() {

@@ -388,8 +388,8 @@ fn a_part_that_no_image_has_is_refused_with_what_there_is() {
     for (part, kind, why) in [
         ("txt;", WantedKind::Text, "an ending is missing"),
         ("sub/a.txt", WantedKind::Text, "same for every image"),
-        ("txt:a", WantedKind::Text, "no place in a JSON file"),
-        ("json:a..b", WantedKind::Text, "no place in a JSON file"),
+        ("txt:a", WantedKind::Text, "no place in JSON"),
+        ("json:a..b", WantedKind::Text, "no place in JSON"),
         ("json:a", WantedKind::Image, "for text, JSON or numbers"),
         ("txt", WantedKind::Ragged, "holds no numbers"),
         ("s3://b/{path}.png", WantedKind::Image, "an address"),
