@@ -4,7 +4,7 @@
 
 Each record has an image and a text of the same name (0001.jpg, 0001.txt), as img2dataset writes them. Captions arrive
 as `list[str]`, for a tokenizer of your choice; here each byte is a token, and the bytes come as one padded array with
-their lengths. A record whose caption is missing, longer than its room or no UTF-8 is a bad record, by name. The state
+their lengths. A record whose caption is missing, too long or not UTF-8 is a bad record, by name. The state
 has the image and its caption stopped at the same place.
 """
 

@@ -17,7 +17,7 @@ use serde::de::{DeserializeOwned, Deserializer, Error, Expected, IntoDeserialize
 use serde::forward_to_deserialize_any;
 use serde_json::Value;
 
-pub use crate::json::fault as json_fault;
+pub use crate::json::{fault as json_fault, plain as json_plain};
 use crate::sources::DELIVER;
 use crate::{ArrayConfig, FolderConfig, Hdf5Config, KafkaConfig, SyntheticConfig, TableConfig, TarConfig};
 

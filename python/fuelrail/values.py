@@ -76,8 +76,10 @@ class Held(Mapping[str, Any], Generic[Array]):
         self._text: dict[str, Callable[[], list[Any]]] = {}
 
     def __getitem__(self, name: str) -> Any:
-        if (make := self._text.pop(name, None)) is not None:
+        # Forgotten only once its value is there: another thread may ask for it meanwhile, or making it may fail.
+        if (make := self._text.get(name)) is not None:
             self._made[name] = make()
+            self._text.pop(name, None)
         return self._made[name]
 
     def __setitem__(self, name: str, value: Any) -> None:

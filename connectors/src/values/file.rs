@@ -13,6 +13,7 @@ use std::collections::BTreeSet;
 
 use super::npy::NpyHeader;
 use super::{fault, json};
+use crate::json::plain;
 use crate::schema::{PartKind, PartSpec, Wanted, WantedKind};
 use crate::settings::similar;
 use crate::{ElementType, SourceError};
@@ -74,8 +75,11 @@ impl Part {
     ) -> Result<Option<Cow<'file, [u8]>>, String> {
         let named = |why: String| fault(&self.wanted.part, &why);
         if let Some(path) = &self.path {
-            let value = self.value(file, path).map_err(named)?;
-            return value.map_or(Ok(None), |value| json::value(value, kind)).map_err(named);
+            let made = self.value(file, path, |value| match value {
+                Some(value) => Ok(json::value(value, kind)?.map(Cow::into_owned)),
+                None => Ok(None),
+            });
+            return Ok(made.map_err(named)?.map(Cow::Owned));
         }
         match kind {
             PartKind::Ragged { dtype, row } => {
@@ -93,16 +97,26 @@ impl Part {
         }
     }
 
-    /// The value at a path of the file's JSON, which is an object.
+    /// Does something with the value at a path of the file's JSON, which is an object.
     ///
     /// # Errors
-    /// What is wrong with the file.
-    pub fn value<'file>(&self, file: &'file [u8], path: &str) -> Result<Option<&'file str>, String> {
+    /// What is wrong with the file, and what `then` says.
+    pub fn value<T>(
+        &self,
+        file: &[u8],
+        path: &str,
+        then: impl FnOnce(Option<&str>) -> Result<T, String>,
+    ) -> Result<T, String> {
+        if let Some(object) = std::str::from_utf8(file).ok().and_then(json::members) {
+            return then(json::find_in(&object, path)?);
+        }
+        // With Python's NaN in it, or a mark before it, perhaps.
+        let plain = plain(file);
         let text =
-            std::str::from_utf8(file).map_err(|_| "cannot be read: its JSON is not UTF-8".to_owned())?;
+            std::str::from_utf8(&plain).map_err(|_| "cannot be read: its JSON is not UTF-8".to_owned())?;
         let object = json::members(text)
             .ok_or_else(|| format!("cannot be found: its JSON is {}, not an object", json::kind(text)))?;
-        json::find_in(&object, path)
+        then(json::find_in(&object, path)?)
     }
 
     /// Bytes that the part has at most, of a file of this size.
@@ -160,9 +174,9 @@ impl Part {
         for file in first.take(LOOKED_AT) {
             count += 1;
             names.get_or_insert_with(|| keys(&file));
-            match self.value(&file, path) {
-                Ok(Some(_)) => return Ok(()),
-                Ok(None) => {}
+            match self.value(&file, path, |value| Ok(value.is_some())) {
+                Ok(true) => return Ok(()),
+                Ok(false) => {}
                 Err(why) => odd = odd.or(Some(why)),
             }
         }
@@ -187,7 +201,8 @@ impl Part {
     fn rows(&self, file: &[u8]) -> Option<(ElementType, Vec<u64>)> {
         match &self.path {
             Some(path) => {
-                let row = json::shape_of_rows(self.value(file, path).ok()??)?;
+                let shape = |value: Option<&str>| Ok(value.and_then(json::shape_of_rows));
+                let row = self.value(file, path, shape).ok()??;
                 Some((self.wanted.dtype.unwrap_or(ElementType::F32), row))
             }
             None => {
@@ -200,7 +215,8 @@ impl Part {
 
 /// The names in a JSON object, sorted.
 fn keys(bytes: &[u8]) -> Vec<String> {
-    let object = std::str::from_utf8(bytes).ok().and_then(json::members);
+    let plain = plain(bytes);
+    let object = std::str::from_utf8(&plain).ok().and_then(json::members);
     let keys: BTreeSet<String> = object.into_iter().flatten().map(|(key, _)| key.into_owned()).collect();
     keys.into_iter().collect()
 }
@@ -232,6 +248,19 @@ mod tests {
             settled(&text(false), &["{}", r#"{"captoin": 5}"#]).is_ok(),
             "what it is shows with the record"
         );
+    }
+
+    #[test]
+    fn json_may_be_as_python_writes_it() {
+        let file = "\u{feff}{\"score\": NaN, \"caption\": \"a\", \"boxes\": [[1, 2]], \"none\": -Infinity}";
+        let made = |text: &str, wanted, kind: &PartKind| {
+            part(text, wanted, false).make(file.as_bytes(), kind).map(|made| made.map(Cow::into_owned))
+        };
+        assert_eq!(made("json:caption", WantedKind::Text, &PartKind::Text), Ok(Some(b"a".to_vec())));
+        assert_eq!(made("json:none", WantedKind::Json, &PartKind::Json), Ok(None), "no number is no value");
+        assert!(settled(&part("json:boxes", WantedKind::Ragged, false), &[file]).is_ok());
+        let error = settled(&part("json:x", WantedKind::Text, false), &[file]).unwrap_err();
+        assert!(error.contains("the keys \"boxes\", \"caption\""), "{error}");
     }
 
     #[test]

@@ -68,7 +68,7 @@ fn arguments(field: &FieldConfig, fields: &[FieldConfig], config: &PipelineConfi
             }
             if matches!(field, FieldConfig::Json(_)) && of.overflow == Overflow::Cut {
                 return Err(
-                    "JSON that was cut is no JSON: overflow = \"cut\" is for Text, Bytes and Numbers".into(),
+                    "cut JSON is not valid JSON: overflow = \"cut\" is for Text, Bytes and Numbers".into()
                 );
             }
             Ok(())

@@ -1,6 +1,7 @@
 //! Values of which one record has more than another: text, bytes, JSON and rows of numbers.
 
 use fuelrail_connectors::PartKind;
+use fuelrail_connectors::settings::{json_fault, json_plain};
 
 use super::config::{Missing, Overflow};
 use super::numbers::Cast;
@@ -50,6 +51,11 @@ pub(super) fn bytes(
         (None, Missing::Empty) => &[],
         (None, Missing::Bad) => return Err(MAY_BE_EMPTY.into()),
     };
+    // A byte order mark is none of JSON's.
+    let value = match content {
+        Content::Json => value.strip_prefix("\u{feff}".as_bytes()).unwrap_or(value),
+        _ => value,
+    };
     let mut length = limit.take(value.len() as u64, "bytes", "max_bytes")? as usize;
     match content {
         Content::Text => {
@@ -86,7 +92,8 @@ fn text(value: &[u8]) -> Result<&str, String> {
     })
 }
 
-/// Checks that a value is JSON, and one that a parser which calls itself can take.
+/// Checks that a value is JSON, as Python writes and reads it (`NaN` is a number there), and one that a parser which calls
+/// itself can take.
 fn json(value: &[u8]) -> Result<(), String> {
     let (mut depth, mut deepest, mut in_text, mut escaped) = (0usize, 0, false, false);
     for &byte in value {
@@ -108,11 +115,10 @@ fn json(value: &[u8]) -> Result<(), String> {
     if std::str::from_utf8(value).is_err() {
         return Err("it is not JSON: it is not UTF-8".into());
     }
-    match serde_json::from_slice::<serde::de::IgnoredAny>(value) {
-        Ok(_) => Ok(()),
-        Err(error) => {
-            Err(format!("it is not JSON: {}", fuelrail_connectors::settings::json_fault(&error, value)))
-        }
+    let is_json = |text: &[u8]| serde_json::from_slice::<serde::de::IgnoredAny>(text).map(drop);
+    match is_json(value).or_else(|error| is_json(&json_plain(value)).map_err(|_| error)) {
+        Ok(()) => Ok(()),
+        Err(error) => Err(format!("it is not JSON: {}", json_fault(&error, value))),
     }
 }
 
@@ -183,6 +189,7 @@ mod tests {
     #[test]
     fn json_is_one_value_that_can_be_parsed() {
         assert_eq!(made(Some(b"{\"a\":1}"), Content::Json, BAD).unwrap(), b"{\"a\":1}");
+        assert_eq!(made(Some("\u{feff}[NaN]".as_bytes()), Content::Json, BAD).unwrap(), b"[NaN]");
         for wrong in [&b"{\"a\":"[..], b"1 2", b"\"\xff\"", b"nan"] {
             assert!(made(Some(wrong), Content::Json, BAD).unwrap_err().contains("not JSON"), "{wrong:?}");
         }

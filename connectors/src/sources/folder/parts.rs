@@ -543,9 +543,10 @@ impl Parts {
         }
         let bytes = &files[part.file];
         if let Some(path) = &part.path {
-            let value = part.value(bytes, path)?.ok_or("is missing")?;
-            out.extend(json::fixed(value, spec.dtype, &spec.shape)?);
-            return Ok(());
+            return part.value(bytes, path, |value| {
+                out.extend(json::fixed(value.ok_or("is missing")?, spec.dtype, &spec.shape)?);
+                Ok(())
+            });
         }
         let header = NpyHeader::of(bytes)?;
         if (header.dtype, &header.shape) != (spec.dtype, &spec.shape) {
@@ -597,7 +598,10 @@ fn numbers(part: &Part, bytes: &[u8]) -> Option<(ElementType, Vec<u64>)> {
         let header = NpyHeader::of(bytes).ok()?;
         return Some((header.dtype, header.shape));
     };
-    let value = part.value(bytes, path).ok()??;
+    part.value(bytes, path, |value| Ok(value.and_then(json_numbers))).ok()?
+}
+
+fn json_numbers(value: &str) -> Option<(ElementType, Vec<u64>)> {
     let mut shape = Vec::new();
     if value.trim_ascii_start().starts_with('[') {
         let list: Vec<&serde_json::value::RawValue> = serde_json::from_str(value).ok()?;

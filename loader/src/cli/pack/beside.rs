@@ -9,8 +9,7 @@
 //! | image | `name.png`, `name.jpg`, … by its content |
 //!
 //! The shards are read back with the same fields under these names, which `pack` prints and index.json has. A record
-//! that lacks a part lacks the member. Text that is no UTF-8 and JSON that is none cannot be written, as a damaged
-//! image cannot.
+//! that lacks a part lacks the member. Invalid UTF-8 and invalid JSON cannot be written, as a damaged image cannot.
 
 use std::collections::{BTreeSet, HashSet};
 
