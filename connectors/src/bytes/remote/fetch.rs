@@ -307,12 +307,9 @@ impl Version {
     /// The version in an answer or a list.
     pub(crate) fn of(meta: &ObjectMeta) -> Self {
         let tag = meta.e_tag.as_deref().unwrap_or_default();
-        let (weak, tag) = match tag.strip_prefix("W/") {
-            Some(tag) => (true, tag),
-            None => (false, tag),
-        };
-        // Lists of some stores leave out the quotes.
-        let tag = tag.trim_matches('"');
+        // Lists of some stores leave out the quotes, and a tag that is a hash in base64 may begin with W/ itself.
+        let weak = tag.starts_with("W/\"");
+        let tag = if weak { &tag[2..] } else { tag }.trim_matches('"');
         let time = meta.last_modified.timestamp();
         Self::Text(match (tag.is_empty(), time) {
             (false, _) if !weak => tag.to_owned(),

@@ -283,6 +283,25 @@ fn a_server_without_versions_is_read_and_its_copies_are_not_used_by_another_run(
 }
 
 #[test]
+fn a_version_is_the_same_with_and_without_quotes() {
+    let version = |tag: &str| {
+        Version::of(&object_store::ObjectMeta {
+            location: "x".into(),
+            last_modified: Default::default(),
+            size: 1,
+            e_tag: Some(tag.into()),
+            version: None,
+        })
+    };
+    // The last is a hash in base64, as lists of Google's store have it.
+    for tag in ["0x8DB", "79vPdm4J/W7DTZmREwhQ==", "W/79vPdm4J/W7DTZmREwhQ=="] {
+        assert_eq!(version(tag), Version::Text(tag.into()));
+        assert_eq!(version(&format!("\"{tag}\"")), Version::Text(tag.into()));
+    }
+    assert_eq!(version("W/\"a\""), Version::Text("a@0".into()), "weak");
+}
+
+#[test]
 fn a_full_disk_is_read_past() {
     let Some(disk) = crate::bytes::cache::tests::SmallDisk::mount(BLOCK + 1_000_000) else {
         eprintln!("skipped: this user may not mount a small disk");
