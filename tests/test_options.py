@@ -13,7 +13,7 @@ import pytest
 from fuelrail import ConfigError, Source, loader
 from fuelrail.loader import BaseLoader
 from fuelrail.numpy import Loader
-from fuelrail.options import CONFIGURED, DEFAULTS, DESCRIBING, OPTIONS, LoaderOptions
+from fuelrail.options import CONFIGURED, DEFAULTS, DESCRIBING, OF_DEVICES, OPTIONS, LoaderOptions
 from support import TINY
 
 ROOT = Path(__file__).parents[1]
@@ -41,7 +41,7 @@ def test_the_documentation_of_both_loaders_and_of_a_source_has_every_option_once
     for documented, names in [
         (LoaderOptions, OPTIONS),
         (torch.Loader, OPTIONS),
-        (Loader, OPTIONS.keys() - {"device"}),
+        (Loader, OPTIONS.keys() - set(OF_DEVICES)),
         (Source, DESCRIBING),
     ]:
         text = documented.__doc__

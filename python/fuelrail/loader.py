@@ -20,6 +20,7 @@ from fuelrail.fields import Field
 from fuelrail.opening import Opening
 from fuelrail.options import AUTO, Auto, LoaderOptions
 from fuelrail.sources import KEYS, Address, Mix, Source, finite
+from fuelrail.uploads import Uploads
 from fuelrail.values import Held, Ragged, Rows
 
 logger = logging.getLogger("fuelrail")
@@ -140,6 +141,8 @@ class BaseLoader(ABC, Generic[Array]):
     _feed: _native.Feed
     _attached: dict[str, Any]
     _batch: type[Batch[Array]] = Batch
+    #: The way to a GPU, where batches go to one.
+    _uploads: Uploads[Array] | None = None
 
     def __init__(
         self,
@@ -152,6 +155,8 @@ class BaseLoader(ABC, Generic[Array]):
         num_workers: int | None = None,
         drop_last: bool = False,
         device: Any = None,
+        pin: str = "auto",
+        device_buffers: int | None = None,
         dtype: Any = None,
         layout: Any = "nchw",
         prefetch_factor: int = 2,
@@ -188,6 +193,7 @@ class BaseLoader(ABC, Generic[Array]):
             asked = asked or _dtype_asked(chosen.fields)
         chosen = replace(chosen, dtype=self._dtype(chosen.dtype or asked))
         self._device = self._place(chosen.device)
+        self._chosen = chosen
         self._rank, self._timeout = chosen.rank, chosen.timeout
         attach: dict[str, Any] = {
             "rank": chosen.rank,
@@ -225,7 +231,12 @@ class BaseLoader(ABC, Generic[Array]):
         self._columns: list[dict[str, Any]] = self._attached["layout"]["columns"]
         self._source = _shown(source)
         self._closed = False
-        self._opened()
+        try:
+            self._refuse_without_gpu(chosen)
+            self._opened()
+        except BaseException:
+            self.close()
+            raise
 
     # What a framework adds --------------------------------------------------------------------------------
 
@@ -239,10 +250,18 @@ class BaseLoader(ABC, Generic[Array]):
     def _column(self, batch: _native.Batch, at: int, dtype: str, name: str) -> Array:
         """Column `at` of a native batch."""
 
-    def _convert(self, batch: _native.Batch) -> Held[Array]:
-        """The fields of a native batch as the framework's arrays."""
+    def _take(self, iteration: int) -> tuple[_native.Batch, Held[Array]] | None:
+        """The next batch and its fields as the framework's arrays."""
+        native = self._feed.next(iteration, self._timeout)
+        if native is None:
+            return None
+        return native, self._convert(native, [self._tensor(native, at) for at in range(len(self._own))], {})
+
+    def _convert(
+        self, batch: _native.Batch, tensors: list[Array], columns: Mapping[int, Array]
+    ) -> Held[Array]:
+        """The fields of a batch by name: the records' own, and columns, some of which are there already."""
         fields: Held[Array] = Held()
-        tensors = [self._tensor(batch, at) for at in range(len(self._own))]
         for at, field in enumerate(self._own):
             if not _is_lengths(field):
                 lengths = (
@@ -250,7 +269,9 @@ class BaseLoader(ABC, Generic[Array]):
                 )
                 fields.put(field, tensors[at], lengths, Rows(self._ragged, batch, at))
         for at, column in enumerate(self._columns):
-            fields[column["name"]] = self._column(batch, at, column["dtype"], column["name"])
+            fields[column["name"]] = (
+                columns[at] if at in columns else self._column(batch, at, column["dtype"], column["name"])
+            )
         return fields
 
     def _dtype(self, name: str | None) -> str | None:
@@ -260,6 +281,13 @@ class BaseLoader(ABC, Generic[Array]):
     def _place(self, device: Any) -> Any:
         """Where batches go; refused where the framework cannot."""
         return device
+
+    def _refuse_without_gpu(self, chosen: LoaderOptions) -> None:
+        if self._device is None or self._device.type != "cuda":
+            if chosen.pin == "require":
+                raise ConfigError('pin="require" needs a GPU that the loader copies to: give device="cuda"')
+            if chosen.device_buffers is not None:
+                raise ConfigError('device_buffers= is for a GPU: give device="cuda", or leave it out')
 
     def _opened(self) -> None:
         """Looks at what the daemon told."""
@@ -296,13 +324,18 @@ class BaseLoader(ABC, Generic[Array]):
             )
 
     def _next(self, iteration: int) -> Batch[Array] | None:
-        native = self._feed.next(iteration, self._timeout)
-        if native is None:
+        taken = self._take(iteration)
+        if taken is None:
             return None
-        batch = self._batch(self._convert(native), native)
+        native, fields = taken
+        batch = self._batch(fields, native)
         # The last step before the caller has it: a signal handler that saves the state says so too.
         self._feed.took(native)
         return batch
+
+    def _batches_left(self, iteration: int) -> int | None:
+        left = self._feed.batches_left(iteration)
+        return left if left is None or self._uploads is None else left + self._uploads.waiting(iteration)
 
     # State ------------------------------------------------------------------------------------------------
 
@@ -414,6 +447,8 @@ class BaseLoader(ABC, Generic[Array]):
             "verdict": {"stage": stats["limit"], "text": stats["verdict"]},
             "budget": budget,
             "ring_bytes": budget["ring"],
+            "pinned": self._uploads is not None and self._uploads.pinned,
+            "uploaded_bytes": 0 if self._uploads is None else self._uploads.bytes,
             "peak_rss_bytes": stats["peak_rss_bytes"],
             "daemon_cpu_s": stats["cpu_ns"] / 1e9,
             "threads": stats["threads"],
@@ -435,6 +470,8 @@ class BaseLoader(ABC, Generic[Array]):
         """End the feed, and the private daemon with its last one. Batches in hand stay readable."""
         if not self._closed:
             self._closed = True
+            if self._uploads is not None:
+                self._uploads.close()
             self._feed.close()
 
     def __enter__(self) -> Self:
@@ -517,7 +554,7 @@ class _Iterator(Iterator[Batch[Array]]):
         return batch
 
     def __length_hint__(self) -> int:
-        left = 0 if self._ended else self._loader._feed.batches_left(self._iteration)
+        left = 0 if self._ended else self._loader._batches_left(self._iteration)
         return NotImplemented if left is None else left
 
     def __repr__(self) -> str:

@@ -8,7 +8,7 @@ from fuelrail import _native, fields, transforms
 from fuelrail.checks import shown
 from fuelrail.errors import ConfigError
 from fuelrail.loader import BaseLoader, Batch
-from fuelrail.options import OPTIONS, documented
+from fuelrail.options import OF_DEVICES, OPTIONS, documented
 
 try:
     import numpy as np
@@ -24,9 +24,10 @@ __all__ = ["Batch", "Loader", "fields", "transforms"]
 _COLUMNS: dict[str, type[np.generic]] = {"i64": np.int64, "bool": np.bool_}
 
 
-@documented(*(name for name in OPTIONS if name != "device"))
+@documented(*(name for name in OPTIONS if name not in OF_DEVICES))
 class Loader(BaseLoader[np.ndarray]):
-    """Iterates over batches of images as numpy arrays; all else is as in `fuelrail.torch.Loader`, without `device`.
+    """Iterates over batches of images as numpy arrays; all else is as in `fuelrail.torch.Loader`, without
+    the options of devices.
 
     Images are views of shared memory of shape (N, C, H, W); a slot is given back when the last array over it
     is gone. numpy has no bfloat16.

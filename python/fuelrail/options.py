@@ -102,7 +102,13 @@ class LoaderOptions:
     drop_last: Annotated[bool, Option("pipeline", checks.flag)] = False
     """leave out a last batch that is not full."""
     device: Annotated[Any, Option("client", checks.anything)] = None
-    """where batches go; None leaves them on the CPU. Copies are blocking in this version."""
+    """where batches go; None leaves them on the CPU. "cuda" copies ahead, from page-locked memory, beside the training
+    step; the copies are on a stream of their own, which the current stream waits for."""
+    pin: Annotated[str, Option("client", checks.choice("auto", "require", "off"))] = "auto"
+    """whether the memory that is copied to a GPU from is page-locked: "auto" where it can be, "require" or "off"."""
+    device_buffers: Annotated[int | None, Option("client", checks.whole(2, 64))] = None
+    """None: each batch on the GPU is its own tensor, to be kept as long as you like. A number: batches come in so many
+    buffers in turn, at fixed addresses, as CUDA graphs want them; one is written again when so many more were taken."""
     dtype: Annotated[Any, Option("pipeline", checks.dtype)] = None
     """uint8, float32, float16 or bfloat16, as torch's or numpy's dtypes or as text. Default: float32 with a Normalize
     or a torchvision ToTensor, else uint8. float32 without Normalize is on the scale where white is 1."""
@@ -217,6 +223,9 @@ CHECKS: dict[str, Check] = {name: option.takes for name, option in OPTIONS.items
 
 #: Options of a source whatever its kind: arguments of `fuelrail.Source`, too.
 DESCRIBING = tuple(name for name, option in OPTIONS.items() if option.whose == "source")
+
+#: Options of batches that leave the CPU, which numpy's do not.
+OF_DEVICES = ("device", "pin", "device_buffers")
 
 #: Options that have another name in the configuration that a Loader makes for the daemon: it is made by this, and what
 #: the daemon says of it is said of the option.

@@ -86,6 +86,29 @@ impl Tensor {
         Self { memory, field, rows }
     }
 
+    /// Where its rows begin, and how many bytes they are.
+    pub fn bytes(&self) -> (*const u8, usize) {
+        let bytes = self.rows as usize * self.row_bytes();
+        (self.memory.address(&self.field, bytes), bytes)
+    }
+
+    /// The same as a copy.
+    pub fn owned(&self) -> Self {
+        let mut bytes = vec![0; self.rows as usize * self.row_bytes()];
+        self.memory.copy_to(&self.field, 0, &mut bytes);
+        Self { memory: Memory::of(&bytes), field: Field { offset: 0, ..self.field.clone() }, rows: self.rows }
+    }
+
+    /// The same without its rows.
+    pub fn none(&self) -> Self {
+        Self { memory: Memory::none(), field: Field { offset: 0, ..self.field.clone() }, rows: 0 }
+    }
+
+    /// How many rows.
+    pub fn rows(&self) -> u32 {
+        self.rows
+    }
+
     /// Bytes of a row.
     pub fn row_bytes(&self) -> usize {
         self.field.row_bytes as usize

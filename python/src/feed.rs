@@ -7,17 +7,19 @@ use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
 use fuelrail_loader::client::{
-    self, Address, Caller, ClientError, Feed as Inner, INTERRUPT_PERIOD, News, Next, Waiting, Wanted, until,
+    self, Address, Caller, ClientError, Feed as Inner, INTERRUPT_PERIOD, Memory, News, Next, Steps, Waiting,
+    Wanted, until,
 };
 use fuelrail_loader::plan::Cursor;
 use fuelrail_loader::protocol::{Attach, Attached, PipelineRef};
 use fuelrail_loader::token::{Allow, Token};
-use pyo3::exceptions::PyValueError;
+use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyByteArray, PyBytes, PyDict, PyString};
 
 use crate::dlpack::Tensor;
 use crate::error::exception;
+use crate::upload::{self, Uploader};
 
 fn seconds(timeout: Option<f64>) -> PyResult<Option<Duration>> {
     match timeout {
@@ -159,6 +161,33 @@ impl Feed {
         Call { feed: self, py }
     }
 
+    /// What Python gets of a batch, behind which the run stands at `after`.
+    fn batch(&self, batch: client::Batch, after: Cursor, iteration: u64) -> Batch {
+        let ready = batch.ready;
+        let fields = &self.attached.layout.fields;
+        let tensors =
+            fields.iter().map(|field| Tensor::new(batch.memory.clone(), field.clone(), ready.rows)).collect();
+        Batch {
+            rows: ready.rows,
+            epoch: ready.cursor.epoch,
+            position: ready.cursor.position,
+            substituted: ready.substituted,
+            dropped: ready.dropped,
+            memory: batch.memory,
+            tensors,
+            columns: batch.columns,
+            column_offsets: self
+                .attached
+                .layout
+                .columns
+                .iter()
+                .map(|column| column.offset as usize)
+                .collect(),
+            after,
+            iteration,
+        }
+    }
+
     /// A stream without an end has one epoch: iterating again goes on where the last iteration was left.
     fn endless(&self) -> bool {
         self.attached.stream.as_ref().is_some_and(|stream| !stream.bounded)
@@ -280,22 +309,30 @@ impl Feed {
                 })
             })
         })?;
-        let Some((batch, after)) = batch else { return Ok(None) };
-        let ready = batch.ready;
-        let fields = &self.attached.layout.fields;
-        let tensors =
-            fields.iter().map(|field| Tensor::new(batch.memory.clone(), field.clone(), ready.rows)).collect();
-        Ok(Some(Batch {
-            rows: ready.rows,
-            epoch: ready.cursor.epoch,
-            position: ready.cursor.position,
-            substituted: ready.substituted,
-            dropped: ready.dropped,
-            tensors,
-            columns: batch.columns,
-            after,
-            iteration,
-        }))
+        Ok(batch.map(|(batch, after)| self.batch(*batch, after, iteration)))
+    }
+
+    /// The next batch of an iteration if it is there already. It is the next one to take, as after `next`; the end of
+    /// the epoch is for `next` to say.
+    fn poll(&self, py: Python<'_>, iteration: u64) -> PyResult<Option<Batch>> {
+        let mut call = self.call(py);
+        call.step(Steps::look)?;
+        call.tell()?;
+        let found = self.step(py, |state| {
+            state.check(iteration)?;
+            Ok(match state.inner.try_next()? {
+                Next::Batch(batch) => Some((batch, state.inner.cursor())),
+                Next::End | Next::Pending => None,
+            })
+        })?;
+        Ok(found.map(|(batch, after)| self.batch(*batch, after, iteration)))
+    }
+
+    /// A way to GPU number `ordinal` for the batches of this feed; `pin` is "auto", "require" or "off".
+    fn uploader(&self, py: Python<'_>, ordinal: i32, pin: &str) -> PyResult<Uploader> {
+        let pin = upload::pin(pin)?;
+        let made = py.detach(|| self.lock().map(|mut state| state.inner.uploader(ordinal, pin)));
+        made.map_err(|error| exception(py, &error))?.map(Uploader).map_err(PyRuntimeError::new_err)
     }
 
     /// A batch has reached the caller: the run stands behind it. Not earlier, or a handler that saves the state while a
@@ -420,19 +457,54 @@ pub struct Batch {
     substituted: u32,
     #[pyo3(get)]
     dropped: u32,
+    memory: Memory,
     tensors: Vec<Tensor>,
     columns: Vec<Vec<u8>>,
+    /// Where each begins in the slot.
+    column_offsets: Vec<usize>,
     /// Where the run stands behind it.
     after: Cursor,
     iteration: u64,
 }
 
 impl Batch {
+    /// The bytes of its fields.
+    pub fn memory(&self) -> &Memory {
+        &self.memory
+    }
+
+    /// Where the rows of field `at` begin, and how many bytes they are.
+    pub fn field_place(&self, at: usize) -> PyResult<(*const u8, usize)> {
+        self.tensors
+            .get(at)
+            .map(Tensor::bytes)
+            .ok_or_else(|| PyValueError::new_err(format!("there is no tensor {at}")))
+    }
+
+    /// Where column `at` lies in the slot, and how many bytes it is.
+    pub fn column_place(&self, at: usize) -> PyResult<(*const u8, usize)> {
+        let len = self.column_bytes(at)?.len();
+        let offset = self.column_offsets.get(at).copied();
+        let place = offset.and_then(|offset| self.memory.slot_address(offset, len));
+        Ok((place.ok_or_else(|| PyValueError::new_err("the batch has no slot"))?, len))
+    }
+
+    /// The bytes of column `at`.
+    fn column_bytes(&self, at: usize) -> PyResult<&[u8]> {
+        self.columns
+            .get(at)
+            .map(Vec::as_slice)
+            .ok_or_else(|| PyValueError::new_err(format!("there is no column {at}")))
+    }
+
     /// What counts of each row of a field.
     fn rows_of(&self, at: usize) -> PyResult<Vec<Vec<u8>>> {
         let [Some(values), Some(lengths)] = [self.tensors.get(at), self.tensors.get(at + 1)] else {
             return Err(PyValueError::new_err(format!("there are no lengths of tensor {at}")));
         };
+        if values.rows().min(lengths.rows()) < self.rows {
+            return Err(PyValueError::new_err(format!("the rows of tensor {at} were not kept")));
+        }
         (0..self.rows as usize)
             .map(|row| {
                 let length = i64::from_le_bytes(lengths.row(row, 8).try_into().expect("8 bytes"));
@@ -446,6 +518,22 @@ impl Batch {
 
 #[pymethods]
 impl Batch {
+    /// The same rows, of which the fields called by their numbers are copies and no others are there: it holds no slot.
+    fn held(&self, fields: Vec<usize>) -> Self {
+        let keep = |(at, tensor): (usize, &Tensor)| match fields.contains(&at) {
+            true => tensor.owned(),
+            false => tensor.none(),
+        };
+        let tensors = self.tensors.iter().enumerate().map(keep).collect();
+        Self {
+            memory: Memory::none(),
+            tensors,
+            columns: self.columns.clone(),
+            column_offsets: Vec::new(),
+            ..*self
+        }
+    }
+
     /// Field `at`, as a DLPack producer.
     fn tensor(&self, at: usize) -> PyResult<Tensor> {
         self.tensors.get(at).cloned().ok_or_else(|| PyValueError::new_err(format!("there is no tensor {at}")))
@@ -469,9 +557,6 @@ impl Batch {
 
     /// The bytes of column `at`, as a fresh bytearray.
     fn column<'py>(&self, py: Python<'py>, at: usize) -> PyResult<Bound<'py, PyByteArray>> {
-        match self.columns.get(at) {
-            Some(bytes) => Ok(PyByteArray::new(py, bytes)),
-            None => Err(PyValueError::new_err(format!("there is no column {at}"))),
-        }
+        self.column_bytes(at).map(|bytes| PyByteArray::new(py, bytes))
     }
 }

@@ -6,6 +6,7 @@
 mod dlpack;
 mod error;
 mod feed;
+mod upload;
 
 use pyo3::prelude::*;
 
@@ -15,5 +16,7 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     module.add_class::<feed::Feed>()?;
     module.add_class::<feed::Batch>()?;
-    module.add_class::<dlpack::Tensor>()
+    module.add_class::<dlpack::Tensor>()?;
+    module.add_class::<upload::Uploader>()?;
+    module.add_class::<upload::Copied>()
 }

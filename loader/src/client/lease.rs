@@ -113,6 +113,16 @@ pub enum Memory {
 }
 
 impl Memory {
+    /// A copy of bytes, in which the first field's offset is 0.
+    pub fn of(bytes: &[u8]) -> Self {
+        Self::Owned(Arc::new(AlignedBytes::with(bytes.len(), |copy| copy.copy_from_slice(bytes))))
+    }
+
+    /// No bytes.
+    pub fn none() -> Self {
+        Self::of(&[])
+    }
+
     /// Address of the field's first byte; valid as long as this value or a clone of it lives.
     pub fn address(&self, field: &Field, len: usize) -> *mut u8 {
         match self {
@@ -135,6 +145,14 @@ impl Memory {
         }
     }
 
+    /// Address of bytes of the slot, columns too; `None` of an owned copy, which has fields alone.
+    pub fn slot_address(&self, offset: usize, len: usize) -> Option<*mut u8> {
+        match self {
+            Self::Slot(lease) => Some(lease.mapping.at(lease.base + offset, len)),
+            Self::Owned(_) => None,
+        }
+    }
+
     /// Whether it is a view of shared memory.
     pub fn is_view(&self) -> bool {
         matches!(self, Self::Slot(_))
@@ -150,9 +168,13 @@ pub struct AlignedBytes {
 
 impl AlignedBytes {
     pub(super) fn copy(mapping: &Mapping, offset: usize, len: usize) -> Self {
+        Self::with(len, |copy| mapping.copy_to(offset, copy))
+    }
+
+    fn with(len: usize, fill: impl FnOnce(&mut [u8])) -> Self {
         let mut bytes = vec![0u8; len + 64];
         let start = bytes.as_ptr().align_offset(64);
-        mapping.copy_to(offset, &mut bytes[start..start + len]);
+        fill(&mut bytes[start..start + len]);
         Self { bytes, offset: start }
     }
 

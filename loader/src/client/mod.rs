@@ -17,7 +17,7 @@
 //! - a lease keeps the mapping alive by itself: views stay readable after close, after the daemon's death, and at
 //!   interpreter exit; dropped in a forked child it sends nothing;
 //! - all but one slot leased: batches are handed out as owned copies, so a caller who collects images never
-//!   deadlocks.
+//!   deadlocks (not with an `Uploader`, which gives slots back by itself).
 
 mod conversation;
 mod handshake;
@@ -25,6 +25,8 @@ mod lease;
 mod lines;
 mod private;
 mod questions;
+#[cfg(feature = "cuda")]
+mod upload;
 mod waiting;
 mod windows;
 
@@ -43,6 +45,8 @@ use handshake::Opened;
 pub use lease::{AlignedBytes, Lease, Memory};
 use questions::{Kind, Question};
 pub use questions::{keys, stats};
+#[cfg(feature = "cuda")]
+pub use upload::{Copied, Part, Pin, Uploader};
 use waiting::Alone;
 pub use waiting::{Caller, INTERRUPT_PERIOD, Steps, Waiting, Wanted, until};
 use windows::Windows;
@@ -171,6 +175,8 @@ pub struct Feed {
     windows: Option<Windows>,
     counters: Counters,
     iterating_since: Option<Instant>,
+    /// Slots go back by themselves, whatever the caller holds: an [`Uploader`] has them.
+    slots_return: bool,
 }
 
 impl Feed {
@@ -201,6 +207,7 @@ impl Feed {
             windows: attached.stream.clone().map(Windows::new),
             counters: Counters::default(),
             iterating_since: None,
+            slots_return: false,
             attached,
         })
     }
@@ -219,6 +226,17 @@ impl Feed {
     /// [`Feed::seek`] moves on.
     pub fn cursor(&self) -> Cursor {
         self.cursor
+    }
+
+    /// A way to a GPU for the batches of this feed.
+    ///
+    /// # Errors
+    /// As [`Uploader::open`].
+    #[cfg(feature = "cuda")]
+    pub fn uploader(&mut self, ordinal: i32, pin: Pin) -> Result<Uploader, String> {
+        let uploader = Uploader::open(ordinal, &self.mapping, pin)?;
+        self.slots_return = true;
+        Ok(uploader)
     }
 
     /// What was counted on this side.
@@ -418,7 +436,7 @@ impl Feed {
         let link = self.conversation.link();
         let leased = link.leased.fetch_add(1, Ordering::Relaxed);
         let lease = Lease { link: link.clone(), mapping: self.mapping.clone(), slot: ready.slot, base };
-        let memory = if leased + SLOTS_KEPT >= self.attached.slots as usize {
+        let memory = if !self.slots_return && leased + SLOTS_KEPT >= self.attached.slots as usize {
             self.counters.copies += 1;
             // From the slot's beginning, so that fields lie at the offsets they have there.
             let len = layout.fields_bytes(u64::from(ready.rows));

@@ -9,6 +9,7 @@ from fuelrail.checks import shown
 from fuelrail.errors import ConfigError
 from fuelrail.loader import BaseLoader
 from fuelrail.options import OPTIONS, documented
+from fuelrail.values import Held
 
 try:
     import torch
@@ -20,6 +21,9 @@ except ModuleNotFoundError as error:
         name="torch",
     ) from None
 import torch.utils.dlpack
+
+from fuelrail.torch.place import Cuda
+from fuelrail.uploads import AHEAD, Uploads
 
 __all__ = ["Batch", "Loader", "Ragged", "fields", "transforms"]
 
@@ -107,6 +111,28 @@ class Loader(BaseLoader[torch.Tensor]):
         return place
 
     _ragged = Ragged
+
+    def _opened(self) -> None:
+        if self._device is None or self._device.type != "cuda":
+            return
+        buffers = self._chosen.device_buffers
+        place = Cuda(self._device, rows=self.batch_size, buffers=buffers)
+        self._uploads = Uploads(
+            self._feed,
+            place,
+            self._attached["layout"],
+            pin=self._chosen.pin,
+            ahead=AHEAD if buffers is None else min(AHEAD, buffers - 1),
+        )
+
+    def _take(self, iteration: int) -> tuple[_native.Batch, Held[torch.Tensor]] | None:
+        if self._uploads is None:
+            return super()._take(iteration)
+        taken = self._uploads.take(iteration, self._timeout)
+        if taken is None:
+            return None
+        native, tensors, columns = taken
+        return native, self._convert(native, tensors, columns)
 
     def _tensor(self, batch: _native.Batch, at: int) -> torch.Tensor:
         tensor = torch.utils.dlpack.from_dlpack(batch.tensor(at))

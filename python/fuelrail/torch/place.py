@@ -1,0 +1,124 @@
+"""Tensors on a CUDA device, filled on a stream beside the training step's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+
+from fuelrail import _native
+from fuelrail.uploads import Place, Room
+
+#: By the daemon's names.
+DTYPES = {
+    "bool": torch.bool,
+    "u8": torch.uint8,
+    "i8": torch.int8,
+    "u16": torch.uint16,
+    "i16": torch.int16,
+    "u32": torch.uint32,
+    "i32": torch.int32,
+    "u64": torch.uint64,
+    "i64": torch.int64,
+    "f16": torch.float16,
+    "bf16": torch.bfloat16,
+    "f32": torch.float32,
+    "f64": torch.float64,
+}
+
+
+class _Mark(NamedTuple):
+    done: torch.cuda.Event
+    buffer: int | None
+
+
+class Cuda(Place[torch.Tensor]):
+    """One CUDA device.
+
+    Tensors are allocated for the side stream. The allocator gives a tensor's memory to a later batch once the streams
+    that used it (`record_stream`) have come past its end; on the side stream itself everything is in order, so a batch
+    that nobody takes needs no wait.
+
+    With `buffers`, batch k lies in buffer k % buffers. It is filled when the consumer's stream has come past what it did
+    before it asked for the batch behind the one that lay there.
+    """
+
+    def __init__(self, device: torch.device, *, rows: int, buffers: int | None) -> None:
+        self.ordinal = torch.cuda.current_device() if device.index is None else device.index
+        self.device = torch.device("cuda", self.ordinal)
+        # Of the pool of streams with priority: kernels that finish a batch do not queue behind the step's.
+        self._side = torch.cuda.Stream(self.device, priority=-1)  # type: ignore[no-untyped-call]
+        self._rows = rows
+        self._buffers = buffers
+        self._buffer: int | None = None
+        self._fixed: dict[tuple[int, int], torch.Tensor] = {}
+        self._free: dict[int, torch.cuda.Event] = {}
+        self._taken: int | None = None
+
+    @contextmanager
+    def begin(self, batch: int) -> Iterator[None]:
+        """Allocates for the side stream; in the batch's own buffer, where there are buffers."""
+        with torch.cuda.stream(self._side):
+            self._buffer = None
+            if self._buffers is not None:
+                self._buffer = batch % self._buffers
+                free = self._free.pop(self._buffer, None)
+                if free is not None:
+                    self._side.wait_event(free)
+            yield
+
+    @property
+    def stream(self) -> int:
+        """The side stream's handle."""
+        return int(self._side.cuda_stream)
+
+    def room(self, at: int, field: Mapping[str, Any], rows: int) -> Room[torch.Tensor]:
+        """A tensor of the field's strides."""
+        dtype = DTYPES[field["dtype"]]
+        shape, strides = field.get("shape", ()), field.get("strides", ())
+        row = field.get("row_bytes", dtype.itemsize)
+        fixed = self._buffer is not None
+        tensor = self._fixed.get((self._buffer, at)) if self._buffer is not None else None
+        if tensor is None:
+            count = self._rows if fixed else rows
+            tensor = torch.empty_strided(
+                (count, *shape), (row // dtype.itemsize, *strides), dtype=dtype, device=self.device
+            )
+            if self._buffer is not None:
+                self._fixed[self._buffer, at] = tensor
+        tensor = tensor[:rows] if fixed else tensor
+        return Room(tensor, tensor.data_ptr(), rows * row)
+
+    def finish(self, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
+        """The tensors as they are."""
+        return tensors
+
+    def mark(self, copied: _native.Copied) -> _Mark:
+        """An event behind the copy and what finishes it."""
+        del copied  # on the side stream, too
+        return _Mark(self._side.record_event(), self._buffer)
+
+    def hand_over(self, mark: _Mark, arrays: Sequence[torch.Tensor]) -> None:
+        """Lets the current stream wait, and tells the allocator that it uses the tensors."""
+        stream = self._consumer()
+        stream.wait_event(mark.done)
+        if mark.buffer is None:
+            for array in arrays:
+                array.record_stream(stream)
+        self._taken = mark.buffer
+
+    def asked(self) -> None:
+        """Notes where the consumer's stream is done with the buffer it had."""
+        taken, self._taken = self._taken, None
+        if taken is not None:
+            self._free[taken] = self._consumer().record_event()
+
+    def drop(self, mark: _Mark) -> None:
+        """Nothing: what comes next on the side stream comes behind it."""
+
+    def _consumer(self) -> torch.cuda.Stream:
+        stream = torch.cuda.current_stream(self.device)
+        # A signal handler may have interrupted the making of a batch.
+        return torch.cuda.default_stream(self.device) if stream == self._side else stream
