@@ -152,14 +152,8 @@ def test_a_run_killed_and_resumed_reads_what_an_unbroken_one_reads(pictures: Pat
     ends = [lines(out, "end")[-1]["ids"] for out in (tmp_path / "whole", broken)]
     assert ends[0] == ends[1], "the chain over all samples says the same in one line"
 
-    import torch
-
-    final = [
-        torch.load(out / "checkpoints" / "step-00000048.pt", weights_only=True)
-        for out in (tmp_path / "whole", broken)
-    ]
-    for name, weight in final[0]["model"].items():
-        assert torch.equal(weight, final[1]["model"][name]), f"{name} differs after the resumes"
+    final = [(out / "checkpoints" / "step-00000048.pt").read_bytes() for out in (tmp_path / "whole", broken)]
+    assert final[0] == final[1], "its last checkpoint is that of the unbroken run, bit for bit"
     assert [record["val_top1"] for record in lines(broken, "epoch")] == [
         record["val_top1"] for record in lines(tmp_path / "whole", "epoch")
     ]

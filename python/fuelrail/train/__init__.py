@@ -28,7 +28,9 @@ if TYPE_CHECKING:
     from .evaluation import Evaluation, evaluate
     from .models import build_model, model_names
     from .optim import parameter_groups
-    from .trainer import Recipe, Step, Stopped, Trainer
+    from .recipe import Recipe
+    from .step import Step, Stopped
+    from .trainer import Trainer
 
 __all__ = [
     "BatchSource",
@@ -52,9 +54,9 @@ _HOME = {
     "build_model": "models",
     "model_names": "models",
     "parameter_groups": "optim",
-    "Recipe": "trainer",
-    "Step": "trainer",
-    "Stopped": "trainer",
+    "Recipe": "recipe",
+    "Step": "step",
+    "Stopped": "step",
     "Trainer": "trainer",
 }
 

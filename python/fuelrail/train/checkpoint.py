@@ -22,7 +22,7 @@ from typing import IO, Any
 
 import torch
 
-FORMAT = 1
+FORMAT = 2
 
 
 class Checkpoints:

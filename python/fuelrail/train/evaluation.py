@@ -10,7 +10,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from .batches import LabelledBatch
+from .metrics import IdChain
 from .precision import Precision
+from .ranks import Ranks
 
 
 @dataclass(frozen=True)
@@ -35,13 +37,17 @@ def evaluate(
     *,
     precision: Precision,
     device: torch.device,
+    ranks: Ranks | None = None,
 ) -> Evaluation:
     """Runs `model` in evaluation mode over one epoch of `loader` and returns the figures, weighted by rows.
 
     Batches are fuelrail batches: `images, labels = batch`, and `batch["substituted"]`. A batch may have no
-    rows. With fewer than five classes top-5 counts all of them. The model's mode is restored.
+    rows. Labels are class numbers (N,), or shares (N, classes), of which the largest is what must come first. With
+    fewer than five classes top-5 counts all of them. The model's mode is restored. Of several `ranks` the figures are
+    those of all rows together, whether each measures its share or all of them.
     """
-    was_training = model.training
+    modes = {module: module.training for module in model.modules()}
+    ranks, ids = ranks or Ranks(), IdChain()
     model.eval()
     # Sums stay on the device until the end: reading one would wait for the accelerator after every batch.
     sums = torch.zeros(4, dtype=torch.float64, device=device)
@@ -49,6 +55,8 @@ def evaluate(
     try:
         for batch in loader:
             images, labels = batch
+            if ranks.size > 1:
+                ids.add(torch.as_tensor(batch["index"]).tolist())
             kept = ~torch.as_tensor(batch["substituted"]).bool().cpu()
             left_out += int((~kept).sum())
             if not bool(kept.any()):
@@ -58,8 +66,12 @@ def evaluate(
                 logits = model(images)
             sums += _sums(logits.float(), labels, kept.to(device))
     finally:
-        model.train(was_training)
+        for module, training in modes.items():
+            module.training = training
     loss, top1, top5, rows = sums.tolist()
+    if ranks.size > 1 and len(set(ranks.gather(ids.state))) > 1:
+        loss, top1, top5, rows, left = ranks.sum([loss, top1, top5, rows, left_out])
+        left_out = int(left)
     if rows == 0:
         nan = float("nan")
         return Evaluation(nan, nan, nan, 0, left_out)
@@ -69,6 +81,17 @@ def evaluate(
 def _sums(logits: torch.Tensor, labels: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
     logits, labels = logits[kept], labels[kept]
     loss = F.cross_entropy(logits, labels, reduction="sum").double()
-    ranked = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
+    meant = labels.argmax(dim=1) if labels.ndim == 2 else labels
+    ranked = logits.topk(min(5, logits.shape[1]), dim=1).indices == meant[:, None]
     rows = torch.tensor(len(labels), dtype=torch.float64, device=logits.device)
     return torch.stack([loss, ranked[:, 0].sum().double(), ranked.any(dim=1).sum().double(), rows])
+
+
+def training_mode(model: nn.Module) -> None:
+    """Training mode, but for norms whose weights are frozen: their running statistics are frozen with them."""
+    model.train()
+    for module in model.modules():
+        own = list(module.parameters(recurse=False))
+        norm = isinstance(module, nn.modules.batchnorm._NormBase)
+        if norm and own and not any(each.requires_grad for each in own):
+            module.eval()

@@ -45,10 +45,18 @@ class MetricsLog:
         self._file.write(json.dumps(_finite(record)) + "\n")
         self._file.flush()
 
-    def rewind(self, step: int) -> int:
-        """Drops the lines of steps after `step`, and a torn last line; returns how many were dropped."""
+    def rewind(self, step: int, epoch: int | None = None) -> int:
+        """Drops the lines of steps after `step`, of epochs that end from `epoch` on, and a torn last line; returns how
+        many were dropped."""
         lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines()
-        kept = [line for line in lines if (record := _parse(line)) and record.get("step", 0) <= step]
+
+        def stays(line: str) -> bool:
+            record = _parse(line)
+            if record is None or record.get("step", 0) > step:
+                return False
+            return epoch is None or record.get("event") != "epoch" or record["epoch"] < epoch
+
+        kept = [line for line in lines if stays(line)]
         if len(kept) != len(lines):
             self._file.close()
             write_atomically(
@@ -98,6 +106,11 @@ class Mean:
     def total(self) -> float:
         """The sum so far; reading it waits for the accelerator."""
         return float(self._total)
+
+    @property
+    def state(self) -> tuple[float, int]:
+        """Sum and rows, as plain numbers."""
+        return self.total, self.rows
 
     @property
     def value(self) -> float:

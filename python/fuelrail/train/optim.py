@@ -6,6 +6,7 @@ parameters form a group of their own without it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,8 +49,11 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
 
 
 def default_lr(name: str, batch_size: int) -> float:
-    """The peak learning rate for `batch_size` rows: linear in it for SGD, its square root for AdamW."""
-    scale = batch_size / 256
+    """The peak learning rate for a step of `batch_size` rows: linear in it for SGD, its square root for AdamW.
+
+    Beyond 8,192 rows it grows no more: linear scaling is known to hold up to there (Goyal et al., arXiv 1706.02677).
+    """
+    scale = min(batch_size, 8192) / 256
     return _DEFAULTS[name].lr_per_256 * (scale if name == "sgd" else scale**0.5)
 
 
@@ -67,6 +71,39 @@ def build_optimizer(
     if name == "sgd":
         return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=momentum > 0)
     return torch.optim.AdamW(groups, lr=lr)
+
+
+#: An optimizer, or what makes one of parameter groups.
+OptimizerLike = torch.optim.Optimizer | Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
+
+
+def taken_optimizer(
+    optimizer: OptimizerLike, model: nn.Module, lr: float | None, weight_decay: float | None
+) -> torch.optim.Optimizer:
+    """An optimizer the user brought: an object as it is, a callable with the groups of `parameter_groups`.
+
+    TypeError where it makes none, ValueError where it holds parameters that are not the model's.
+    """
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        decayed_by = 1.0 if weight_decay is None else weight_decay
+        groups = parameter_groups(model, decayed_by)
+        for group in groups:
+            if weight_decay is None and group["weight_decay"]:
+                del group["weight_decay"]  # the optimizer's own
+            if lr is not None:
+                group["lr"] = lr
+        optimizer = optimizer(groups)
+        if not isinstance(optimizer, torch.optim.Optimizer):
+            raise TypeError(
+                f"optimizer= must be a torch optimizer, or make one of parameter groups; it made a "
+                f"{type(optimizer).__name__}"
+            )
+    known = {id(each) for each in model.parameters()}
+    if any(id(each) not in known for group in optimizer.param_groups for each in group["params"]):
+        raise ValueError(
+            "optimizer= holds parameters that are not the model's: make it of model.parameters()"
+        )
+    return optimizer
 
 
 _NORMS = (

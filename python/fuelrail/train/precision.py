@@ -2,6 +2,8 @@
 
 bf16 keeps fp32's range, so it needs no loss scaling; weights, gradients of weights and the optimizer stay
 fp32 (autocast). It is chosen where the hardware multiplies it natively; emulated bf16 is slower than fp32.
+fp16 has a short range: small gradients would become zero, so the loss is multiplied by a large number before the
+backward pass and gradients are divided by it afterwards (GradScaler). tf32 is fp32 whose products a GPU rounds.
 """
 
 from __future__ import annotations
@@ -13,48 +15,76 @@ from typing import Any
 
 import torch
 
-REQUESTS = ("auto", "bf16", "fp32")
+REQUESTS = ("auto", "bf16", "fp16", "tf32", "fp32")
 
-#: Words of /proc/cpuinfo ("flags" on x86, "Features" on Arm) that mean native bf16 products.
-_CPU_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
+#: Words of /proc/cpuinfo ("flags" on x86, "Features" on Arm) that mean native products of a format.
+_CPU_FLAGS = {
+    "bf16": {"avx512_bf16", "amx_bf16", "bf16"},
+    "fp16": {"avx512_fp16", "amx_fp16", "asimdhp"},
+}
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
 class Precision:
-    """A chosen format: `name` ("bf16" or "fp32"), the device type it is for, and why it was chosen."""
+    """A chosen format: `name` ("bf16", "fp16", "tf32" or "fp32"), the device type it is for, and why it was chosen."""
 
     name: str
     device_type: str
     reason: str
 
+    @property
+    def half(self) -> bool:
+        """Whether activations take 16 bits."""
+        return self.name in _DTYPES
+
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """The context the forward pass and the loss run in."""
-        if self.name == "bf16":
-            return torch.autocast(self.device_type, dtype=torch.bfloat16)
+        if self.half:
+            return torch.autocast(self.device_type, dtype=_DTYPES[self.name])
         return contextlib.nullcontext()
+
+    def scaler(self) -> torch.amp.GradScaler | None:
+        """What scales the loss, where the format needs that."""
+        return torch.amp.GradScaler(self.device_type) if self.name == "fp16" else None
+
+    def prepare(self) -> None:
+        """Sets what is set for the whole process: whether a GPU may round the products of fp32 numbers."""
+        if self.device_type == "cuda" and not self.half:
+            rounded = self.name == "tf32"
+            torch.set_float32_matmul_precision("high" if rounded else "highest")
+            torch.backends.cudnn.allow_tf32 = rounded
 
 
 def choose(request: str, device: torch.device) -> Precision:
     """The precision for `device`: what was asked for, or with "auto" what its hardware does natively.
 
-    Raises ValueError when `request` is not one of "auto", "bf16", "fp32".
+    Raises ValueError when `request` is none of `REQUESTS`, or when the device cannot do it.
     """
     if request not in REQUESTS:
         raise ValueError(f"precision={request!r}: use one of {', '.join(REQUESTS)}")
+    if request == "fp16" and device.type == "cpu" and not cpu_has("fp16"):
+        raise ValueError(
+            "precision='fp16': this CPU has no fp16 instructions; use 'auto' (bf16 or fp32), or a GPU"
+        )
+    if request == "tf32" and device.type != "cuda":
+        raise ValueError(
+            f"precision='tf32' is a GPU's, and the device is {device.type}: use 'auto' or 'fp32'"
+        )
     if request != "auto":
         return Precision(request, device.type, "asked for")
     if device.type == "cuda":
         if torch.cuda.is_bf16_supported(including_emulation=False):
             return Precision("bf16", "cuda", "the GPU has bf16 units")
         return Precision("fp32", "cuda", "the GPU has no bf16 units")
-    if device.type == "cpu" and cpu_has_bf16():
+    if device.type == "cpu" and cpu_has("bf16"):
         return Precision("bf16", "cpu", "the CPU has bf16 instructions")
     return Precision("fp32", device.type, f"no native bf16 on this {device.type}")
 
 
-def cpu_has_bf16(cpuinfo: str | None = None) -> bool:
-    """Whether this CPU has bf16 instructions, read from `cpuinfo` (default: /proc/cpuinfo; False without
-    one).
+def cpu_has(name: str, cpuinfo: str | None = None) -> bool:
+    """Whether this CPU has instructions for "bf16" or "fp16", read from `cpuinfo` (default: /proc/cpuinfo; False
+    without one).
 
     The kernel's list is used, not a torch function: torch's are private and change names between releases.
     """
@@ -64,7 +94,7 @@ def cpu_has_bf16(cpuinfo: str | None = None) -> bool:
         except OSError:
             return False
     for line in cpuinfo.splitlines():
-        name, _, words = line.partition(":")
-        if name.strip().lower() in ("flags", "features"):
-            return not _CPU_FLAGS.isdisjoint(words.split())
+        key, _, words = line.partition(":")
+        if key.strip().lower() in ("flags", "features"):
+            return not _CPU_FLAGS[name].isdisjoint(words.split())
     return False

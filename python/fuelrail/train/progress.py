@@ -16,12 +16,14 @@ class Pace:
     images: int = 0
     seconds: float = 0.0
     waited: float = 0.0
+    copied: float = 0.0
 
-    def add(self, images: int, seconds: float, waited: float) -> None:
-        """Adds one step: its rows, its wall time, and the part of that spent waiting for the batch."""
+    def add(self, images: int, seconds: float, waited: float, copied: float = 0.0) -> None:
+        """Adds one step: its rows, its wall time, and the parts of that spent waiting for the batch and copying it."""
         self.images += images
         self.seconds += seconds
         self.waited += waited
+        self.copied += copied
 
     @property
     def images_per_s(self) -> float:
@@ -32,6 +34,25 @@ class Pace:
     def data_wait(self) -> float:
         """The share of wall time spent waiting for data, in [0, 1]."""
         return self.waited / self.seconds if self.seconds > 0 else 0.0
+
+    @property
+    def copy(self) -> float:
+        """The share of wall time spent copying batches to the device, in [0, 1]."""
+        return self.copied / self.seconds if self.seconds > 0 else 0.0
+
+    @property
+    def state(self) -> list[float]:
+        """What `Pace(*state)` makes again."""
+        return [self.images, self.seconds, self.waited, self.copied]
+
+    def figures(self) -> dict[str, float]:
+        """What metrics.jsonl has of it."""
+        return {
+            "images_per_s": round(self.images_per_s, 1),
+            "data_wait": round(self.data_wait, 4),
+            "copy": round(self.copy, 4),
+            "fed": round(max(0.0, 1 - self.data_wait - self.copy), 4),
+        }
 
     def text(self) -> str:
         """`812 img/s  data wait 3%`."""
@@ -46,8 +67,9 @@ class Progress:
     #: The bar is redrawn at most this often (seconds): drawing must never be what limits the loop.
     REDRAW_EVERY = 0.1
 
-    def __init__(self, epochs: int, stream: TextIO | None = None) -> None:
+    def __init__(self, epochs: int, stream: TextIO | None = None, *, silent: bool = False) -> None:
         self.epochs = epochs
+        self.silent = silent
         self.stream = stream if stream is not None else sys.stderr
         self.on_terminal = self.stream.isatty()
         # The first plain line of a run waits its turn too: a run shorter than that needs only its epoch
@@ -58,6 +80,8 @@ class Progress:
     def step(self, epoch: int, done: int, total: int, loss: float | None, lr: float, pace: Pace) -> None:
         """Shows step `done` of `total` in `epoch` (0-based); `loss` is the last one read, or None."""
         now = time.monotonic()
+        if self.silent:
+            return
         if now - self._last < (self.REDRAW_EVERY if self.on_terminal else self.PLAIN_EVERY) and done < total:
             return
         if not self.on_terminal and done == total:
@@ -83,9 +107,10 @@ class Progress:
 
     def line(self, text: str) -> None:
         """Prints one whole line, over the bar if there is one."""
-        self.clear()
-        self.stream.write(text + "\n")
-        self.stream.flush()
+        if not self.silent:
+            self.clear()
+            self.stream.write(text + "\n")
+            self.stream.flush()
 
     def clear(self) -> None:
         """Takes the bar off the terminal, so that whatever is printed next has a line of its own."""

@@ -13,20 +13,21 @@ import torch
 
 
 @dataclass(frozen=True)
-class CosineSchedule:
-    """Linear warm-up over `warmup_epochs`, then half a cosine down to `floor` times the peak at `epochs`."""
+class Schedule:
+    """Linear warm-up over `warmup_epochs`, then the peak to the end: what the others begin with."""
 
     epochs: float
     warmup_epochs: float = 0.0
-    floor: float = 0.0
 
     def factor(self, progress: float) -> float:
         """What the peak learning rate is multiplied by at `progress` epochs; within [0, 1]."""
         if progress < self.warmup_epochs:
             return progress / self.warmup_epochs
-        span = self.epochs - self.warmup_epochs
-        done = min((progress - self.warmup_epochs) / span, 1.0) if span > 0 else 1.0
-        return self.floor + (1.0 - self.floor) * 0.5 * (1.0 + math.cos(math.pi * done))
+        return self.after_warmup(progress)
+
+    def after_warmup(self, progress: float) -> float:
+        """The factor where the warm-up is over."""
+        return 1.0
 
     def apply(self, optimizer: torch.optim.Optimizer, progress: float) -> float:
         """Sets every group's `lr` to its `peak_lr` times the factor; returns the first group's new rate.
@@ -42,3 +43,42 @@ class CosineSchedule:
     def middle(epoch: int, step_in_epoch: float, steps_per_epoch: int) -> float:
         """Progress in the middle of a step (0-based): the first and the last step have a rate above 0."""
         return epoch + (step_in_epoch + 0.5) / max(steps_per_epoch, 1)
+
+
+@dataclass(frozen=True)
+class CosineSchedule(Schedule):
+    """After the warm-up half a cosine down to `floor` times the peak at `epochs`."""
+
+    floor: float = 0.0
+
+    def after_warmup(self, progress: float) -> float:
+        """Falls slowly at first and at last."""
+        span = self.epochs - self.warmup_epochs
+        done = min((progress - self.warmup_epochs) / span, 1.0) if span > 0 else 1.0
+        return self.floor + (1.0 - self.floor) * 0.5 * (1.0 + math.cos(math.pi * done))
+
+
+@dataclass(frozen=True)
+class StepSchedule(Schedule):
+    """After the warm-up the peak, times `step_factor` after every `step_epochs` of the run."""
+
+    step_epochs: float = 30.0
+    step_factor: float = 0.1
+
+    def after_warmup(self, progress: float) -> float:
+        """Falls at once, at multiples of `step_epochs` from the start of the run."""
+        return float(self.step_factor ** math.floor(progress / self.step_epochs))
+
+
+#: The schedules a recipe names.
+SCHEDULES = ("cosine", "step", "constant")
+
+
+def build_schedule(
+    name: str, epochs: float, warmup_epochs: float, *, step_epochs: float = 30.0, step_factor: float = 0.1
+) -> Schedule:
+    """The schedule of that name. The warm-up takes at most half of the run."""
+    warmup = min(warmup_epochs, epochs / 2)
+    if name == "step":
+        return StepSchedule(epochs, warmup, step_epochs, step_factor)
+    return CosineSchedule(epochs, warmup) if name == "cosine" else Schedule(epochs, warmup)
