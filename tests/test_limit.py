@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 from support import SLACK, TINY, Footprint, Loader, T, fuelrail, wait_until
@@ -202,6 +203,20 @@ def test_what_cannot_be_done_is_said_clearly(arguments: list[str], words: list[s
 def test_the_binary_alone_says_where_train_is() -> None:
     done = fuelrail("train", "--data", "x")
     assert done.returncode == 2 and "python -m fuelrail train --data x" in done.stderr
+
+
+def test_training_needs_labels(tmp_path: Path) -> None:
+    pytest.importorskip("torch", reason="torch is not installed")
+    np.savez(tmp_path / "rows.npz", image=np.zeros((8, 8, 8, 3), np.uint8), weight=np.full(8, 0.5))
+    command = [sys.executable, "-m", "fuelrail", "train", "--size", "8"]
+    done = subprocess.run(
+        [*command, "--data", str(tmp_path / "rows.npz"), "--out", str(tmp_path / "run")],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+    )
+    assert done.returncode != 0 and "no labels to train on" in done.stderr, done.stderr
 
 
 def test_spellings_of_older_versions_are_taken(images: Path, tmp_path: Path) -> None:

@@ -24,12 +24,14 @@ fi
 
 # What takes long, or needs something beside this machine's processor.
 slow=(kafka kafka_example kafka_faults kafka_secure produce object_store tables limit examples lifecycle docs
-    resume ranks sources mixing stale transforms_vs_torchvision)
+    resume ranks sources mixing stale transforms_vs_torchvision reentrancy opening)
 ignored=()
 for name in "${slow[@]}"; do ignored+=(--ignore "tests/test_$name.py"); done
 
 for crate in "${crates[@]}"; do
     python/scripts/tidy.sh cargo test --release --quiet -p "fuelrail-$crate" --lib
 done
+# Half of a short run is the import of torch, unless its bytecode is kept: here, and not beside the sources.
+export PYTHONDONTWRITEBYTECODE='' PYTHONPYCACHEPREFIX=$PWD/build/pycache
 # The wheel and its daemon are built by `make setup`; a daemon that was built since is newer than the wheel's.
 python/scripts/tidy.sh .venv/bin/pytest -q -n "${JOBS:-2}" --dist loadfile "${ignored[@]}" tests
