@@ -651,3 +651,19 @@ def test_augmentation_over_a_socket_is_that_of_a_private_daemon(images: Path, tm
             over = digests(loader)
         with Loader(images, transforms=AUGMENT, batch_size=7, shuffle=True) as loader:
             assert digests(loader) == over
+
+
+def test_a_pipeline_may_leave_the_floats_to_its_clients(config: Path, tmp_path: Path) -> None:
+    config.write_text(
+        config.read_text().replace("[pipelines.train]", '[pipelines.train]\nfinish = "client"', 1)
+    )
+    other = tmp_path / "other.toml"
+    other.write_text(config.read_text().replace('"client"', '"daemon"'))
+    with (
+        Daemon(config, socket=tmp_path / "one.sock") as one,
+        Daemon(other, socket=tmp_path / "other.sock") as two,
+        Loader(one.listens().url, pipeline="train") as parts,
+        Loader(two.listens().url, pipeline="train") as whole,
+    ):
+        assert digests(parts) == digests(whole)
+        assert parts.stats()["ring_bytes"] < whole.stats()["ring_bytes"] / 2, "bytes are sent"

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 from fuelrail import ConfigError
+from fuelrail import fields as F
 from fuelrail.numpy import Loader
 from PIL import Image
 from support import T, at_most
@@ -162,3 +163,71 @@ def test_options_of_the_gpu_are_refused_without_one(pictures: Path) -> None:
     if not torch.cuda.is_available():
         with pytest.raises(ConfigError, match=r"device=.cuda. cannot be used"):
             OfTorch(pictures, transforms=[T.CenterCrop(32)], device="cuda")
+
+
+# Bytes travel, floats are made where the batch is ----------------------------------------------------------------
+
+NORMALIZE = T.Normalize(*T.IMAGENET)
+ERASE = T.RandomErasing(0.8, value=(0.5, -1.0, 2.0))
+
+CHAINS = {
+    "normalize": [T.RandomResizedCrop(24), NORMALIZE],
+    "erase": [T.RandomCrop(24), NORMALIZE, ERASE, T.RandomErasing(0.5)],
+    "gray": [T.CenterCrop(24), T.Grayscale(), T.Normalize((0.5,), (0.5,))],
+    "random values": [T.RandomCrop(24), NORMALIZE, T.RandomErasing(0.8, value="random")],
+    "levels": [T.RandomCrop(24), T.RandomErasing(0.8, value=9)],
+}
+
+
+class OfNumpy(Loader):
+    def _finishes(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("layout", ["nchw", "nhwc"])
+@pytest.mark.parametrize("chain", CHAINS.values(), ids=CHAINS)
+@pytest.mark.parametrize("dtype", ["float32", "float16", None])
+def test_floats_made_from_bytes_are_those_of_the_daemon(
+    pictures: Path, chain: list[Any], layout: str, dtype: str | None
+) -> None:
+    options: dict[str, Any] = {
+        "transforms": chain,
+        "batch_size": 8,
+        "shuffle": True,
+        "layout": layout,
+        "dtype": dtype,
+    }
+    with Loader(pictures, **options) as whole, OfNumpy(pictures, **options) as parts:
+        assert parts.shapes == whole.shapes
+        for one, other in zip(whole, parts, strict=True):
+            assert one.keys() == other.keys()
+            assert one["image"].dtype == other["image"].dtype
+            # Where there is one channel, it may be any number of bytes long.
+            steps = [axis for axis in range(4) if one["image"].shape[axis] > 1]
+            assert [one["image"].strides[axis] for axis in steps] == [
+                other["image"].strides[axis] for axis in steps
+            ]
+            assert np.array_equal(one["image"], other["image"]), "bit for bit"
+        assert parts.state_dict() == whole.state_dict(), "one run may go on where the other was"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("layout", ["nchw", "nhwc"])
+def test_torchs_floats_are_the_daemons_within_rounding(pictures: Path, layout: str, dtype: str) -> None:
+    torch = pytest.importorskip("torch")
+    from fuelrail.torch import Loader as OfTorch
+
+    class Parts(OfTorch):
+        def _finishes(self) -> bool:
+            return True
+
+    for chain in CHAINS.values():
+        named = {"image": F.Image(chain), "views": F.Views(3, chain)}
+        options: dict[str, Any] = {"fields": named, "batch_size": 8, "layout": layout, "dtype": dtype}
+        with OfTorch(pictures, **options) as whole, Parts(pictures, **options) as parts:
+            for one, other in zip(whole, parts, strict=True):
+                for name in named:
+                    assert one[name].dtype == other[name].dtype and one[name].stride() == other[name].stride()
+                    # One step of the type, where the product and the sum were fused.
+                    bound = 1e-6 if dtype == "float32" else 4 * torch.finfo(one[name].dtype).eps
+                    assert (one[name].double() - other[name].double()).abs().max() <= bound

@@ -10,7 +10,7 @@ import struct
 from pathlib import Path
 from typing import Any
 
-PROTOCOL = 5
+PROTOCOL = 6
 
 
 class Wire:

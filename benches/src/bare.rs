@@ -47,7 +47,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     };
     let layout = if settings.task == "C" { Layout::Nhwc } else { Layout::Nchw };
     let chain: Vec<TransformConfig> = serde_json::from_value(chain)?;
-    let chain = compile(&chain, &OutputConfig { dtype: None, layout }, Limits::default())?;
+    let chain = compile(&chain, &OutputConfig { layout, ..OutputConfig::default() }, Limits::default())?;
     let config = FolderConfig {
         root: settings.data.clone(),
         classes: None,

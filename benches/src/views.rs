@@ -31,7 +31,7 @@ fn views(count: u32, size: u32, scale: [f64; 2]) -> Result<PictureConfig, Box<dy
         {"type": "GaussianBlur", "kernel_size": 9},
         {"type": "Normalize", "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]},
     ]))?;
-    let output = OutputConfig { dtype: None, layout: Layout::Nchw };
+    let output = OutputConfig::default();
     Ok(PictureConfig { image: 0, what: What::Views(count), transforms, output })
 }
 

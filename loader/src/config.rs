@@ -66,6 +66,9 @@ pub struct PipelineConfig {
     /// Memory order of images.
     #[serde(default = "nchw")]
     pub layout: Layout,
+    /// Who makes floats of images: the daemon, or its clients of the bytes that it sends.
+    #[serde(default)]
+    pub finish: Finish,
     /// Worker threads; 0 = one per core that the process may use.
     #[serde(default)]
     pub num_workers: u32,
@@ -94,6 +97,17 @@ pub struct PipelineConfig {
     /// Where refused records are listed (JSON lines, appended).
     #[serde(default)]
     pub quarantine: Option<PathBuf>,
+}
+
+/// Who makes floats of images.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Finish {
+    /// The daemon: batches are what was asked for.
+    #[default]
+    Daemon,
+    /// The client, on its device: bytes are sent, a quarter of the floats. Erasing with random values stays the daemon's.
+    Client,
 }
 
 fn one() -> u64 {
@@ -479,7 +493,7 @@ mod tests {
             ],
             "batch_size": 4, "drop_last": true, "shuffle": true, "seed": 1,
             "sampling": {"type": "class_shares", "shares": {"a": 1.0}, "samples_per_epoch": 5},
-            "blocked": {"lanes": 2, "window": 3}, "dtype": "f32", "layout": "nchw", "num_workers": 1,
+            "blocked": {"lanes": 2, "window": 3}, "dtype": "f32", "layout": "nchw", "finish": "client", "num_workers": 1,
             "prefetch_factor": 2, "read": {"backend": "auto", "depth": 3}, "read_ahead_bytes": 1000,
             "max_sample_bytes": 1000, "truncated": "fill", "on_error": "drop", "error_budget": 0.1, "quarantine": "/tmp/x",
         })

@@ -95,6 +95,8 @@ pub enum Content {
     Lengths,
     /// A crop: top, left, height, width, flip_x, flip_y, height and width of the whole image.
     Geometry,
+    /// Of the field before this one, whose [`Finishing`] has erasings: top, left, height and width of each.
+    Erased,
 }
 
 impl Content {
@@ -148,6 +150,21 @@ impl Column {
     }
 }
 
+/// What is left to the client to do to a field of u8: `x * scale + bias` in f32, rounded to `dtype`; then for each erasing
+/// its value in a rectangle of each row, which the [`Content::Erased`] behind the field tells, if there are erasings.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Finishing {
+    /// Type of the elements then: f32, f16 or bf16.
+    pub dtype: Element,
+    /// One a channel.
+    pub scale: Vec<f32>,
+    /// One a channel.
+    pub bias: Vec<f32>,
+    /// Of each erasing its value, one a channel.
+    pub erasings: Vec<Vec<f32>>,
+}
+
 /// A row's shape and type, before it has its place.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RowShape {
@@ -161,13 +178,15 @@ pub struct RowShape {
     pub strides: Vec<u64>,
     /// What its values are.
     pub content: Content,
+    /// What is left to the client.
+    pub finishing: Option<Finishing>,
 }
 
 impl RowShape {
     /// Numbers in C order: the last axis is dense.
     pub fn dense(name: String, dtype: Element, shape: Vec<u64>) -> Self {
         let strides = (1..=shape.len()).map(|axis| shape[axis..].iter().product()).collect();
-        Self { name, dtype, shape, strides, content: Content::Dense }
+        Self { name, dtype, shape, strides, content: Content::Dense, finishing: None }
     }
 
     /// In C order, of which not all counts; and the field that says how much.
@@ -197,6 +216,9 @@ pub struct Field {
     /// What its values are.
     #[serde(default, skip_serializing_if = "Content::is_dense")]
     pub content: Content,
+    /// What is left to the client; absent where nothing is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub finishing: Option<Finishing>,
 }
 
 /// A column, as it lies in a slot.
@@ -234,9 +256,9 @@ impl Layout {
         };
         let fields = fields
             .into_iter()
-            .map(|RowShape { name, dtype, shape, strides, content }| {
+            .map(|RowShape { name, dtype, shape, strides, content, finishing }| {
                 let row_bytes = shape.iter().product::<u64>() * dtype.size();
-                Field { name, dtype, shape, strides, offset: place(row_bytes), row_bytes, content }
+                Field { name, dtype, shape, strides, offset: place(row_bytes), row_bytes, content, finishing }
             })
             .collect();
         let columns = columns
@@ -277,6 +299,18 @@ impl Layout {
             && self.fields.iter().all(field)
             && self.columns.iter().all(column)
             && self.has_lengths()
+            && self.has_erased()
+    }
+
+    /// Whether fields that the client erases in and the rectangles stand in pairs.
+    fn has_erased(&self) -> bool {
+        (0..self.fields.len()).all(|at| {
+            let left = self.fields[at].finishing.as_ref().map_or(0, |left| left.erasings.len());
+            let behind = self.fields.get(at + 1).filter(|field| field.content == Content::Erased);
+            let is_behind = self.fields[at].content != Content::Erased
+                || (at > 0 && self.fields[at - 1].finishing.is_some());
+            is_behind && (left > 0) == behind.is_some()
+        })
     }
 
     /// Whether fields and their lengths stand in pairs.
@@ -314,6 +348,7 @@ mod tests {
             shape: vec![3, 2, 5],
             strides: vec![1, 15, 3],
             content: Content::Dense,
+            finishing: None,
         };
         let [text, lengths] = RowShape::variable("text".into(), Content::Text, Element::U8, vec![9]);
         let fields = vec![image, RowShape::dense("box".into(), Element::F32, vec![2, 4]), text, lengths];

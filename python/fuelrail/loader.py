@@ -20,7 +20,7 @@ from fuelrail.fields import Field
 from fuelrail.opening import Opening
 from fuelrail.options import AUTO, Auto, LoaderOptions
 from fuelrail.sources import KEYS, Address, Mix, Source, finite
-from fuelrail.uploads import Uploads
+from fuelrail.uploads import Uploads, finished
 from fuelrail.values import Held, Ragged, Rows
 
 logger = logging.getLogger("fuelrail")
@@ -212,6 +212,8 @@ class BaseLoader(ABC, Generic[Array]):
                     "pipeline=NAME goes with a daemon's socket (unix:///run/...), not with a source"
                 )
             config, weights_folder = _pipeline(source, steps, chosen, keys)
+            if self._finishes():
+                config["finish"] = "client"
             attach |= {"binary": str(binary()), "pipeline": json.dumps(config)}
         opening = Opening()
         try:
@@ -247,6 +249,10 @@ class BaseLoader(ABC, Generic[Array]):
         """Field `at` of a native batch as the framework's array, on its device."""
 
     @abstractmethod
+    def _finish(self, at: int, array: Array, left: Mapping[str, Any], beside: Array | None) -> Array:
+        """Floats of field `at`, which came as bytes; `fuelrail.uploads.Place.finish` is the same on a GPU."""
+
+    @abstractmethod
     def _column(self, batch: _native.Batch, at: int, dtype: str, name: str) -> Array:
         """Column `at` of a native batch."""
 
@@ -255,7 +261,9 @@ class BaseLoader(ABC, Generic[Array]):
         native = self._feed.next(iteration, self._timeout)
         if native is None:
             return None
-        return native, self._convert(native, [self._tensor(native, at) for at in range(len(self._own))], {})
+        tensors = [self._tensor(native, at) for at in range(len(self._own))]
+        finished(self._own, tensors, self._finish)
+        return native, self._convert(native, tensors, {})
 
     def _convert(
         self, batch: _native.Batch, tensors: list[Array], columns: Mapping[int, Array]
@@ -263,7 +271,7 @@ class BaseLoader(ABC, Generic[Array]):
         """The fields of a batch by name: the records' own, and columns, some of which are there already."""
         fields: Held[Array] = Held()
         for at, field in enumerate(self._own):
-            if not _is_lengths(field):
+            if not _is_beside(field):
                 lengths = (
                     tensors[at + 1] if at + 1 < len(tensors) and _is_lengths(self._own[at + 1]) else None
                 )
@@ -288,6 +296,10 @@ class BaseLoader(ABC, Generic[Array]):
                 raise ConfigError('pin="require" needs a GPU that the loader copies to: give device="cuda"')
             if chosen.device_buffers is not None:
                 raise ConfigError('device_buffers= is for a GPU: give device="cuda", or leave it out')
+
+    def _finishes(self) -> bool:
+        """Whether the daemon is to send bytes, of which floats are made here."""
+        return False
 
     def _opened(self) -> None:
         """Looks at what the daemon told."""
@@ -415,7 +427,7 @@ class BaseLoader(ABC, Generic[Array]):
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of one row of each of the records' own fields; where rows have differing length, of the longest."""
-        return {field["name"]: tuple(field["shape"]) for field in self._own if not _is_lengths(field)}
+        return {field["name"]: tuple(field["shape"]) for field in self._own if not _is_beside(field)}
 
     @property
     def daemon_pid(self) -> int:
@@ -518,6 +530,11 @@ class BaseLoader(ABC, Generic[Array]):
         rest = max(0, batching["len"] - position)
         size = batching["batch_size"] * batching["world_size"]
         return int(rest // size if batching["drop_last"] else -(-rest // size))
+
+
+def _is_beside(field: Mapping[str, Any]) -> bool:
+    """Whether it says something of the field before it, and is none of its own."""
+    return field.get("content") in ("lengths", "erased")
 
 
 def _is_lengths(field: Mapping[str, Any]) -> bool:

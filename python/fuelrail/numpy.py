@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fuelrail import _native, fields, transforms
@@ -21,6 +22,7 @@ except ModuleNotFoundError as error:
 
 __all__ = ["Batch", "Loader", "fields", "transforms"]
 
+_FLOATS: dict[str, type[np.generic]] = {"f32": np.float32, "f16": np.float16}
 _COLUMNS: dict[str, type[np.generic]] = {"i64": np.int64, "bool": np.bool_}
 
 
@@ -38,7 +40,7 @@ class Loader(BaseLoader[np.ndarray]):
     """
 
     def _opened(self) -> None:
-        if any(field["dtype"] == "bf16" for field in self._own):
+        if any(field.get("finishing", field)["dtype"] == "bf16" for field in self._own):
             self.close()
             raise ConfigError("this pipeline makes bfloat16, which numpy does not have: use fuelrail.torch")
 
@@ -55,6 +57,24 @@ class Loader(BaseLoader[np.ndarray]):
 
     def _tensor(self, batch: _native.Batch, at: int) -> np.ndarray:
         return np.from_dlpack(batch.tensor(at))
+
+    def _finish(
+        self, at: int, array: np.ndarray, left: Mapping[str, Any], beside: np.ndarray | None
+    ) -> np.ndarray:
+        def channels(values: Sequence[float]) -> np.ndarray:
+            return np.array(values, np.float32).reshape(-1, 1, 1)
+
+        floats: np.ndarray = array * channels(left["scale"])
+        floats += channels(left["bias"])
+        for number, value in enumerate(left["erasings"]):
+            assert beside is not None
+            rectangles = beside[..., number, :].astype(np.int64).reshape(-1, 4)
+            for image, (top, start, tall, wide) in zip(
+                floats.reshape(-1, *floats.shape[-3:]), rectangles, strict=True
+            ):
+                image[:, top : top + tall, start : start + wide] = channels(value)
+        finished: np.ndarray = floats.astype(_FLOATS[left["dtype"]], copy=False)
+        return finished
 
     def _column(self, batch: _native.Batch, at: int, dtype: str, name: str) -> np.ndarray:
         del name

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -57,8 +57,8 @@ class Place(ABC, Generic[Array]):
         """Memory for a field (or a column, which has a dtype alone), strides included."""
 
     @abstractmethod
-    def finish(self, tensors: list[Array]) -> list[Array]:
-        """What is still to be done on the GPU with the fields that have come."""
+    def finish(self, at: int, array: Array, left: Mapping[str, Any], beside: Array | None) -> Array:
+        """Floats of field `at`, whose bytes have come, by what is left to do, and the field beside it."""
 
     @abstractmethod
     def mark(self, copied: _native.Copied) -> Any:
@@ -75,6 +75,17 @@ class Place(ABC, Generic[Array]):
     @abstractmethod
     def drop(self, mark: Any) -> None:
         """What lies behind a mark is not handed out: waits until it is done."""
+
+
+def finished(
+    fields: Sequence[Mapping[str, Any]],
+    arrays: list[Array],
+    finish: Callable[[int, Array, Mapping[str, Any], Array | None], Array],
+) -> None:
+    """Does with each array what is left to the client: `finish(number, array, what is left, the array beside)`."""
+    for at, field in enumerate(fields):
+        if (left := field.get("finishing")) is not None:
+            arrays[at] = finish(at, arrays[at], left, arrays[at + 1] if left["erasings"] else None)
 
 
 @dataclass(slots=True)
@@ -203,7 +214,7 @@ class Uploads(Generic[Array]):
                 labels.append((at, room.address, room.bytes))
             copied = self._uploader.copy(native, uploads, labels, place.stream)
             self.bytes += sum(size for _, _, size in [*uploads, *labels])
-            tensors = place.finish(tensors)
+            finished(self._own, tensors, place.finish)
             mark = place.mark(copied)
         # The slot is the copy's alone now.
         return _Coming(iteration, native.held(self._text), tensors, columns, mark)

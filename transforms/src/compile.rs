@@ -3,10 +3,11 @@
 use std::sync::Arc;
 
 use crate::SampleKey;
-use crate::config::{Dtype, Layout, OutputConfig};
+use crate::config::{Dtype, Finish, Layout, OutputConfig};
 use crate::error::{ConfigError, SampleError};
+use crate::geometry::Rect;
 use crate::limits::Limits;
-use crate::output::{OutputSpec, Pass};
+use crate::output::{Finishing, OutputSpec, Pass};
 use crate::plan::{Picture, Sketch};
 use crate::random::Draws;
 use crate::steps::{At, Erasing, State, Step, TransformConfig};
@@ -18,6 +19,8 @@ pub(crate) struct Program {
     steps: Arc<[(usize, Box<dyn Step>)]>,
     pub pass: Pass,
     erasings: Arc<[(usize, Erasing)]>,
+    /// What is left to whoever takes the rows; the erasings too, then.
+    pub finishing: Option<Arc<Finishing>>,
 }
 
 /// `transforms` checked, for images of one size if there is a `size` (width, height).
@@ -38,14 +41,42 @@ pub(crate) fn program(
                 .to_owned(),
         }));
     };
-    let (mean, std) = state.normalize.unwrap_or(([0.0; 3], [1.0; 3]));
+    let (scale, bias) = levels(&state);
+    let finishing = finishing(output, &erasings, &state, dtype).map(Arc::new);
+    let dtype = if finishing.is_some() { Dtype::U8 } else { dtype };
     let spec = OutputSpec { channels: state.channels, height, width, dtype, layout: output.layout };
-    let pass = Pass {
-        spec,
-        scale: std.map(|std| (1.0 / (255.0 * std)) as f32),
-        bias: std::array::from_fn(|c| (-mean[c] / std[c]) as f32),
-    };
-    Ok(Program { steps: steps.into(), pass, erasings: erasings.into() })
+    let pass = Pass { spec, scale, bias };
+    Ok(Program { steps: steps.into(), pass, erasings: erasings.into(), finishing })
+}
+
+/// Scale and bias of each channel.
+fn levels(state: &State) -> ([f32; 3], [f32; 3]) {
+    let (mean, std) = state.normalize.unwrap_or(([0.0; 3], [1.0; 3]));
+    (std.map(|std| (1.0 / (255.0 * std)) as f32), std::array::from_fn(|c| (-mean[c] / std[c]) as f32))
+}
+
+fn finishing(
+    output: &OutputConfig,
+    erasings: &[(usize, Erasing)],
+    state: &State,
+    dtype: Dtype,
+) -> Option<Finishing> {
+    if output.finish == Finish::Here || dtype == Dtype::U8 {
+        return None;
+    }
+    let (scale, bias) = levels(state);
+    let channels = |values: [f32; 3]| values[..state.channels].to_vec();
+    let erasings = erasings.iter().map(|(_, erasing)| erasing.value.map(channels)).collect::<Option<_>>()?;
+    Some(Finishing { dtype, scale: channels(scale), bias: channels(bias), erasings })
+}
+
+/// How many erasings of a chain are left to whoever takes its rows.
+///
+/// # Errors
+/// As [`crate::compile`], but for a size that is not fixed.
+pub fn erasings_left(transforms: &[TransformConfig], output: &OutputConfig) -> Result<usize, ConfigError> {
+    let Resolved { erasings, state, dtype, .. } = resolve(transforms, output, None)?;
+    Ok(finishing(output, &erasings, &state, dtype).map_or(0, |finishing| finishing.erasings.len()))
 }
 
 /// A chain of which all is known but perhaps the size of what comes out.
@@ -112,7 +143,15 @@ impl Program {
     pub(crate) fn like_mask(&self, dtype: Dtype) -> Program {
         let steps = self.steps.iter().filter_map(|(place, step)| Some((*place, step.like_mask()?))).collect();
         let spec = OutputSpec { channels: 1, dtype, layout: Layout::Nchw, ..self.pass.spec };
-        Program { steps, pass: Pass { spec, ..self.pass }, erasings: Arc::new([]) }
+        Program { steps, pass: Pass { spec, ..self.pass }, erasings: Arc::new([]), finishing: None }
+    }
+
+    /// The rectangle of each erasing that is left to whoever takes the row; `None` of one that erases nothing there.
+    pub(crate) fn erased(&self, stream: Stream) -> impl Iterator<Item = Option<Rect>> {
+        let OutputSpec { width, height, .. } = self.pass.spec;
+        self.erasings
+            .iter()
+            .map(move |(place, erasing)| erasing.area.draw(width, height, &mut stream.draws(*place)))
     }
 
     /// The place of a step behind which a rectangle of the image is none of the original.
@@ -170,7 +209,8 @@ impl Program {
         }
         let (image, flip_x, flip_y) = picture.finish()?;
         self.pass.write(image, flip_x, flip_y, row);
-        for (place, erasing) in self.erasings.iter() {
+        let erasings = if self.finishing.is_none() { &self.erasings[..] } else { &[] };
+        for (place, erasing) in erasings {
             erasing.apply(&self.pass, &mut stream.draws(*place), row);
         }
         Ok(())

@@ -51,6 +51,18 @@ pub enum Layout {
     Nhwc,
 }
 
+/// Who makes floats of pixels.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Finish {
+    /// The last pass: rows are what was asked for.
+    #[default]
+    Here,
+    /// Whoever takes the rows, which are u8, by the [`Finishing`](crate::Finishing) that goes with them. Where only the
+    /// last pass can do it (an erasing with random values), it does.
+    Later,
+}
+
 /// What the last pass writes.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -61,4 +73,7 @@ pub struct OutputConfig {
     /// Memory order.
     #[serde(default)]
     pub layout: Layout,
+    /// Who makes floats of pixels.
+    #[serde(default)]
+    pub finish: Finish,
 }

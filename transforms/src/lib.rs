@@ -79,10 +79,11 @@ mod steps;
 #[cfg(test)]
 mod tests;
 
-pub use config::{Dtype, Layout, OutputConfig};
+pub use compile::erasings_left;
+pub use config::{Dtype, Finish, Layout, OutputConfig};
 pub use error::{ConfigError, SampleError, SampleErrorKind};
 pub use limits::{Limits, Truncated};
-pub use output::OutputSpec;
+pub use output::{Finishing, OutputSpec};
 pub use pictures::{
     MAX_VIEWS, PictureConfig, PictureError, PictureFault, Pictures, RowSpec, What, compile_pictures,
 };

@@ -8,13 +8,15 @@
 //! A row is the same, byte for byte, as if its chain had the image for itself. Only the verdict on a rare cut JPEG can
 //! differ, where one picture reaches what is missing: then the record is bad for all.
 
+use std::sync::Arc;
+
 use crate::compile::{Program, Stream};
 use crate::config::{Dtype, Layout, OutputConfig};
 use crate::decode::{Header, Want};
 use crate::error::{ConfigError, SampleError};
 use crate::geometry::Rect;
 use crate::limits::Limits;
-use crate::output::OutputSpec;
+use crate::output::{Finishing, OutputSpec};
 use crate::plan::{Picture, Sketch};
 use crate::steps::TransformConfig;
 use crate::{SampleKey, Scratch, compile_program};
@@ -51,10 +53,17 @@ pub enum What {
         /// The place in the list of that [`What::Image`].
         of: usize,
     },
+    /// What is to be erased of an image or of views, where that is left to whoever takes the rows: for each of the
+    /// chain's erasings four f32 (top, left, height, width; 0 0 0 0 erases nothing), a row of (erasings, 4), or of
+    /// (N, erasings, 4).
+    Erased {
+        /// The place in the list of the [`What::Image`] or [`What::Views`].
+        of: usize,
+    },
 }
 
 /// Type, shape and memory order of one row of a picture.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct RowSpec {
     /// Type of each element.
     pub dtype: Dtype,
@@ -62,6 +71,8 @@ pub struct RowSpec {
     pub shape: Vec<usize>,
     /// How far apart neighbours along each dimension lie, in elements.
     pub strides: Vec<usize>,
+    /// What is left to whoever takes the rows.
+    pub finishing: Option<Arc<Finishing>>,
 }
 
 impl RowSpec {
@@ -76,7 +87,13 @@ impl RowSpec {
             Layout::Nchw => vec![h * w, w, 1],
             Layout::Nhwc => vec![1, w * c, c],
         };
-        RowSpec { dtype, shape: vec![c, h, w], strides }
+        RowSpec { dtype, shape: vec![c, h, w], strides, finishing: None }
+    }
+
+    /// Numbers in C order.
+    fn dense(dtype: Dtype, shape: Vec<usize>) -> Self {
+        let strides = (1..=shape.len()).map(|axis| shape[axis..].iter().product()).collect();
+        RowSpec { dtype, shape, strides, finishing: None }
     }
 }
 
@@ -121,7 +138,7 @@ pub fn compile_pictures(
         let views = match config.what {
             What::Image => 1,
             What::Views(views) => check_views(views).map_err(at(picture))?,
-            What::Mask { .. } | What::Geometry { .. } => {
+            What::Mask { .. } | What::Geometry { .. } | What::Erased { .. } => {
                 chains.push(None);
                 continue;
             }
@@ -132,7 +149,7 @@ pub fn compile_pictures(
         chains.push(Some(Chain { program, first: streams, views }));
         streams += views;
     }
-    let mut plan = Pictures { groups: Vec::new(), outputs: Vec::new(), limits };
+    let mut plan = Pictures { groups: Vec::new(), erased: Vec::new(), outputs: Vec::new(), limits };
     for (picture, config) in pictures.iter().enumerate() {
         let spec = match (config.what, &chains[picture]) {
             (What::Mask { like }, _) => {
@@ -144,19 +161,30 @@ pub fn compile_pictures(
                     Member { picture, chain: Chain { program, ..*image }, like: Some(pictures[like].image) };
                 let wide = dtype == Dtype::U16;
                 plan.group(config.image, Want::Values { wide }).members.push(member);
-                RowSpec { dtype, shape: vec![spec.height, spec.width], strides: vec![spec.width, 1] }
+                RowSpec::dense(dtype, vec![spec.height, spec.width])
             }
             (What::Geometry { of }, _) => {
                 let image = followed("geometry", config, of, pictures, &chains).map_err(at(picture))?;
                 check_geometry(config, &pictures[of], image).map_err(at(picture))?;
                 let member = Member { picture, chain: image.clone(), like: None };
                 plan.group(pictures[of].image, Want::Colors).geometries.push(member);
-                RowSpec { dtype: Dtype::F32, shape: vec![GEOMETRY], strides: vec![1] }
+                RowSpec::dense(Dtype::F32, vec![GEOMETRY])
+            }
+            (What::Erased { of }, _) => {
+                let chain = chains.get(of).and_then(Option::as_ref).ok_or_else(|| {
+                    at(picture)(ConfigError("what it names has no chain of its own".to_owned()))
+                })?;
+                let member = Member { picture, chain: chain.clone(), like: None };
+                let each = chain.program.finishing.as_ref().map_or(0, |left| left.erasings.len());
+                let views = matches!(pictures[of].what, What::Views(_)).then_some(chain.views as usize);
+                plan.erased.push(member);
+                RowSpec::dense(Dtype::F32, views.into_iter().chain([each, RECT]).collect())
             }
             (what, Some(chain)) => {
                 let member = Member { picture, chain: chain.clone(), like: None };
                 plan.group(config.image, Want::Colors).members.push(member);
                 let mut spec = RowSpec::of_image(&chain.program.pass.spec);
+                spec.finishing = chain.program.finishing.clone();
                 if let What::Views(views) = what {
                     spec.strides.insert(0, spec.shape.iter().product());
                     spec.shape.insert(0, views as usize);
@@ -232,10 +260,15 @@ fn check_geometry(config: &PictureConfig, image: &PictureConfig, chain: &Chain) 
 /// Numbers of a geometry.
 const GEOMETRY: usize = 8;
 
+/// Numbers of a rectangle.
+const RECT: usize = 4;
+
 /// Compiled pictures, shared by all threads.
 #[derive(Clone, Debug)]
 pub struct Pictures {
     groups: Vec<Group>,
+    /// Pictures that say what is to be erased, each with the chain that it is about.
+    erased: Vec<Member>,
     outputs: Vec<RowSpec>,
     limits: Limits,
 }
@@ -306,6 +339,9 @@ impl Pictures {
         assert_eq!(rows.len(), self.outputs.len(), "a row for each picture");
         for (row, spec) in rows.iter().zip(&self.outputs) {
             assert_eq!(row.len(), spec.row_bytes(), "a row has the size that its picture announced");
+        }
+        for member in &self.erased {
+            member.write_erased(key, rows[member.picture]);
         }
         let mut sizes = Vec::new();
         let result = self.groups.iter().try_for_each(|group| {
@@ -397,6 +433,16 @@ impl Group {
 }
 
 impl Member {
+    fn write_erased(&self, key: SampleKey, row: &mut [u8]) {
+        let rects = self.chain.streams(key).flat_map(|stream| self.chain.program.erased(stream));
+        for (to, rect) in row.as_chunks_mut::<{ 4 * RECT }>().0.iter_mut().zip(rects) {
+            let numbers = rect.map_or([0; RECT], |rect| [rect.y, rect.x, rect.h, rect.w]);
+            for (to, number) in to.as_chunks_mut::<4>().0.iter_mut().zip(numbers) {
+                *to = (number as f32).to_ne_bytes();
+            }
+        }
+    }
+
     /// A mask's pixels stand for those of its image.
     fn check_size(&self, header: Header, sizes: &Sizes) -> Result<(), SampleError> {
         let (w, h) = header.upright();

@@ -22,7 +22,7 @@ fn chain_with(transforms: Value, output: OutputConfig) -> Chain {
 }
 
 pub(crate) fn u8_chain(transforms: Value) -> Chain {
-    chain_with(transforms, OutputConfig { dtype: None, layout: Layout::Nhwc })
+    chain_with(transforms, OutputConfig { layout: Layout::Nhwc, ..OutputConfig::default() })
 }
 
 pub(crate) fn at(position: u64) -> SampleKey {
@@ -269,7 +269,7 @@ fn floats_without_normalize_are_between_0_and_1_and_erasing_follows_normalize() 
     let white = save(&[255; 12], 2, 2, ExtendedColorType::Rgb8, ImageFormat::Png);
     let floats =
         |row: Vec<u8>| row.as_chunks::<4>().0.iter().map(|v| f32::from_ne_bytes(*v)).collect::<Vec<_>>();
-    let unit = OutputConfig { dtype: Some(Dtype::F32), layout: Layout::Nchw };
+    let unit = OutputConfig { dtype: Some(Dtype::F32), ..OutputConfig::default() };
     let crop = json!({"type": "CenterCrop", "size": 2});
     let chain = chain_with(json!([crop]), unit.clone());
     assert_eq!(floats(run(&chain, &white, at(0), false).unwrap()), [1.0; 12]);
@@ -359,7 +359,7 @@ fn a_refused_configuration_says_where_what_and_what_to_do() {
             assert!(error.contains(word), "{transforms}\nsays: {error}\nbut not: {word}");
         }
     }
-    let output = OutputConfig { dtype: Some(Dtype::U8), layout: Layout::Nchw };
+    let output = OutputConfig { dtype: Some(Dtype::U8), ..OutputConfig::default() };
     let transforms = parse(json!([crop, normalize])).unwrap();
     let error = compile(&transforms, &output, Limits::default()).unwrap_err().to_string();
     assert!(error.contains("u8") && error.contains("f32"), "{error}");

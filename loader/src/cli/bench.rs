@@ -204,7 +204,7 @@ impl Report<'_> {
                     Content::Json => format!("{name} JSON up to {} bytes", shape[0]),
                     Content::Bytes => format!("{name} up to {} bytes", shape[0]),
                     Content::Ragged => format!("{name} up to {} rows of {:?} {dtype}", shape[0], &shape[1..]),
-                    Content::Dense | Content::Image | Content::Mask | Content::Geometry => {
+                    Content::Dense | Content::Image | Content::Mask | Content::Geometry | Content::Erased => {
                         format!("{name} {shape:?} {dtype}")
                     }
                 })

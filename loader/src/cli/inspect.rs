@@ -204,7 +204,7 @@ fn thumbnail(side: u32) -> Result<Chain, Failure> {
         {"type": "Resize", "size": side},
         {"type": "CenterCrop", "size": [side, side]},
     ]))?;
-    let output = OutputConfig { dtype: Some(Dtype::U8), layout: Layout::Nhwc };
+    let output = OutputConfig { dtype: Some(Dtype::U8), layout: Layout::Nhwc, ..OutputConfig::default() };
     Ok(compile(&chain, &output, Limits::default())?)
 }
 

@@ -22,13 +22,14 @@ mod variable;
 
 use fuelrail_connectors::{Cut, ElementType, FieldSpec, PartKind, Schema};
 use fuelrail_transforms::{
-    Dtype, Limits, OutputConfig, PictureConfig, Pictures, RowSpec, SampleKey, Scratch, What, compile_pictures,
+    self as transforms, Dtype, Limits, OutputConfig, PictureConfig, Pictures, RowSpec, SampleKey, Scratch,
+    What, compile_pictures, erasings_left,
 };
 
 use self::numbers::Cast;
 use self::variable::{Limit, Ragged};
-use crate::config::PipelineConfig;
-use crate::layout::{Content, Element, RowShape};
+use crate::config::{Finish, PipelineConfig};
+use crate::layout::{Content, Element, Finishing, RowShape};
 use crate::ring::RowWriter;
 
 pub use self::config::{
@@ -84,7 +85,11 @@ pub fn short(config: &PipelineConfig, schema: &Schema) -> Vec<FieldConfig> {
 }
 
 fn output(config: &PipelineConfig) -> OutputConfig {
-    OutputConfig { dtype: config.dtype, layout: config.layout }
+    let finish = match config.finish {
+        Finish::Daemon => transforms::Finish::Here,
+        Finish::Client => transforms::Finish::Later,
+    };
+    OutputConfig { dtype: config.dtype, layout: config.layout, finish }
 }
 
 /// Where the encoded image of a picture is in a record.
@@ -151,10 +156,13 @@ impl Fields {
             let named = |error: String| format!("field {name:?}: {error}");
             let picture = made.picture(field, &pictures, config).map_err(named)?;
             if let Some(picture) = picture {
-                made.places.push(made.rows.len());
-                // What it is is known when all of them are compiled.
-                made.rows.push(RowShape::dense(name.clone(), Element::U8, Vec::new()));
-                pictures.push((field.name(), picture));
+                let erased = made.erased(&picture, pictures.len());
+                for picture in std::iter::once(picture).chain(erased) {
+                    made.places.push(made.rows.len());
+                    // What it is is known when all of them are compiled.
+                    made.rows.push(RowShape::dense(name.clone(), Element::U8, Vec::new()));
+                    pictures.push((field.name(), picture));
+                }
                 continue;
             }
             let place = made.rows.len();
@@ -226,6 +234,18 @@ impl Fields {
         });
         self.parts.push(part.map(str::to_owned));
         Ok(Some(PictureConfig { image, what, transforms: transforms.to_vec(), output }))
+    }
+
+    /// The picture behind number `of` that tells what the client is to erase in it, where that is left to it.
+    fn erased(&mut self, of: &PictureConfig, number: usize) -> Option<PictureConfig> {
+        let is_own = matches!(of.what, What::Image | What::Views(_));
+        // What is wrong with the chain is said when it is compiled.
+        if !is_own || erasings_left(&of.transforms, &of.output).unwrap_or(0) == 0 {
+            return None;
+        }
+        self.parts.push(self.parts[number].clone());
+        let what = What::Erased { of: number };
+        Some(PictureConfig { what, transforms: Vec::new(), output: OutputConfig::default(), ..*of })
     }
 
     /// The image parts of which every field is a mask that may be missing.
@@ -306,7 +326,8 @@ impl Fields {
 
     /// The element type of images, where there are any.
     pub fn image_dtype(&self) -> Option<Dtype> {
-        self.pictures.as_ref().and_then(|pictures| pictures.outputs().first()).map(|spec| spec.dtype)
+        let first = self.pictures.as_ref().and_then(|pictures| pictures.outputs().first());
+        first.map(|spec| spec.finishing.as_ref().map_or(spec.dtype, |left| left.dtype))
     }
 
     /// Refuses fields of variable length that take more than half of a large ring: nearly all of that is padding.
@@ -419,24 +440,32 @@ impl Fields {
 
 /// The row of a picture: of an image (C, H, W) whatever the memory order.
 fn picture_row(name: &str, picture: &PictureConfig, spec: &RowSpec) -> RowShape {
-    let dtype = match spec.dtype {
+    let element = |dtype| match dtype {
         Dtype::U8 => Element::U8,
         Dtype::U16 => Element::U16,
         Dtype::F32 => Element::F32,
         Dtype::F16 => Element::F16,
         Dtype::Bf16 => Element::Bf16,
     };
+    let finishing = spec.finishing.as_ref().map(|left| Finishing {
+        dtype: element(left.dtype),
+        scale: left.scale.clone(),
+        bias: left.bias.clone(),
+        erasings: left.erasings.clone(),
+    });
     let numbers = |list: &[usize]| list.iter().map(|&number| number as u64).collect();
     let content = match picture.what {
         What::Image | What::Views(_) => Content::Image,
         What::Mask { .. } => Content::Mask,
         What::Geometry { .. } => Content::Geometry,
+        What::Erased { .. } => Content::Erased,
     };
     RowShape {
         name: name.to_owned(),
-        dtype,
+        dtype: element(spec.dtype),
         shape: numbers(&spec.shape),
         strides: numbers(&spec.strides),
         content,
+        finishing,
     }
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Self
 
 from fuelrail import _native, fields, loader, transforms, values
@@ -22,6 +23,7 @@ except ModuleNotFoundError as error:
     ) from None
 import torch.utils.dlpack
 
+from fuelrail.torch.finishing import finish
 from fuelrail.torch.place import Cuda
 from fuelrail.uploads import AHEAD, Uploads
 
@@ -125,6 +127,9 @@ class Loader(BaseLoader[torch.Tensor]):
             ahead=AHEAD if buffers is None else min(AHEAD, buffers - 1),
         )
 
+    def _finishes(self) -> bool:
+        return self._device is not None and self._device.type == "cuda"
+
     def _take(self, iteration: int) -> tuple[_native.Batch, Held[torch.Tensor]] | None:
         if self._uploads is None:
             return super()._take(iteration)
@@ -137,6 +142,11 @@ class Loader(BaseLoader[torch.Tensor]):
     def _tensor(self, batch: _native.Batch, at: int) -> torch.Tensor:
         tensor = torch.utils.dlpack.from_dlpack(batch.tensor(at))
         return tensor if self._device is None else tensor.to(self._device)
+
+    def _finish(
+        self, at: int, array: torch.Tensor, left: Mapping[str, Any], beside: torch.Tensor | None
+    ) -> torch.Tensor:
+        return finish(array, left, beside)
 
     def _column(self, batch: _native.Batch, at: int, dtype: str, name: str) -> torch.Tensor:
         kind = _COLUMNS[dtype]

@@ -9,24 +9,9 @@ from typing import Any, NamedTuple
 import torch
 
 from fuelrail import _native
+from fuelrail.torch.dtypes import DTYPES
+from fuelrail.torch.finishing import finish
 from fuelrail.uploads import Place, Room
-
-#: By the daemon's names.
-DTYPES = {
-    "bool": torch.bool,
-    "u8": torch.uint8,
-    "i8": torch.int8,
-    "u16": torch.uint16,
-    "i16": torch.int16,
-    "u32": torch.uint32,
-    "i32": torch.int32,
-    "u64": torch.uint64,
-    "i64": torch.int64,
-    "f16": torch.float16,
-    "bf16": torch.bfloat16,
-    "f32": torch.float32,
-    "f64": torch.float64,
-}
 
 
 class _Mark(NamedTuple):
@@ -54,6 +39,7 @@ class Cuda(Place[torch.Tensor]):
         self._buffers = buffers
         self._buffer: int | None = None
         self._fixed: dict[tuple[int, int], torch.Tensor] = {}
+        self._floats: dict[tuple[int, int], torch.Tensor] = {}
         self._free: dict[int, torch.cuda.Event] = {}
         self._taken: int | None = None
 
@@ -91,9 +77,18 @@ class Cuda(Place[torch.Tensor]):
         tensor = tensor[:rows] if fixed else tensor
         return Room(tensor, tensor.data_ptr(), rows * row)
 
-    def finish(self, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
-        """The tensors as they are."""
-        return tensors
+    def finish(
+        self, at: int, tensor: torch.Tensor, left: Mapping[str, Any], beside: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Floats, in the batch's own buffer where there are buffers."""
+        if self._buffer is None:
+            return finish(tensor, left, beside)
+        whole = self._fixed[self._buffer, at]
+        floats = self._floats.get((self._buffer, at))
+        if floats is None:
+            floats = torch.empty_like(whole, dtype=DTYPES[left["dtype"]])
+            self._floats[self._buffer, at] = floats
+        return finish(tensor, left, beside, floats[: len(tensor)])
 
     def mark(self, copied: _native.Copied) -> _Mark:
         """An event behind the copy and what finishes it."""

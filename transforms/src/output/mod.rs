@@ -44,6 +44,20 @@ impl OutputSpec {
     }
 }
 
+/// What is left to do to rows of u8: `x * scale + bias` in f32, rounded to `dtype`, and the erasings, each a rectangle
+/// of a value, one behind the other.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Finishing {
+    /// Type of the elements then.
+    pub dtype: Dtype,
+    /// One a channel.
+    pub scale: Vec<f32>,
+    /// One a channel.
+    pub bias: Vec<f32>,
+    /// Of each erasing: its value, one a channel, in units of the finished row.
+    pub erasings: Vec<Vec<f32>>,
+}
+
 /// The pass of one chain.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Pass {

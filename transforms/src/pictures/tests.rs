@@ -5,17 +5,19 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::*;
+use crate::config::Finish;
 use crate::decode::jpeg::tests::{PLAIN, Style, encode};
+use crate::erasings_left;
 use crate::tests::{any_step, at, oriented, parse, png, run as run_chain, save, u8_chain};
 
 fn config(what: What, transforms: Value) -> PictureConfig {
-    let output = OutputConfig { dtype: None, layout: Layout::Nhwc };
+    let output = OutputConfig { layout: Layout::Nhwc, ..OutputConfig::default() };
     PictureConfig { image: 0, what, transforms: parse(transforms).unwrap(), output }
 }
 
 /// A mask of the record's second image.
 fn mask(like: usize, dtype: Dtype) -> PictureConfig {
-    let output = OutputConfig { dtype: Some(dtype), layout: Layout::Nchw };
+    let output = OutputConfig { dtype: Some(dtype), ..OutputConfig::default() };
     PictureConfig { image: 1, what: What::Mask { like }, transforms: Vec::new(), output }
 }
 
@@ -50,7 +52,7 @@ fn rows(pictures: &Pictures, encoded: &[&[u8]], key: SampleKey) -> Result<Vec<Ve
 
 /// What a chain alone makes of the whole image, step by step, with the draws of a stream.
 fn alone(transforms: &Value, encoded: &[u8], key: SampleKey, number: u32) -> Vec<u8> {
-    let output = OutputConfig { dtype: None, layout: Layout::Nhwc };
+    let output = OutputConfig { layout: Layout::Nhwc, ..OutputConfig::default() };
     let limits = Limits::default();
     let program = compile_program(&parse(transforms.clone()).unwrap(), &output, limits, None).unwrap();
     alone_by(&program, encoded, key, number, Want::Colors)
@@ -426,6 +428,7 @@ fn the_rows_of_pictures_are_announced() {
         dtype,
         shape: shape.to_vec(),
         strides: strides.to_vec(),
+        finishing: None,
     };
     assert_eq!(
         found.outputs(),
@@ -448,7 +451,7 @@ fn a_picture_that_cannot_be_is_refused_with_its_place_and_the_reason() {
         json!([{"type": "CenterCrop", "size": 8}, {"type": "RandomRotation", "degrees": 5}]),
     );
     let with = |config: PictureConfig, dtype| PictureConfig {
-        output: OutputConfig { dtype: Some(dtype), layout: Layout::Nchw },
+        output: OutputConfig { dtype: Some(dtype), ..OutputConfig::default() },
         ..config
     };
     let own = PictureConfig { transforms: crop().transforms, ..mask(0, Dtype::U8) };
@@ -480,4 +483,74 @@ fn a_picture_that_cannot_be_is_refused_with_its_place_and_the_reason() {
     assert!(compile_pictures(&open, Limits::default(), &[None]).is_err());
     let known = compile_pictures(&open, Limits::default(), &[Some((5, 4))]).unwrap();
     assert_eq!(known.outputs()[0].shape, [3, 4, 5]);
+}
+
+/// A row of u8 finished as [`Finishing`] says, for the reader of the text above all.
+fn finished(row: &[u8], erased: &[f32], spec: &RowSpec) -> Vec<f32> {
+    let left = spec.finishing.as_ref().unwrap();
+    let [c, h, w] = spec.shape[spec.shape.len() - 3..] else { panic!("an image") };
+    let strides = &spec.strides[spec.strides.len() - 3..];
+    let mut out: Vec<f32> = vec![0.0; c * h * w];
+    for (channel, y, x) in (0..c).flat_map(|c| (0..h).flat_map(move |y| (0..w).map(move |x| (c, y, x)))) {
+        let at = channel * strides[0] + y * strides[1] + x * strides[2];
+        out[at] = f32::from(row[at]) * left.scale[channel] + left.bias[channel];
+        for (rect, value) in erased.as_chunks::<4>().0.iter().zip(&left.erasings) {
+            let [top, left, height, width] = rect.map(|number| number as usize);
+            if (top..top + height).contains(&y) && (left..left + width).contains(&x) {
+                out[at] = value[channel];
+            }
+        }
+    }
+    out
+}
+
+#[test]
+fn bytes_and_what_is_left_to_do_are_the_floats_that_were_asked_for() {
+    let erase = json!({"type": "RandomErasing", "p": 0.7, "value": [0.5, -1.0, 2.0]});
+    let chains = [
+        json!([{"type": "RandomResizedCrop", "size": [9, 12]}, {"type": "Normalize", "mean": [0.4, 0.5, 0.6], "std": [0.2, 0.3, 0.25]}, erase, erase]),
+        json!([{"type": "RandomCrop", "size": 8}, {"type": "Normalize", "mean": [0.5], "std": [0.5]}]),
+        json!([{"type": "RandomCrop", "size": 8}, {"type": "Grayscale"}, {"type": "Normalize", "mean": [0.5], "std": [0.2]},
+            {"type": "RandomErasing", "p": 1.0}]),
+    ];
+    for (number, chain) in chains.into_iter().enumerate() {
+        for what in [What::Image, What::Views(3)] {
+            let here = config(what, chain.clone());
+            let mut later = here.clone();
+            later.output.finish = Finish::Later;
+            let erased =
+                PictureConfig { what: What::Erased { of: 0 }, transforms: Vec::new(), ..later.clone() };
+            let (here, later) = (compiled(&[here]), compiled(&[later, erased]));
+            let spec = &later.outputs()[0];
+            assert_eq!((spec.dtype, spec.finishing.as_ref().unwrap().dtype), (Dtype::U8, Dtype::F32));
+            for position in 0..20 {
+                let encoded = png(20, 17, position);
+                let whole = rows(&here, &[&encoded], at(position)).unwrap();
+                let parts = rows(&later, &[&encoded], at(position)).unwrap();
+                let image = spec.shape.iter().rev().take(3).product::<usize>();
+                let views = parts[0].len() / image;
+                let rects = floats(&parts[1]);
+                let made: Vec<f32> = parts[0]
+                    .chunks(image)
+                    .enumerate()
+                    .flat_map(|(view, row)| {
+                        let each = rects.len() / views;
+                        finished(row, &rects[view * each..][..each], spec)
+                    })
+                    .collect();
+                assert_eq!(floats(&whole[0]), made, "chain {number}, {what:?}, position {position}");
+            }
+        }
+    }
+}
+
+#[test]
+fn erasing_with_random_values_is_not_left_to_others() {
+    let chain = json!([{"type": "RandomCrop", "size": 8}, {"type": "Normalize", "mean": [0.5], "std": [0.5]},
+        {"type": "RandomErasing", "value": "random"}]);
+    let mut picture = config(What::Image, chain);
+    picture.output.finish = Finish::Later;
+    assert_eq!(erasings_left(&picture.transforms, &picture.output), Ok(0));
+    let spec = compiled(&[picture]).outputs()[0].clone();
+    assert_eq!((spec.dtype, spec.finishing), (Dtype::F32, None));
 }

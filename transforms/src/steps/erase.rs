@@ -89,9 +89,9 @@ struct Erase {
 /// An erasing behind the normalisation.
 #[derive(Clone, Debug)]
 pub(crate) struct Erasing {
-    area: EraseArea,
+    pub area: EraseArea,
     /// A channel each; `None` for random values.
-    value: Option<[f32; 3]>,
+    pub value: Option<[f32; 3]>,
 }
 
 impl RandomErasing {
@@ -171,7 +171,7 @@ impl Erasing {
 
 /// Where a `RandomErasing` erases.
 #[derive(Clone, Debug, PartialEq)]
-struct EraseArea {
+pub(crate) struct EraseArea {
     p: f64,
     scale: [f64; 2],
     log_ratio: [f64; 2],
@@ -179,7 +179,7 @@ struct EraseArea {
 
 impl EraseArea {
     /// The rectangle to erase in an image of `w` x `h`, as torchvision draws it; `None` to leave the image alone.
-    fn draw(&self, w: usize, h: usize, draws: &mut Draws) -> Option<Rect> {
+    pub(crate) fn draw(&self, w: usize, h: usize, draws: &mut Draws) -> Option<Rect> {
         if !draws.chance(self.p) {
             return None;
         }

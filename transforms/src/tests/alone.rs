@@ -108,7 +108,7 @@ fn jpegs() -> Vec<(String, Vec<u8>)> {
 /// Chains that use every buffer and step.
 fn chains() -> Vec<Chain> {
     let normal = json!({"type": "Normalize", "mean": [0.5], "std": [0.5]});
-    let float = OutputConfig { dtype: Some(Dtype::F16), layout: Layout::Nchw };
+    let float = OutputConfig { dtype: Some(Dtype::F16), ..OutputConfig::default() };
     vec![
         u8_chain(json!([{"type": "CenterCrop", "size": [30, 40]}])),
         u8_chain(json!([{"type": "RandomResizedCrop", "size": 24}, {"type": "RandomHorizontalFlip"}])),

@@ -44,7 +44,7 @@ impl Shrink {
             "type": "Resize", "size": [height, width], "interpolation": "bicubic"
         }))
         .map_err(|error| error.to_string())?;
-        let output = OutputConfig { dtype: Some(Dtype::U8), layout: Layout::Nhwc };
+        let output = OutputConfig { dtype: Some(Dtype::U8), layout: Layout::Nhwc, ..OutputConfig::default() };
         let chain = compile(&[resize], &output, Limits::default()).map_err(|error| error.to_string())?;
         let mut pixels = vec![0; chain.output().row_bytes()];
         let key = SampleKey { seed: 0, epoch: 0, position: 0 };

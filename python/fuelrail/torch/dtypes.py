@@ -1,0 +1,20 @@
+"""torch's names of what the daemon makes."""
+
+import torch
+
+#: By the daemon's names.
+DTYPES = {
+    "bool": torch.bool,
+    "u8": torch.uint8,
+    "i8": torch.int8,
+    "u16": torch.uint16,
+    "i16": torch.int16,
+    "u32": torch.uint32,
+    "i32": torch.int32,
+    "u64": torch.uint64,
+    "i64": torch.int64,
+    "f16": torch.float16,
+    "bf16": torch.bfloat16,
+    "f32": torch.float32,
+    "f64": torch.float64,
+}
