@@ -6,9 +6,7 @@ use std::error::Error;
 use std::path::{Path, PathBuf};
 
 use clap::Parser;
-use fuelrail_transforms::{
-    Layout, Limits, OutputConfig, PictureConfig, SampleKey, Scratch, What, compile_pictures,
-};
+use fuelrail_transforms::{Limits, OutputConfig, PictureConfig, SampleKey, Scratch, What, compile_pictures};
 use serde_json::json;
 
 #[derive(Parser)]
