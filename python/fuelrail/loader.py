@@ -119,6 +119,13 @@ class Batch(Generic[Array]):
         """All fields as a dict."""
         return dict(self._fields)
 
+    def replaced(self, fields: Mapping[str, Array]) -> Self:
+        """The same batch with other arrays for some of its fields, or with further ones."""
+        held = self._fields.mapped(lambda field: field)
+        for name, value in fields.items():
+            held[name] = value
+        return self._with(held)
+
     def _with(self, fields: Held[Array]) -> Self:
         """The same rows as other arrays."""
         batch = object.__new__(type(self))

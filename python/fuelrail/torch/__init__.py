@@ -24,10 +24,11 @@ except ModuleNotFoundError as error:
 import torch.utils.dlpack
 
 from fuelrail.torch.finishing import finish
+from fuelrail.torch.mixing import CutMix, MixUp, Mixup
 from fuelrail.torch.place import Cuda
 from fuelrail.uploads import AHEAD, Uploads
 
-__all__ = ["Batch", "Loader", "Ragged", "fields", "transforms"]
+__all__ = ["Batch", "CutMix", "Loader", "MixUp", "Mixup", "Ragged", "fields", "transforms"]
 
 _COLUMNS = {"i64": torch.int64, "bool": torch.bool}
 
