@@ -199,7 +199,8 @@ class Loaders:
 
     def _unreached(self, source: Any, options: dict[str, Any]) -> Any:
         """Gets as far as the network. Gives what has a loader's methods, and no others."""
-        options = {"transforms": [T.Resize((16, 16))], **options}
+        if not isinstance(options.get("fields"), dict):
+            options = {"transforms": [T.Resize((16, 16))], **options}
         with pytest.raises((SourceError, LoaderTimeout)) as raised:
             Few(source, **options, timeout=1)
         assert isinstance(raised.value, LoaderTimeout) or UNREACHED.search(str(raised.value))

@@ -152,12 +152,3 @@ def test_inspect_says_from_where_to_where_numbers_go(tmp_path: Path) -> None:
         {"field": "x", "min": -3.0, "max": 1.5, "not_finite": 2},
         {"field": "large", "min": 1, "max": 2**64 - 1, "not_finite": 0},
     ]
-
-
-@pytest.mark.parametrize("value", ["json", "arrow"])
-def test_a_topic_takes_no_parts_and_says_so_before_a_broker_is_asked(value: str) -> None:
-    parts = 'deliver=[{"kind": "image"}, {"part": "caption", "kind": "text"}]'
-    arguments = ("synthetic://?count=3&width=20&height=20", "kafka://127.0.0.1:1/topic", "-o", parts)
-    done = fuelrail("produce", *arguments, "--value", value)
-    assert done.returncode == 1 and "caption" in done.stderr and "pack --fields" in done.stderr, done.stderr
-    assert "broker" not in done.stderr

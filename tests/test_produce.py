@@ -23,10 +23,14 @@ import numpy as np
 import photographs
 import pyarrow as pa
 from confluent_kafka import Consumer, KafkaException, Message, TopicPartition
+from fuelrail import fields as F
 from fuelrail.loader import binary
+from fuelrail.numpy import Loader
 from kafka.broker import Broker, free_ports
 from streams import QUIET, Topic
-from support import SLACK, at_most, fuelrail, wait_until
+from support import SLACK, TINY, at_most, fuelrail, wait_until
+from test_fields import members
+from test_fields import shard as write_shard
 
 
 @pytest.fixture(scope="module")
@@ -156,6 +160,105 @@ def test_arrow_holds_the_same_columns_with_their_types(
         assert np.array_equal(np.array(value["box"], np.float32), held["box"][row])
         assert table.schema.field("count").type == pa.int32()
         assert value["image"].endswith(held["image"][row].tobytes())
+
+
+RECORDS = 12
+
+
+@pytest.fixture
+def shard(tmp_path: Path) -> str:
+    """Records with every kind of part; one lacks its caption."""
+    records = {f"{number:04}": members(number) for number in range(RECORDS)}
+    del records["0003"]["txt"]
+    return write_shard(tmp_path / "parts.tar", records)
+
+
+#: As the shard has them.
+STORED = [
+    {"type": "Image", "name": "image"},
+    {"type": "Mask", "name": "mask", "part": "seg.png"},
+    {"type": "Text", "name": "caption", "part": "txt", "missing": "empty"},
+    {"type": "Json", "part": "json"},
+    {"type": "Numbers", "part": "json:boxes", "max_rows": 5},
+    {"type": "Numbers", "part": "json:score"},
+]
+
+
+def delivered(source: str, wanted: dict[str, Any], **options: Any) -> list[dict[str, Any]]:
+    """What a Loader makes of each record, in the order of the source."""
+    rows = []
+    with Loader(source, fields=wanted, batch_size=5, **options) as loader:
+        for batch in loader:
+            for row in range(batch.rows):
+                values = {name: batch[name].list() if name == "boxes" else batch[name] for name in wanted}
+                rows.append({name: np.asarray(value[row]).tolist() for name, value in values.items()})
+    return rows
+
+
+@pytest.mark.parametrize("value", ["json", "arrow"])
+def test_parts_that_are_sent_are_read_back_as_the_source_has_them(shard: str, url: str, value: str) -> None:
+    done = produce(shard, url, "--fields", json.dumps(STORED), "--partitions", 1, "--value", value)
+    assert 'note: part "txt" is "caption" in the messages' in done.stderr
+    assert 'part "json:boxes" is "boxes"' in done.stderr
+
+    def wanted(mask: str, caption: str, **other: str) -> dict[str, Any]:
+        return {
+            "image": F.Image(TINY),
+            "mask": F.Mask(mask),
+            "caption": F.Text(caption, max_bytes=64, missing="empty"),
+            "meta": F.Json("json", max_bytes=512),
+            "boxes": F.Numbers("json:boxes", max_rows=5, row=(4,), dtype="float32"),
+            "score": F.Numbers(other["score"]),
+        }
+
+    expected = delivered(shard, wanted("seg.png", "txt", score="json:score"))
+    read_back = delivered(
+        f"{url}?end=end", wanted("mask", "caption", score="score:f32"), source_options={"value": value}
+    )
+    assert read_back == expected and len(expected) == RECORDS
+    assert expected[3]["caption"] == "" and expected[4]["meta"]["tags"] == {"a b": [1, None, "x"]}
+
+
+def test_what_would_not_be_read_back_as_it_is_is_refused_by_name(
+    shard: str, url: str, tmp_path: Path
+) -> None:
+    produce("synthetic://?count=1&width=8&height=8", url, "--partitions", 1)
+    for fields, arguments, words in [
+        (STORED, ("--value", "image"), ("--fields also asks for", "use json or arrow")),
+        (
+            [*STORED, {"type": "Bytes", "part": "txt", "name": "caption"}],
+            (),
+            ('two values of a message would be called "caption"', '"name"'),
+        ),
+        ([{"type": "Image"}, {"type": "Text", "part": "txt", "name": "label"}], (), ('called "label"',)),
+        ([{"type": "Numbers", "part": "json:score", "name": "a[1]"}], (), ("'['", '"name"')),
+        (
+            [{"type": "Bytes", "part": "seg.png"}],
+            (),
+            ('part "seg.png": its bytes are no text', "--value arrow"),
+        ),
+    ]:
+        done = fuelrail("produce", shard, url, "--fields", json.dumps(fields), *arguments)
+        assert done.returncode == 1 and all(word in done.stderr for word in words), done.stderr
+    stored = {"a": {"json": b"1"}, "b": {"json": b"[NaN]"}, "c": {"json": b"[1, {}]"}}
+    values = write_shard(tmp_path / "values.tar", stored)
+    asked = ("--fields", '[{"type": "Json", "part": "json"}]')
+    done = produce(values, url, *asked, "--on-error", "skip")
+    assert (
+        "1 record left out" in done.stdout and 'part "json": it is no JSON that every reader' in done.stdout
+    )
+    done = produce(values, url, *asked, "--value", "arrow")
+    assert done.stdout.startswith("3 records")
+
+
+def test_a_part_whose_name_means_something_else_in_a_message_is_said(url: str, tmp_path: Path) -> None:
+    (tmp_path / "table.jsonl").write_text('{"key": "a", "label": 0}\n')
+    done = produce(
+        tmp_path / "table.jsonl", url, "--fields", '[{"type": "Text", "part": "key"}]', "--partitions", 1
+    )
+    assert 'part "key" is "json:key" in the messages' in done.stderr
+    wanted = {"text": F.Text("json:key", max_bytes=8)}
+    assert delivered(f"{url}?end=end", wanted, source_options={"value": "json"}) == [{"text": "a"}]
 
 
 def test_a_source_without_images_is_json_and_images_alone_leave_fields_out_aloud(

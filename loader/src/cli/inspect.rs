@@ -74,7 +74,7 @@ impl Inspect {
         if let Some(sheet) = &self.sheet {
             preview::writable("--sheet", sheet)?;
         }
-        let source = read::open_asked(&self.source, &self.options, self.fields.as_deref())?;
+        let source = read::open(&self.source, &self.options, self.fields.as_deref())?;
         if self.list {
             return list(&source);
         }

@@ -3,7 +3,9 @@
 
 use std::collections::BTreeMap;
 
-use fuelrail_connectors::{PartKind, PartSpec, SourceConfig, settings};
+use fuelrail_connectors::{
+    ElementType, PartKind, PartSpec, Schema, SourceConfig, Wanted, WantedKind, settings,
+};
 use fuelrail_transforms::{ImageInfo, Limits, Scratch};
 use indicatif::HumanCount;
 use serde_json::{Value, json};
@@ -32,6 +34,11 @@ pub(super) fn read(text: &str, complete: impl Fn(&mut Value)) -> Result<(Value, 
 /// A source that delivers what `--fields` asks for. Caps may be left out: nothing is cut here.
 pub(super) fn asked(source: SourceConfig, text: Option<&str>) -> Result<SourceConfig, Failure> {
     let Some(text) = text else { return Ok(source) };
+    Ok(source.delivering(&fields::wanted(&completed(text)?)))
+}
+
+/// The fields of `--fields`, where caps and names may be left out. One without a name is called as its part is.
+fn completed(text: &str) -> Result<Vec<FieldConfig>, Failure> {
     let (_, fields) = read(text, |field| {
         if matches!(field["type"].as_str(), Some("Text" | "Bytes" | "Json"))
             && field.get("max_bytes").is_none()
@@ -39,10 +46,43 @@ pub(super) fn asked(source: SourceConfig, text: Option<&str>) -> Result<SourceCo
             field["max_bytes"] = json!(1);
         }
         if field.get("name").is_none() {
-            field["name"] = field.get("part").cloned().unwrap_or_else(|| json!("image"));
+            field["name"] = match field.get("part").map(|part| (part, part.as_str())) {
+                Some((_, Some(part))) => json!(unprefixed(part)),
+                Some((part, None)) => part.clone(),
+                None => json!("image"),
+            };
         }
     })?;
-    Ok(source.delivering(&fields::wanted(&fields)))
+    Ok(fields)
+}
+
+/// A place inside JSON without the word that says so.
+fn unprefixed(part: &str) -> &str {
+    part.strip_prefix("json:").filter(|path| !path.is_empty()).unwrap_or(part)
+}
+
+/// A schema whose parts and numbers are called as the fields of `--fields` that are made of them. (The first, where
+/// several are made of one.)
+pub(super) fn named(mut schema: Schema, text: Option<&str>) -> Result<Schema, Failure> {
+    let fields = text.map_or_else(|| Ok(Vec::new()), completed)?;
+    let name = |is: &dyn Fn(&Wanted) -> bool| {
+        let mut made = fields.iter().filter(|field| field.wanted().is_some_and(|wanted| is(&wanted)));
+        made.next().map(|field| field.name().to_owned())
+    };
+    for part in &mut schema.parts {
+        let is = |wanted: &Wanted| {
+            let spec = wanted.spec(ElementType::F32, &[]);
+            wanted.is_part()
+                && spec.name == part.name
+                && std::mem::discriminant(&spec.kind) == std::mem::discriminant(&part.kind)
+        };
+        part.name = name(&is).unwrap_or_else(|| part.name.clone());
+    }
+    for field in &mut schema.fields {
+        let is = |wanted: &Wanted| wanted.kind == WantedKind::Numbers && wanted.part == field.name;
+        field.name = name(&is).unwrap_or_else(|| field.name.clone());
+    }
+    Ok(schema)
 }
 
 /// What one record has of a part: its length and what it is as an image, or what is wrong with it.

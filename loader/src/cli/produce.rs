@@ -2,7 +2,7 @@
 //!
 //! | of a record | in the message |
 //! |---|---|
-//! | image and fields | value: the encoded image, or one JSON object or Arrow IPC stream with everything (`--value`) |
+//! | image, parts and fields | value: the encoded image, or one JSON object or Arrow IPC stream with everything (`--value`) |
 //! | its key | key: so a record always goes to the same partition |
 //! | its label | header `label`: the class number as decimal text, or with `--label-names` the class name |
 //! | its class name | header `class`, where the source has classes |
@@ -13,6 +13,7 @@
 //! - The rate is kept by a schedule: a pause is not made up for by a burst.
 //! - Memory is bounded: 256 records or 256 MiB ahead, and librdkafka's own queue (`queue.buffering.max.kbytes`).
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -24,8 +25,9 @@ use fuelrail_connectors::{
 use indicatif::HumanBytes;
 
 use super::bars::{Bar, counted, grouped, rounded};
-use super::{Failure, read, signals, source};
+use super::{Failure, parts, read, signals, source};
 use crate::client::ClientError;
+use crate::fields;
 use crate::order::Order;
 
 /// How long the brokers have for the last records.
@@ -46,7 +48,10 @@ pub(super) struct Produce {
     topic: String,
     #[arg(long = "source-option", alias = "option", short_alias = 'o', value_name = "KEY=VALUE", help = source::OPTION)]
     options: Vec<String>,
-    /// The value of a message [default: image if the source has images, else json]
+    #[arg(long, value_name = "JSON", help = parts::FIELDS)]
+    fields: Option<String>,
+    /// The value of a message [default: json if --fields asks for more than the image, or if the source has no images;
+    /// else image]
     #[arg(long, value_enum)]
     value: Option<Format>,
     /// The header `label` holds the class name instead of its number
@@ -93,9 +98,9 @@ pub(super) struct Produce {
 enum Format {
     /// The encoded image
     Image,
-    /// A JSON object: image (base64), label, fields
+    /// A JSON object: image (base64), label, and each field by its name
     Json,
-    /// An Arrow IPC stream of one row: image, label, fields
+    /// An Arrow IPC stream of one row: image, label, and each field by its name
     Arrow,
 }
 
@@ -133,8 +138,9 @@ fn rate(text: &str) -> Result<f64, String> {
 impl Produce {
     pub fn run(self) -> Result<(), Failure> {
         signals::watch()?;
-        let source = read::open(&self.source, &self.options)?;
-        let format = self.format(&source)?;
+        let source = read::open(&self.source, &self.options, self.fields.as_deref())?;
+        let format = self.format(&source.schema())?;
+        let schema = self.members(&source, format)?;
         if self.label_names && source.classes().is_empty() {
             return Err(format!("--label-names: the labels of {} have no names", self.source).into());
         }
@@ -145,6 +151,7 @@ impl Produce {
             producer,
             created,
             format,
+            schema,
             sent: 0,
             bytes: 0,
             skipped: Vec::new(),
@@ -155,34 +162,68 @@ impl Produce {
         .write(&source)
     }
 
-    fn format(&self, source: &Arc<dyn IndexedSource>) -> Result<KafkaValue, Failure> {
-        let schema = source.schema();
-        let format = self.value.unwrap_or(if schema.image { Format::Image } else { Format::Json });
+    fn format(&self, schema: &Schema) -> Result<KafkaValue, Failure> {
+        let has_others = !schema.parts.is_empty() || !schema.fields.is_empty();
+        let is_image = schema.image && !(self.fields.is_some() && has_others);
+        let format = self.value.unwrap_or(if is_image { Format::Image } else { Format::Json });
         if format == Format::Image && !schema.image {
             return Err(format!("--value image: {} holds no images; use json or arrow", self.source).into());
         }
-        let parts: Vec<_> = schema.parts.iter().map(|part| part.name.as_str()).collect();
-        if format != Format::Image && !parts.is_empty() {
-            return Err(format!(
-                "messages hold images, labels and numbers, and {} would also have {}; leave that out, or write shards \
-                 with fuelrail pack --fields",
-                self.source,
-                parts.join(", ")
-            )
-            .into());
-        }
-        let numbers = schema.fields.iter().map(|field| field.name.as_str());
-        let others: Vec<_> = parts.into_iter().chain(numbers).collect();
-        if format == Format::Image && !others.is_empty() {
-            let also =
-                if schema.parts.is_empty() { "; --value json or arrow also holds" } else { ", without" };
-            eprintln!("note: only the images are written{also} {}", others.join(", "));
+        if format == Format::Image && has_others {
+            let names = schema.parts.iter().map(|part| &part.name);
+            let names: Vec<_> = names.chain(schema.fields.iter().map(|field| &field.name)).cloned().collect();
+            let names = names.join(", ");
+            if self.fields.is_some() {
+                return Err(format!(
+                    "--value image writes the images alone, and --fields also asks for {names}; use json or arrow, or \
+                     leave them out of --fields"
+                )
+                .into());
+            }
+            eprintln!("note: only the images are written; --value json or arrow also holds {names}");
         }
         Ok(match format {
             Format::Image => KafkaValue::Image,
             Format::Json => KafkaValue::Json,
             Format::Arrow => KafkaValue::Arrow,
         })
+    }
+
+    /// The source's schema, with the names that parts and fields have in the messages.
+    fn members(&self, source: &Arc<dyn IndexedSource>, format: KafkaValue) -> Result<Schema, Failure> {
+        let schema = source.schema();
+        if format == KafkaValue::Image {
+            return Ok(schema);
+        }
+        let named = parts::named(schema.clone(), self.fields.as_deref())?;
+        let mut taken = HashSet::new();
+        taken.extend(named.image.then_some("image"));
+        taken.extend(source.is_labelled().then_some("label"));
+        let parts = named.parts.iter().map(|part| part.name.as_str());
+        for name in parts.chain(named.fields.iter().map(|field| field.name.as_str())) {
+            if !taken.insert(name) {
+                return Err(format!(
+                    "two values of a message would be called {name:?}; give one of them another name in --fields \
+                     (\"name\")"
+                )
+                .into());
+            }
+        }
+        if let Some(field) = named.fields.iter().find(|field| field.name.contains(['[', ':'])) {
+            return Err(format!(
+                "the numbers {:?} cannot be read back under this name, since '[' and ':' begin a shape and a type; \
+                 give them another one in --fields (\"name\")",
+                field.name
+            )
+            .into());
+        }
+        for (asked, part) in schema.parts.iter().zip(&named.parts) {
+            let spelled = spelled(&part.name);
+            if spelled != asked.name {
+                eprintln!("note: part {:?} is {spelled:?} in the messages", asked.name);
+            }
+        }
+        Ok(named)
     }
 
     fn producer(&self) -> Result<KafkaProducer, Failure> {
@@ -237,6 +278,7 @@ struct Run<'a> {
     producer: KafkaProducer,
     created: bool,
     format: KafkaValue,
+    schema: Schema,
     sent: u64,
     /// Of the values.
     bytes: u64,
@@ -263,7 +305,7 @@ impl Run<'_> {
             let order = order.epoch(done / len);
             let encode = Encode {
                 source: source.clone(),
-                schema: source.schema(),
+                schema: self.schema.clone(),
                 format: self.format,
                 names: self.produce.label_names,
             };
@@ -448,11 +490,34 @@ impl Encode {
         }
         let label = self.source.is_labelled().then(|| self.source.label(index));
         let class = label.and_then(|label| class(&self.source, label)).filter(|_| self.names);
+        if let Err(why) = self.judge(&record.bytes) {
+            return Prepared::Unreadable(why);
+        }
         match encode_kafka_value(self.format, &self.schema, &record.bytes, label, class) {
             Ok(value) => Prepared::Message(Message::Encoded(value)),
             Err(why) => Prepared::Unreadable(why),
         }
     }
+
+    /// Refuses parts that no reader could use: text that is not UTF-8, JSON that is none.
+    fn judge(&self, record: &[u8]) -> Result<(), String> {
+        let cut = self.schema.cut(record).ok_or("it is shorter than its fields")?;
+        for (part, bytes) in self.schema.parts.iter().zip(cut.parts) {
+            // Whether an empty value is JSON depends on the format of the message.
+            if let Some(bytes) = bytes.filter(|bytes| !bytes.is_empty()) {
+                fields::length(&part.kind, bytes).map_err(|why| format!("part {:?}: {why}", part.name))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A part's name as a reader of the messages writes it: what would mean something else there gets the word in front that
+/// says that it is a place in the value.
+fn spelled(name: &str) -> String {
+    let is_other =
+        ["key", "value"].contains(&name) || ["header:", "json:"].iter().any(|word| name.starts_with(word));
+    if is_other { format!("json:{name}") } else { name.to_owned() }
 }
 
 fn class(source: &Arc<dyn IndexedSource>, label: i64) -> Option<&str> {

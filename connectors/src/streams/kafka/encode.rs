@@ -2,9 +2,20 @@
 //!
 //! | value | what is in it |
 //! |---|---|
-//! | image | the encoded image, as it is; fields are left out |
-//! | json | `{"image": base64, "label": 3 or "name", each field: a number or nested lists}` |
-//! | arrow | an IPC stream of one row with the same columns; images are binary, fields keep their type |
+//! | image | the encoded image, as it is; everything else is left out |
+//! | json | `{"image": base64, "label": 3 or "name", each part and field under its name}` |
+//! | arrow | an IPC stream of one row with the same columns; images are binary, numbers keep their type |
+//!
+//! | part | in JSON | in Arrow |
+//! |---|---|---|
+//! | text | text | utf8 |
+//! | JSON | the value as it is written | utf8 |
+//! | bytes | text, where they are UTF-8 | binary |
+//! | image | text in base64 | binary |
+//! | rows of numbers | lists | a list of numbers, or of lists of fixed length |
+//!
+//! A part that a record lacks is absent in JSON and null in Arrow. What would not be read back as it is in the record is
+//! refused.
 
 use std::sync::Arc;
 
@@ -14,15 +25,16 @@ use serde_json::{Map, Number, Value};
 
 use super::config::KafkaValue;
 use crate::arrow::array::{
-    ArrayData, ArrayRef, BinaryArray, Int64Array, RecordBatch, StringArray, make_array,
+    Array, ArrayData, ArrayRef, BinaryArray, Int64Array, ListArray, RecordBatch, StringArray, make_array,
+    new_null_array,
 };
-use crate::arrow::buffer::{BooleanBuffer, Buffer};
+use crate::arrow::buffer::{BooleanBuffer, Buffer, OffsetBuffer};
 use crate::arrow::datatypes::{DataType, Field, Schema as ArrowSchema};
 use crate::arrow::ipc::writer::StreamWriter;
-use crate::{Cut, ElementType, FieldSpec, Schema};
+use crate::{Cut, ElementType, FieldSpec, PartKind, PartSpec, Schema};
 
-/// A record's bytes (image, then fields, as the schema says) as a message's value. `class` stands for the label, where
-/// classes have names; records without labels have neither.
+/// A record's bytes (as the schema says) as a message's value; parts and fields have the schema's names. `class` stands
+/// for the label, where classes have names; records without labels have neither.
 ///
 /// # Errors
 /// A sentence that says why this record cannot be written so.
@@ -33,18 +45,19 @@ pub fn encode_value(
     label: Option<i64>,
     class: Option<&str>,
 ) -> Result<Vec<u8>, String> {
-    let Cut { image, fields: values, .. } = schema.cut(bytes).ok_or("it is shorter than its fields")?;
+    let Cut { image, parts, fields: values } = schema.cut(bytes).ok_or("it is shorter than its fields")?;
     let image = schema.image.then_some(image);
     let mut rest = values;
     let fields = schema.fields.iter().map(|field| {
-        let (value, behind) = rest.split_at(field.bytes());
-        rest = behind;
+        let (value, after) = rest.split_at(field.bytes());
+        rest = after;
         (field, value)
     });
+    let parts = schema.parts.iter().zip(parts);
     match format {
         KafkaValue::Image => image.map(<[u8]>::to_vec).ok_or_else(|| "it holds no image".into()),
-        KafkaValue::Json => json(image, label, class, fields),
-        KafkaValue::Arrow => arrow(image, label, class, fields).map_err(|error| error.to_string()),
+        KafkaValue::Json => json(image, label, class, parts, fields),
+        KafkaValue::Arrow => arrow(image, label, class, parts, fields),
     }
 }
 
@@ -52,20 +65,104 @@ fn json<'record>(
     image: Option<&[u8]>,
     label: Option<i64>,
     class: Option<&str>,
+    parts: impl Iterator<Item = (&'record PartSpec, Option<&'record [u8]>)>,
     fields: impl Iterator<Item = (&'record FieldSpec, &'record [u8])>,
 ) -> Result<Vec<u8>, String> {
-    let mut object = Map::new();
+    let mut object = Object::default();
     if let Some(image) = image {
-        object.insert("image".into(), STANDARD.encode(image).into());
+        object.put("image", &STANDARD.encode(image).into());
     }
     if let Some(label) = label {
-        object.insert("label".into(), class.map_or_else(|| label.into(), Into::into));
+        object.put("label", &class.map_or_else(|| label.into(), Into::into));
+    }
+    for (part, bytes) in parts {
+        let Some(bytes) = bytes else { continue };
+        let named = |why: String| format!("part {:?}: {why}", part.name);
+        match &part.kind {
+            PartKind::Image => object.put(&part.name, &STANDARD.encode(bytes).into()),
+            PartKind::Text => object.put(&part.name, &text(bytes).map_err(named)?.into()),
+            PartKind::Bytes => {
+                let text = std::str::from_utf8(bytes).map_err(|_| {
+                    named(
+                        "its bytes are no text, and JSON holds nothing else; --value arrow can hold them"
+                            .into(),
+                    )
+                })?;
+                object.put(&part.name, &text.into());
+            }
+            PartKind::Json => object.put_raw(&part.name, member(bytes).map_err(named)?),
+            PartKind::Ragged { dtype, row } => {
+                let rows = rows(part, *dtype, row, bytes)?;
+                object.put(&part.name, &numbers(&rows, bytes)?);
+            }
+        }
     }
     for (field, bytes) in fields {
-        let mut elements = bytes.chunks_exact(field.dtype.size()).map(|element| number(field, element));
-        object.insert(field.name.clone(), nested(&field.shape, &mut elements)?);
+        object.put(&field.name, &numbers(field, bytes)?);
     }
-    Ok(Value::Object(object).to_string().into_bytes())
+    Ok(object.end())
+}
+
+/// A JSON object that is being written. Values that are JSON already stay as they are written.
+#[derive(Default)]
+struct Object(String);
+
+impl Object {
+    fn put(&mut self, name: &str, value: &Value) {
+        self.put_raw(name, &value.to_string());
+    }
+
+    fn put_raw(&mut self, name: &str, json: &str) {
+        self.0.push(if self.0.is_empty() { '{' } else { ',' });
+        self.0.push_str(&Value::from(name).to_string());
+        self.0.push(':');
+        self.0.push_str(json);
+    }
+
+    fn end(mut self) -> Vec<u8> {
+        if self.0.is_empty() {
+            self.0.push('{');
+        }
+        self.0.push('}');
+        self.0.into_bytes()
+    }
+}
+
+fn text(bytes: &[u8]) -> Result<&str, String> {
+    std::str::from_utf8(bytes).map_err(|error| format!("it is not UTF-8 (byte {})", error.valid_up_to()))
+}
+
+/// A JSON value that a member of an object can be: a reader takes it for the value that it is.
+fn member(bytes: &[u8]) -> Result<&str, String> {
+    let text = text(bytes)?;
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    let why = match text.trim_ascii() {
+        "" => "it is empty",
+        "null" => "it is null, which means in a message that there is none",
+        // Read as a reader will: what is inside an object may be one level less deep.
+        _ => match serde_json::from_str::<Map<String, Value>>(&format!("{{\"\":{text}}}")) {
+            Ok(_) => return Ok(text),
+            Err(_) => "it is no JSON that every reader takes (such as NaN, or nested too deep)",
+        },
+    };
+    Err(format!("{why}; --value arrow can hold it"))
+}
+
+/// Rows of numbers as one field: how many there are is its first length.
+fn rows(part: &PartSpec, dtype: ElementType, row: &[u64], bytes: &[u8]) -> Result<FieldSpec, String> {
+    let one = row.iter().product::<u64>() as usize * dtype.size();
+    if one == 0 || !bytes.len().is_multiple_of(one) {
+        let (name, len) = (&part.name, bytes.len());
+        return Err(format!("part {name:?}: its {len} bytes are no rows of {dtype} {row:?}"));
+    }
+    let shape = std::iter::once((bytes.len() / one) as u64).chain(row.iter().copied()).collect();
+    Ok(FieldSpec { name: part.name.clone(), dtype, shape })
+}
+
+/// The numbers of a field, as lists in lists.
+fn numbers(field: &FieldSpec, bytes: &[u8]) -> Result<Value, String> {
+    let mut elements = bytes.chunks_exact(field.dtype.size()).map(|element| number(field, element));
+    nested(&field.shape, &mut elements)
 }
 
 /// Elements as lists in lists.
@@ -86,7 +183,10 @@ fn number(field: &FieldSpec, bytes: &[u8]) -> Result<Value, String> {
     let shift = 64 - 8 * bytes.len() as u32;
     let float = |value: f64| {
         Number::from_f64(value).map(Value::Number).ok_or_else(|| {
-            format!("its field {:?} holds {value}, which JSON cannot express; Arrow can", field.name)
+            format!(
+                "its field {:?} holds {value}, which JSON cannot express; --value arrow can hold it",
+                field.name
+            )
         })
     };
     match field.dtype {
@@ -106,8 +206,9 @@ fn arrow<'record>(
     image: Option<&[u8]>,
     label: Option<i64>,
     class: Option<&str>,
+    parts: impl Iterator<Item = (&'record PartSpec, Option<&'record [u8]>)>,
     fields: impl Iterator<Item = (&'record FieldSpec, &'record [u8])>,
-) -> Result<Vec<u8>, arrow_schema::ArrowError> {
+) -> Result<Vec<u8>, String> {
     let mut columns: Vec<(String, ArrayRef)> = Vec::new();
     if let Some(image) = image {
         columns.push(("image".into(), Arc::new(BinaryArray::from(vec![image]))));
@@ -119,10 +220,21 @@ fn arrow<'record>(
         };
         columns.push(("label".into(), label));
     }
-    for (field, bytes) in fields {
-        columns.push((field.name.clone(), make_array(array(field, bytes)?)));
+    for (part, bytes) in parts {
+        columns.push((part.name.clone(), column(part, bytes)?));
     }
-    let schema = columns.iter().map(|(name, array)| Field::new(name, array.data_type().clone(), false));
+    for (field, bytes) in fields {
+        columns
+            .push((field.name.clone(), make_array(array(field, bytes).map_err(|error| error.to_string())?)));
+    }
+    row(columns).map_err(|error| error.to_string())
+}
+
+/// An IPC stream of one row.
+fn row(columns: Vec<(String, ArrayRef)>) -> Result<Vec<u8>, arrow_schema::ArrowError> {
+    let schema = columns
+        .iter()
+        .map(|(name, array)| Field::new(name, array.data_type().clone(), array.null_count() > 0));
     let schema = Arc::new(ArrowSchema::new(schema.collect::<Vec<_>>()));
     let batch = RecordBatch::try_new(schema.clone(), columns.into_iter().map(|(_, array)| array).collect())?;
     let mut writer = StreamWriter::try_new(Vec::new(), &schema)?;
@@ -130,9 +242,37 @@ fn arrow<'record>(
     writer.into_inner()
 }
 
-/// One row: the elements, in as many lists of fixed length as the shape has axes.
+/// One row of a part: a null where the record lacks it.
+fn column(part: &PartSpec, bytes: Option<&[u8]>) -> Result<ArrayRef, String> {
+    Ok(match (&part.kind, bytes) {
+        (PartKind::Image | PartKind::Bytes, bytes) => Arc::new(BinaryArray::from(vec![bytes])),
+        (PartKind::Text | PartKind::Json, bytes) => {
+            let text = bytes.map(text).transpose().map_err(|why| format!("part {:?}: {why}", part.name))?;
+            Arc::new(StringArray::from(vec![text]))
+        }
+        (PartKind::Ragged { dtype, row }, bytes) => {
+            let wrong = |error: arrow_schema::ArrowError| error.to_string();
+            let numbers = bytes.unwrap_or_default();
+            rows(part, *dtype, row, numbers)?;
+            let items = elements(*dtype, numbers).and_then(|data| lists(data, row)).map_err(wrong)?;
+            let item = Arc::new(Field::new_list_field(items.data_type().clone(), false));
+            let list = DataType::List(item.clone());
+            if bytes.is_none() {
+                return Ok(new_null_array(&list, 1));
+            }
+            let offsets = OffsetBuffer::from_lengths([items.len()]);
+            Arc::new(ListArray::try_new(item, offsets, make_array(items), None).map_err(wrong)?)
+        }
+    })
+}
+
+/// One row of a field.
 fn array(field: &FieldSpec, bytes: &[u8]) -> Result<ArrayData, arrow_schema::ArrowError> {
-    let (kind, buffer) = match field.dtype {
+    lists(elements(field.dtype, bytes)?, &field.shape)
+}
+
+fn elements(dtype: ElementType, bytes: &[u8]) -> Result<ArrayData, arrow_schema::ArrowError> {
+    let (kind, buffer) = match dtype {
         ElementType::Bool => {
             (DataType::Boolean, bytes.iter().map(|&byte| byte != 0).collect::<BooleanBuffer>().into_inner())
         }
@@ -148,9 +288,13 @@ fn array(field: &FieldSpec, bytes: &[u8]) -> Result<ArrayData, arrow_schema::Arr
         ElementType::F32 => (DataType::Float32, Buffer::from(bytes)),
         ElementType::F64 => (DataType::Float64, Buffer::from(bytes)),
     };
-    let mut len = bytes.len() / field.dtype.size();
-    let mut data = ArrayData::builder(kind).len(len).add_buffer(buffer).build()?;
-    for &axis in field.shape.iter().rev() {
+    ArrayData::builder(kind).len(bytes.len() / dtype.size()).add_buffer(buffer).build()
+}
+
+/// Elements in as many lists of fixed length as a shape has axes.
+fn lists(mut data: ArrayData, shape: &[u64]) -> Result<ArrayData, arrow_schema::ArrowError> {
+    let mut len = data.len();
+    for &axis in shape.iter().rev() {
         let axis = axis as usize;
         len = len.checked_div(axis).unwrap_or(1);
         let item = Field::new_list_field(data.data_type().clone(), false);
@@ -224,6 +368,86 @@ mod tests {
         assert_eq!(batch["depth"].as_primitive::<Int16Type>().value(0), -7);
         let seen = batch["seen"].as_fixed_size_list().value(0);
         assert_eq!(seen.as_boolean().iter().flatten().collect::<Vec<_>>(), [true, false, true]);
+    }
+
+    fn with_parts(kinds: &[PartKind]) -> Schema {
+        let part = |(at, kind): (usize, &PartKind)| PartSpec { name: format!("p{at}"), kind: kind.clone() };
+        Schema { image: true, parts: kinds.iter().enumerate().map(part).collect(), fields: Vec::new() }
+    }
+
+    fn parted(schema: &Schema, parts: &[Option<&[u8]>]) -> Vec<u8> {
+        let size = schema.record_bytes(7, parts.iter().map(|part| part.map(<[u8]>::len)));
+        let mut record = vec![0; size];
+        schema.join(b"picture", parts.iter().copied(), &[], &mut record);
+        record
+    }
+
+    #[test]
+    fn a_message_is_read_back_as_the_parts_that_it_was_made_of() {
+        use crate::streams::kafka::value::{Parts, Values};
+        let ragged = |row: &[u64]| PartKind::Ragged { dtype: ElementType::I16, row: row.to_vec() };
+        let kinds = [
+            PartKind::Text,
+            PartKind::Json,
+            PartKind::Bytes,
+            PartKind::Image,
+            ragged(&[]),
+            ragged(&[2]),
+            PartKind::Text,
+        ];
+        let schema = with_parts(&kinds);
+        let numbers = [1i16, -2, 3, 4].map(i16::to_le_bytes).concat();
+        let all = [
+            Some(&b"a \"cat\" \xc3\xa9"[..]),
+            Some(b" [1.50, {\"a\": 123456789012345678901234567890}]"),
+            Some(b"plain"),
+            Some(b"\x89PNG\0"),
+            Some(&numbers),
+            Some(&numbers[..0]),
+            None,
+        ];
+        let deliver = serde_json::json!([
+            {"part": "", "kind": "image"}, {"part": "p0", "kind": "text"}, {"part": "p1", "kind": "json"},
+            {"part": "p2", "kind": "bytes"}, {"part": "p3", "kind": "image"},
+            {"part": "p4", "kind": "ragged", "dtype": "i16", "row": []},
+            {"part": "p5", "kind": "ragged", "dtype": "i16", "row": [2]}, {"part": "p6", "kind": "text"},
+        ]);
+        for (format, name) in [(KafkaValue::Json, "json"), (KafkaValue::Arrow, "arrow")] {
+            let value = encode_value(format, &schema, &parted(&schema, &all), None, None).unwrap();
+            let config = serde_json::json!({"value": name, "label": "", "deliver": deliver.clone()});
+            let values = Values::new(&serde_json::from_value(config).unwrap()).unwrap();
+            let (_, body) = values.read(Parts { value: Some(&value), ..Parts::default() });
+            let (body, read) = (body.unwrap(), values.schema());
+            let cut = read.cut(&body).unwrap();
+            assert_eq!(cut.image, b"picture");
+            let trimmed: Vec<_> = cut.parts.iter().map(|part| part.map(<[u8]>::trim_ascii)).collect();
+            let expected: Vec<_> = all.iter().map(|part| part.map(<[u8]>::trim_ascii)).collect();
+            assert_eq!(trimmed, expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn what_json_would_change_is_refused_by_name_and_arrow_holds_it() {
+        let deep = [b"[".repeat(127), b"]".repeat(127)].concat();
+        for (kind, bytes, why) in [
+            (PartKind::Bytes, &b"\xff"[..], "its bytes are no text"),
+            (PartKind::Json, b"", "empty"),
+            (PartKind::Json, b"null ", "null"),
+            (PartKind::Json, b"[NaN]", "NaN"),
+            (PartKind::Json, &deep, "nested too deep"),
+        ] {
+            let schema = with_parts(&[kind]);
+            let record = parted(&schema, &[Some(bytes)]);
+            let error = encode_value(KafkaValue::Json, &schema, &record, None, None).unwrap_err();
+            assert!(error.starts_with("part \"p0\": ") && error.contains(why), "{error}");
+            assert!(error.contains("--value arrow"), "{error}");
+            assert!(encode_value(KafkaValue::Arrow, &schema, &record, None, None).is_ok());
+        }
+        for format in [KafkaValue::Json, KafkaValue::Arrow] {
+            let schema = with_parts(&[PartKind::Text]);
+            let error = encode_value(format, &schema, &parted(&schema, &[Some(b"a\xff")]), None, None);
+            assert_eq!(error, Err("part \"p0\": it is not UTF-8 (byte 1)".into()));
+        }
     }
 
     #[test]

@@ -174,7 +174,7 @@ impl Pack {
             return Err(format!("{} is a file; name a folder for the shards", shown(&folder)).into());
         }
         apart(address, folder)?;
-        let source = read::open_asked(address, &self.options, self.fields.as_deref())?;
+        let source = read::open(address, &self.options, self.fields.as_deref())?;
         let schema = source.schema();
         if self.max_side.is_some() && schema.parts.iter().any(|part| part.kind == PartKind::Image) {
             return Err("--max-side shrinks the image of a record but none of its other images, which would no longer \
