@@ -298,7 +298,7 @@ class BaseLoader(ABC, Generic[Array]):
         return device
 
     def _refuse_without_gpu(self, chosen: LoaderOptions) -> None:
-        if self._device is None or self._device.type != "cuda":
+        if getattr(self._device, "type", None) != "cuda":
             if chosen.pin == "require":
                 raise ConfigError('pin="require" needs a GPU that the loader copies to: give device="cuda"')
             if chosen.device_buffers is not None:

@@ -224,8 +224,11 @@ CHECKS: dict[str, Check] = {name: option.takes for name, option in OPTIONS.items
 #: Options of a source whatever its kind: arguments of `fuelrail.Source`, too.
 DESCRIBING = tuple(name for name, option in OPTIONS.items() if option.whose == "source")
 
+#: Options of batches that go to a CUDA device.
+OF_CUDA = ("pin", "device_buffers")
+
 #: Options of batches that leave the CPU, which numpy's do not.
-OF_DEVICES = ("device", "pin", "device_buffers")
+OF_DEVICES = ("device", *OF_CUDA)
 
 #: Options that have another name in the configuration that a Loader makes for the daemon: it is made by this, and what
 #: the daemon says of it is said of the option.
