@@ -179,7 +179,6 @@ def test_a_refusal_says_what_the_argument_takes(name: str, value: Any, words: st
         ("batch_sampler", None),
         ("worker_init_fn", None),
         ("generator", None),
-        ("pin_memory", False),
         ("pin_memory_device", ""),
         ("persistent_workers", False),
         ("multiprocessing_context", None),

@@ -32,6 +32,7 @@ pa = pytest.importorskip("pyarrow")
 import fuelrail.torch  # noqa: E402
 import pyarrow.parquet as pq  # noqa: E402
 from fuelrail import transforms as T  # noqa: E402
+from fuelrail.options import OF_DEVICES  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
 
@@ -187,6 +188,8 @@ class Loaders:
         addresses = source._addresses if isinstance(source, Source) else [source]
         if str(addresses[0]).startswith(ELSEWHERE):
             return self._unreached(source, options)
+        if options.get("device") == "cuda" and not torch.cuda.is_available():
+            options = {name: value for name, value in options.items() if name not in OF_DEVICES}
         try:
             loader = Few(source, **options)
         except ConfigError as error:

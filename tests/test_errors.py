@@ -339,7 +339,7 @@ def test_a_binary_that_is_missing_or_no_daemon_is_an_error_and_no_hang(
         ("collate_fn", len, r"after taking it"),
         ("worker_init_fn", len, r"seed="),
         ("generator", 1, r"seed="),
-        ("pin_memory", True, r"device="),
+        ("pin_memory_device", "cuda", r"device="),
         ("persistent_workers", True, r"daemon"),
         ("multiprocessing_context", "fork", r"threads"),
     ],

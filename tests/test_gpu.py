@@ -231,3 +231,19 @@ def test_torchs_floats_are_the_daemons_within_rounding(pictures: Path, layout: s
                     # One step of the type, where the product and the sum were fused.
                     bound = 1e-6 if dtype == "float32" else 4 * torch.finfo(one[name].dtype).eps
                     assert (one[name].double() - other[name].double()).abs().max() <= bound
+
+
+def test_pinned_copies_are_torchs_and_elsewhere_refused(
+    pictures: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    torch = pytest.importorskip("torch")
+    from fuelrail.torch import Loader as OfTorch
+
+    with OfTorch(pictures, transforms=[T.CenterCrop(32)], pin_memory=True) as loader:
+        batch = next(iter(loader))
+        if torch.cuda.is_available():
+            assert batch["image"].is_pinned() and batch["label"].is_pinned()
+        else:
+            assert "pin_memory=True does nothing here" in caplog.text
+    with pytest.raises(ConfigError, match="pin_memory=True is for torch"):
+        Loader(pictures, transforms=[T.CenterCrop(32)], pin_memory=True)

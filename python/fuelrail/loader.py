@@ -148,6 +148,8 @@ class BaseLoader(ABC, Generic[Array]):
     _feed: _native.Feed
     _attached: dict[str, Any]
     _batch: type[Batch[Array]] = Batch
+    #: Whether the framework has page-locked memory to hand out.
+    _pins = False
     #: The way to a GPU, where batches go to one.
     _uploads: Uploads[Array] | None = None
 
@@ -163,6 +165,7 @@ class BaseLoader(ABC, Generic[Array]):
         drop_last: bool = False,
         device: Any = None,
         pin: str = "auto",
+        pin_memory: bool = False,
         device_buffers: int | None = None,
         dtype: Any = None,
         layout: Any = "nchw",
@@ -303,6 +306,8 @@ class BaseLoader(ABC, Generic[Array]):
                 raise ConfigError('pin="require" needs a GPU that the loader copies to: give device="cuda"')
             if chosen.device_buffers is not None:
                 raise ConfigError('device_buffers= is for a GPU: give device="cuda", or leave it out')
+        if chosen.pin_memory and not self._pins:
+            raise ConfigError("pin_memory=True is for torch's tensors: use fuelrail.torch, or leave it out")
 
     def _finishes(self) -> bool:
         """Whether the daemon is to send bytes, of which floats are made here."""

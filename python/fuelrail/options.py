@@ -106,6 +106,9 @@ class LoaderOptions:
     step; the copies are on a stream of their own, which the current stream waits for."""
     pin: Annotated[str, Option("client", checks.choice("auto", "require", "off"))] = "auto"
     """whether the memory that is copied to a GPU from is page-locked: "auto" where it can be, "require" or "off"."""
+    pin_memory: Annotated[bool, Option("client", checks.flag)] = False
+    """as torch's: hand out copies in page-locked memory, for copies to a GPU of your own. With device="cuda" it does
+    nothing: batches are on the GPU."""
     device_buffers: Annotated[int | None, Option("client", checks.whole(2, 64))] = None
     """None: each batch on the GPU is its own tensor, to be kept as long as you like. A number: batches come in so many
     buffers in turn, at fixed addresses, as CUDA graphs want them; one is written again when so many more were taken."""
@@ -225,7 +228,7 @@ CHECKS: dict[str, Check] = {name: option.takes for name, option in OPTIONS.items
 DESCRIBING = tuple(name for name, option in OPTIONS.items() if option.whose == "source")
 
 #: Options of batches that go to a CUDA device.
-OF_CUDA = ("pin", "device_buffers")
+OF_CUDA = ("pin", "pin_memory", "device_buffers")
 
 #: Options of batches that leave the CPU, which numpy's do not.
 OF_DEVICES = ("device", *OF_CUDA)
@@ -350,7 +353,6 @@ _ELSEWHERE: dict[str, tuple[str, tuple[Any, ...]]] = {
     "transform": ("use transforms=[...]", (None,)),
     "target_transform": ("map labels after taking the batch, or fix their numbers with classes=", (None,)),
     "dataset": ("pass the folder itself: Loader('data/train', ...)", ()),
-    "pin_memory": ("pass device= to get batches on a device; leave pin_memory out", (None, False)),
     "pin_memory_device": ("pass device= to get batches on a device; leave it out", (None, "")),
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any, Self
 
@@ -29,6 +30,8 @@ from fuelrail.torch.place import Cuda
 from fuelrail.uploads import AHEAD, Uploads
 
 __all__ = ["Batch", "CutMix", "Loader", "MixUp", "Mixup", "Ragged", "fields", "transforms"]
+
+logger = logging.getLogger("fuelrail")
 
 _COLUMNS = {"i64": torch.int64, "bool": torch.bool}
 
@@ -80,7 +83,7 @@ class Loader(BaseLoader[torch.Tensor]):
         ...: as the fields of `fuelrail.options.LoaderOptions`.
 
     None stands for the default, but for batch_size. Arguments of torch's DataLoader that ask for nothing
-    (`sampler=None`, `pin_memory=False`) are accepted; others that it has are answered with what to use instead.
+    (`sampler=None`, `persistent_workers=False`) are accepted; others that it has are answered with what to use instead.
 
     Its methods can be called from any thread, from signal handlers, callbacks, `__del__` and `atexit`, also while a
     thread is in `next()`. A handler that ends the iteration (`close`, `load_state_dict`, `iter`) leads to an error
@@ -114,9 +117,12 @@ class Loader(BaseLoader[torch.Tensor]):
         return place
 
     _ragged = Ragged
+    _pins = True
 
     def _opened(self) -> None:
         if self._device is None or self._device.type != "cuda":
+            if self._chosen.pin_memory and not torch.cuda.is_available():
+                logger.warning("pin_memory=True does nothing here: torch finds no CUDA device")
             return
         buffers = self._chosen.device_buffers
         place = Cuda(self._device, rows=self.batch_size, buffers=buffers)
@@ -141,8 +147,14 @@ class Loader(BaseLoader[torch.Tensor]):
         return native, self._convert(native, tensors, columns)
 
     def _tensor(self, batch: _native.Batch, at: int) -> torch.Tensor:
-        tensor = torch.utils.dlpack.from_dlpack(batch.tensor(at))
-        return tensor if self._device is None else tensor.to(self._device)
+        return self._placed(torch.utils.dlpack.from_dlpack(batch.tensor(at)))
+
+    def _placed(self, tensor: torch.Tensor) -> torch.Tensor:
+        if self._device is not None:
+            return tensor.to(self._device)
+        if self._chosen.pin_memory and torch.cuda.is_available():
+            return tensor.pin_memory()
+        return tensor
 
     def _finish(
         self, at: int, array: torch.Tensor, left: Mapping[str, Any], beside: torch.Tensor | None
@@ -153,4 +165,4 @@ class Loader(BaseLoader[torch.Tensor]):
         kind = _COLUMNS[dtype]
         # torch.frombuffer refuses an empty buffer: a rank without rows in a tail.
         column = torch.frombuffer(batch.column(at), dtype=kind) if batch.rows else torch.empty(0, dtype=kind)
-        return column.to(self._device) if name == "label" and self._device is not None else column
+        return self._placed(column) if name == "label" else column
