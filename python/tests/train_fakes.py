@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import random
+import sys
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -27,7 +29,8 @@ class FakeLoader:
     """`count` pictures of one bright square each; its place says the class. Order is pure in (seed, epoch).
 
     `rank_rows` makes the last batch of an epoch that short (0: a batch without rows, as a rank can get in the
-    tail). `delay` seconds pass per batch. `fail_at` raises at that batch of every epoch.
+    tail). `delay` seconds pass per batch. `fail_at` raises at that batch of every epoch. Of `world_size` ranks each has
+    every so many rows of a global batch.
     """
 
     def __init__(
@@ -42,7 +45,10 @@ class FakeLoader:
         fail_at: int | None = None,
         substituted: tuple[int, ...] = (),
         size: int = 16,
+        rank: int = 0,
+        world_size: int = 1,
     ) -> None:
+        self.rank, self.world_size = rank, world_size
         self.count, self.batch_size, self.seed, self.shuffle = count, batch_size, seed, shuffle
         self.tail_rows, self.delay, self.fail_at, self.substituted = tail_rows, delay, fail_at, substituted
         self.classes = ["top", "bottom", "left", "right", "centre", "corner"]
@@ -52,7 +58,7 @@ class FakeLoader:
     endless = False
 
     def __len__(self) -> int:
-        return -(-self.count // self.batch_size)
+        return -(-self.count // (self.batch_size * self.world_size))
 
     def __iter__(self) -> Iterator[FakeBatch]:
         order = list(range(self.count))
@@ -63,7 +69,8 @@ class FakeLoader:
             if self.fail_at == at:
                 raise OSError("the fake daemon died")
             time.sleep(self.delay)
-            rows = order[at * self.batch_size : (at + 1) * self.batch_size]
+            whole = self.batch_size * self.world_size
+            rows = order[at * whole : (at + 1) * whole][self.rank :: self.world_size]
             if self.tail_rows is not None and at == len(self) - 1:
                 rows = rows[: self.tail_rows]
             self._position = at + 1
@@ -112,3 +119,13 @@ class FakeLoader:
                 "substituted": torch.tensor([row in self.substituted for row in rows], dtype=torch.bool),
             }
         )
+
+
+def as_a_rank(script: str, out: str, environment: dict[str, str], said: str) -> None:
+    """Runs a script as one process of several: with that environment, and what it says in the file `said`."""
+    os.environ.update(environment)
+    file = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    os.dup2(file, 1), os.dup2(file, 2)
+    torch.set_num_threads(1)
+    sys.argv = ["script", out]
+    exec(compile(script, "script", "exec"), {"__name__": "script"})
