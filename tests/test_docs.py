@@ -134,6 +134,16 @@ def arrays(place: Path) -> None:
     np.arange(5000, dtype=np.uint16).tofile(place / "train.bin")
 
 
+def training(place: Path) -> None:
+    """Images to measure on, and a run that has ended."""
+    photographs.folder(place / "data" / "val", 12, seed=4, least=24, most=40)
+    given = ["--data", "data/train", "--out", "runs/first", "--model", "small_cnn", "--size", "32"]
+    command = [sys.executable, "-m", "fuelrail", "train", *given, "--epochs", "1", "--log-every", "1"]
+    subprocess.run(
+        [*command, "--val", "data/val", "--track", "none"], cwd=place, check=True, capture_output=True
+    )
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with everything that the examples name."""
@@ -142,6 +152,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pairs(place / "pairs")
     tables(place)
     arrays(place)
+    training(place)
     return place
 
 

@@ -490,19 +490,19 @@ def test_passwords_in_a_file_serve_every_command(secure: Secure, images: Path, t
 
 
 def test_training_reads_properties_from_a_file_and_names_a_wrong_line_without_it(tmp_path: Path) -> None:
-    from fuelrail.train.cli import _option
+    from fuelrail.train.options import option
 
     file = tmp_path / "client.properties"
     file.write_text(f"# ours\nsecurity.protocol = SASL_SSL\n\nsasl.password={PASSWORD}==\n")
     read = {"security.protocol": "SASL_SSL", "sasl.password": f"{PASSWORD}=="}
-    assert _option(f"properties=@{file}") == ("properties", read)
+    assert option(f"properties=@{file}") == ("properties", read)
     for text, why in (
         (f"a=1\n{PASSWORD}", "line 2 is not"),
         (f"a={PASSWORD}\na=2", "line 2: a is set twice"),
     ):
         file.write_text(text)
         with pytest.raises(argparse.ArgumentTypeError, match=why) as error:
-            _option(f"properties=@{file}")
+            option(f"properties=@{file}")
         assert PASSWORD not in str(error.value)
 
 

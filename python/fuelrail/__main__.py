@@ -1,4 +1,4 @@
-"""The `fuelrail` command: `train` runs here, everything else is the daemon's binary."""
+"""The `fuelrail` command: `train`, `eval` and `predict` run here, everything else is the daemon's binary."""
 
 from __future__ import annotations
 
@@ -15,6 +15,10 @@ def main() -> int:
         from fuelrail.train.cli import main as train
 
         return train(arguments[1:])
+    if arguments[:1] in (["eval"], ["predict"]):
+        from fuelrail.train.applying import main as apply
+
+        return apply(arguments[0], arguments[1:])
     from fuelrail.loader import binary
 
     try:

@@ -700,7 +700,7 @@ def test_the_pictures_are_drawn_from_the_metrics_file(tmp_path: Path):
         :, None, None
     ]
     draw_contact_sheet(
-        gray, [0, 1, 0], ["cats", "a name much too long for its picture"], tmp_path / "s.png", "sheet"
+        gray, ["cats", "a name much too long for its picture", "two\nlines"], tmp_path / "s.png", "sheet"
     )
     from PIL import Image
 
@@ -747,10 +747,11 @@ def test_any_address_is_split_and_a_stream_is_not(tmp_path: Path):
 
 
 def test_options_of_a_source_are_json_or_text():
-    from fuelrail.train.cli import _option, _parser
+    from fuelrail.train.cli import _parser
+    from fuelrail.train.options import option
 
-    assert _option("image=jpg") == ("image", "jpg")
-    assert _option('classes=["a", "b"]') == ("classes", ["a", "b"])
+    assert option("image=jpg") == ("image", "jpg")
+    assert option('classes=["a", "b"]') == ("classes", ["a", "b"])
     arguments = [
         "--data",
         "x",

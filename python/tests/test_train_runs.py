@@ -16,32 +16,11 @@ from typing import Any
 import pytest
 
 pytest.importorskip("torch", reason="fuelrail.train needs torch")
-numpy = pytest.importorskip("numpy")
-Image = pytest.importorskip("PIL.Image", reason="the pictures of these tests are drawn with Pillow")
 
-CLASSES = ("bars", "dots", "rings")
+from train_fakes import run_here
+
 SMALL = ["--model", "small_cnn", "--size", "16", "--batch-size", "8", "--epochs", "3", "--num-workers", "2"]
-
-
-@pytest.fixture(scope="session")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """120 small pictures in three classes, PNG and JPEG; train/ and val/."""
-    root = tmp_path_factory.mktemp("pictures")
-    generator = numpy.random.default_rng(0)
-    rows, columns = numpy.mgrid[0:24, 0:24]
-    shapes = {
-        "bars": rows // 4 % 2,
-        "dots": (rows // 4 % 2) * (columns // 4 % 2),
-        "rings": numpy.hypot(rows - 12, columns - 12) // 4 % 2,
-    }
-    for number in range(120):
-        name = CLASSES[number % 3]
-        place = root / ("val" if number % 5 == 0 else "train") / name
-        place.mkdir(parents=True, exist_ok=True)
-        pixels = 60 + 120 * shapes[name][..., None] + generator.normal(0, 12, (24, 24, 3))
-        picture = Image.fromarray(pixels.clip(0, 255).astype(numpy.uint8))
-        picture.save(place / f"{number:03d}.{'png' if number % 2 else 'jpg'}")
-    return root
+SMALL += ["--track", "none"]
 
 
 def start(*arguments: object, **popen: Any) -> subprocess.Popen[str]:
@@ -59,18 +38,6 @@ def run(*arguments: object) -> tuple[int, str, str]:
     process = start(*arguments)
     out, err = process.communicate(timeout=300)
     return process.returncode, out, err
-
-
-def run_here(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
-    """As `run`, in this process: for what ends at once, where starting torch would take longest."""
-    from fuelrail.train.cli import main
-
-    try:
-        code = main([str(argument) for argument in arguments])
-    except SystemExit as ended:
-        code = int(ended.code or 0)
-    out, err = capsys.readouterr()
-    return code, out, err
 
 
 def lines(out: Path, event: str) -> list[dict[str, Any]]:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+import pytest
 import torch
 
 
@@ -129,3 +130,18 @@ def as_a_rank(script: str, out: str, environment: dict[str, str], said: str) -> 
     torch.set_num_threads(1)
     sys.argv = ["script", out]
     exec(compile(script, "script", "exec"), {"__name__": "script"})
+
+
+def run_here(
+    capsys: pytest.CaptureFixture[str], *arguments: object, command: str = "train"
+) -> tuple[int, str, str]:
+    """A command in this process, where starting torch would take longest: exit code, stdout and stderr."""
+    from fuelrail.train import applying, cli
+
+    given = [str(argument) for argument in arguments]
+    try:
+        code = cli.main(given) if command == "train" else applying.main(command, given)
+    except SystemExit as ended:
+        code = int(ended.code or 0)
+    out, err = capsys.readouterr()
+    return code, out, err

@@ -57,11 +57,32 @@ enum Command {
     Which(which::Which),
     /// Train an image classifier (part of the Python package).
     #[command(disable_help_flag = true)]
-    Train {
-        /// See `python -m fuelrail train --help`
-        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
-        arguments: Vec<String>,
-    },
+    Train(InPython),
+    /// Measure a trained model on labelled images (part of the Python package).
+    #[command(disable_help_flag = true)]
+    Eval(InPython),
+    /// Say what a trained model sees in images (part of the Python package).
+    #[command(disable_help_flag = true)]
+    Predict(InPython),
+}
+
+/// A command of the Python package, which its launcher runs before this binary is asked.
+#[derive(Debug, clap::Args)]
+struct InPython {
+    /// See `python -m fuelrail COMMAND --help`
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    arguments: Vec<String>,
+}
+
+impl InPython {
+    fn refuse(&self, command: &str) -> ExitCode {
+        eprintln!(
+            "fuelrail: `fuelrail {command}` is part of the Python package: run it from an environment with that \
+             package, or as `python -m fuelrail {command} {}`",
+            self.arguments.join(" ").trim()
+        );
+        ExitCode::from(2)
+    }
 }
 
 const EXIT_CODES: &str = "\
@@ -122,14 +143,9 @@ pub fn main() -> ExitCode {
         Command::Produce(command) => command.run(),
         Command::Inspect(command) => command.run(),
         Command::Which(command) => command.run(),
-        Command::Train { arguments } => {
-            eprintln!(
-                "fuelrail: `fuelrail train` is part of the Python package: run it from an environment with that package, \
-                 or as `python -m fuelrail train {}`",
-                arguments.join(" ").trim()
-            );
-            return ExitCode::from(2);
-        }
+        Command::Train(command) => return command.refuse("train"),
+        Command::Eval(command) => return command.refuse("eval"),
+        Command::Predict(command) => return command.refuse("predict"),
     };
     let is_interrupted =
         |error: &Failure| matches!(error.downcast_ref::<ClientError>(), Some(ClientError::Interrupted));

@@ -26,9 +26,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .batches import BatchSource, LabelledBatch
     from .evaluation import Evaluation, evaluate
+    from .finetune import freeze, load_weights
     from .models import build_model, model_names
     from .optim import parameter_groups
     from .recipe import Recipe
+    from .runs import Run, load_run, predict
     from .step import Step, Stopped
     from .trainer import Trainer
 
@@ -37,13 +39,18 @@ __all__ = [
     "Evaluation",
     "LabelledBatch",
     "Recipe",
+    "Run",
     "Step",
     "Stopped",
     "Trainer",
     "build_model",
     "evaluate",
+    "freeze",
+    "load_run",
+    "load_weights",
     "model_names",
     "parameter_groups",
+    "predict",
 ]
 
 _HOME = {
@@ -53,7 +60,12 @@ _HOME = {
     "evaluate": "evaluation",
     "build_model": "models",
     "model_names": "models",
+    "freeze": "finetune",
+    "load_weights": "finetune",
     "parameter_groups": "optim",
+    "Run": "runs",
+    "load_run": "runs",
+    "predict": "runs",
     "Recipe": "recipe",
     "Step": "step",
     "Stopped": "step",

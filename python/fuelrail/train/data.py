@@ -12,7 +12,11 @@ if TYPE_CHECKING:
 
 #: Folder names that mean "train on this" and "measure on this", in the order they are looked for.
 TRAIN_NAMES = ("train", "training")
-VAL_NAMES = ("val", "validation", "valid", "test")
+VAL_NAMES = ("val", "validation", "valid")
+#: Measured once, when all is decided: a checkpoint that was chosen on it says nothing about new images.
+TEST_NAMES = ("test", "testing")
+#: Held out where nothing else is.
+FRACTION = 0.1
 AUGMENTS = ("standard", "strong", "none")
 
 
@@ -29,41 +33,56 @@ class Places:
     how: str
 
 
-def find_data(data: str, val: str | None, val_fraction: float) -> Places:
+def find_data(data: str, val: str | None, val_fraction: float | None) -> Places:
     """Decides what is trained on and what is held out: of a folder as `find_folders` says, of anything else `val`,
-    or `val_fraction` by a hash of each key; of a stream only what `val` names.
+    or `val_fraction` by a hash of each key (None: 0.1 where nothing is named); of a stream only what `val` names.
+    ValueError where two of these are asked for.
     """
+    if val is not None and val_fraction is not None:
+        raise ValueError(
+            f"--val {val} and --val-fraction {val_fraction}: what is held out is said twice; leave out one"
+        )
     if Path(data).is_dir() and (val is None or Path(val).is_dir()):
         return find_folders(Path(data), None if val is None else Path(val), val_fraction)
     if val is not None:
         return Places(data, val, None, None, f"held out: {val}")
     if data.startswith("kafka://"):
+        if val_fraction is not None:
+            raise ValueError(
+                f"--val-fraction {val_fraction}: a stream has no parts; name what to measure on by --val"
+            )
         return Places(data, None, None, None, "nothing held out (--val names what to measure on)")
     return _split(data, val_fraction)
 
 
-def find_folders(data: Path, val: Path | None, val_fraction: float) -> Places:
+def find_folders(data: Path, val: Path | None, val_fraction: float | None) -> Places:
     """Decides what is trained on and what is held out.
 
-    In this order: the `val` given; `data/train` with `data/val` (or validation, valid, test); a `data` called
-    train with such a folder beside it; else `val_fraction` of `data`, chosen by a hash of each key (so a
-    picture stays on its side when others are added).
+    In this order: the `val` given; a `val_fraction` given, of the training images; `data/train` with `data/val` (or
+    validation, valid); a `data` called train with such a folder beside it; else a tenth of the training images, chosen
+    by a hash of each key (so a picture stays on its side when others are added). A test folder is left alone.
     """
     if val is not None:
         return Places(data, val, None, None, f"held out: {val}")
     inner = _first(data, TRAIN_NAMES)
-    if inner is not None and (beside := _first(data, VAL_NAMES)) is not None:
-        return Places(inner, beside, None, None, f"training on {inner}, held out: {beside}")
-    if data.name.lower() in TRAIN_NAMES and (beside := _first(data.parent, VAL_NAMES)) is not None:
-        return Places(data, beside, None, None, f"held out: {beside}")
-    return _split(data, val_fraction)
+    around = data if inner is not None else data.parent
+    others = inner is not None or data.name.lower() in TRAIN_NAMES
+    beside = _first(around, VAL_NAMES) if others else None
+    test = _first(around, TEST_NAMES) if others else None
+    train = inner if inner is not None and (beside or test) else data
+    if beside is not None and val_fraction is None:
+        on = f"training on {train}, " if train != data else ""
+        return Places(train, beside, None, None, f"{on}held out: {beside}")
+    unused = "; ".join(f"{each} is not used" for each in (beside, test) if each is not None)
+    return _split(train, val_fraction, unused)
 
 
-def _split(data: str | Path, val_fraction: float) -> Places:
-    if not 0 < val_fraction < 1:
-        raise ValueError(f"--val-fraction {val_fraction}: must be between 0 and 1")
-    border = f"{100 * (1 - val_fraction):g}%"
-    how = f"held out: {val_fraction:.0%} of {data} by key hash"
+def _split(data: str | Path, val_fraction: float | None, unused: str = "") -> Places:
+    fraction = FRACTION if val_fraction is None else val_fraction
+    if not 0 < fraction < 1:
+        raise ValueError(f"--val-fraction {fraction}: must be between 0 and 1")
+    border = f"{100 * (1 - fraction):g}%"
+    how = f"held out: {fraction:.0%} of {data} by key hash" + (f" ({unused})" if unused else "")
     return Places(data, data, f"train[:{border}]", f"train[{border}:]", how)
 
 
@@ -106,6 +125,8 @@ def open_loaders(
     on_error: str,
     quarantine: Path,
     options: Mapping[str, Any],
+    rank: int = 0,
+    world_size: int = 1,
 ) -> tuple[frames.Loader, frames.Loader | None]:
     """The training and the validation loader (None where nothing is held out), with one numbering of the
     classes. `options` are the training source's; of these the validation source has `image` and `label`.
@@ -119,6 +140,8 @@ def open_loaders(
         "device": device,
         "layout": layout,
         "on_error": on_error,
+        "rank": rank,
+        "world_size": world_size,
     }
     train = Loader(
         str(places.train),

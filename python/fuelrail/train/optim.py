@@ -52,8 +52,9 @@ def default_lr(name: str, batch_size: int) -> float:
     """The peak learning rate for a step of `batch_size` rows: linear in it for SGD, its square root for AdamW.
 
     Beyond 8,192 rows it grows no more: linear scaling is known to hold up to there (Goyal et al., arXiv 1706.02677).
+    Below 32 it falls no further: batches are that small where there are few images, and so few steps.
     """
-    scale = min(batch_size, 8192) / 256
+    scale = min(max(batch_size, 32), 8192) / 256
     return _DEFAULTS[name].lr_per_256 * (scale if name == "sgd" else scale**0.5)
 
 

@@ -1,4 +1,4 @@
-"""The two pictures a run leaves: its curves, and what the model was shown. Needs matplotlib."""
+"""The pictures a run leaves: its curves, images with a line under each, and what is taken for what. Needs matplotlib."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def draw_curves(metrics: Path, target: Path, title: str) -> None:
     measured = [record for record in epochs if record.get("val_top1") is not None]
     per_epoch = epochs[0]["step"] / (epochs[0]["epoch"] + 1) if epochs else max(len(steps), 1)
 
-    figure, (left, right) = _pyplot().subplots(1, 2, figsize=(10, 4), layout="constrained")
+    figure, (left, right) = _pyplot().subplots(1, 2, figsize=(10, 4.4), layout="constrained")
     figure.suptitle(title, color=_INK, fontsize=12)
     left.plot(
         [record["step"] / per_epoch for record in steps],
@@ -66,15 +66,15 @@ def draw_curves(metrics: Path, target: Path, title: str) -> None:
             clip_on=False,
         )
         right.set_title(
-            f"held-out accuracy, best {top1[best]:.1f} % after epoch {held_out[best]}", fontsize=10
+            f"held-out accuracy, best {top1[best]:.1f}% after epoch {held_out[best]}", fontsize=10
         )
         right.set_ylim(min(0.95 * min(top1), 90), 100.5)
-        right.legend(frameon=False, loc="lower right")
+        _legend_below(right)
     else:
         right.text(0.5, 0.5, "nothing was held out", ha="center", va="center", color=_INK)
     left.set_title("cross entropy", fontsize=10)
     left.set_ylim(bottom=0)
-    left.legend(frameon=False)
+    _legend_below(left)
     right.set_ylabel("%")
     for axes in (left, right):
         axes.set_xlabel("epoch")
@@ -86,10 +86,8 @@ def draw_curves(metrics: Path, target: Path, title: str) -> None:
     _write(figure, target)
 
 
-def draw_contact_sheet(
-    images: torch.Tensor, labels: Sequence[int], classes: Sequence[str], target: Path, title: str
-) -> None:
-    """Draws normalised `images` (N, 3, H, W) with their class names as a grid into `target` (PNG).
+def draw_contact_sheet(images: torch.Tensor, names: Sequence[str], target: Path, title: str) -> None:
+    """Draws normalised `images` (N, 3, H, W) with a name or two lines over each as a grid into `target` (PNG).
 
     Raises ImportError without matplotlib.
     """
@@ -98,9 +96,14 @@ def draw_contact_sheet(
     )
     pixels = pixels.clamp(0, 1).permute(0, 2, 3, 1)
     columns = min(8, max(1, len(pixels)))
+    lines = max((name.count("\n") for name in names), default=0)
     rows = -(-len(pixels) // columns)
     figure, grid = _pyplot().subplots(
-        rows, columns, figsize=(1.35 * columns, 1.52 * rows + 0.4), layout="constrained", squeeze=False
+        rows,
+        columns,
+        figsize=(1.35 * columns, (1.52 + 0.15 * lines) * rows + 0.4),
+        layout="constrained",
+        squeeze=False,
     )
     figure.suptitle(title, color=_INK, fontsize=11)
     for place, axes in enumerate(grid.flat):
@@ -110,8 +113,36 @@ def draw_contact_sheet(
             axes.imshow(
                 pixels[place].numpy(), interpolation="nearest" if pixels.shape[1] < 64 else "antialiased"
             )
-            axes.set_title(_shorten(classes[labels[place]]), fontsize=8, color=_INK, pad=3)
+            shown = "\n".join(map(_shorten, names[place].split("\n")))
+            axes.set_title(shown, fontsize=8, color=_INK, pad=3)
     _write(figure, target)
+
+
+def draw_confusion(confusion: torch.Tensor, names: Sequence[str], target: Path, title: str) -> None:
+    """Draws counts `confusion[truth, said]` as shares of each truth into `target` (PNG). Raises ImportError without
+    matplotlib."""
+    shares = 100 * confusion.double() / confusion.sum(dim=1, keepdim=True).clamp(min=1)
+    count = len(names)
+    side = min(14.0, 3.0 + 0.42 * count)
+    figure, axes = _pyplot().subplots(figsize=(side, side), layout="constrained")
+    axes.imshow(shares.numpy(), cmap="Blues", vmin=0, vmax=100)
+    axes.set_title(title, fontsize=10, color=_INK)
+    axes.set_xlabel("what the model says")
+    axes.set_ylabel("truth")
+    if count <= 40:
+        axes.set_xticks(range(count), [_shorten(name) for name in names], rotation=90, fontsize=8)
+        axes.set_yticks(range(count), [_shorten(name) for name in names], fontsize=8)
+    if count <= 20:
+        for truth, said in (confusion > 0).nonzero().tolist():
+            share = float(shares[truth, said])
+            ink = "white" if share > 55 else _INK
+            axes.text(said, truth, f"{share:.0f}", ha="center", va="center", fontsize=7, color=ink)
+    _write(figure, target)
+
+
+def _legend_below(axes: Any) -> None:
+    """Where no curve is."""
+    axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=3, fontsize=8)
 
 
 def _write(figure: Any, target: Path) -> None:

@@ -7,8 +7,9 @@ samples, how long it waited, and whether it was told to stop. So all ranks stop,
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -127,8 +128,9 @@ class Place:
         return None
 
 
-def join(place: Place, device_type: str) -> None:
-    """Makes this process one of the ranks: torch's process group, by the address the launcher gave.
+@contextlib.contextmanager
+def joined(place: Place, device_type: str) -> Iterator[None]:
+    """Makes this process one of the ranks while inside: torch's process group, by the address the launcher gave.
 
     Where it gave none (srun, mpirun) and all ranks are on this machine they meet here, at a port made of the job's name.
     Raises ValueError where they are on several and no address is known.
@@ -144,3 +146,7 @@ def join(place: Place, device_type: str) -> None:
         os.environ.setdefault("MASTER_PORT", str(20_000 + seed % 10_000))
     backend = "cpu:gloo,cuda:nccl" if device_type == "cuda" else "gloo"
     dist.init_process_group(backend, rank=place.rank, world_size=place.size)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()

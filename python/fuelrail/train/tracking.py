@@ -95,6 +95,7 @@ class _MLflow:
         if not os.environ.get("MLFLOW_TRACKING_URI"):
             # Its own default for a folder; newer versions ask for consent to use it.
             os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
+            os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         uri = os.environ.get("MLFLOW_TRACKING_URI") or (run / "mlruns").absolute().as_uri()
         self._client: Any = import_module("mlflow").MlflowClient(tracking_uri=uri)
         experiment = os.environ.get("MLFLOW_EXPERIMENT_NAME", "fuelrail")
@@ -114,6 +115,8 @@ class _MLflow:
 
 class _WandB:
     def __init__(self, run: Path, settings: Mapping[str, Any]) -> None:
+        if os.environ.get("WANDB_MODE", "offline") == "offline":
+            os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         wandb = import_module("wandb")
         self._run: Any = wandb.init(
             project=os.environ.get("WANDB_PROJECT", "fuelrail"),
