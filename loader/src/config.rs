@@ -97,6 +97,44 @@ pub struct PipelineConfig {
     /// Where refused records are listed (JSON lines, appended).
     #[serde(default)]
     pub quarantine: Option<PathBuf>,
+    /// Several clients get every batch, from one decode. Absent: each client's batches are made for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub share: Option<ShareConfig>,
+}
+
+/// How clients share a feed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ShareConfig {
+    /// Which feed: clients that name the same one share it.
+    pub name: String,
+    /// The first batch waits for so many clients.
+    #[serde(default = "one_client")]
+    pub clients: u32,
+    /// What becomes of a client that holds up the others.
+    #[serde(default)]
+    pub laggards: OnLag,
+    /// How long it is waited for before it is detached, in seconds.
+    #[serde(default = "a_minute")]
+    pub patience_s: u64,
+}
+
+/// What becomes of a client that holds up the others.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnLag {
+    /// They wait.
+    #[default]
+    Wait,
+    /// It is let go, with an error that says so.
+    Detach,
+}
+
+fn one_client() -> u32 {
+    1
+}
+fn a_minute() -> u64 {
+    60
 }
 
 /// Who makes floats of images.
@@ -322,6 +360,17 @@ impl PipelineConfig {
         if self.prefetch_factor == 0 || self.prefetch_factor > 64 {
             return Err(format!("prefetch_factor = {} is not between 1 and 64", self.prefetch_factor));
         }
+        if let Some(share) = &self.share {
+            let range = |name: &str, value: u64, most: u64| match (1..=most).contains(&value) {
+                true => Ok(()),
+                false => Err(format!("share.{name} = {value} is not between 1 and {most}")),
+            };
+            range("clients", u64::from(share.clients), 256)?;
+            range("patience_s", share.patience_s, 86_400)?;
+            if share.name.is_empty() || share.name.len() > 100 {
+                return Err("share.name is the name of a feed, of 1 to 100 bytes".into());
+            }
+        }
         if self.num_workers > 1024 {
             return Err(format!(
                 "num_workers = {} is more than 1024; 0 means one per core",
@@ -496,6 +545,7 @@ mod tests {
             "blocked": {"lanes": 2, "window": 3}, "dtype": "f32", "layout": "nchw", "finish": "client", "num_workers": 1,
             "prefetch_factor": 2, "read": {"backend": "auto", "depth": 3}, "read_ahead_bytes": 1000,
             "max_sample_bytes": 1000, "truncated": "fill", "on_error": "drop", "error_budget": 0.1, "quarantine": "/tmp/x",
+            "share": {"name": "trials", "clients": 2, "laggards": "detach", "patience_s": 5},
         })
     }
 

@@ -263,6 +263,8 @@ pub enum ErrorKind {
     Protocol,
     /// The daemon's own environment: memory, descriptors.
     Environment,
+    /// A client of a shared feed that held up the others, and was let go.
+    Detached,
 }
 
 /// What a feed is told about itself: the batch layout as data, the ring, the run.
@@ -288,6 +290,19 @@ pub struct Attached {
     /// Of a stream: what kind.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stream: Option<StreamKind>,
+    /// Of a shared feed: this client's place in it. Its ring can be read only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub share: Option<Joined>,
+}
+
+/// A client's place in a shared feed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Joined {
+    /// Its number, from 0 in the order of joining.
+    pub member: u32,
+    /// Where its first batch begins.
+    pub start: Cursor,
 }
 
 /// What a client needs to know of a stream before it has seen a window of it.

@@ -45,12 +45,21 @@ unsafe impl Send for Memory {}
 // SAFETY: as above; shared references give access to plain integers and atomics only.
 unsafe impl Sync for Memory {}
 
+/// What whoever gets the descriptor may do with the memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Map it for reading and writing: one client has it.
+    ReadWrite,
+    /// Map it for reading: several have it. The seal holds whatever they try.
+    ReadOnly,
+}
+
 impl Ring {
     /// Makes, seals and populates a ring of `slots` slots of at least `slot_bytes` bytes.
     ///
     /// # Errors
     /// When the memory cannot be had: the kernel's answer, with the size that was asked for.
-    pub fn create(slots: usize, slot_bytes: usize) -> io::Result<Self> {
+    pub fn create(slots: usize, slot_bytes: usize, access: Access) -> io::Result<Self> {
         let slot_bytes = slot_bytes.next_multiple_of(PAGE).max(PAGE);
         let total =
             slots.checked_mul(slot_bytes).ok_or_else(|| io::Error::other("the ring's size overflows"))?;
@@ -72,9 +81,18 @@ impl Ring {
             .map_err(explain)?;
         rustix::fs::ftruncate(&fd, total as u64).map_err(explain)?;
         rustix::fs::fallocate(&fd, FallocateFlags::empty(), 0, total as u64).map_err(explain)?;
-        rustix::fs::fcntl_add_seals(&fd, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)
+        // Ours stays writable; the seal is on what is mapped after it.
+        let base = map(fd.as_fd(), total, MapFlags::SHARED | MapFlags::POPULATE, Access::ReadWrite)
             .map_err(explain)?;
-        let base = map(fd.as_fd(), total, MapFlags::SHARED | MapFlags::POPULATE).map_err(explain)?;
+        let mut seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
+        if access == Access::ReadOnly {
+            seals |= SealFlags::FUTURE_WRITE;
+        }
+        if let Err(error) = rustix::fs::fcntl_add_seals(&fd, seals) {
+            // SAFETY: the mapping just made, which nobody has.
+            let _ = unsafe { rustix::mm::munmap(base.cast(), total) };
+            return Err(explain(error));
+        }
         let lent = (0..slots).map(|_| AtomicBool::new(false)).collect();
         Ok(Self { memory: Arc::new(Memory { base, slots, slot_bytes, lent }), fd })
     }
@@ -230,11 +248,13 @@ impl RowWriter {
     }
 }
 
-/// The client's side: the whole ring, mapped read and write (torch ignores a read-only mark), of one feed.
+/// The client's side: the whole ring of one feed, mapped read and write (torch ignores a read-only mark), or to read where
+/// others read it too: then nobody outside gets an address in it but to copy from.
 #[derive(Debug)]
 pub struct Mapping {
     base: *mut u8,
     len: usize,
+    access: Access,
     /// The process that made it: a forked child does not have it.
     pid: u32,
 }
@@ -249,7 +269,7 @@ impl Mapping {
     ///
     /// # Errors
     /// When the descriptor is not a sealed memfd of at least `len` bytes, or cannot be mapped.
-    pub fn new(fd: BorrowedFd<'_>, len: usize) -> io::Result<Self> {
+    pub fn new(fd: BorrowedFd<'_>, len: usize, access: Access) -> io::Result<Self> {
         let seals = rustix::fs::fcntl_get_seals(fd)?;
         if !seals.contains(SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL) {
             return Err(io::Error::other(
@@ -262,11 +282,16 @@ impl Mapping {
                 "the daemon sent {size} bytes of shared memory and announced {len}"
             )));
         }
-        let base = map(fd, len, MapFlags::SHARED)?;
+        let base = map(fd, len, MapFlags::SHARED, access)?;
         // SAFETY: the range is the mapping just made. DONTFORK: a forked child has no business with the ring, and
         // copying its page tables would slow every fork of a training script.
         unsafe { rustix::mm::madvise(base.cast(), len, Advice::LinuxDontFork)? };
-        Ok(Self { base, len, pid: std::process::id() })
+        Ok(Self { base, len, access, pid: std::process::id() })
+    }
+
+    /// What may be done with its bytes.
+    pub fn access(&self) -> Access {
+        self.access
     }
 
     /// The address of a byte, for a lease to hand out.
@@ -317,10 +342,13 @@ impl Drop for Mapping {
     }
 }
 
-fn map(fd: BorrowedFd<'_>, len: usize, flags: MapFlags) -> rustix::io::Result<*mut u8> {
+fn map(fd: BorrowedFd<'_>, len: usize, flags: MapFlags, access: Access) -> rustix::io::Result<*mut u8> {
+    let protection = match access {
+        Access::ReadWrite => ProtFlags::READ | ProtFlags::WRITE,
+        Access::ReadOnly => ProtFlags::READ,
+    };
     // SAFETY: a fresh mapping at an address of the kernel's choice touches no existing memory.
-    let base =
-        unsafe { rustix::mm::mmap(ptr::null_mut(), len, ProtFlags::READ | ProtFlags::WRITE, flags, fd, 0)? };
+    let base = unsafe { rustix::mm::mmap(ptr::null_mut(), len, protection, flags, fd, 0)? };
     Ok(base.cast())
 }
 
@@ -330,8 +358,8 @@ mod tests {
 
     #[test]
     fn what_the_daemon_writes_the_client_reads() {
-        let ring = Ring::create(2, 100).unwrap();
-        let client = Mapping::new(ring.as_fd(), ring.bytes()).unwrap();
+        let ring = Ring::create(2, 100, Access::ReadWrite).unwrap();
+        let client = Mapping::new(ring.as_fd(), ring.bytes(), Access::ReadWrite).unwrap();
         let mut slot = ring.slot(1).unwrap();
         for (at, row) in slot.rows(&[(64, 8)], 4).unwrap().iter_mut().enumerate() {
             row.bytes(0).fill(at as u8 + 1);
@@ -344,7 +372,7 @@ mod tests {
 
     #[test]
     fn a_slot_is_lent_once_and_whole_only_without_rows() {
-        let ring = Ring::create(1, 100).unwrap();
+        let ring = Ring::create(1, 100, Access::ReadWrite).unwrap();
         let mut slot = ring.slot(0).unwrap();
         assert!(ring.slot(0).is_none());
         let rows = slot.rows(&[(0, 10), (20, 3)], 2).unwrap();
@@ -357,7 +385,7 @@ mod tests {
 
     #[test]
     fn a_peer_cannot_resize_or_unseal_the_ring() {
-        let ring = Ring::create(1, 100).unwrap();
+        let ring = Ring::create(1, 100, Access::ReadWrite).unwrap();
         assert!(rustix::fs::ftruncate(ring.as_fd(), 0).is_err());
         assert!(rustix::fs::ftruncate(ring.as_fd(), 1 << 20).is_err());
         assert!(rustix::fs::fcntl_add_seals(ring.as_fd(), SealFlags::WRITE).is_err());
@@ -367,13 +395,15 @@ mod tests {
     fn an_unsealed_or_short_memory_is_refused_by_the_client() {
         let fd = rustix::fs::memfd_create("plain", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING).unwrap();
         rustix::fs::ftruncate(&fd, 4096).unwrap();
-        assert!(Mapping::new(fd.as_fd(), 4096).is_err());
-        let ring = Ring::create(1, 100).unwrap();
-        assert!(Mapping::new(ring.as_fd(), 2 * PAGE).is_err());
+        assert!(Mapping::new(fd.as_fd(), 4096, Access::ReadWrite).is_err());
+        let ring = Ring::create(1, 100, Access::ReadWrite).unwrap();
+        assert!(Mapping::new(ring.as_fd(), 2 * PAGE, Access::ReadWrite).is_err());
     }
 
     #[test]
     fn memory_that_cannot_be_had_is_an_error_at_start() {
-        assert!(Ring::create(1 << 20, 1 << 40).unwrap_err().to_string().contains("batch_size"));
+        assert!(
+            Ring::create(1 << 20, 1 << 40, Access::ReadWrite).unwrap_err().to_string().contains("batch_size")
+        );
     }
 }

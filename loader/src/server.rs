@@ -41,7 +41,7 @@ use crate::protocol::{
     self, Attach, Decoder, ErrorKind, MAX_KEYS, PROTOCOL, PipelineRef, Progress, Reply, Request,
 };
 use crate::refusal::Refusal;
-use crate::sharing::{self, Sharing};
+use crate::sharing::{self, Seat, Sharing};
 
 /// A client that does not say hello within this time is let go.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
@@ -251,7 +251,7 @@ async fn connection(stream: StdStream, server: Arc<Server>) {
     let (outbox, inbox) = mpsc::unbounded_channel();
     let writer = tokio::spawn(write(stream.clone(), inbox));
     let answers = Arc::new(Semaphore::new(MAX_ANSWERS));
-    let mut session = Session { server, outbox, answers, engine: None, greeted: false };
+    let mut session = Session { server, outbox, answers, seat: None, greeted: false };
     tokio::select! {
         result = session.run(&stream) => {
             if let Err(refusal) = result {
@@ -265,9 +265,9 @@ async fn connection(stream: StdStream, server: Arc<Server>) {
         () = peer.death() => {}
         _ = stop.wait_for(|&stop| stop) => {}
     }
-    let Session { outbox, engine, .. } = session;
+    let Session { outbox, seat, .. } = session;
     // Joining the engine's threads takes milliseconds, but not on the thread that serves everyone else.
-    let _ = tokio::task::spawn_blocking(move || drop(engine)).await;
+    let _ = tokio::task::spawn_blocking(move || drop(seat)).await;
     drop(outbox);
     // What was said last (a refusal) still goes out, if the client reads it.
     let _ = tokio::time::timeout(Duration::from_millis(500), writer).await;
@@ -311,7 +311,7 @@ struct Session {
     server: Arc<Server>,
     outbox: Outbox,
     answers: Arc<Semaphore>,
-    engine: Option<Engine>,
+    seat: Option<Seat>,
     greeted: bool,
 }
 
@@ -351,7 +351,7 @@ impl Session {
         decoder: &mut Decoder,
     ) -> Result<(), Refusal> {
         let protocol = |message: &str| Err(Refusal::new(ErrorKind::Protocol, message));
-        match (request, &self.engine) {
+        match (request, &self.seat) {
             (Request::Adopt, None) if self.server.private => {
                 self.greeted = true;
                 match decoder.take_fd() {
@@ -373,18 +373,20 @@ impl Session {
                 say(&self.outbox, &Reply::Welcome { protocol: PROTOCOL, version, pid: std::process::id() });
             }
             (Request::Attach(attach), None) if self.greeted => self.attach(*attach, stream).await?,
-            (Request::Seek { generation, cursor, place }, Some(engine)) => {
-                engine.seek(generation, cursor, place);
+            (Request::Seek { generation, cursor, place }, Some(seat)) => {
+                seat.engine.seek(seat.consumer, generation, cursor, place);
             }
-            (Request::Saved { place, position }, Some(engine)) => engine.saved(place, position),
-            (Request::Release { slot }, Some(engine)) => engine.release(slot),
-            (Request::Stats { data_wait_ns, iteration_ns }, Some(engine)) => {
+            (Request::Saved { place, position }, Some(seat)) => seat.engine.saved(place, position),
+            (Request::Release { slot }, Some(seat)) => seat.engine.release(seat.consumer, slot),
+            (Request::Stats { data_wait_ns, iteration_ns }, Some(seat)) => {
                 let (outbox, place) = (self.outbox.clone(), self.place().await);
-                engine.stats(Consumer { data_wait_ns, iteration_ns }, move |stats| {
+                seat.engine.stats(Consumer { data_wait_ns, iteration_ns }, move |stats| {
                     answer(&outbox, &Reply::Stats(Box::new(stats)), place);
                 });
             }
-            (Request::Keys { indices }, Some(engine)) => self.keys(&indices, engine, self.place().await)?,
+            (Request::Keys { indices }, Some(seat)) => {
+                self.keys(&indices, &seat.engine, self.place().await)?;
+            }
             (request, _) => {
                 let name = serde_json::to_value(&request)
                     .ok()
@@ -436,8 +438,8 @@ impl Session {
             // What the engine says waits here until `attached` has gone out first.
             let (held, mut holding) = mpsc::unbounded_channel();
             let out = Box::new(move |reply| drop(held.send(reply)));
-            let (engine, attached, ring) = Engine::start(pipeline, rank, world_size, start, out)?;
-            Ok((engine, attached, ring, move || async move {
+            let (seat, attached, memory) = server.sharing.feed(pipeline, rank, world_size, start, out)?;
+            Ok((seat, attached, memory, move || async move {
                 while let Some(reply) = holding.recv().await {
                     if !say(&outbox, &reply) {
                         return;
@@ -446,7 +448,7 @@ impl Session {
             }))
         });
         let started = self.watch(starting, watched, stream).await;
-        let (engine, attached, ring, forward) = match started {
+        let (seat, attached, memory, forward) = match started {
             Ok(started) => started?,
             Err(panic) => {
                 return Err(Refusal::new(
@@ -455,9 +457,6 @@ impl Session {
                 ));
             }
         };
-        let memory = ring.as_fd().try_clone_to_owned().map_err(|error| {
-            Refusal::new(ErrorKind::Environment, format!("no descriptor is left: {error}"))
-        })?;
         tracing::info!(
             "{} {rank} of {world_size}: {}, {} worker threads, memory budget {}",
             crate::log::FEED,
@@ -468,7 +467,7 @@ impl Session {
         let frame = protocol::encode(&Reply::Attached(Box::new(attached)));
         let _ = self.outbox.send((frame, Some(memory), None));
         tokio::spawn(forward());
-        self.engine = Some(engine);
+        self.seat = Some(seat);
         Ok(())
     }
 

@@ -1,19 +1,51 @@
 //! What feeds of one daemon share: open sources, and the data that all ranks of a run must have found.
 
 use std::collections::HashMap;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use fuelrail_connectors::{Fingerprint, IndexedSource, Opening};
 
 use crate::config::PipelineConfig;
 use crate::engine::flow::Flows;
+use crate::engine::{ConsumerId, Engine, FIRST, Out};
 use crate::pipeline::{Opened, Pipeline, Supply};
-use crate::protocol::ErrorKind;
+use crate::plan::Cursor;
+use crate::protocol::{Attached, ErrorKind};
 use crate::refusal::Refusal;
+use crate::ring::Ring;
+
+/// A client's part of a feed: of its own, or of one that it shares. Dropping it gives that back.
+pub(crate) struct Seat {
+    /// The feed.
+    pub engine: Arc<Engine>,
+    /// Which of its consumers the client is.
+    pub consumer: ConsumerId,
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.engine.leave(self.consumer);
+    }
+}
+
+/// What a client is given: its part, what it is told, and the memory.
+pub(crate) type Given = (Seat, Attached, OwnedFd);
+
+/// A feed that clients share, for as long as one of them is there.
+struct SharedFeed {
+    config: PipelineConfig,
+    seat: (u64, u64),
+    engine: Weak<Engine>,
+    attached: Attached,
+    ring: Ring,
+}
 
 /// Of one daemon.
 #[derive(Default)]
 pub(crate) struct Sharing {
+    /// Feeds that several clients share, by the name that they give it.
+    feeds: Mutex<HashMap<String, SharedFeed>>,
     /// Sources that feeds have open, by their configuration, so that the ranks of a run share one index.
     sources: Mutex<HashMap<String, Shared>>,
     /// What the ranks of each run have been given.
@@ -104,6 +136,65 @@ impl Sharing {
         Ok(pipeline)
     }
 
+    /// A client's feed: the one that it shares, if it shares one that runs, else a new one.
+    ///
+    /// # Errors
+    /// As [`Engine::start`]; where the feed of that name is another one, with the difference.
+    pub fn feed(
+        &self,
+        pipeline: Arc<Pipeline>,
+        rank: u64,
+        world_size: u64,
+        start: Cursor,
+        out: Out,
+    ) -> Result<Given, Refusal> {
+        let config = pipeline.config.clone();
+        let descriptor = |ring: &Ring| {
+            ring.as_fd().try_clone_to_owned().map_err(|error| {
+                Refusal::new(ErrorKind::Environment, format!("no descriptor is left: {error}"))
+            })
+        };
+        let Some(share) = &config.share else {
+            let (engine, attached, ring) = Engine::start(pipeline, rank, world_size, start, out)?;
+            return Ok((Seat { engine: Arc::new(engine), consumer: FIRST }, attached, descriptor(&ring)?));
+        };
+        if matches!(pipeline.supply, Supply::Stream { .. }) {
+            return Err(Refusal::new(
+                ErrorKind::Config,
+                "share: a stream has no epochs that a client could join with; leave share out, or read a bounded copy of it",
+            ));
+        }
+        // Held while a feed is started, so that two that come at once share one.
+        let mut feeds = self.feeds.lock().unwrap_or_else(PoisonError::into_inner);
+        feeds.retain(|_, feed| feed.engine.strong_count() > 0);
+        if let Some(feed) = feeds.get(&share.name)
+            && let Some(engine) = feed.engine.upgrade()
+        {
+            if let Some(differs) = difference(feed, &pipeline, &config, (rank, world_size)) {
+                return Err(Refusal::new(
+                    ErrorKind::Config,
+                    format!(
+                        "the shared feed {:?} runs with other settings: {differs}. Clients of one feed get the same batches: give \
+                         it the same settings, or another name",
+                        share.name
+                    ),
+                ));
+            }
+            let joined = engine.join(out)?;
+            let seat = Seat { engine, consumer: ConsumerId(joined.member) };
+            let attached = Attached { share: Some(joined), ..feed.attached.clone() };
+            return Ok((seat, attached, descriptor(&feed.ring)?));
+        }
+        let name = share.name.clone();
+        let (engine, attached, ring) = Engine::start(pipeline, rank, world_size, start, out)?;
+        let (engine, memory) = (Arc::new(engine), descriptor(&ring)?);
+        let seat = (rank, world_size);
+        let feed =
+            SharedFeed { config, seat, engine: Arc::downgrade(&engine), attached: attached.clone(), ring };
+        feeds.insert(name, feed);
+        Ok((Seat { engine, consumer: FIRST }, attached, memory))
+    }
+
     /// Takes a rank into its run. Ranks of one run train on the same data: one that finds other files than those before
     /// it is refused.
     pub fn join(&self, pipeline: &Arc<Pipeline>, rank: u64, world_size: u64) -> Result<(), Refusal> {
@@ -134,6 +225,33 @@ impl Sharing {
         }
         run.ranks.insert(rank, Arc::downgrade(pipeline));
         Ok(())
+    }
+}
+
+/// What a client asks for that differs from a shared feed, if anything does.
+fn difference(
+    feed: &SharedFeed,
+    pipeline: &Pipeline,
+    config: &PipelineConfig,
+    seat: (u64, u64),
+) -> Option<String> {
+    if feed.seat != seat {
+        let named = |(rank, world_size)| format!("rank {rank} of {world_size}");
+        return Some(format!("{} there, {} here", named(feed.seat), named(seat)));
+    }
+    let value = |config: &PipelineConfig| serde_json::to_value(config).expect("configuration is plain data");
+    let (theirs, ours) = (value(&feed.config), value(config));
+    let keys = ours.as_object().expect("a table").keys().chain(theirs.as_object().expect("a table").keys());
+    let differing = keys.into_iter().find(|key| ours.get(key.as_str()) != theirs.get(key.as_str()));
+    let shown = |value: Option<&serde_json::Value>| value.map_or("none".to_owned(), ToString::to_string);
+    match differing {
+        Some(key) => {
+            Some(format!("{key} is {} there, {} here", shown(theirs.get(key)), shown(ours.get(key))))
+        }
+        None if feed.attached.identity != pipeline.identity => {
+            Some("files of the source changed since it began".to_owned())
+        }
+        None => None,
     }
 }
 

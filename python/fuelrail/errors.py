@@ -23,6 +23,10 @@ class DaemonDied(FuelrailError):
     """The daemon is gone; batches that it had finished were handed out first."""
 
 
+class Detached(FuelrailError):
+    """This client of a shared feed held up the others, who went on without it."""
+
+
 class LoaderTimeout(FuelrailError, TimeoutError):
     """No batch came within `timeout` seconds; the message says what is stuck."""
 

@@ -12,6 +12,7 @@ pub fn exception(py: Python<'_>, error: &ClientError) -> PyErr {
         ClientError::Daemon { kind: ErrorKind::Data, .. } => "DataError",
         ClientError::Daemon { kind: ErrorKind::Protocol, .. } => "ProtocolError",
         ClientError::Daemon { kind: ErrorKind::Environment, .. } => "EnvironmentFailure",
+        ClientError::Daemon { kind: ErrorKind::Detached, .. } => "Detached",
         ClientError::Died(_) => "DaemonDied",
         ClientError::Timeout(_) => "LoaderTimeout",
         ClientError::Token(_) => "TokenError",

@@ -258,7 +258,8 @@ impl Feed {
         };
         let (attached, daemon_pid) = (inner.attached().clone(), inner.daemon_pid());
         let waiting = inner.waiting();
-        let begin = Cursor::default();
+        // Of a shared feed, the epoch that it joins with.
+        let begin = inner.cursor();
         Ok(Self {
             state: Mutex::new(State { inner, start: begin, stood: begin, iteration: 0 }),
             waiting,

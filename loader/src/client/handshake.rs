@@ -10,7 +10,7 @@ use super::questions::{Kind, Question};
 use super::waiting::{Alone, Caller, Steps, Wanted, until};
 use super::{Address, ClientError, Interrupt, News, Watch};
 use crate::protocol::{Attach, Attached, PROTOCOL, Progress, Reply, Request};
-use crate::ring::Mapping;
+use crate::ring::{Access, Mapping};
 
 /// A conversation that stands.
 pub(super) struct Opened {
@@ -51,9 +51,11 @@ pub(super) fn open(
         .descriptor()
         .ok_or_else(|| ClientError::protocol("the daemon sent no shared memory with 'attached'"))?;
     check(&attached)?;
+    let access = if attached.share.is_some() { Access::ReadOnly } else { Access::ReadWrite };
     let mapping =
-        Mapping::new(ring.as_fd(), attached.slots as usize * attached.layout.slot_bytes as usize)
+        Mapping::new(ring.as_fd(), attached.slots as usize * attached.layout.slot_bytes as usize, access)
             .map_err(|error| ClientError::protocol(format!("the shared memory cannot be mapped: {error}")))?;
+    let start = attached.share.map_or(start, |joined| joined.start);
     let begins = attached.stream.is_none().then(|| attached.batching.settle(start));
     conversation.let_in(daemon_pid, begins);
     Ok(Opened { conversation, daemon_pid, attached, mapping })

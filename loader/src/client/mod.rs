@@ -37,7 +37,7 @@ use std::time::{Duration, Instant};
 
 use crate::plan::{Batching, Cursor};
 use crate::protocol::{Attach, Attached, ErrorKind, Progress, Ready, Reply, Request, Stats};
-use crate::ring::Mapping;
+use crate::ring::{Access, Mapping};
 use crate::token::{Allow, Place, Token, TokenError};
 
 use conversation::{Conversation, Told};
@@ -191,7 +191,7 @@ impl Feed {
         interrupt: Interrupt<'_>,
         watch: Watch<'_>,
     ) -> Result<Self, ClientError> {
-        let start = attach.start;
+        let asked = attach.start;
         let Opened { conversation, daemon_pid, attached, mapping } =
             match handshake::open(address, attach, timeout, interrupt, watch) {
                 // In the first moments of its life, before it has a process group of its own, the daemon hears the
@@ -199,6 +199,7 @@ impl Feed {
                 Err(ClientError::Died(_)) if interrupt() => return Err(ClientError::Interrupted),
                 opened => opened?,
             };
+        let start = attached.share.map_or(asked, |joined| joined.start);
         Ok(Self {
             conversation,
             daemon_pid,
@@ -436,8 +437,11 @@ impl Feed {
         let link = self.conversation.link();
         let leased = link.leased.fetch_add(1, Ordering::Relaxed);
         let lease = Lease { link: link.clone(), mapping: self.mapping.clone(), slot: ready.slot, base };
-        let memory = if !self.slots_return && leased + SLOTS_KEPT >= self.attached.slots as usize {
-            self.counters.copies += 1;
+        let is_short = leased + SLOTS_KEPT >= self.attached.slots as usize;
+        // A view of what others read too could be written: torch ignores a read-only mark.
+        let is_shared = self.mapping.access() == Access::ReadOnly;
+        let memory = if !self.slots_return && (is_short || is_shared) {
+            self.counters.copies += u64::from(is_short);
             // From the slot's beginning, so that fields lie at the offsets they have there.
             let len = layout.fields_bytes(u64::from(ready.rows));
             let bytes = AlignedBytes::copy(&self.mapping, base, len as usize);

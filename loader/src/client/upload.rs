@@ -24,10 +24,13 @@ use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys;
 
 use super::Memory;
-use crate::ring::Mapping;
+use crate::ring::{Access, Mapping};
 
 /// Page-locked memory that every context may use (`CU_MEMHOSTREGISTER_PORTABLE`).
 const PORTABLE: u32 = 1;
+
+/// Memory that is mapped for reading only (`CU_MEMHOSTREGISTER_READ_ONLY`).
+const READ_ONLY: u32 = 8;
 
 /// Whether the ring is page-locked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -218,8 +221,12 @@ impl Locked {
         let _current = gpu.enter()?;
         let began = Instant::now();
         let base = mapping.at(0, mapping.len()).cast::<c_void>();
+        let flags = match mapping.access() {
+            Access::ReadWrite => PORTABLE,
+            Access::ReadOnly => PORTABLE | READ_ONLY,
+        };
         // SAFETY: exactly the mapping, which this value keeps alive until it is unregistered.
-        unsafe { sys::cuMemHostRegister_v2(base, mapping.len(), PORTABLE).result() }.map_err(|error| {
+        unsafe { sys::cuMemHostRegister_v2(base, mapping.len(), flags).result() }.map_err(|error| {
             said(&format!("the ring of {} MiB cannot be page-locked", mapping.len() >> 20), error)
         })?;
         Ok(Self { mapping: mapping.clone(), gpu: gpu.clone(), took: began.elapsed() })

@@ -25,6 +25,7 @@ pub(crate) mod flow;
 mod in_flight;
 pub mod lineage;
 mod lookahead;
+mod shared;
 mod slots;
 mod stretch;
 mod worker;
@@ -40,28 +41,31 @@ use fuelrail_connectors::{self as connectors, shown};
 
 use crate::config::OnError;
 use crate::layout::Layout;
-use crate::metrics::{self, Consumer, Metrics};
+use crate::metrics::{self, Consumer as Measured, Metrics};
 use crate::pipeline::Pipeline;
 use crate::plan::{Batching, Cursor};
-use crate::protocol::{Attached, ErrorKind, Ready, Reply, Stats};
+use crate::protocol::{Attached, ErrorKind, Joined, Ready, Reply, Stats};
 use crate::quarantine::{Quarantine, Refused};
 use crate::refusal::Refusal;
-use crate::ring::Ring;
+use crate::ring::{Access, Ring};
 use crate::token::Place;
 
 use batch::{Batch, Row, Verdict};
-use consumers::{Consumers, FIRST};
+use consumers::Consumers;
 use course::{Ahead, Course, Seat, Wanted};
 use in_flight::InFlight;
+use shared::Laggards;
 use slots::Slots;
 use worker::{Job, Outcome, RowDone};
 
-pub use consumers::Out;
+pub use consumers::{ConsumerId, FIRST, Out};
 
 /// A running feed.
 pub struct Engine {
     events: Sender<Event>,
     shared: Arc<Shared>,
+    /// Whether several consumers may have it; then no one of them voids the work for all.
+    is_shared: bool,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -78,19 +82,28 @@ enum Event {
     /// A stream has something new.
     News,
     Seek {
+        consumer: ConsumerId,
         generation: u64,
         cursor: Cursor,
         place: Option<Place>,
+    },
+    Join {
+        out: Out,
+        reply: Sender<Joined>,
+    },
+    Leave {
+        consumer: ConsumerId,
     },
     Saved {
         place: Place,
         position: u64,
     },
     Release {
+        consumer: ConsumerId,
         slot: u32,
     },
     Stats {
-        consumer: Consumer,
+        consumer: Measured,
         reply: Box<dyn FnOnce(Stats) + Send>,
     },
     Stop,
@@ -118,7 +131,9 @@ impl Engine {
         let budget = pipeline.budget(batching.most_rows())?;
         let environment = |error: String| Refusal::new(ErrorKind::Environment, error);
         let layout = pipeline.layout(batching.most_rows());
-        let ring = Ring::create(pipeline.slots(), layout.slot_bytes as usize)
+        let share = pipeline.config.share.clone();
+        let access = if share.is_some() { Access::ReadOnly } else { Access::ReadWrite };
+        let ring = Ring::create(pipeline.slots(), layout.slot_bytes as usize, access)
             .map_err(|error| environment(error.to_string()))?;
         let (events, inbox) = unbounded();
         let notify = {
@@ -147,6 +162,7 @@ impl Engine {
             budget,
             quarantine: pipeline.config.quarantine.as_ref().map(|path| shown(&path).to_string()),
             stream: pipeline.supply.stream_kind(),
+            share: share.is_some().then(|| Joined { member: FIRST.0, start: batching.settle(start) }),
         };
         let in_flight = InFlight::new(pipeline.config.read_ahead_bytes);
         let quarantine =
@@ -162,7 +178,9 @@ impl Engine {
             pool: Arc::new(pool),
             inbox,
             events: events.clone(),
-            consumers: Consumers::new(out),
+            consumers: Consumers::new(out, batching.settle(start)),
+            laggards: Laggards::new(share.as_ref()),
+            is_shared: share.is_some(),
             quarantine,
             cursor: batching.settle(start),
             course,
@@ -176,14 +194,34 @@ impl Engine {
             .name("fuelrail-feed".into())
             .spawn(move || coordinator.run())
             .map_err(|error| environment(format!("could not start a thread: {error}")))?;
-        Ok((Self { events, shared, thread: Some(thread) }, attached, handed_ring))
+        let is_shared = share.is_some();
+        Ok((Self { events, shared, is_shared, thread: Some(thread) }, attached, handed_ring))
     }
 
-    /// Goes on from elsewhere; everything of older generations is void.
-    pub fn seek(&self, generation: u64, cursor: Cursor, place: Option<Place>) {
-        // Set here as well as by the coordinator, so that workers stop wasting time on void rows at once.
-        self.shared.generation.fetch_max(generation, Relaxed);
-        let _ = self.events.send(Event::Seek { generation, cursor, place });
+    /// Takes in one more consumer of a shared feed: its number, and where it begins.
+    ///
+    /// # Errors
+    /// When the feed has just ended.
+    pub fn join(&self, out: Out) -> Result<Joined, Refusal> {
+        let (reply, joined) = unbounded();
+        let _ = self.events.send(Event::Join { out, reply });
+        joined
+            .recv()
+            .map_err(|_| Refusal::new(ErrorKind::Environment, "the shared feed has just ended; try again"))
+    }
+
+    /// A consumer is gone; what it held is free.
+    pub fn leave(&self, consumer: ConsumerId) {
+        let _ = self.events.send(Event::Leave { consumer });
+    }
+
+    /// A consumer goes on from elsewhere; everything of older generations of it is void.
+    pub fn seek(&self, consumer: ConsumerId, generation: u64, cursor: Cursor, place: Option<Place>) {
+        if !self.is_shared {
+            // Set here as well as by the coordinator, so that workers stop wasting time on void rows at once.
+            self.shared.generation.fetch_max(generation, Relaxed);
+        }
+        let _ = self.events.send(Event::Seek { consumer, generation, cursor, place });
     }
 
     /// A checkpoint is safe that holds this place of the stream.
@@ -191,13 +229,13 @@ impl Engine {
         let _ = self.events.send(Event::Saved { place, position });
     }
 
-    /// The client gives a slot back. One that it does not hold is ignored with a warning.
-    pub fn release(&self, slot: u32) {
-        let _ = self.events.send(Event::Release { slot });
+    /// A consumer gives a slot back. One that it does not hold is ignored with a warning.
+    pub fn release(&self, consumer: ConsumerId, slot: u32) {
+        let _ = self.events.send(Event::Release { consumer, slot });
     }
 
     /// Asks for the counters; `reply` is called from the coordinator.
-    pub fn stats(&self, consumer: Consumer, reply: impl FnOnce(Stats) + Send + 'static) {
+    pub fn stats(&self, consumer: Measured, reply: impl FnOnce(Stats) + Send + 'static) {
         let _ = self.events.send(Event::Stats { consumer, reply: Box::new(reply) });
     }
 
@@ -226,6 +264,10 @@ struct Coordinator {
     inbox: Receiver<Event>,
     events: Sender<Event>,
     consumers: Consumers,
+    /// Of a shared feed: when it began to wait, and for how long.
+    laggards: Laggards,
+    /// Whether several consumers may have it.
+    is_shared: bool,
     quarantine: Quarantine,
     /// Where the next batch to open begins.
     cursor: Cursor,
@@ -252,7 +294,7 @@ impl Coordinator {
             self.deliver();
             let idle = self.open.is_empty() && !self.halted;
             let since = Instant::now();
-            let Ok(event) = self.inbox.recv() else { return };
+            let Some(event) = self.next_event() else { return };
             if idle {
                 metrics::add(&self.shared.metrics.ring_full_ns, since.elapsed());
             }
@@ -273,9 +315,13 @@ impl Coordinator {
             Event::Row(done) => self.row_done(done),
             // What it is, the course finds out.
             Event::News => {}
-            Event::Seek { generation, cursor, place } => self.seek(generation, cursor, place),
+            Event::Seek { consumer, generation, cursor, place } => {
+                self.seek(consumer, generation, cursor, place);
+            }
+            Event::Join { out, reply } => self.join(out, &reply),
+            Event::Leave { consumer } => self.leave(consumer),
             Event::Saved { place, position } => self.course.saved(&place.into(), position),
-            Event::Release { slot } => self.release(slot),
+            Event::Release { consumer, slot } => self.release(consumer, slot),
             Event::Stats { consumer, reply } => reply(self.stats(consumer)),
             Event::Stop => return std::ops::ControlFlow::Break(()),
         }
@@ -291,15 +337,15 @@ impl Coordinator {
             let (rows, next) = match ahead {
                 Ahead::Batch { rows, next } => (rows, next),
                 Ahead::EpochEnds { len } => {
-                    let (generation, epoch) = (self.generation, self.cursor.epoch);
+                    let epoch = self.cursor.epoch;
                     self.cursor = Cursor { epoch: epoch + 1, position: 0 };
-                    self.consumers.say(&Reply::End { generation, epoch, len });
+                    self.consumers.say(|generation| Reply::End { generation, epoch, len });
                     continue;
                 }
                 Ahead::Unknown => return,
                 // Due when what came before has been handed over.
                 Ahead::Failed(_) if !self.open.is_empty() => return,
-                Ahead::Failed(refusal) => return self.halt(self.generation, refusal),
+                Ahead::Failed(refusal) => return self.halt(refusal),
             };
             let parts: Vec<_> = self
                 .attached
@@ -317,9 +363,9 @@ impl Coordinator {
 
     /// The client hears of a window before any batch that ends in it.
     fn tell_news(&mut self) {
-        let generation = self.generation;
         for place in self.course.take_news() {
-            self.consumers.say(&Reply::Window { generation, place: place.into() });
+            let place: Place = place.into();
+            self.consumers.say(|generation| Reply::Window { generation, place: place.clone() });
         }
     }
 
@@ -396,16 +442,15 @@ impl Coordinator {
 
     /// Hands over finished batches from the front; stops at the first that is not finished.
     fn deliver(&mut self) {
-        while !self.halted && self.open.front().is_some_and(Batch::is_finished) {
+        while !self.halted && self.has_begun() && self.open.front().is_some_and(Batch::is_finished) {
             let batch = self.open.pop_front().expect("just seen");
             self.hand_over(batch);
         }
     }
 
     fn hand_over(&mut self, mut batch: Batch) {
-        let generation = self.generation;
         if let Err(refusal) = self.judge(&mut batch) {
-            self.halt(generation, refusal);
+            self.halt(refusal);
             return;
         }
         let counts = batch.finish(&self.attached.layout);
@@ -415,16 +460,23 @@ impl Coordinator {
         metrics.substituted.fetch_add(u64::from(counts.substituted), Relaxed);
         metrics.dropped.fetch_add(u64::from(counts.dropped), Relaxed);
         let (cursor, next) = (batch.cursor, batch.next);
-        let slot = self.slots.hand_over(batch.into_slot(), self.consumers.ids());
-        self.consumers.say(&Reply::Ready(Ready {
-            generation,
-            slot,
-            cursor,
-            next,
-            rows: counts.rows,
-            substituted: counts.substituted,
-            dropped: counts.dropped,
-        }));
+        let to = match self.is_shared {
+            true => self.consumers.served(cursor, next),
+            false => self.consumers.ids().collect(),
+        };
+        let slot = self.slots.hand_over(batch.into_slot(), &to);
+        self.laggards.handed_over();
+        self.consumers.say_to(&to, |generation| {
+            Reply::Ready(Ready {
+                generation,
+                slot,
+                cursor,
+                next,
+                rows: counts.rows,
+                substituted: counts.substituted,
+                dropped: counts.dropped,
+            })
+        });
     }
 
     /// Books the batch's refused records in delivery order, so that the budget ends a run at the same batch each time.
@@ -450,7 +502,7 @@ impl Coordinator {
                         OnError::Drop => "its row is left out",
                         OnError::Fail => unreachable!("returned above"),
                     };
-                    self.consumers.warn(format!("bad record: {line}; {did}"));
+                    self.consumers.warn(&format!("bad record: {line}; {did}"));
                 }
                 Ok(None) => {}
                 Err(over) => {
@@ -471,31 +523,44 @@ impl Coordinator {
         }
     }
 
-    fn halt(&mut self, generation: u64, refusal: Refusal) {
+    fn halt(&mut self, refusal: Refusal) {
         self.halted = true;
         self.open.clear();
-        self.consumers.say(&Reply::Failed { generation, kind: refusal.kind, message: refusal.message });
+        let Refusal { kind, message } = refusal;
+        self.consumers.say(|generation| Reply::Failed { generation, kind, message: message.clone() });
     }
 
-    fn seek(&mut self, generation: u64, cursor: Cursor, place: Option<Place>) {
+    fn seek(&mut self, consumer: ConsumerId, generation: u64, cursor: Cursor, place: Option<Place>) {
+        let cursor = self.batching.settle(cursor);
+        if self.is_shared {
+            return self.seek_shared(consumer, generation, cursor);
+        }
+        if let Some(consumer) = self.consumers.get(consumer) {
+            (consumer.generation, consumer.wants) = (generation, cursor);
+        }
+        self.go_to(generation, cursor, place);
+    }
+
+    /// Goes on from elsewhere.
+    fn go_to(&mut self, generation: u64, cursor: Cursor, place: Option<Place>) {
         self.open.clear();
         self.generation = generation;
         self.shared.generation.fetch_max(generation, Relaxed);
-        self.cursor = self.batching.settle(cursor);
+        self.cursor = cursor;
         self.halted = false;
         if let Err(refusal) = self.course.seek(self.cursor, place.map(Into::into)) {
-            self.halt(generation, refusal);
+            self.halt(refusal);
         }
         self.tell_news();
     }
 
-    fn release(&mut self, slot: u32) {
-        if !self.slots.release(FIRST, slot) {
-            self.consumers.complain(FIRST, slot);
+    fn release(&mut self, consumer: ConsumerId, slot: u32) {
+        if !self.slots.release(consumer, slot) {
+            self.consumers.complain(consumer, slot);
         }
     }
 
-    fn stats(&self, consumer: Consumer) -> Stats {
+    fn stats(&self, consumer: Measured) -> Stats {
         let mut stats = self.shared.metrics.stats(self.shared.pipeline.threads);
         self.course.count(&mut stats);
         (stats.limit, stats.verdict) = metrics::verdict(&stats, consumer);

@@ -34,9 +34,9 @@ impl Slots {
     }
 
     /// Hands a written slot to its readers; its number.
-    pub fn hand_over(&mut self, written: SlotWriter, to: impl Iterator<Item = ConsumerId>) -> u32 {
+    pub fn hand_over(&mut self, written: SlotWriter, to: &[ConsumerId]) -> u32 {
         let slot = written.slot();
-        self.holders[slot].extend(to);
+        self.holders[slot].extend_from_slice(to);
         slot as u32
     }
 
@@ -46,6 +46,16 @@ impl Slots {
         let held = holders.iter().position(|holder| *holder == consumer);
         held.map(|at| holders.swap_remove(at)).is_some()
     }
+
+    /// A reader gives back whatever it holds.
+    pub fn release_all(&mut self, consumer: ConsumerId) {
+        self.holders.iter_mut().for_each(|holders| holders.retain(|holder| *holder != consumer));
+    }
+
+    /// How many slots a reader holds.
+    pub fn held_by(&self, consumer: ConsumerId) -> usize {
+        self.holders.iter().filter(|holders| holders.contains(&consumer)).count()
+    }
 }
 
 #[cfg(test)]
@@ -54,7 +64,7 @@ mod tests {
 
     #[test]
     fn a_slot_is_free_again_when_its_writer_its_rows_and_all_its_readers_are_done() {
-        let mut slots = Slots::new(Ring::create(1, 100).unwrap());
+        let mut slots = Slots::new(Ring::create(1, 100, crate::ring::Access::ReadWrite).unwrap());
         let mut writer = slots.take().unwrap();
         assert!(slots.take().is_none());
         let rows = writer.rows(&[(0, 10)], 2).unwrap();
@@ -63,7 +73,7 @@ mod tests {
         drop(rows);
         let writer = slots.take().unwrap();
         let (one, other) = (ConsumerId(1), ConsumerId(2));
-        assert_eq!(slots.hand_over(writer, [one, other].into_iter()), 0);
+        assert_eq!(slots.hand_over(writer, &[one, other]), 0);
         assert!(slots.take().is_none());
         assert!(slots.release(one, 0) && !slots.release(one, 0), "once each");
         assert!(slots.take().is_none(), "the other still reads it");

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use super::*;
 use crate::config::PipelineConfig;
 use crate::layout::Column;
-use crate::ring::Mapping;
+use crate::ring::{Access, Mapping};
 
 mod streams;
 
@@ -57,7 +57,7 @@ impl Client {
         let out = Box::new(move |reply| drop(sender.send(reply)));
         let (engine, attached, ring) =
             Engine::start(Arc::new(pipeline), rank, world_size, start, out).unwrap();
-        let mapping = Mapping::new(std::os::fd::AsFd::as_fd(&ring), ring.bytes()).unwrap();
+        let mapping = Mapping::new(std::os::fd::AsFd::as_fd(&ring), ring.bytes(), Access::ReadOnly).unwrap();
         Self {
             engine,
             attached,
@@ -78,7 +78,7 @@ impl Client {
         loop {
             match self.reply() {
                 Reply::Ready(ready) if ready.generation == self.generation => return Ok(ready),
-                Reply::Ready(stale) => self.engine.release(stale.slot),
+                Reply::Ready(stale) => self.engine.release(FIRST, stale.slot),
                 Reply::Failed { generation, message, .. } if generation == self.generation => {
                     return Err(message);
                 }
@@ -98,6 +98,12 @@ impl Client {
     }
 
     fn copy(&self, ready: Ready) -> Taken {
+        let taken = self.read(&ready);
+        self.engine.release(FIRST, ready.slot);
+        taken
+    }
+
+    fn read(&self, ready: &Ready) -> Taken {
         let layout = &self.attached.layout;
         let base = ready.slot as usize * layout.slot_bytes as usize;
         let bytes = |offset: u64, row_bytes: u64| {
@@ -112,15 +118,13 @@ impl Client {
         let numbers = |name| -> Vec<i64> {
             column(name).chunks_exact(8).map(|bytes| i64::from_le_bytes(bytes.try_into().unwrap())).collect()
         };
-        let taken = Taken {
+        Taken {
             cursor: ready.cursor,
             image: bytes(layout.fields[0].offset, layout.fields[0].row_bytes),
             index: numbers(Column::Index),
             position: numbers(Column::Position),
             substituted: column(Column::Substituted),
-        };
-        self.engine.release(ready.slot);
-        taken
+        }
     }
 
     fn take_many(&self, count: usize) -> Vec<Taken> {
@@ -129,12 +133,12 @@ impl Client {
 
     fn seek(&mut self, cursor: Cursor) {
         self.generation += 1;
-        self.engine.seek(self.generation, cursor, None);
+        self.engine.seek(FIRST, self.generation, cursor, None);
     }
 
     fn stats(&self) -> Stats {
         let (sender, receiver) = mpsc::channel();
-        self.engine.stats(Consumer::default(), move |stats| drop(sender.send(stats)));
+        self.engine.stats(Measured::default(), move |stats| drop(sender.send(stats)));
         receiver.recv_timeout(Duration::from_secs(60)).unwrap()
     }
 }
@@ -248,7 +252,7 @@ fn one_bad_record_too_many_ends_the_run_at_the_same_batch_each_time() {
         let mut batches = 0;
         loop {
             match client.ready() {
-                Ok(ready) => client.engine.release(ready.slot),
+                Ok(ready) => client.engine.release(FIRST, ready.slot),
                 Err(message) => return (batches, message),
             }
             batches += 1;
@@ -265,7 +269,7 @@ fn a_read_that_fails_for_good_stops_the_run_and_a_seek_elsewhere_starts_it_again
     let mut good = 0;
     let message = loop {
         match client.ready() {
-            Ok(ready) => client.engine.release(ready.slot),
+            Ok(ready) => client.engine.release(FIRST, ready.slot),
             Err(message) => break message,
         }
         good += 1;
@@ -273,7 +277,7 @@ fn a_read_that_fails_for_good_stops_the_run_and_a_seek_elsewhere_starts_it_again
     assert!(good < 13 && !message.is_empty());
     client.seek(at(0, 0));
     for _ in 0..good {
-        client.engine.release(client.ready().unwrap().slot);
+        client.engine.release(FIRST, client.ready().unwrap().slot);
     }
     assert_eq!(client.ready(), Err(message));
 }
@@ -294,7 +298,7 @@ fn a_consumer_that_stops_stops_the_reading_and_nothing_grows() {
     assert_eq!(client.stats().reads, reads, "a full ring reads nothing more");
     assert!(client.stats().peak_in_flight_bytes <= 8000);
     for ready in held {
-        client.engine.release(ready.slot);
+        client.engine.release(FIRST, ready.slot);
     }
     client.ready().unwrap();
 }
@@ -304,10 +308,10 @@ fn a_forged_release_is_reported_and_harmless() {
     let client = Client::start(json!({}), 0, 1, at(0, 0));
     let first = client.ready().unwrap();
     for slot in [99, u32::MAX] {
-        client.engine.release(slot);
+        client.engine.release(FIRST, slot);
     }
-    client.engine.release(first.slot);
-    client.engine.release(first.slot);
+    client.engine.release(FIRST, first.slot);
+    client.engine.release(FIRST, first.slot);
     let reference = Client::start(json!({}), 0, 1, at(0, 4)).take_many(12);
     assert_eq!(client.take_many(12), reference);
 }
@@ -342,5 +346,134 @@ fn what_cannot_work_is_refused_at_start() {
     assert!(
         refuse(json!({"transforms": huge, "batch_size": 5, "prefetch_factor": 64}))
             .contains("lower batch_size")
+    );
+}
+
+/// Another consumer of a client's feed.
+struct Other {
+    id: ConsumerId,
+    start: Cursor,
+    inbox: mpsc::Receiver<Reply>,
+}
+
+impl Other {
+    fn join(client: &Client) -> Self {
+        let (sender, inbox) = mpsc::channel();
+        let joined = client.engine.join(Box::new(move |reply| drop(sender.send(reply)))).unwrap();
+        Self { id: ConsumerId(joined.member), start: joined.start, inbox }
+    }
+
+    fn ready(&self) -> Ready {
+        loop {
+            match self.inbox.recv_timeout(Duration::from_secs(60)).expect("a batch within a minute") {
+                Reply::Ready(ready) => return ready,
+                Reply::Failed { message, .. } => panic!("{message}"),
+                _ => {}
+            }
+        }
+    }
+
+    fn take(&self, client: &Client) -> Taken {
+        let ready = self.ready();
+        let taken = client.read(&ready);
+        client.engine.release(self.id, ready.slot);
+        taken
+    }
+}
+
+fn sharing(overrides: Value) -> Client {
+    let mut config = json!({"share": {"name": "trials"}, "prefetch_factor": 2});
+    merge(&mut config, overrides);
+    Client::start(config, 0, 1, at(0, 0))
+}
+
+/// The batches of the first epochs, by a feed that is not shared: 13 an epoch.
+fn expected(count: usize) -> Vec<Taken> {
+    let alone = Client::start(json!({}), 0, 1, at(0, 0));
+    (0..count).map(|_| alone.take()).collect()
+}
+
+#[test]
+fn clients_that_begin_together_get_every_batch_of_one_decode() {
+    let first = sharing(json!({"share": {"clients": 2}}));
+    let second = Other::join(&first);
+    assert_eq!(second.start, at(0, 0));
+    for expected in expected(30) {
+        assert_eq!(first.take(), expected);
+        assert_eq!(second.take(&first), expected);
+    }
+    assert!(first.stats().reads < 30 * 4 + 4 * 6, "each record was read once");
+}
+
+#[test]
+fn who_joins_begins_with_the_next_epoch_and_moves_nobody() {
+    let (first, expected) = (sharing(json!({})), expected(40));
+    for expected in &expected[..3] {
+        assert_eq!(first.take(), *expected);
+    }
+    let second = Other::join(&first);
+    assert_eq!(second.start, at(1, 0));
+    for expected in &expected[3..13] {
+        assert_eq!(first.take(), *expected);
+    }
+    for expected in &expected[13..] {
+        assert_eq!(first.take(), *expected);
+        assert_eq!(second.take(&first), *expected);
+    }
+}
+
+#[test]
+fn who_goes_ahead_sits_out_and_who_leaves_holds_up_nobody() {
+    let (first, expected) = (sharing(json!({"share": {"clients": 2}})), expected(26));
+    let second = Other::join(&first);
+    let held = second.ready();
+    // The rest of the epoch is not for it.
+    first.engine.seek(second.id, 1, at(1, 0), None);
+    first.engine.release(second.id, held.slot);
+    for (number, expected) in expected[..13].iter().enumerate() {
+        assert_eq!(first.take(), *expected, "{number}");
+    }
+    let again = loop {
+        let ready = second.ready();
+        if ready.generation == 1 {
+            break ready;
+        }
+        first.engine.release(second.id, ready.slot);
+    };
+    assert_eq!(again.cursor, at(1, 0));
+    // It goes with a slot in its hands.
+    first.engine.leave(second.id);
+    for expected in &expected[13..] {
+        assert_eq!(first.take(), *expected);
+    }
+}
+
+#[test]
+fn a_place_of_an_earlier_epoch_is_refused_to_one_of_several_and_granted_to_one_alone() {
+    let (mut first, expected) = (sharing(json!({"share": {"clients": 2}})), expected(26));
+    let second = Other::join(&first);
+    for expected in &expected[..20] {
+        assert_eq!(first.take(), *expected);
+        assert_eq!(second.take(&first), *expected);
+    }
+    first.seek(at(0, 8));
+    assert!(first.ready().unwrap_err().contains("the shared feed is at epoch 1"));
+    first.engine.leave(second.id);
+    first.seek(at(0, 8));
+    assert_eq!(first.take(), expected[2]);
+}
+
+#[test]
+fn a_client_that_holds_up_the_others_is_detached_by_name() {
+    let first = sharing(json!({"share": {"clients": 2, "laggards": "detach", "patience_s": 1}}));
+    let (second, expected) = (Other::join(&first), expected(20));
+    for expected in &expected {
+        assert_eq!(first.take(), *expected);
+    }
+    let told: Vec<Reply> = second.inbox.try_iter().collect();
+    assert!(
+        told.iter().any(|reply| matches!(reply, Reply::Failed { kind: ErrorKind::Detached, message, .. }
+            if message.contains("held 4 batches for 1 s"))),
+        "{told:?}"
     );
 }

@@ -205,7 +205,7 @@ fn epoch(client: &Client, epoch: u64) -> Vec<Taken> {
     loop {
         let ready = client.ready().unwrap();
         if ready.cursor.epoch > epoch {
-            client.engine.release(ready.slot);
+            client.engine.release(FIRST, ready.slot);
             return batches;
         }
         batches.push(client.copy(ready));
@@ -309,7 +309,7 @@ fn a_resume_at_any_step_and_batch_size_sees_the_complement() {
         drop(client);
         client = self::client(&Flows::new(source.clone()), json!({"batch_size": batch_size}), 0, 1);
         client.generation = 1;
-        client.engine.seek(1, stood, place);
+        client.engine.seek(FIRST, 1, stood, place);
         let rest = epoch(&client, 0);
         assert_eq!(ids(&rest), all[stood.position as usize..], "after {steps} steps");
         if batch_size == 4 {
@@ -347,7 +347,7 @@ fn a_consumer_that_stops_stops_the_stream() {
         assert!(made() <= limit, "{} windows", made());
         std::thread::yield_now();
     }
-    held.into_iter().for_each(|ready| client.engine.release(ready.slot));
+    held.into_iter().for_each(|ready| client.engine.release(FIRST, ready.slot));
     client.take_many(20);
 }
 
