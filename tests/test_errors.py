@@ -292,7 +292,7 @@ def test_a_source_that_is_not_there_is_named(tmp_path: Path) -> None:
         "missing": "does not exist",
         "empty": "no images",
         "text": "no images",
-        "file": "not known by its ending",
+        "file": "what this file is by its ending",
     }.items():
         with pytest.raises(SourceError, match=f"{tmp_path / name}.*{reason}|{reason}.*{tmp_path / name}"):
             Loader(tmp_path / name, transforms=TINY)

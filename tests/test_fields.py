@@ -333,15 +333,15 @@ def test_what_records_hold_is_said_once(shards: str) -> None:
     [
         ({}, "fields is an empty list"),
         ({"label": F.Text("txt", max_bytes=5)}, "field of this name already"),
-        ({"mask": F.Mask("seg.png")}, "there is none; the images among the fields: none"),
+        ({"mask": F.Mask("seg.png")}, "which does not exist; the image fields are: none"),
         (
             {"image": F.Image(TINY), "mask": F.Mask("seg.png", like="picture")},
-            'the images among the fields: "image"',
+            'the image fields are: "image"',
         ),
         ({"mask": F.Mask("seg.png"), "image": F.Image(TINY)}, "move it before"),
         ({"image": F.Image()}, "no fixed output size"),
-        ({"image": F.Image(TINY), "crop": F.Geometry("txt")}, "there is none"),
-        ({"x": F.Numbers("json:score", missing="empty")}, "give max_rows"),
+        ({"image": F.Image(TINY), "crop": F.Geometry("txt")}, "which does not exist"),
+        ({"x": F.Numbers("json:score", missing="empty")}, "set max_rows"),
         ({"x": F.Numbers("json:score", dtype="int64")}, "which dtype = i64 cannot hold"),
         ({"x": F.Json("json", max_bytes=5, overflow="cut")}, "cut JSON is not valid"),
         ({"x": F.Text("json:", max_bytes=5)}, "no place in JSON"),
@@ -697,4 +697,4 @@ def test_pack_keeps_every_part_and_the_shards_have_the_same_fields(tmp_path: Pat
     again = fuelrail("pack", source, str(shards), "--fields", asked)
     assert again.returncode == 0 and "already packed" in again.stdout
     other = fuelrail("pack", source, str(shards))
-    assert other.returncode != 0 and "another kind" in other.stderr
+    assert other.returncode != 0 and "different shards" in other.stderr

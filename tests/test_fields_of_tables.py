@@ -118,7 +118,7 @@ def test_a_null_is_a_part_that_is_missing_and_not_one_that_is_wrong(tmp_path: Pa
         batch = next(iter(loader))
         assert batch["caption"] == ["a", "", "c"] * 4
         assert batch["boxes"].lengths.tolist() == [1, 0, 0] * 4
-    with pytest.raises(ConfigError, match=r'"captoin" is no column of .*caption \(Utf8\)'):
+    with pytest.raises(ConfigError, match=r'"captoin" is not a column of .*caption \(Utf8\)'):
         Loader(str(tmp_path / "t.parquet"), fields={"x": F.Text("captoin", max_bytes=8)}, batch_size=2)
     with pytest.raises(ConfigError, match="ask for numbers"):
         Loader(str(tmp_path / "t.parquet"), fields={"x": F.Text("boxes", max_bytes=8)}, batch_size=2)

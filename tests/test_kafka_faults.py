@@ -74,7 +74,7 @@ def test_a_trainer_killed_at_any_moment_goes_on_from_its_checkpoint(
 
 
 def gapless(seen: list[Any], topic: Topic) -> None:
-    """Asserts that nothing was passed over: all but the current window is an unbroken stretch of each partition."""
+    """Asserts that nothing was skipped: all but the current window is an unbroken stretch of each partition."""
     behind = len(seen) - 200
     for partition in range(topic.partitions):
         early = {offset for at, (number, offset) in enumerate(seen) if number == partition and at < behind}

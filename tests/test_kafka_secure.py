@@ -364,14 +364,14 @@ def refused(secure: Secure, topic: Topic, way: str, **changes: str | None) -> st
 @pytest.mark.parametrize("way", ["password over TLS", "SCRAM over TLS", "SCRAM"])
 def test_a_wrong_password_is_refused_and_not_shown(secure: Secure, filled: Topic, way: str) -> None:
     said = refused(secure, filled, way, **{"sasl.password": "wrong-donkey-8"})
-    assert "does not let this client in" in said and "sasl.mechanism" in said, said
+    assert "refuses this client" in said and "sasl.mechanism" in said, said
 
 
 def test_a_wrong_secret_of_an_identity_provider_is_refused_and_not_shown(
     secure: Secure, filled: Topic
 ) -> None:
     said = refused(secure, filled, "token", **{"sasl.oauthbearer.client.secret": "wrong-donkey-8"})
-    assert "does not let this client in" in said and "invalid_client" in said, said
+    assert "refuses this client" in said and "invalid_client" in said, said
 
 
 def test_a_stream_outlives_its_tokens(secure: Secure) -> None:
@@ -431,7 +431,7 @@ def test_a_broker_with_another_authoritys_certificate_is_not_believed(
 def test_a_client_without_its_certificate_is_refused(secure: Secure, filled: Topic) -> None:
     missing = {"ssl.certificate.location": None, "ssl.key.location": None}
     said = refused(secure, filled, "certificate", **missing)
-    assert "does not let this client in" in said and "certificate" in said, said
+    assert "refuses this client" in said and "certificate" in said, said
 
 
 def test_the_wrong_protocol_is_named_as_a_reason(secure: Secure, filled: Topic) -> None:
@@ -452,7 +452,7 @@ def test_rights_that_are_missing_are_named(secure: Secure) -> None:
     # It may be looked at, but not read.
     secure.allow("reader", topic, AclOperation.DESCRIBE)
     said = refused(secure, topic, "SCRAM")
-    assert topic.name in said and "READ" in said and "granted" in said, said
+    assert topic.name in said and "READ" in said and "grant " in said, said
     secure.allow("reader", topic, AclOperation.READ)
     with secure.loader(topic, "SCRAM") as loader:
         once([name for batch in loader for name in topic.check(batch)], topic.names)

@@ -117,7 +117,7 @@ def test_a_part_that_no_field_could_have_stops_packing_or_is_left_out(tmp_path: 
     assert done.returncode == 1 and 'part "txt": it is not UTF-8' in done.stderr, done.stderr
     done = fuelrail("pack", source, str(folder), *options, "--on-error", "skip")
     assert done.returncode == 0 and "2 records left out" in done.stdout, done.stdout + done.stderr
-    assert "none of the parts" in done.stdout
+    assert "it has no part that --fields asks for" in done.stdout
 
 
 def test_inspect_says_what_images_beside_the_own_one_are(tmp_path: Path) -> None:

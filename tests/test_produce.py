@@ -235,7 +235,7 @@ def test_what_would_not_be_read_back_as_it_is_is_refused_by_name(
         (
             [{"type": "Bytes", "part": "seg.png"}],
             (),
-            ('part "seg.png": its bytes are no text', "--value arrow"),
+            ('part "seg.png": its bytes are not text', "--value arrow"),
         ),
     ]:
         done = fuelrail("produce", shard, url, "--fields", json.dumps(fields), *arguments)
@@ -245,7 +245,7 @@ def test_what_would_not_be_read_back_as_it_is_is_refused_by_name(
     asked = ("--fields", '[{"type": "Json", "part": "json"}]')
     done = produce(values, url, *asked, "--on-error", "skip")
     assert (
-        "1 record left out" in done.stdout and 'part "json": it is no JSON that every reader' in done.stdout
+        "1 record left out" in done.stdout and 'part "json": it is not JSON that every reader' in done.stdout
     )
     done = produce(values, url, *asked, "--value", "arrow")
     assert done.stdout.startswith("3 records")

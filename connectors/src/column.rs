@@ -229,7 +229,7 @@ impl Part {
                     let value = from.integer(from_bytes);
                     let bytes = value.to_le_bytes();
                     if !fits(value, to) {
-                        return Err(format!("element {at} is {value}, which is no {to}"));
+                        return Err(format!("element {at} is {value}, which is not a valid {to}"));
                     }
                     to_bytes.copy_from_slice(&bytes[..write]);
                 }
@@ -464,7 +464,10 @@ mod tests {
             [2, 1, 0, 0, 0, 0, 0, 0, 255, 255, 0, 0, 0, 0, 0, 0]
         );
         let (part, _) = Part::tokens(1, from, ElementType::I16).unwrap();
-        assert_eq!(part.write(&[0x80, 0], &mut [0; 2]), Err("element 0 is 32768, which is no i16".into()));
+        assert_eq!(
+            part.write(&[0x80, 0], &mut [0; 2]),
+            Err("element 0 is 32768, which is not a valid i16".into())
+        );
     }
 
     #[test]

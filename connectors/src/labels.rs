@@ -284,7 +284,9 @@ impl Known {
         }
         match text.parse() {
             Ok(number) => self.number(number),
-            Err(_) => Err(format!("its label {text:?} is none of the {}", recognised::classes(&self.names))),
+            Err(_) => {
+                Err(format!("its label {text:?} is not one of the {}", recognised::classes(&self.names)))
+            }
         }
     }
 
@@ -587,7 +589,7 @@ struct Joined {
 
 impl Joined {
     fn bad(&mut self, why: &str) {
-        self.bad.push(self.values.len() as u64, why, "its label is none of the classes");
+        self.bad.push(self.values.len() as u64, why, "its label is not one of the classes");
         self.values.push(0);
     }
 
@@ -790,7 +792,7 @@ impl Meaning<'_> {
         if let Some(pair) = folded.windows(2).find(|pair| pair[0] == pair[1]) {
             let alike: Vec<&String> = classes.iter().filter(|name| name.to_lowercase() == pair[0]).collect();
             tracing::warn!(
-                "the classes {alike:?} differ in nothing but upper and lower case; they are different labels"
+                "the classes {alike:?} differ only in upper and lower case; they are different labels"
             );
         }
         let places: HashMap<String, i64> =

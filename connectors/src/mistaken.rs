@@ -3,7 +3,7 @@
 /// What begins like this, as the end of "it is …".
 pub(crate) fn what(beginning: &[u8]) -> Option<&'static str> {
     const MAGICS: [(&[u8], &str); 14] = [
-        (b"version https://git-lfs", "a pointer of Git LFS and not the data: fetch that (git lfs pull)"),
+        (b"version https://git-lfs", "a Git LFS pointer, not the data: fetch the data (git lfs pull)"),
         (b"\x1f\x8b", "compressed with gzip: unpack it"),
         (b"\x28\xb5\x2f\xfd", "compressed with Zstandard: unpack it"),
         (b"BZh", "compressed with bzip2: unpack it"),
@@ -15,7 +15,7 @@ pub(crate) fn what(beginning: &[u8]) -> Option<&'static str> {
         (b"\x89HDF\r\n\x1a\n", "an HDF5 file; let its name end in .h5"),
         (b"\xff\xd8\xff", "a JPEG image"),
         (b"\x89PNG\r\n\x1a\n", "a PNG image"),
-        (b"\x80\x04\x95", "a pickle, which is never loaded: it may run any code"),
+        (b"\x80\x04\x95", "a pickle, which is never loaded because it can run any code"),
         (b"SQLite format 3\0", "an SQLite database"),
     ];
     if let Some((_, what)) = MAGICS.iter().find(|(magic, _)| beginning.starts_with(magic)) {
@@ -29,7 +29,7 @@ pub(crate) fn what(beginning: &[u8]) -> Option<&'static str> {
     is_page
         .iter()
         .any(|start| text.starts_with(start))
-        .then_some("a web page and not the data, as a failed download leaves it: fetch it again")
+        .then_some("a web page, not the data, perhaps from a failed download: fetch it again")
 }
 
 #[cfg(test)]

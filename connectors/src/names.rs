@@ -152,7 +152,7 @@ pub(crate) fn missing(path: &Path) -> String {
     let wanted = shown(Path::new(name)).to_string();
     let mut text = format!("{} does not exist", shown(path));
     if !folder.is_dir() {
-        let _ = write!(text, ": {} is a file and no folder", shown(folder));
+        let _ = write!(text, ": {} is a file, not a folder", shown(folder));
         return text;
     }
     let (names, like) = alike(folder, &wanted);
@@ -235,7 +235,7 @@ mod tests {
             ("tarin/cat", "has no \"tarin\"; did you mean"),
             ("label.csv", "labels.csv?"),
             ("something", "has Train, file, labels.csv, shard-000.tar, val"),
-            ("file/x", "file is a file and no folder"),
+            ("file/x", "file is a file, not a folder"),
         ] {
             let text = missing(&at(name));
             assert!(text.contains("does not exist") && text.contains(expected), "{text}");

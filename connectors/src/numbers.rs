@@ -21,7 +21,7 @@ pub fn read_numbers(path: &Path, count: u64) -> Result<Vec<f64>, SourceError> {
     (&mut file).take(MAX_HEADER as u64 + 12).read_to_end(&mut header).map_err(unreadable)?;
     let npy = Npy::parse(&header).map_err(|error| match error {
         NpyError::Short(_) => refuse("ends within its header"),
-        NpyError::Wrong(why) => refuse(&format!("is no npy file that can be read: {why}")),
+        NpyError::Wrong(why) => refuse(&format!("is not a readable npy file: {why}")),
     })?;
     let stored =
         npy.dtype.clone().map_err(|unread| refuse(&format!("holds {unread}; numbers are needed")))?;

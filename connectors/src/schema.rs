@@ -329,7 +329,7 @@ impl Schema {
                 field.shape.iter().try_fold(field.dtype.size() as u64, |product, &n| product.checked_mul(n));
             if bytes.is_none_or(|bytes| bytes > MAX_FIELD_BYTES) {
                 return Err(format!(
-                    "the field {:?} of shape {:?} is larger than {} MiB a record",
+                    "the field {:?} of shape {:?} is larger than {} MiB per record",
                     field.name,
                     field.shape,
                     MAX_FIELD_BYTES >> 20

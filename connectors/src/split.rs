@@ -140,9 +140,7 @@ impl Named {
             }
         };
         let Some(percent) = number.strip_suffix('%') else {
-            return refuse(
-                "a number of records cannot be taken, nor a fraction without %, only a percentage",
-            );
+            return refuse("only a percentage can be taken, not a number of records or a fraction without %");
         };
         match percent.parse::<f64>() {
             // As Hugging Face counts from the end.
@@ -169,7 +167,7 @@ impl Named {
         }
         match self.cut {
             None if is_place => Ok(None),
-            None => refuse("all of it is there without split=".into()),
+            None => refuse("for all of it leave out split=".into()),
             Some((percent, before)) => {
                 let fraction = ((1.0 - percent / 100.0) * 1e9).round() / 1e9;
                 let part = if before { SplitPart::Train } else { SplitPart::Val };

@@ -391,7 +391,7 @@ fn arrays_of_texts_masks_and_boxes_are_named_parts() {
             ("caption", WantedKind::Image, "holds texts"),
             ("score", WantedKind::Ragged, "without max_rows"),
             ("boxes", WantedKind::Image, "holds no images"),
-            ("boxes", WantedKind::Text, "which is no text"),
+            ("boxes", WantedKind::Text, "which is not text"),
             ("caption", WantedKind::Numbers, "only numbers are read"),
         ] {
             let text = refused(name, kind);

@@ -55,8 +55,8 @@ pub(crate) fn order(config: &PipelineConfig, source: &dyn IndexedSource) -> Resu
 pub(crate) fn of_stream(config: &PipelineConfig) -> Result<String, Refusal> {
     if config.sampling.is_some() {
         return refuse(
-            "sampling draws from all records of a source, and a stream's are not known beforehand: leave it out (a second \
-             topic, or what is produced, can change the shares)",
+            "sampling draws from all records of a source, and a stream's are not known beforehand: leave it out \
+             (to change the shares, produce other records or use a second topic)",
         );
     }
     if config.blocked.is_some() {

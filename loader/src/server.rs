@@ -406,7 +406,7 @@ impl Session {
         let refuse = |message| Err(Refusal::new(ErrorKind::Config, message));
         if indices.len() > MAX_KEYS {
             return refuse(format!(
-                "keys of {} records were asked for, {MAX_KEYS} at a time are given",
+                "keys of {} records were requested; at most {MAX_KEYS} are given at a time",
                 indices.len()
             ));
         }

@@ -218,8 +218,8 @@ impl Sharing {
             return Err(Refusal::new(
                 ErrorKind::Source,
                 format!(
-                    "rank {rank} finds other data than the ranks of this run that attached before it: files of the source \
-                     changed in between; start all ranks again"
+                    "rank {rank} sees different data than the ranks of this run that attached before it: files \
+                     of the source changed in between. Restart all ranks"
                 ),
             ));
         }
@@ -264,9 +264,9 @@ pub(crate) fn alone(pipeline: &Pipeline, world_size: u64) -> Result<(), Refusal>
         Supply::Stream { flows, .. } if world_size > 1 && !flows.source().is_uniform() => Err(Refusal::new(
             ErrorKind::Config,
             format!(
-                "each of {world_size} ranks has a daemon of its own here, and windows that close by time or by what \
-                     has arrived would differ between them: give window_offsets=N (so many offsets of every partition), \
-                     or serve all ranks from one daemon (`fuelrail serve`, Loader(\"unix://...\", pipeline=...))"
+                "each of the {world_size} ranks has its own daemon here, and windows that close by time or size \
+                 would differ between them: set window_offsets=N (N offsets of every partition), or serve all \
+                 ranks from one daemon (`fuelrail serve`, Loader(\"unix://...\", pipeline=...))"
             ),
         )),
         _ => Ok(()),

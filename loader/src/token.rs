@@ -204,9 +204,11 @@ impl Token {
             );
         }
         match (&self.stream, ours.samples) {
-            (None, None) => differences.push("it is of an indexed source, this is a stream".into()),
+            (None, None) => {
+                differences.push("it was saved from an indexed source, and this is a stream".into())
+            }
             (Some(_), Some(_)) => {
-                differences.push("it is of a stream, this is an indexed source".into());
+                differences.push("it was saved from a stream, and this is an indexed source".into());
             }
             (Some(place), _) if !place.holds(self.cursor()) => {
                 differences.push(format!("its position {} does not lie in its window", self.position));
@@ -287,7 +289,7 @@ mod tests {
         let without = Token::new(token.identity.clone(), token.cursor(), None);
         assert!(without.verify(&token.identity, &[]).unwrap_err().to_string().contains("this is a stream"));
         let error = token.verify(&identity(), &[]).unwrap_err().to_string();
-        assert!(error.contains("it is of a stream"), "{error}");
+        assert!(error.contains("it was saved from a stream"), "{error}");
     }
 
     #[test]

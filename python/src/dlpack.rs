@@ -187,13 +187,11 @@ impl Tensor {
         let _ = stream;
         if dl_device.is_some_and(|device| device != (CPU, 0)) {
             return Err(PyBufferError::new_err(
-                "a batch lies in CPU memory; move it with .to(device) after taking it",
+                "a batch is in CPU memory; move it with .to(device) afterwards",
             ));
         }
         if copy == Some(true) {
-            return Err(PyBufferError::new_err(
-                "a batch is exported as a view; clone what you take for a copy",
-            ));
+            return Err(PyBufferError::new_err("a batch is exported as a view; clone the result for a copy"));
         }
         let (tensor, context) = self.export();
         let context = Box::into_raw(context).cast();

@@ -172,7 +172,7 @@ pub fn compile_pictures(
             }
             (What::Erased { of }, _) => {
                 let chain = chains.get(of).and_then(Option::as_ref).ok_or_else(|| {
-                    at(picture)(ConfigError("what it names has no chain of its own".to_owned()))
+                    at(picture)(ConfigError("the field it names has no chain of its own".to_owned()))
                 })?;
                 let member = Member { picture, chain: chain.clone(), like: None };
                 let each = chain.program.finishing.as_ref().map_or(0, |left| left.erasings.len());
@@ -225,10 +225,10 @@ fn followed<'a>(
     match (pictures.get(like).map(|other| other.what), chains.get(like)) {
         (Some(What::Image), Some(Some(chain))) => Ok(chain),
         (Some(What::Views(_)), _) => Err(ConfigError(format!(
-            "a {what} follows one image, and what it names are views, each with a crop of its own: make an Image of \
-             the one that it goes with"
+            "a {what} follows one image, and the field it names has several views, each with its own crop: add \
+             an Image field for it to follow"
         ))),
-        _ => Err(ConfigError(format!("a {what} follows an image, and what it names is none"))),
+        _ => Err(ConfigError(format!("a {what} follows an image, and the field it names is not an image"))),
     }
 }
 
@@ -251,8 +251,8 @@ fn check_geometry(config: &PictureConfig, image: &PictureConfig, chain: &Chain) 
         Some(place) => Err(ConfigError::at(
             place,
             image.transforms[place].name(),
-            "turns the image, and then it is no rectangle of the original that a geometry could tell; leave out the \
-             one or the other",
+            "turns the image, so that the crop is no longer an upright rectangle of the original, which is all a \
+             geometry can describe; leave out one of the two",
         )),
     }
 }
@@ -450,8 +450,8 @@ impl Member {
         match of_image {
             Some((_, (image_w, image_h))) if (*image_w, *image_h) != (w, h) => {
                 Err(SampleError::unsupported(format!(
-                    "the mask is {w} x {h} pixels and its image {image_w} x {image_h} (width x height, \
-                     upright): they must be of one size"
+                    "the mask is {w} x {h} pixels and its image {image_w} x {image_h} (width x height, upright): \
+                     they must be the same size"
                 )))
             }
             _ => Ok(()),

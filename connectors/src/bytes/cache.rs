@@ -100,8 +100,7 @@ pub(crate) fn open(config: &CacheConfig) -> Result<Arc<Cache>, SourceError> {
         }
         None => default_dir().ok_or_else(|| {
             SourceError::config(
-                "there is no place for the cache: neither XDG_CACHE_HOME nor HOME is set; set cache.dir"
-                    .into(),
+                "no folder for the cache: neither XDG_CACHE_HOME nor HOME is set; set cache.dir".into(),
             )
         })?,
     };
@@ -223,7 +222,7 @@ impl Cache {
         *lock(&self.paused) = Some(Instant::now());
         if !self.warned.swap(true, Ordering::Relaxed) {
             tracing::warn!(
-                "the cache in {} cannot be written ({error}); going on without new copies in it (said once)",
+                "cannot write to the cache in {} ({error}); continuing without new copies (reported once)",
                 shown(&self.dir)
             );
         }

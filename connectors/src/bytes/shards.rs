@@ -536,7 +536,7 @@ fn find(path: &Path, pattern: &str, endings: &[&str], paths: &mut Vec<PathBuf>) 
         }
         if paths.len() == before {
             return Err(SourceError::data(format!(
-                "{pattern}: no file in {} has such a name{}",
+                "{pattern}: no file in {} matches{}",
                 shown(folder),
                 hidden(hiding, false).map_or(String::new(), |hidden| format!("; {hidden}"))
             )));
@@ -710,7 +710,7 @@ mod tests {
         assert!(open(&[at("*/x.tar")]).unwrap_err().to_string().contains("last part"));
         for (patterns, expected) in [
             (vec![at("{a,x}.tar")], "x.tar does not exist"),
-            (vec![at("*.zip")], "has such a name"),
+            (vec![at("*.zip")], ".zip: no file in"),
             (vec![at("a.tar"), at("a.tar")], "named twice"),
             (vec!["relative.tar".into()], "absolute"),
             (vec![], "at least one"),

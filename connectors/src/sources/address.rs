@@ -62,13 +62,13 @@ const KINDS: [(&str, &str, &[&str]); 4] = [
 const OTHERS: [(&[&str], &str); 17] = [
     (
         &[".tar.xz", ".txz", ".tar.bz2", ".tbz", ".tbz2", ".tar.lz4"],
-        "a tar that is compressed in another way than gzip or \
-      Zstandard; unpack it, or compress it again: xz -dc x.tar.xz | zstd > x.tar.zst",
+        "a tar with a compression other than gzip or Zstandard; unpack it, or compress it again: xz -dc x.tar.xz \
+         | zstd > x.tar.zst",
     ),
     (
         &[".zip", ".7z", ".rar"],
-        "an archive that cannot be read at random; unpack it and give the folder, or pack that: \
-      fuelrail pack FOLDER SHARDS",
+        "an archive without random access; unpack it and give the folder, or pack that: fuelrail pack FOLDER \
+         SHARDS",
     ),
     (
         &[
@@ -86,7 +86,7 @@ const OTHERS: [(&[&str], &str); 17] = [
       compressed list; unpack it (gunzip, zstd -d)",
     ),
     (&[".gz", ".xz", ".bz2", ".zst", ".lz4"], "one compressed file; unpack it"),
-    (&[".txt", ".lst"], "a text whose columns are not known; save it as .csv (path,label), .tsv, or .jsonl"),
+    (&[".txt", ".lst"], "a text file with unknown columns; save it as .csv (path,label), .tsv, or .jsonl"),
     (&[".xml", ".yaml", ".yml", ".toml"], "no list of records; save one as .csv (path,label) or .jsonl"),
     (
         &[".mat"],
@@ -330,7 +330,7 @@ impl AddressConfig {
         }
         if location.contains(['{', '*', '?']) {
             return refuse(
-                "what these files are is not known; a pattern ends like the files it names, such as .tar or .parquet".into(),
+                "cannot tell what these files are; end the pattern as the files end, such as .tar or .parquet".into(),
             );
         }
         let typed = self.address.first().map_or("", String::as_str);
@@ -464,15 +464,17 @@ fn of_url(location: &str, name: &str) -> Result<&'static str, SourceError> {
 /// What a file is that no source is made of.
 fn of_another_kind(location: &str) -> String {
     if is_image(location.as_bytes()) {
-        return "one picture is no data set; give the folder that holds it, or a .csv list of pictures (path,label)".into();
+        return "one picture is not a data set; give the folder that holds it, or a .csv list of pictures \
+                (path,label)"
+            .into();
     }
     if let Some((_, what)) = OTHERS.iter().find(|(endings, _)| ends_with(location, endings)) {
         return format!("this is {what}");
     }
     let known: Vec<&str> = KINDS.iter().flat_map(|(_, _, endings)| endings.iter().copied()).collect();
     format!(
-        "what this file is is not known by its ending (known are {}); give the folder that holds the class folders, or rename the \
-         file",
+        "cannot tell what this file is by its ending (known are {}); give the folder that holds the class \
+         folders, or rename the file",
         known.join(" ")
     )
 }
@@ -595,7 +597,7 @@ fn by_content(folder: &Path) -> Result<&'static str, SourceError> {
     let pictures = if classes.is_empty() { content.images } else { classes.len() };
     if pictures >= 2 && files < pictures {
         tracing::warn!(
-            "{}: the images in it are the data, and {} beside them is not{}",
+            "{}: the images in it are used; ignoring {} beside them{}",
             shown(folder),
             some(&content.shards.concat()),
             if files > 1 { format!(" ({files} files)") } else { String::new() }
@@ -629,7 +631,7 @@ fn by_content(folder: &Path) -> Result<&'static str, SourceError> {
     }
     if !others.is_empty() {
         tracing::warn!(
-            "{}: the {} files of kind {} are the data, and {} beside them is not",
+            "{}: the {} files of kind {} are used; ignoring {} beside them",
             shown(folder),
             content.shards[most].len(),
             KINDS[most].0,
@@ -657,7 +659,7 @@ fn part_of(
                 None
             };
             if let Some(folder) = &folder {
-                tracing::info!("split=\"{text}\": the folder {} is meant", shown(folder));
+                tracing::info!("split=\"{text}\": using the folder {}", shown(folder));
                 value.insert("root".into(), folder.to_string_lossy().into());
             }
             let split = named.split(folder.is_some())?;
@@ -789,8 +791,8 @@ mod tests {
             ("x.jpg", "one picture"),
             ("x.avif", "one picture"),
             ("x.heic", "convert it"),
-            ("x", "not known by its ending"),
-            ("x.unheard-of", "not known by its ending"),
+            ("x", "what this file is by its ending"),
+            ("x.unheard-of", "what this file is by its ending"),
         ] {
             files(root.path(), &[name]);
             let error = refused(root.path().join(name).to_str().unwrap());

@@ -432,7 +432,7 @@ fn doubts(config: &FolderConfig, classes: &[Class]) -> Vec<String> {
         classes.iter().filter(|class| class.images == 0).map(|class| class.name.clone()).collect();
     if !empty.is_empty() {
         doubts.push(format!(
-            "{root}: {} of {} class folders hold no image and stay classes: {}",
+            "{root}: {} of {} class folders hold no image and remain classes: {}",
             empty.len(),
             classes.len(),
             some(&empty)
@@ -443,7 +443,7 @@ fn doubts(config: &FolderConfig, classes: &[Class]) -> Vec<String> {
     lower.sort_unstable();
     for pair in lower.windows(2).filter(|pair| pair[0].0 == pair[1].0) {
         doubts.push(format!(
-            "{root}: \"{}\" and \"{}\" are two classes that differ in case only",
+            "{root}: \"{}\" and \"{}\" are two classes that differ only in case",
             pair[0].1, pair[1].1
         ));
     }
@@ -505,8 +505,8 @@ pub(crate) fn check_level(config: &FolderConfig, with_images: &[&str]) -> Result
     }
     let quoted: Vec<String> = with_images.iter().map(|name| format!("{name:?}")).collect();
     Err(SourceError::data(format!(
-        "the folders in {} are called like parts of a data set ({}), not like classes: give one of them as the folder, such as {}; \
-         if they are classes, say so with classes=[{}]",
+        "the folders in {} are named like parts of a data set ({}), not like classes: give one of them as the \
+         folder, such as {}; if they are classes, say so with classes=[{}]",
         shown(&config.root),
         with_images.join(", "),
         shown(&config.root.join(with_images[0])),

@@ -282,7 +282,7 @@ impl Images {
             )));
         }
         if others > 0 {
-            tracing::info!("ignored in {place}: {others} objects that are no images by their name");
+            tracing::info!("ignored in {place}: {others} objects that are not named like images");
         }
         let left_out = beside.map_or(&[][..], |beside| &beside.left_out);
         let notes = coupled_notes(counts.0, counts.1, left_out);

@@ -107,8 +107,8 @@ impl Mix {
             }
             if source.classes().is_empty() != sources[0].classes().is_empty() {
                 return Err(SourceError::config(format!(
-                    "of parts {:?} and {name:?} of the mixture one has named classes and the other only numbers as labels; \
-                     give classes=[...] to the one without names",
+                    "parts {:?} and {name:?} of the mixture: one has named classes and the other only numbers as \
+                     labels; give classes=[...] to the one without names",
                     names[0]
                 )));
             }
@@ -170,8 +170,7 @@ impl MixConfig {
         }
         if self.samples_per_epoch.is_some() && weighted == 0 {
             return refuse(
-                "samples_per_epoch goes with weights; with repeats the epoch's length follows from them"
-                    .into(),
+                "samples_per_epoch needs weights; with repeats they determine the length of an epoch".into(),
             );
         }
         if self.samples_per_epoch == Some(0) {
@@ -215,7 +214,8 @@ impl MixConfig {
         match draws.iter().position(|&draws| draws == 0) {
             None => Ok(draws),
             Some(at) => Err(SourceError::config(format!(
-                "parts[{at}].weight is so small that an epoch of {total} draws has none of it; raise it or samples_per_epoch"
+                "parts[{at}].weight is so small that an epoch of {total} draws would contain none of it; raise \
+                 it or samples_per_epoch"
             ))),
         }
     }
@@ -251,8 +251,8 @@ fn unlike(first: &str, parts: &[PartSpec], other: &str, others: &[PartSpec]) -> 
         _ => "something else".to_owned(),
     };
     Some(format!(
-        "{:?} is {} in part {first:?} of the mixture and {} in part {other:?}: say what it is in all of them with \
-         dtype and row (row=(4,) for boxes), or store it alike",
+        "{:?} is {} in part {first:?} of the mixture and {} in part {other:?}: say what it is in all of them \
+         with dtype and row (row=(4,) for boxes), or store it the same way",
         a.name,
         rows(a),
         rows(b),

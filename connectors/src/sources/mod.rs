@@ -120,8 +120,8 @@ impl SourceConfig {
         match keys.iter().find(|(_, is_given)| deliver.is_some() && *is_given) {
             None => Ok(()),
             Some((key, _)) => Err(SourceError::config(format!(
-                "{key} of the source and fields of the pipeline are both given: leave {key} out, and name all that is \
-                 wanted in the pipeline's fields"
+                "{key} of the source and fields of the pipeline are both given: leave {key} out, and list \
+                 everything in the pipeline's fields"
             ))),
         }
     }

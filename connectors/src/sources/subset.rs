@@ -35,7 +35,7 @@ impl Subset {
         let whole = crate::open(&config.source)?;
         if !whole.portions().is_empty() {
             return Err(SourceError::config(
-                "split= goes with the parts of a mixture, not with the whole".into(),
+                "set split= on the parts of a mixture, not on the mixture".into(),
             ));
         }
         let Ok(len) = u32::try_from(whole.len()) else {

@@ -159,7 +159,7 @@ fn of_row<'array>(array: &'array dyn Array, row: usize, wanted: &PartKind) -> Re
     match (wanted, bytes) {
         (PartKind::Ragged { .. }, Some(text)) if text.trim_ascii().is_empty() => Ok(None),
         (PartKind::Ragged { .. }, Some(_)) => {
-            let text = json_of(array, row).ok_or("is a text that is no list of numbers in JSON")?;
+            let text = json_of(array, row).ok_or("is a text that is not a list of numbers in JSON")?;
             json::value(text, wanted).map(|made| made.map(|bytes| Cow::Owned(bytes.into_owned())))
         }
         (PartKind::Ragged { row: shape, .. }, None) => {

@@ -36,7 +36,7 @@ pub(crate) fn find<'json>(value: &'json str, path: &str) -> Result<Option<&'json
     let (mut value, mut rest) = (value, path);
     while !rest.is_empty() && !is_null(value) {
         let Some(object) = members(value) else {
-            return Err(format!("is looked for as {rest:?} in {}, which is no object", kind(value)));
+            return Err(format!("is looked for as {rest:?} in {}, which is not an object", kind(value)));
         };
         let Some((name, behind)) = step(rest, |name| object.contains_key(name)) else { return Ok(None) };
         (value, rest) = (object[name].get(), behind);
@@ -262,14 +262,14 @@ fn put(digits: &str, dtype: ElementType, out: &mut Vec<u8>) -> Result<(), String
         ($kind:ty) => {
             match whole.and_then(|number| <$kind>::try_from(number).ok()) {
                 Some(number) => out.extend(number.to_le_bytes()),
-                None => return Err(format!("has {} in it, which is no {dtype}", cut(digits))),
+                None => return Err(format!("has {} in it, which is not a valid {dtype}", cut(digits))),
             }
         };
     }
     match dtype {
         Bool => match whole {
             Some(number @ (0 | 1)) => out.push(number as u8),
-            _ => return Err(format!("has {} in it, which is no bool", cut(digits))),
+            _ => return Err(format!("has {} in it, which is not a valid bool", cut(digits))),
         },
         U8 => integer!(u8),
         I8 => integer!(i8),
@@ -281,7 +281,7 @@ fn put(digits: &str, dtype: ElementType, out: &mut Vec<u8>) -> Result<(), String
         I64 => integer!(i64),
         F16 | F32 | F64 => {
             let number: f64 =
-                digits.parse().map_err(|_| format!("has {digits} in it, which is no number"))?;
+                digits.parse().map_err(|_| format!("has {digits} in it, which is not a number"))?;
             let held = match dtype {
                 F16 => f64::from(f16::from_f64(number)),
                 F32 => f64::from(number as f32),
@@ -344,7 +344,7 @@ mod tests {
         ] {
             assert_eq!(find(json, path), expected, "{path}");
         }
-        assert!(find(json, "t.x").unwrap_err().contains("a text, which is no object"));
+        assert!(find(json, "t.x").unwrap_err().contains("a text, which is not an object"));
         assert_eq!(find(r#"{"a": null}"#, "a.b"), Ok(None));
     }
 
@@ -384,9 +384,9 @@ mod tests {
             ),
             ("[1e39]", f32s(&[]), "too large for f32"),
             ("[9007199254740993]", ragged(ElementType::F64, &[]), "say dtype=i64"),
-            ("[256]", ragged(ElementType::U8, &[]), "256 in it, which is no u8"),
-            ("[1.5]", ragged(ElementType::I32, &[]), "no i32"),
-            ("[2]", ragged(ElementType::Bool, &[]), "no bool"),
+            ("[256]", ragged(ElementType::U8, &[]), "256 in it, which is not a valid u8"),
+            ("[1.5]", ragged(ElementType::I32, &[]), "not a valid i32"),
+            ("[2]", ragged(ElementType::Bool, &[]), "not a valid bool"),
         ] {
             let found = made(text, &wanted).unwrap_err();
             assert!(found.contains(why), "{text}: {found}");

@@ -407,7 +407,7 @@ fn a_value_that_is_not_what_was_asked_for_is_a_bad_record() {
         ("[[1, 2], [3]]", ragged(&[2]), "a list of 1 where 2"),
         ("[1, null]", ragged(&[]), "a null in it"),
         ("[16777217]", ragged(&[]), "f32 does not hold exactly"),
-        ("\"x\"", want("a.b", WantedKind::Text), "in a text, which is no object"),
+        ("\"x\"", want("a.b", WantedKind::Text), "in a text, which is not an object"),
     ] {
         fs::write(&path, format!("{{\"a\": {value}}}\n")).unwrap();
         let found = bad(&deliver(&path, &[wanted]));
@@ -417,7 +417,7 @@ fn a_value_that_is_not_what_was_asked_for_is_a_bad_record() {
     fs::write(&path, "{\"a\": \"x\"}\n{\"a\": \n{\"a\": \"y\"}\n").unwrap();
     let records = read_all(&opened(&deliver(&path, &[want("a", WantedKind::Text)])), 2);
     assert!(records[0].is_ok() && records[2].is_ok());
-    assert!(records[1].as_ref().unwrap_err().to_string().contains("no JSON object"));
+    assert!(records[1].as_ref().unwrap_err().to_string().contains("not a JSON object"));
 
     let mut lists = ListBuilder::new(PrimitiveBuilder::<Int64Type>::new());
     lists.append_value([Some(1), None]);

@@ -474,7 +474,7 @@ impl Report {
             image.into_iter().chain(parts).chain(fields).collect::<Vec<_>>().join(", ")
         );
         if let Some(beside) = source.beside() {
-            say!("its members     {beside}; --fields asks for more of them");
+            say!("other members   {beside}; use --fields to inspect them");
         }
         self.print_labels(source);
         let all =
@@ -538,7 +538,7 @@ impl Report {
 
     fn print_labels(&self, source: &Arc<dyn IndexedSource>) {
         if !source.is_labelled() {
-            say!("labels          none: name where they are with -o label=…, if there are any");
+            say!("labels          none found; if there are any, say where with -o label=…");
             return;
         }
         let named = if source.classes().is_empty() { "labels" } else { "classes" };

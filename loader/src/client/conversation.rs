@@ -252,7 +252,7 @@ impl Conversation {
                 None => {}
                 Some(Reply::Refused { kind, message }) => return Err(ClientError::Daemon { kind, message }),
                 Some(other) => {
-                    return Err(ClientError::protocol(format!("the daemon said {other:?} unasked")));
+                    return Err(ClientError::protocol(format!("the daemon sent an unexpected {other:?}")));
                 }
             },
         }

@@ -150,9 +150,9 @@ impl Steps for Opening {
                      timeout= to wait longer)"
                 .into(),
             Some(stands) => format!(
-                "opening the source did not get on within the timeout, it stands at \"{stands}\": a disk, file \
-                 system or server that does not answer (what is tried again is in the log), or a machine that \
-                 is short of memory or processors (raise timeout= to wait longer)"
+                "opening the source made no progress within the timeout; it stopped at \"{stands}\": a disk, \
+                 file system or server that does not answer (the log lists the retries), or a machine that is \
+                 short of memory or processors (raise timeout= to wait longer)"
             ),
         })
     }

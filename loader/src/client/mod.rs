@@ -518,9 +518,9 @@ impl Feed {
                  timeout=None waits as long as it takes"
                 .to_string(),
             Some(state) => format!(
-                "the daemon is alive (state {state}); {leased} of {} slots are held by this process; the usual reasons are a disk, \
-                 file system or server that does not answer (what is tried again is in the log), one very slow record, or a machine \
-                 that is short of memory or processors",
+                "the daemon is alive (state {state}); {leased} of {} slots are held by this process; the usual \
+                 reasons are a disk, file system or server that does not answer (the log lists the retries), one \
+                 very slow record, or a machine that is short of memory or processors",
                 self.attached.slots
             ),
         };

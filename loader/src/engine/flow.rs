@@ -74,8 +74,8 @@ impl Flows {
                 Admission::Welcome => return Ok(Member { flow, rank }),
                 Admission::Taken if world_size > 1 && !self.source.is_uniform() => {
                     return Err(SourceError::config(format!(
-                        "rank {rank} of {world_size} reads this stream from the same place already: a second run needs a \
-                         daemon of its own, or window_offsets, with which every daemon cuts the same windows"
+                        "rank {rank} of {world_size} reads this stream from the same place already: a second run \
+                         needs its own daemon, or window_offsets, so that all daemons cut the same windows"
                     )));
                 }
                 Admission::Taken | Admission::Late => {}

@@ -82,10 +82,10 @@ fn numbers(of: &NumbersField) -> Result<(), String> {
         Some(rows) if !(1..=MAX_CAP).contains(&rows) => {
             Err(format!("max_rows = {rows} is not between 1 and {MAX_CAP}"))
         }
-        None if of.row.is_some() || of.overflow != Overflow::Bad || of.missing != Missing::Bad => Err(
-            "row, overflow and missing are for numbers of which records have different numbers of rows: give max_rows"
-                .into(),
-        ),
+        None if of.row.is_some() || of.overflow != Overflow::Bad || of.missing != Missing::Bad => {
+            Err("row, overflow and missing apply only to numbers with a varying number of rows: set max_rows"
+                .into())
+        }
         _ => Ok(()),
     }
 }
@@ -101,9 +101,7 @@ fn is_image(of: &str, fields: &[FieldConfig]) -> Result<(), String> {
             let images = fields.iter().filter(|other| matches!(other, FieldConfig::Image(_)));
             let names: Vec<_> = images.map(|other| format!("{:?}", other.name())).collect();
             let names = if names.is_empty() { "none".to_owned() } else { names.join(", ") };
-            Err(format!(
-                "it follows the field {of:?}, and there is none; the images among the fields: {names}"
-            ))
+            Err(format!("it follows the field {of:?}, which does not exist; the image fields are: {names}"))
         }
     }
 }
@@ -116,7 +114,7 @@ fn one_kind_of_rows(fields: &[FieldConfig]) -> Result<(), String> {
     match rows.iter().find(|a| rows.iter().any(|b| differs(a, b))) {
         None => Ok(()),
         Some(one) => {
-            Err(format!("two fields ask for the numbers of part {:?} with another dtype or row", one.part))
+            Err(format!("two fields ask for the numbers of part {:?} with different dtype or row", one.part))
         }
     }
 }
@@ -141,8 +139,8 @@ mod tests {
         };
         let pair = |more| checked(json!([numbers("a", json!({})), numbers("b", more)]));
         pair(json!({"missing": "empty", "max_rows": 4})).unwrap();
-        assert!(pair(json!({"dtype": "i64"})).unwrap_err().contains("another dtype or row"));
-        assert!(pair(json!({"row": [4]})).unwrap_err().contains("another dtype or row"));
+        assert!(pair(json!({"dtype": "i64"})).unwrap_err().contains("different dtype or row"));
+        assert!(pair(json!({"row": [4]})).unwrap_err().contains("different dtype or row"));
     }
 
     #[test]

@@ -26,8 +26,8 @@ impl Cast {
         let is_bool = |dtype| dtype == ElementType::Bool;
         if from != to && (is_bool(to) || (is_float(from) && !is_float(to))) {
             return Err(format!(
-                "its numbers are {from} where they are stored, which dtype = {to} cannot hold; leave dtype out, or \
-                 convert the batch"
+                "its numbers are stored as {from}, which dtype = {to} cannot hold; leave dtype out, or convert \
+                 the batch"
             ));
         }
         Ok(Self { from, to, count: count as usize })

@@ -110,7 +110,7 @@ fn json(value: &[u8]) -> Result<(), String> {
         }
     }
     if deepest > MAX_DEPTH {
-        return Err(format!("its JSON is nested {deepest} deep; {MAX_DEPTH} is the most that is taken"));
+        return Err(format!("its JSON is nested {deepest} deep; the maximum is {MAX_DEPTH}"));
     }
     if std::str::from_utf8(value).is_err() {
         return Err("it is not JSON: it is not UTF-8".into());
@@ -140,7 +140,7 @@ impl Ragged {
         };
         let stored = self.cast.stored_bytes().max(1);
         if !value.len().is_multiple_of(stored) {
-            return Err(format!("its {} bytes are no rows of {stored}", value.len()));
+            return Err(format!("its {} bytes are not rows of {stored}", value.len()));
         }
         let rows = self.limit.take((value.len() / stored) as u64, "rows", "max_rows")? as usize;
         let bytes = self.cast.bytes();

@@ -71,9 +71,9 @@ fn gray(name: &str, width: usize, at: usize, [r, g, b]: [u16; 3]) -> Result<u16,
         return Ok(r);
     }
     Err(SampleError::unsupported(format!(
-        "{name}: the mask has colours, such as ({r}, {g}, {b}) at column {}, row {}, where one number a pixel is \
-         needed: save the numbers as a palette or gray PNG, for example with Pillow's Image.fromarray(numbers); \
-         a picture whose colours are wanted is an Image",
+        "{name}: the mask has colours, such as ({r}, {g}, {b}) at column {}, row {}, where one number per pixel \
+         is needed: save the numbers as a palette or gray PNG, for example with Pillow's \
+         Image.fromarray(numbers). For a picture in colour use an Image field",
         at % width,
         at / width
     )))
@@ -85,7 +85,7 @@ pub(super) fn check_narrow(name: &str, image: &mut Image) -> Result<(), SampleEr
     match image.pixels_mut().iter().enumerate().find(|(_, pixel)| pixel[1] != 0) {
         None => Ok(()),
         Some((at, pixel)) => Err(SampleError::unsupported(format!(
-            "{name}: the mask holds {} at column {}, row {}, and its rows are of u8, which ends at 255: ask for \
+            "{name}: the mask holds {} at column {}, row {}, and its dtype is u8, whose maximum is 255: ask for \
              dtype \"u16\"",
             value(*pixel),
             at % width,

@@ -458,13 +458,13 @@ fn a_picture_that_cannot_be_is_refused_with_its_place_and_the_reason() {
     for (pictures, place, words) in [
         (vec![crop(), views(0)], 1, &["views", "between 1 and"][..]),
         (vec![crop(), views(1_000_000)], 1, &["views", "1000000"]),
-        (vec![views(2), mask(0, Dtype::U8)], 1, &["mask", "views", "make an Image"]),
+        (vec![views(2), mask(0, Dtype::U8)], 1, &["mask", "views", "add an Image"]),
         (vec![crop(), mask(1, Dtype::U8)], 1, &["mask follows an image"]),
         (vec![crop(), geometry(7)], 1, &["geometry follows an image"]),
         (vec![crop(), mask(0, Dtype::F32)], 1, &["u8 or u16", "f32"]),
         (vec![crop(), own], 1, &["no transforms of its own"]),
         (vec![crop(), with(geometry(0), Dtype::U8)], 1, &["eight f32", "u8"]),
-        (vec![turned, geometry(0)], 1, &["transforms[1] RandomRotation", "no rectangle"]),
+        (vec![turned, geometry(0)], 1, &["transforms[1] RandomRotation", "no longer an upright rectangle"]),
         (vec![crop(), with(crop(), Dtype::U16)], 1, &["u16 is for masks"]),
         (
             vec![config(What::Image, json!([{"type": "CenterCrop", "size": 0}]))],

@@ -283,7 +283,7 @@ impl At {
     ) -> Result<[u8; PIXEL], ConfigError> {
         for value in &numbers.0 {
             self.check((0.0..=255.0).contains(value), || {
-                format!("{argument} is in levels 0 to 255, and {value} is not among them")
+                format!("{argument} is a level from 0 to 255, not {value}")
             })?;
         }
         let [r, g, b] = self.per_channel(argument, &numbers.0, channels)?.map(|value| value as u8);
@@ -297,7 +297,9 @@ impl At {
         channels: usize,
     ) -> Result<[f64; 3], ConfigError> {
         for value in values {
-            self.check(value.is_finite(), || format!("{argument} holds {value}, which is no finite number"))?;
+            self.check(value.is_finite(), || {
+                format!("{argument} holds {value}, which is not a finite number")
+            })?;
         }
         match *values {
             [one] => Ok([one; 3]),

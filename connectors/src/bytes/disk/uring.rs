@@ -69,7 +69,7 @@ pub(super) fn setup(depth: u32) -> io::Result<IoUring> {
     let unsupported = |what: &str| {
         Err(io::Error::new(
             io::ErrorKind::Unsupported,
-            format!("this kernel's io_uring has no {what} (Linux 5.19 has)"),
+            format!("this kernel's io_uring does not support {what} (Linux 5.19 does)"),
         ))
     };
     let features = ring.params();
@@ -511,7 +511,7 @@ impl Driver {
         tracing::error!("io_uring failed: {error}; choose the reading backend \"threads\"");
         let refuse = |driver: &Self, request: ReadRequest| {
             let detail = format!(
-                "it was not read, for io_uring failed: {error}; choose the reading backend \"threads\""
+                "it was not read because io_uring failed: {error}; choose the reading backend \"threads\""
             );
             let error = ReadError::io(driver.opened.files.key(request.index), detail, false);
             driver.shared.end(request, Err(error));

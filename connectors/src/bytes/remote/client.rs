@@ -356,8 +356,8 @@ async fn measured(response: HttpResponse, silence: Duration) -> Result<HttpRespo
 /// An answer of unknown length that is more than a short file, or none.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "the server says neither how long the file is nor answers range requests; put the file behind a server that does (nginx, \
-     S3), or copy it here"
+    "the server neither reports the file's length nor answers range requests; use a server that does (nginx, \
+     S3), or copy the file here"
 )]
 struct NoLength;
 

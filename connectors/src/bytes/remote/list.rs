@@ -126,8 +126,8 @@ impl Remote {
                     let found = Listed { path: path.to_owned(), query: query.to_owned(), ..Listed::of(meta) };
                     if found.version == Version::Text(String::new()) {
                         tracing::warn!(
-                            "{}: the server tells neither ETag nor Last-Modified, so a change while it is read goes \
-                             unnoticed and no copy of it is used by a later run",
+                            "{}: the server sends neither ETag nor Last-Modified, so a change during the run \
+                             goes unnoticed, and later runs cannot use a cached copy",
                             self.display(path)
                         );
                     }

@@ -93,7 +93,7 @@ impl Opened<'_> {
                     match self.rows(&array) {
                         Ok(rows) if len.is_none_or(|len| len == rows.count) => chosen.push(array),
                         Ok(rows) => tracing::info!(
-                            "{} rows of {:?} do not go with the images and are left out",
+                            "{} rows of {:?} do not match the images and are left out",
                             rows.count,
                             array.name
                         ),
@@ -217,7 +217,8 @@ impl Opened<'_> {
             || !(Stored { element: to, big: false }).is_integer()
         {
             return Err(self.refuse(format!(
-                "the array {:?} is no line of tokens: {} of shape {:?} (as {to}), where one axis of integers is expected",
+                "the array {:?} is not a line of tokens: {} of shape {:?} (as {to}), where one axis of integers \
+                 is expected",
                 array.name,
                 rows.stored.element,
                 rows.whole_shape()

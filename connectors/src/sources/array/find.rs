@@ -96,8 +96,8 @@ impl Arrays {
                     Err(unread) => unread.to_string(),
                 };
                 return Err(SourceError::data(format!(
-                    "{}: the files of the array {name:?} do not go together: {} in {}, but {} in {}; shards of one array have \
-                     the same type and row shape, and other arrays another name",
+                    "{}: the files of the array {name:?} do not fit together: {} in {}, but {} in {}; shards of \
+                     one array have the same type and row shape, and other arrays another name",
                     shards.display(other.shard),
                     describe(first),
                     first.name,

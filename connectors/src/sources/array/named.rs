@@ -157,7 +157,7 @@ impl Opened<'_> {
             (WantedKind::Ragged, _) => {
                 return refuse("holds one number for each record; ask for it without max_rows".into());
             }
-            _ => return refuse(format!("holds {element} {:?}, which is no text", rows.whole_shape())),
+            _ => return refuse(format!("holds {element} {:?}, which is not text", rows.whole_shape())),
         };
         let step = rows.step;
         Ok((rows, Form::Rows { step, part }, spec))

@@ -74,7 +74,7 @@ impl Texts {
         let code =
             |four: &[u8; 4]| if self.big { u32::from_be_bytes(*four) } else { u32::from_le_bytes(*four) };
         let characters = bytes.as_chunks().0.iter().map(|four| char::from_u32(code(four)));
-        characters.collect::<Option<String>>().ok_or("its label is no text: a character does not exist")
+        characters.collect::<Option<String>>().ok_or("its label is not text: a character does not exist")
     }
 }
 
@@ -242,7 +242,8 @@ impl<'text> Parser<'text> {
         while !self.accept(')') {
             self.space();
             let end = self.0.find(|c: char| !c.is_ascii_digit()).unwrap_or(self.0.len());
-            let number = self.0[..end].parse().map_err(|_| "a length of an axis is no number below 2^64")?;
+            let number =
+                self.0[..end].parse().map_err(|_| "a length of an axis is not a number below 2^64")?;
             // Python 2 wrote long integers with an L.
             self.0 = self.0[end..].strip_prefix('L').unwrap_or(&self.0[end..]);
             shape.push(number);

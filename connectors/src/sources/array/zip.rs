@@ -89,7 +89,7 @@ pub(crate) fn members(size: u64, read: &ReadAt<'_>) -> Result<Vec<Member>, Strin
 
 /// Where the directory begins, its bytes, and its number of entries.
 fn find_directory(size: u64, read: &ReadAt<'_>) -> Result<(u64, u64, u64), String> {
-    let cut = "it has no end record: it is cut off or no zip file";
+    let cut = "it has no end record: it is cut off or not a zip file";
     let start = size.saturating_sub(MAX_END);
     let tail = load(read, start, size - start)?;
     let is_end = |at: &usize| {

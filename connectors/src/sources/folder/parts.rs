@@ -391,7 +391,7 @@ impl Parts {
                     false => "the name of the first makes no path in that folder".to_owned(),
                 };
                 SourceError::data(format!(
-                    "part {name:?}: no {what} of {place} has such a file; for the first, {why}"
+                    "part {name:?}: no {what} of {place} has this file; for the first, {why}"
                 ))
             }
         }
@@ -618,10 +618,10 @@ fn json_numbers(value: &str) -> Option<(ElementType, Vec<u64>)> {
 pub(crate) fn coupled_notes(images: u64, alone: u64, folders: &[String]) -> Vec<String> {
     let mut notes = Vec::new();
     if images > 0 {
-        notes.push(format!("{images} images are parts of others and no records"));
+        notes.push(format!("{images} images are parts of others, not records"));
     }
     if alone > 0 {
-        notes.push(format!("{alone} files that end like parts belong to no record and were passed over"));
+        notes.push(format!("{alone} files that are named like parts belong to no record and were skipped"));
     }
     for folder in folders {
         notes.push(format!("the folder {} holds parts and no records", shown(folder)));

@@ -96,15 +96,15 @@ impl Template {
                 "path" => What::Path,
                 "dir" => What::Dir,
                 "stem" => What::Stem,
-                _ => return refuse(&format!("{{{name}}} is nothing that an image has")),
+                _ => return refuse(&format!("an image has no {{{name}}}")),
             };
             let replace = match replace.map(|replace| replace.split_once('=')) {
                 None => None,
                 Some(Some((from, to))) if !from.is_empty() => Some((from.to_owned(), to.to_owned())),
-                Some(_) => return refuse("what is replaced by what is written {stem:old=new}"),
+                Some(_) => return refuse("a replacement is written {stem:old=new}"),
             };
             if before.contains('}') {
-                return refuse("a brace closes that was not opened");
+                return refuse("a closing brace has no opening one");
             }
             pieces.push(Piece::Text(before.to_owned()));
             pieces.push(Piece::Place { what, replace });
@@ -114,7 +114,7 @@ impl Template {
             return refuse("it is the same for every image");
         }
         if rest.contains('}') {
-            return refuse("a brace closes that was not opened");
+            return refuse("a closing brace has no opening one");
         }
         pieces.push(Piece::Text(rest.to_owned()));
         let fixed: String =
@@ -234,10 +234,10 @@ mod tests {
     fn templates_that_make_no_sense_are_refused() {
         for (template, why) in [
             ("masks/a.png", "same for every image"),
-            ("{name}.png", "{name} is nothing"),
+            ("{name}.png", "an image has no {name}"),
             ("masks/{stem.png", "does not close"),
-            ("masks/}{stem}.png", "was not opened"),
-            ("masks/{stem}}.png", "was not opened"),
+            ("masks/}{stem}.png", "has no opening one"),
+            ("masks/{stem}}.png", "has no opening one"),
             ("{stem:a}.png", "{stem:old=new}"),
             ("{stem:=a}.png", "{stem:old=new}"),
             ("{dir}/../masks/{stem}.png", "only come at the beginning"),

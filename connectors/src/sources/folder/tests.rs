@@ -149,9 +149,9 @@ fn what_is_doubtful_is_said() {
     assert_eq!(doubts(&["a/1.jpg", "b/1.jpg"]), "");
     assert!(
         doubts(&["a/1.jpg", "b/", "c/x.txt"])
-            .contains("2 of 3 class folders hold no image and stay classes: b, c")
+            .contains("2 of 3 class folders hold no image and remain classes: b, c")
     );
-    assert!(doubts(&["Cat/1.jpg", "cat/1.jpg"]).contains("differ in case only"));
+    assert!(doubts(&["Cat/1.jpg", "cat/1.jpg"]).contains("differ only in case"));
     assert!(
         doubts(&["set/a/1.jpg", "set/b/1.jpg"])
             .contains("its one class folder, set, holds 2 folders with images")
@@ -160,7 +160,7 @@ fn what_is_doubtful_is_said() {
     assert!(doubts(&["a/1.jpg", "1.jpg"]).contains("1 images directly in"));
     let counts =
         build(&config(&folder(&["a/1.jpg", "a/1.txt", "a/2.TXT", "a/3.heic", "a/x"])), None).unwrap().counts;
-    assert_eq!(counts.passed_over().unwrap(), "4 files of other endings were passed over (.txt 2, .heic 1)");
+    assert_eq!(counts.passed_over().unwrap(), "4 files of other endings were skipped (.txt 2, .heic 1)");
 }
 
 #[test]
@@ -217,10 +217,7 @@ fn folders_that_cannot_be_used_are_named_with_what_to_do() {
     assert!(error(&at("file.jpg/deeper")).contains("is not a directory"));
     assert!(error(&at("empty")).contains("it has no class folders and no files that end in .jpg"));
     let text = error(&at("texts"));
-    assert!(
-        text.contains("no images in the 1 class folders") && text.contains("passed over (.txt 1)"),
-        "{text}"
-    );
+    assert!(text.contains("no images in the 1 class folders") && text.contains("skipped (.txt 1)"), "{text}");
     assert!(error(&at("classes")).contains("no images in the 1 class folders"));
     assert!(Folder::open(&at("missing")).unwrap_err().is_data());
 }

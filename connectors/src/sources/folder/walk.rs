@@ -153,8 +153,8 @@ impl Counts {
         let list = if named.is_empty() { String::new() } else { format!(" ({}{more})", named.join(", ")) };
         match all {
             0 => None,
-            1 => Some(format!("1 file of another ending was passed over{list}")),
-            all => Some(format!("{all} files of other endings were passed over{list}")),
+            1 => Some(format!("1 file of another ending was skipped{list}")),
+            all => Some(format!("{all} files of other endings were skipped{list}")),
         }
     }
 

@@ -604,7 +604,7 @@ fn place(shards: &Shards, file: &File, dataset: &mut Dataset) -> Result<Place, S
     };
     let rows = dataset.shape[0];
     if dataset.shape.len() > 1 {
-        return Err(format!("objects of any length are read one a record ({})", dataset.describe()));
+        return Err(format!("objects of any length are read one per record ({})", dataset.describe()));
     }
     if rows > MAX_REFS + file.size / 16 {
         return Err(format!("it has {rows} rows, more than a file of this size can hold"));

@@ -122,7 +122,7 @@ impl Finish {
                 let size = stored.element.size();
                 if !row.len().is_multiple_of(size * count) {
                     let found = row.len() / size;
-                    return Err(format!("has {found} numbers, which are no rows of {count}"));
+                    return Err(format!("has {found} numbers, which do not divide into rows of {count}"));
                 }
                 if !stored.big || size == 1 {
                     return Ok(Some(Cow::Borrowed(row)));
@@ -188,7 +188,7 @@ mod tests {
         let made = |finish: Finish, row: &[u8]| finish.apply(row).map(|made| made.map(Cow::into_owned));
         assert_eq!(made(rows(1), &[0, 1, 0, 2]), Ok(Some(vec![1, 0, 2, 0])));
         assert_eq!(made(rows(2), &[]), Ok(Some(vec![])));
-        assert_eq!(made(rows(2), &[0; 6]), Err("has 3 numbers, which are no rows of 2".into()));
+        assert_eq!(made(rows(2), &[0; 6]), Err("has 3 numbers, which do not divide into rows of 2".into()));
         assert_eq!(made(Finish::Text, b"ab\0\0"), Ok(Some(b"ab".to_vec())));
         assert_eq!(made(Finish::Json, b" \0"), Ok(None));
         assert_eq!((made(Finish::Image, b""), made(Finish::Plain, b"")), (Ok(None), Ok(Some(vec![]))));

@@ -288,7 +288,7 @@ impl Records {
                     }
                 }
                 (_, None) => {
-                    return Some(Err(ReadError::io(key(), format!("{error}, also when tried again"), true)));
+                    return Some(Err(ReadError::io(key(), format!("{error}, also on a second try"), true)));
                 }
             }
         }

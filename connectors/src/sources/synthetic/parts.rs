@@ -149,7 +149,7 @@ fn refuse(wanted: &Wanted, why: &str) -> SourceError {
         WantedKind::Ragged => "rows of numbers",
     };
     SourceError::config(format!(
-        "part {:?} of a synthetic source cannot be had as {asked}: {why}",
+        "part {:?} of a synthetic source is not available as {asked}: {why}",
         wanted.part
     ))
 }

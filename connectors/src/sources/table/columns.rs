@@ -309,7 +309,7 @@ impl<'a> Offer<'a> {
         };
         let Some((column, inside)) = named::place(self.schema, path) else {
             return Err(SourceError::config(format!(
-                "the numbers {path:?} are no column of {}; it has {}",
+                "the numbers {path:?} are not a column of {}; it has {}",
                 self.name,
                 list(self.schema)
             )));

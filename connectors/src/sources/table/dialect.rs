@@ -63,7 +63,7 @@ pub(super) fn text_begins(beginning: &[u8]) -> Result<usize, String> {
     }
     if beginning.contains(&0) {
         return Err(
-            "there are zero bytes in it: it is no text, or UTF-16 text, which has to be saved as UTF-8"
+            "there are zero bytes in it: it is not text, or it is UTF-16, which must be saved as UTF-8"
                 .into(),
         );
     }
@@ -135,7 +135,7 @@ impl Dialect {
             _ => {
                 let names: Vec<&str> = possible.iter().map(|(_, name, _)| *name).collect();
                 Err(format!(
-                    "what separates its cells is not clear: {0} would do; say which (delimiter=\"{1}\")",
+                    "its delimiter is not clear: {0} would work; say which (delimiter=\"{1}\")",
                     names.join(" and "),
                     names[0]
                 ))

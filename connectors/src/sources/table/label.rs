@@ -108,7 +108,7 @@ pub(crate) fn raw_at(array: &dyn Array, row: usize) -> Raw<'_> {
         DataType::Float64 => Raw::float(array.as_primitive::<types::Float64Type>().value(row)),
         DataType::Dictionary(..) => match dictionary_at(array, row) {
             Some((values, key)) => raw_at(values, key),
-            None => Raw::Wrong("its label is none of the column's categories".into()),
+            None => Raw::Wrong("its label is not one of the column's categories".into()),
         },
         other => Raw::Wrong(format!("its label is of type {other}")),
     }

@@ -319,7 +319,7 @@ pub(crate) fn open(config: &TableConfig) -> Result<Arc<dyn IndexedSource>, Sourc
             .or_else(|| ENDINGS.iter().find(|(_, all)| ends_with(name, all)).map(|(format, _)| *format))
             .ok_or_else(|| {
                 SourceError::config(format!(
-                    "{} has none of the endings {}; say what it is (format)",
+                    "{} does not have one of the endings {}; say what it is (format)",
                     shards.display(shard),
                     endings.join(", ")
                 ))

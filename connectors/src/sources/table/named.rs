@@ -109,7 +109,7 @@ impl Named {
         let found = place(offer.schema, name).or(may_lack.then_some((name.as_str(), "")));
         let Some((column, inside)) = found else {
             return Err(SourceError::config(format!(
-                "the part {name:?} is no column of {table}; it has {}",
+                "the part {name:?} is not a column of {table}; it has {}",
                 columns::list(offer.schema)
             )));
         };
@@ -289,7 +289,7 @@ impl Maker {
                 names.sort_unstable();
                 names.truncate(20);
                 return Err(SourceError::config(format!(
-                    "the part {:?} is in none of the first records of {table}; {:?} has {} there",
+                    "the part {:?} is not in the first records of {table}; {:?} has {} there",
                     part.name,
                     part.column,
                     names.join(", ")
@@ -391,8 +391,8 @@ fn raw_text<'array>(array: &'array dyn Array, row: usize, path: &str) -> Result<
 /// Why the shape of a part's rows is not known.
 pub(super) fn no_rows(name: &str, table: &str) -> SourceError {
     SourceError::config(format!(
-        "the part {name:?} of {table} has no list with anything in it in the first records; say what shape its rows \
-         have (row)"
+        "the part {name:?} of {table} has only empty lists in the first records; give the shape of its rows \
+         (row)"
     ))
 }
 
@@ -467,7 +467,7 @@ fn typed(
             ));
         }
         WantedKind::Text | WantedKind::Bytes => {
-            return refuse(&format!("; ask for Json({name:?}, …), or for what lies inside it"));
+            return refuse(&format!("; ask for Json({name:?}, …), or for a value inside it"));
         }
         WantedKind::Json if is_json(kind) || is_readable => {}
         WantedKind::Json => return refuse(", which cannot be written as JSON"),
@@ -501,7 +501,7 @@ fn fitted(
         && told.iter().zip(found).all(|(told, found)| found.is_none_or(|found| found == *told));
     if !agrees {
         return Err(SourceError::config(format!(
-            "the part {:?} is to have rows of shape {told:?}, and its column in {table} is of type {kind}",
+            "the part {:?} should have rows of shape {told:?}, but its column in {table} is of type {kind}",
             wanted.part
         )));
     }

@@ -313,7 +313,7 @@ fn decompress(
         }
         Compression::GZIP(_) => read(&mut flate2::read::MultiGzDecoder::new(input), out)?,
         Compression::BROTLI(_) => read(&mut brotli::Decompressor::new(input, 64 << 10), out)?,
-        other => return Err(format!("its pages are packed with {other}, which is not supported")),
+        other => return Err(format!("its pages are compressed with {other}, which is not supported")),
     }
     Ok(())
 }

@@ -155,7 +155,7 @@ impl Root {
         };
         if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
             return Err(Miss::Unfit(format!(
-                "\"{}\" in {} is no regular file",
+                "\"{}\" in {} is not a regular file",
                 shown(),
                 names::shown(&self.path)
             )));
@@ -184,8 +184,8 @@ impl Root {
         while rest.next().is_some() {
             if self.path.join(rest.as_path()).is_file() {
                 return format!(
-                    "; without what it begins with it does, as \"{}\": cut that off the paths, or give the folder that name \
-                     and the one above it as root",
+                    "; without its beginning it does, as \"{}\": remove that from the paths, or rename the \
+                     folder to it and give the one above as root",
                     shown(rest.as_path().as_os_str().as_bytes())
                 );
             }
@@ -313,7 +313,7 @@ fn foreign(path: &[u8]) -> Option<&'static str> {
         return Some("a URL; the images of a list are files: download them and list their paths");
     }
     if path.starts_with(b"~") {
-        return Some("a path from a home folder, which only a shell knows; write it out");
+        return Some("a path with ~, which only a shell expands; write it out");
     }
     let is_drive = path.len() > 2 && path[0].is_ascii_alphabetic() && path[1] == b':';
     if is_drive || path.starts_with(b"\\\\") {
@@ -377,7 +377,7 @@ mod tests {
         }
         for (path, expected) in [
             ("none.jpg", "does not exist"),
-            ("a b", "no regular file"),
+            ("a b", "not a regular file"),
             ("", "empty"),
             ("a\0b", "empty"),
             ("../secret.jpg", "outside"),
@@ -387,7 +387,7 @@ mod tests {
             ("https://host/x.jpg", "URL"),
             ("s3://bucket/x.jpg", "URL"),
             ("C:\\images\\x.jpg", "Windows"),
-            ("~/x.jpg", "home folder"),
+            ("~/x.jpg", "only a shell expands"),
         ] {
             let miss = root.find(path.as_bytes()).err().unwrap_or_else(|| panic!("{path} was found"));
             let text = miss.text(path.as_bytes(), &root.path);

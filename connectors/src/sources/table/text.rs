@@ -535,7 +535,7 @@ impl Odd {
     fn say(self, name: &str, rows: u64) {
         let Some((line, why)) = self.first else { return };
         tracing::warn!(
-            "{name}:{line}: {why}; {} of {rows} records are like that, and what is missing in them counts as empty",
+            "{name}:{line}: {why}; {} of {rows} records are like that, and missing cells count as empty",
             self.count
         );
     }
@@ -921,14 +921,14 @@ fn number_or_gap<T: std::str::FromStr>(cell: &str, column: &Column) -> Result<Op
     match cell.trim().parse() {
         Ok(number) => Ok(Some(number)),
         Err(_) if column.take == Take::Lenient || is_gap(cell) => Ok(None),
-        Err(_) => Err(format!("a cell of {:?} is no number", column.key)),
+        Err(_) => Err(format!("a cell of {:?} is not a number", column.key)),
     }
 }
 
 /// Rows of the values of an array.
 fn json_array(text: &[u8], columns: &[Column]) -> Result<Vec<ArrayRef>, String> {
     let Ok(Value::Array(values)) = json::parse(text) else {
-        return Err("the block is no part of an array".into());
+        return Err("the block is not part of an array".into());
     };
     if !has_raw(columns) {
         return json_rows(values.into_iter().map(|value| (value, &[][..])), columns);
@@ -965,7 +965,7 @@ fn json_rows<'text>(
                     continue;
                 }
                 Take::Fault => {
-                    let why = members.is_none().then_some("it is no JSON object");
+                    let why = members.is_none().then_some("it is not a JSON object");
                     builder_of::<StringBuilder>(builder)?.append_option(why);
                     continue;
                 }

@@ -176,7 +176,7 @@ impl Tokens {
             Ok(folder) => Some(folder),
             Err(error) if cache.dir.is_some() => return Err(error),
             Err(error) => {
-                tracing::warn!("the lengths of documents are not kept: {error}");
+                tracing::warn!("could not save the lengths of documents: {error}");
                 None
             }
         };
@@ -197,8 +197,8 @@ impl Tokens {
                 let row = piece.rows.start;
                 let columns = piece.columns.map_err(|why| {
                     SourceError::data(format!(
-                        "{file}: the documents from row {row} of a part on cannot be read ({why}), so where the tokens after them \
-                         belong is not known; repair the file, or use tokens.mode \"pad\""
+                        "{file}: the documents from row {row} of a part on cannot be read ({why}), so the place \
+                         of the tokens after them is unknown; repair the file, or use tokens.mode \"pad\""
                     ))
                 })?;
                 let array = columns[self.column].as_ref();

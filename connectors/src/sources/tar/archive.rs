@@ -328,7 +328,7 @@ impl<'a> Archive<'a> {
                                 .ok()
                                 .filter(|text| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit()));
                             found.size = Some(size.and_then(|text| text.parse().ok()).ok_or_else(|| {
-                                Fault::new(at, "a PAX header gives a size that is no number")
+                                Fault::new(at, "a PAX header gives a size that is not a number")
                             })?);
                         }
                         b"GNU.sparse.name" => {
@@ -372,9 +372,11 @@ impl Header {
         let own_signed: i64 = block[148..156].iter().map(|&b| i64::from(b as i8)).sum();
         let stored = number(&block[148..156]);
         if stored != Some((unsigned - own + 256) as i64) && stored != Some(signed - own_signed + 256) {
-            return Err("bad checksum of a header: this is no tar file, or it is damaged; fetch or pack it \
+            return Err(
+                "bad checksum of a header: this is not a tar file, or it is damaged; fetch or pack it \
                         again"
-                .into());
+                    .into(),
+            );
         }
         let kind = block[156];
         // Numbers nobody needs are looked at, too: tarfile ends the archive at one it cannot read.
@@ -387,11 +389,11 @@ impl Header {
             (337..345, "device"),
         ] {
             if number(&block[range]).is_none() {
-                return Err(format!("the {what} of a member is no number; the header is damaged"));
+                return Err(format!("the {what} of a member is not a number; the header is damaged"));
             }
         }
         let size = number(&block[124..136]).and_then(|size| u64::try_from(size).ok());
-        let size = size.ok_or("the size of a member is no number; the header is damaged")?;
+        let size = size.ok_or("the size of a member is not a number; the header is damaged")?;
         let name = until_nul(&block[..100]);
         // Before ustar a folder was a file whose name ends in a slash.
         let kind = if kind == 0 && name.ends_with(b"/") { b'5' } else { kind };

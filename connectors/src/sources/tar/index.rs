@@ -44,8 +44,8 @@ pub(super) const OTHER: &str = "name another place (label=\"cls\", \"json:key\",
 const LARGE: u32 = u32::MAX;
 
 /// Why a record is bad whose members lie among those of others.
-const APART: &str = "its members do not stand one after the other; pack the shard again with its members sorted by name (tar \
-                     --sort=name), or set label = \"none\" if only images are wanted";
+const APART: &str = "its members are not next to each other; pack the shard again with its members sorted by \
+                     name (tar --sort=name), or set label = \"none\" if only images are wanted";
 
 /// What a record is that has reasons of its own beyond those that are kept apart.
 pub(super) const UNUSABLE: &str = "a field of it cannot be used";
@@ -296,7 +296,7 @@ impl Group {
     /// What its json member says, or what is wrong with that.
     fn parsed(&self) -> Option<Result<Value, String>> {
         Some(match self.json.as_ref()? {
-            Ok(bytes) => json(bytes).map_err(|why| format!("its json member is no JSON: {why}")),
+            Ok(bytes) => json(bytes).map_err(|why| format!("its json member is not JSON: {why}")),
             Err(why) => Err(why.clone()),
         })
     }
@@ -401,8 +401,8 @@ impl<'a> Groups<'a> {
         if group.members.iter().any(|(other, _)| *other == ending) {
             group.twice.get_or_insert_with(|| {
                 format!(
-                    "it has two members with the ending \"{}\", of which nobody knows which is meant (the second is \"{}\"); \
-                     pack the shard again with one of them",
+                    "it has two members with the ending \"{}\" (the second is \"{}\"); pack the shard again with \
+                     one of them",
                     escape(&ending),
                     escape(&member.name)
                 )
@@ -413,7 +413,7 @@ impl<'a> Groups<'a> {
         if let Some(Label::Text(wanted)) = &self.options.label {
             if ending == wanted.as_bytes() {
                 group.label = Some(if member.size > MAX_TEXT {
-                    Err(format!("its label has {} bytes, where {MAX_TEXT} are the most", member.size))
+                    Err(format!("its label has {} bytes; the maximum is {MAX_TEXT}", member.size))
                 } else {
                     Ok(self.read(group, 0, &member)?)
                 });
@@ -424,10 +424,7 @@ impl<'a> Groups<'a> {
         if ending == b"json" && (is_asked || self.looks_at_json) {
             group.json = if member.size > MAX_JSON {
                 let size = grouped(member.size);
-                Some(Err(format!(
-                    "its json member has {size} bytes, where {} are the most",
-                    grouped(MAX_JSON)
-                )))
+                Some(Err(format!("its json member has {size} bytes; the maximum is {}", grouped(MAX_JSON))))
             } else if is_asked {
                 Some(Ok(self.read(group, asked, &member)?))
             } else {

@@ -87,7 +87,7 @@ impl Indexer<'_> {
             Ok(folder) => Some(folder),
             Err(error) if self.cache.dir.is_some() => return Err(error),
             Err(error) => {
-                tracing::warn!("indices of shards are not kept: {error}");
+                tracing::warn!("could not save the indices of shards: {error}");
                 None
             }
         };
@@ -209,8 +209,8 @@ impl Indexer<'_> {
             };
             match why {
                 Why::Older => tracing::info!(
-                    "the index {name}{others} is older than its shard and is not used; the shard is read once instead. If \
-                     they belong together, as copies without their times do, touch the index"
+                    "the index {name}{others} is older than its shard and is not used; the shard is read once \
+                     instead. If they belong together (copying may change the times), touch the index"
                 ),
                 Why::Unfit(why) => tracing::warn!(
                     "the index {name}{others} is not used: {why}; the shard is read instead. Delete it, or pack the shard \

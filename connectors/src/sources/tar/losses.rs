@@ -33,8 +33,8 @@ impl Losses {
             if let Some(members) = notes.unended {
                 if unended == 0 {
                     missing.push(format!(
-                        "{} ends without an end marker after {} members; if it was cut off, as a broken upload is, \
-                         records are missing: fetch or pack it again",
+                        "{} ends without an end marker after {} members; if it was cut off, for example by a \
+                         broken upload, records are missing: fetch or pack it again",
                         printed(&name),
                         grouped(members)
                     ));
@@ -44,8 +44,8 @@ impl Losses {
             if notes.behind > 0 {
                 if joined == 0 {
                     missing.push(format!(
-                        "{} continues for {} bytes after its end marker, as archives that were strung together do (cat); \
-                         only the first one is read, as by tar and WebDataset: give them as files of their own",
+                        "{} continues for {} bytes after its end marker, as concatenated archives do (cat); only \
+                         the first one is read, as tar and WebDataset do: keep them as separate files",
                         printed(&name),
                         grouped(notes.behind)
                     ));
@@ -61,15 +61,15 @@ impl Losses {
         Self {
             skipped: (skipped > 0).then(|| {
                 format!(
-                    "{} links, devices and the like passed over (the first is {example})",
+                    "{} links, devices and the like skipped (the first is {example})",
                     grouped(skipped)
                 )
             }),
             imageless: (imageless > 0).then(|| {
                 let (plural, are) = if imageless == 1 { ("", "has no image and is") } else { ("s", "have no image and are") };
                 format!(
-                    "{} key{plural} in the shards {are} passed over, like \"{}\"; set image to their ending if they should \
-                     be records",
+                    "{} key{plural} in the shards {are} skipped, like \"{}\"; set image to their ending if they \
+                     should be records",
                     grouped(imageless),
                     printed(&imageless_example)
                 )
@@ -123,6 +123,6 @@ mod tests {
             "{said}"
         );
         let said = Losses::of([keys(1, "x.txt")].into_iter()).imageless.unwrap();
-        assert!(said.starts_with("1 key in the shards has no image and is passed over"), "{said}");
+        assert!(said.starts_with("1 key in the shards has no image and is skipped"), "{said}");
     }
 }

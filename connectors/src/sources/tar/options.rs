@@ -62,7 +62,7 @@ impl Options {
             let text = text.trim().trim_start_matches('.').to_lowercase();
             if text.is_empty() || text.contains(['/', ':', ';']) {
                 return Err(SourceError::config(format!(
-                    "{key}: \"{text}\" is no ending of a member; write one like \"jpg\" or \"seg.png\""
+                    "{key}: \"{text}\" is not the ending of a member; write one like \"jpg\" or \"seg.png\""
                 )));
             }
             Ok(text)
@@ -165,7 +165,7 @@ fn place(key: &str, path: &str) -> Result<Vec<String>, SourceError> {
     let parts: Vec<String> = path.split('.').map(str::to_owned).collect();
     if parts.iter().any(String::is_empty) {
         return Err(SourceError::config(format!(
-            "{key}: \"json:{path}\" is no place in a JSON object; write one like \"json:annotation.box\""
+            "{key}: \"json:{path}\" is not a place in a JSON object; write one like \"json:annotation.box\""
         )));
     }
     Ok(parts)

@@ -39,8 +39,8 @@ impl Packed {
             ("fuelrail-pack", 1) => {
                 if !packed.complete {
                     tracing::warn!(
-                        "packing these shards was interrupted, so records are missing: give the same fuelrail pack \
-                         command again ({path})"
+                        "packing these shards was interrupted, so records are missing: rerun the same fuelrail \
+                         pack command ({path})"
                     );
                 }
                 Ok(Some(packed))

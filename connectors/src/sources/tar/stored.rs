@@ -143,7 +143,7 @@ pub(super) fn decode(bytes: &[u8], options: &Options, size: u64) -> Result<Shard
     let (bytes, sum) = bytes.split_last_chunk::<16>().ok_or(DAMAGED)?;
     let mut from = Rest(bytes);
     if from.take(8) != Some(MAGIC) {
-        return Err("it is no index of fuelrail's");
+        return Err("it is not an index of fuelrail's");
     }
     if from.u32() != Some(VERSION) {
         return Err("another version of fuelrail wrote it");

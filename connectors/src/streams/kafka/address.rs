@@ -106,7 +106,7 @@ impl Address {
         for (key, value) in own.into_iter().chain(self.options) {
             if options.insert(key.clone(), value).is_some() {
                 return Err(SourceError::config(format!(
-                    "{key} is set by the address and beside it; leave one out"
+                    "{key} is set both in the address and as an option; leave one out"
                 )));
             }
         }
@@ -175,7 +175,7 @@ mod tests {
                 "key=value",
             ),
             (&["kafka://a/x?end=1&end=2"], serde_json::json!({}), "end is set twice"),
-            (&["kafka://a/x?end=1"], serde_json::json!({"end": 2}), "end is set by the address"),
+            (&["kafka://a/x?end=1"], serde_json::json!({"end": 2}), "end is set both in the address"),
             (&["kafka://a/x", "kafka://b/x"], serde_json::json!({}), "other brokers"),
             (&["kafka://a/x", "y.tar"], serde_json::json!({}), "topics of Kafka"),
             (&["kafka://a/x"], serde_json::json!({"widnow_offsets": 2}), "widnow_offsets"),

@@ -32,7 +32,7 @@ pub(super) fn open(bytes: &[u8], limit: u64) -> Result<RecordBatch, String> {
         row(stream)
     }));
     match decoded {
-        Ok(row) => row.map_err(|why| format!("its value is no Arrow row: {why}")),
+        Ok(row) => row.map_err(|why| format!("its value is not an Arrow row: {why}")),
         Err(panic) => Err(format!("its value breaks the Arrow library ({})", panic_text(&*panic))),
     }
 }
@@ -50,7 +50,7 @@ pub(super) fn read(
         ImageColumn::Usual => {
             let found = IMAGES.iter().find_map(|name| Some((*name, row.column_by_name(name)?)));
             let Some((name, column)) = found else {
-                return Err(format!("it has no image: none of {}", IMAGES.join(", ")));
+                return Err(format!("it has no image (looked for {})", IMAGES.join(", ")));
             };
             Some((name, Some(column)))
         }
@@ -76,7 +76,7 @@ pub(super) fn read(
                 ));
             }
             None => {
-                return Err(format!("its field {:?} is {}, which is no number", field.name, kind(column)));
+                return Err(format!("its field {:?} is {}, which is not a number", field.name, kind(column)));
             }
         }
         let end = body.len() + field.bytes();
@@ -260,8 +260,8 @@ mod tests {
         let plain = |rows| stream(&batch(rows), IpcWriteOptions::default());
         let reason = |config, bytes: &[u8]| record(&values(config), bytes).unwrap_err();
         let none = || serde_json::json!({});
-        assert!(reason(none(), b"").contains("no Arrow row"));
-        assert!(reason(none(), b"GIF89a").contains("no Arrow row"));
+        assert!(reason(none(), b"").contains("not an Arrow row"));
+        assert!(reason(none(), b"GIF89a").contains("not an Arrow row"));
         assert!(reason(none(), &plain(3)).contains("3 rows"));
         assert!(reason(none(), &plain(1)[..900]).contains("cut short"));
         assert!(reason(serde_json::json!({"fields": ["box[5]"]}), &plain(1)).contains("list of 4"));

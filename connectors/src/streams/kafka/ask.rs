@@ -38,14 +38,14 @@ pub(super) fn patiently<T: Send + 'static>(
             // Nobody listens any more when `watch` has ended the waiting.
             let _ = answer.send(question(patience));
         })
-        .map_err(|error| SourceError::backend(format!("no thread to ask Kafka on: {error}")))?;
+        .map_err(|error| SourceError::backend(format!("could not start a thread to query Kafka: {error}")))?;
     loop {
         match answered.recv_timeout(WATCH) {
             Ok(answer) => return Ok(answer),
             Err(mpsc::RecvTimeoutError::Timeout) => watch()?,
             Err(mpsc::RecvTimeoutError::Disconnected) => {
                 return Err(SourceError::backend(
-                    "asking Kafka broke; this is a bug, please report it".into(),
+                    "querying Kafka panicked; this is a bug, please report it".into(),
                 ));
             }
         }

@@ -298,8 +298,8 @@ impl ConsumerContext for Context {
     fn commit_callback(&self, result: KafkaResult<()>, _: &TopicPartitionList) {
         if let Err(error) = result {
             tracing::warn!(
-                "Kafka: the broker was not told which records are in a checkpoint ({error}); training is not affected, only lag \
-                 monitors are"
+                "Kafka: could not commit the offsets of a checkpoint ({error}); this affects lag monitors only, \
+                 not training"
             );
         }
     }

@@ -50,7 +50,9 @@ impl LabelColumn {
             Self::Usual => match candidates(columns, &[]).first() {
                 Some(name) => Ok(Some(name)),
                 None => {
-                    Err("it has nothing called label, cls or the like; where messages have none, say so (label=None)".into())
+                    Err("it has no label (looked for label, cls and the like); if messages have none, set \
+                         label=None"
+                        .into())
                 }
             },
         }
@@ -67,7 +69,9 @@ pub(super) fn read_field(text: &str) -> Result<FieldSpec, SourceError> {
     let (rest, dtype) = match text.rsplit_once(':') {
         Some((rest, name)) => match serde_json::from_value::<ElementType>(name.into()) {
             Ok(dtype) => (rest, dtype),
-            Err(_) => return refuse("has no type that is known (bool, u8 to u64, i8 to i64, f16, f32, f64)"),
+            Err(_) => {
+                return refuse("has an unknown type (known: bool, u8 to u64, i8 to i64, f16, f32, f64)");
+            }
         },
         None => (text, ElementType::F32),
     };
@@ -77,13 +81,13 @@ pub(super) fn read_field(text: &str) -> Result<FieldSpec, SourceError> {
             let parsed: Result<Vec<u64>, _> = shape.split(',').map(|part| part.trim().parse()).collect();
             match parsed {
                 Ok(shape) if shape.iter().all(|&length| length > 0) => (name, shape),
-                _ => return refuse("has a shape that is no list of lengths"),
+                _ => return refuse("has a shape that is not a list of lengths"),
             }
         }
         None => (rest, Vec::new()),
     };
     if name.is_empty() || name == "*" {
-        return refuse("has no name, and what a message holds is not known before it is read");
+        return refuse("has no name, and the contents of a message are not known before it is read");
     }
     Ok(FieldSpec { name: name.to_owned(), dtype, shape })
 }

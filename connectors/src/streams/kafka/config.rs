@@ -259,9 +259,7 @@ impl KafkaConfig {
             );
         }
         if self.window_bytes == Some(0) {
-            return refuse(
-                "window_bytes is 0; a window needs room, 256 MiB unless something else is said".into(),
-            );
+            return refuse("window_bytes is 0; a window needs room; leave it out (256 MiB)".into());
         }
         if self.max_record_bytes == Some(0) {
             return refuse(
@@ -286,8 +284,8 @@ impl KafkaConfig {
             ];
             if let Some((other, _)) = also.iter().find(|(_, given)| *given) {
                 return refuse(format!(
-                    "window_offsets and {other} are both given: windows of exactly N offsets of each partition are \
-                     closed by nothing else; leave one of them out"
+                    "window_offsets and {other} are both given: a window closes after exactly N offsets of each \
+                     partition or by other limits, not both; leave one of them out"
                 ));
             }
             return Ok(Cut::Offsets(count("window_offsets", offsets)?));
@@ -371,7 +369,7 @@ pub(super) fn check_servers(servers: &[String]) -> Result<String, SourceError> {
         let good_port = port.is_none_or(|port| port.parse::<u16>().is_ok_and(|port| port > 0));
         if !good_host || !good_port {
             return Err(SourceError::config(format!(
-                "{server:?} is no address of a broker; host:port is expected, such as \"kafka1:9092\""
+                "{server:?} is not the address of a broker; host:port is expected, such as \"kafka1:9092\""
             )));
         }
     }
@@ -388,7 +386,8 @@ pub(super) fn check_topic(topic: &str) -> Result<(), SourceError> {
         return Ok(());
     }
     Err(SourceError::config(format!(
-        "{topic:?} is no name of a topic: letters, digits, '.', '-' and '_' are allowed, at most 249 of them"
+        "{topic:?} is not the name of a topic: letters, digits, '.', '-' and '_' are allowed, at most 249 of \
+         them"
     )))
 }
 

@@ -84,7 +84,7 @@ fn json<'record>(
             PartKind::Bytes => {
                 let text = std::str::from_utf8(bytes).map_err(|_| {
                     named(
-                        "its bytes are no text, and JSON holds nothing else; --value arrow can hold them"
+                        "its bytes are not text, and JSON holds nothing else; --value arrow can hold them"
                             .into(),
                     )
                 })?;
@@ -142,7 +142,7 @@ fn member(bytes: &[u8]) -> Result<&str, String> {
         // Read as a reader will: what is inside an object may be one level less deep.
         _ => match serde_json::from_str::<Map<String, Value>>(&format!("{{\"\":{text}}}")) {
             Ok(_) => return Ok(text),
-            Err(_) => "it is no JSON that every reader takes (such as NaN, or nested too deep)",
+            Err(_) => "it is not JSON that every reader takes (such as NaN, or nested too deep)",
         },
     };
     Err(format!("{why}; --value arrow can hold it"))
@@ -153,7 +153,7 @@ fn rows(part: &PartSpec, dtype: ElementType, row: &[u64], bytes: &[u8]) -> Resul
     let one = row.iter().product::<u64>() as usize * dtype.size();
     if one == 0 || !bytes.len().is_multiple_of(one) {
         let (name, len) = (&part.name, bytes.len());
-        return Err(format!("part {name:?}: its {len} bytes are no rows of {dtype} {row:?}"));
+        return Err(format!("part {name:?}: its {len} bytes are not rows of {dtype} {row:?}"));
     }
     let shape = std::iter::once((bytes.len() / one) as u64).chain(row.iter().copied()).collect();
     Ok(FieldSpec { name: part.name.clone(), dtype, shape })
@@ -430,7 +430,7 @@ mod tests {
     fn what_json_would_change_is_refused_by_name_and_arrow_holds_it() {
         let deep = [b"[".repeat(127), b"]".repeat(127)].concat();
         for (kind, bytes, why) in [
-            (PartKind::Bytes, &b"\xff"[..], "its bytes are no text"),
+            (PartKind::Bytes, &b"\xff"[..], "its bytes are not text"),
             (PartKind::Json, b"", "empty"),
             (PartKind::Json, b"null ", "null"),
             (PartKind::Json, b"[NaN]", "NaN"),

@@ -40,12 +40,14 @@ impl Following {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => sink.failed(error),
                 Err(panic) => sink.failed(SourceError::data(format!(
-                    "reading {} broke ({}); this is a bug, please report it",
+                    "reading {} panicked ({}); this is a bug, please report it",
                     reading.name(),
                     panic_text(&*panic)
                 ))),
             })
-            .map_err(|error| SourceError::backend(format!("no thread to read Kafka on: {error}")))?;
+            .map_err(|error| {
+                SourceError::backend(format!("could not start a thread to read Kafka: {error}"))
+            })?;
         Ok(Self { shared, bounded, thread: Some(thread) })
     }
 }
@@ -55,7 +57,7 @@ impl Follower for Following {
         let ranges = match Ranges::read(place, self.bounded) {
             Ok(ranges) => ranges,
             Err(error) => {
-                return tracing::warn!("Kafka: a checkpoint's place is not told to the broker: {error}");
+                return tracing::warn!("Kafka: could not commit the offsets of a checkpoint: {error}");
             }
         };
         let offset = |range: &Range| match range.bounds {

@@ -28,14 +28,14 @@ pub(super) fn read(
     label: impl FnOnce(Raw<'_>) -> Result<(), String>,
 ) -> Result<(), String> {
     let object: Map<String, Value> = serde_json::from_slice(bytes)
-        .map_err(|error| format!("its value is no JSON object: {}", json_fault(&error, bytes)))?;
+        .map_err(|error| format!("its value is not a JSON object: {}", json_fault(&error, bytes)))?;
     let image = match &columns.image {
         ImageColumn::None => None,
         ImageColumn::Named(name) => Some((name.as_str(), object.get(name))),
         ImageColumn::Usual => {
             let found = IMAGES.iter().find_map(|name| Some((*name, object.get(*name)?)));
             let Some((name, value)) = found else {
-                return Err(format!("it has no image: none of {}", IMAGES.join(", ")));
+                return Err(format!("it has no image (looked for {})", IMAGES.join(", ")));
             };
             Some((name, Some(value)))
         }
@@ -103,8 +103,9 @@ fn write(
 /// Writes one number, little-endian.
 fn number(value: &Value, field: &FieldSpec, body: &mut Vec<u8>) -> Result<(), String> {
     use ElementType::*;
-    let wrong =
-        || format!("its field {:?} is {}, which is no {}", field.name, kind(Some(value)), field.dtype);
+    let wrong = || {
+        format!("its field {:?} is {}, which is not a valid {}", field.name, kind(Some(value)), field.dtype)
+    };
     let integer = || match value {
         Value::Bool(truth) => Some(i128::from(*truth)),
         Value::Number(number) => {
@@ -224,8 +225,8 @@ mod tests {
         let field = || json!({"fields": ["box[2]"]});
         let byte = || json!({"fields": ["n:u8"]});
         for (config, value, why) in [
-            (image.clone(), "", "no JSON object"),
-            (image.clone(), "[1]", "no JSON object"),
+            (image.clone(), "", "not a JSON object"),
+            (image.clone(), "[1]", "not a JSON object"),
             (image.clone(), r#"{"label": 1}"#, "no image"),
             (image.clone(), r#"{"image": 5}"#, "\"image\" is 5"),
             (image.clone(), r#"{"image": "!!"}"#, "base64"),
@@ -233,16 +234,16 @@ mod tests {
             (image.clone(), r#"{"image": "", "label": "dog"}"#, "classes"),
             (image.clone(), r#"{"image": "", "label": [1]}"#, "label is a list"),
             (image.clone(), r#"{"image": "", "label": null}"#, "no label"),
-            (image.clone(), r#"{"image": ""}"#, "nothing called label, cls or the like"),
+            (image.clone(), r#"{"image": ""}"#, "looked for label, cls and the like"),
             (json!({"label": "kind"}), r#"{"image": ""}"#, "\"kind\""),
             (json!({"image": "photo"}), r#"{"image": ""}"#, "\"photo\" is missing"),
             (field(), r#"{"box": [1, 2, 3]}"#, "a list of 3 where 2"),
             (field(), r#"{"box": 1}"#, "is 1 where a list"),
             (field(), r#"{"box": [1, "2"]}"#, "a text"),
             (field(), r#"{}"#, "missing"),
-            (byte(), r#"{"n": 256}"#, "256, which is no u8"),
-            (byte(), r#"{"n": -1}"#, "no u8"),
-            (byte(), r#"{"n": 1.5}"#, "no u8"),
+            (byte(), r#"{"n": 256}"#, "256, which is not a valid u8"),
+            (byte(), r#"{"n": -1}"#, "not a valid u8"),
+            (byte(), r#"{"n": 1.5}"#, "not a valid u8"),
         ] {
             let found = record(config.clone(), value).unwrap_err();
             assert!(found.contains(why), "{config} {value}: {found}");

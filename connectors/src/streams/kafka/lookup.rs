@@ -180,7 +180,7 @@ impl Lookup<'_> {
             .filter(|(distance, known)| *distance <= 2.max(known.len() / 4));
         let near = near.map_or(String::new(), |(_, known)| format!("; did you mean {known:?}?"));
         let listed = match visible.len() {
-            0 => "there is none that this user may see".to_owned(),
+            0 => "this user may see none".to_owned(),
             count => {
                 let more = if count > SHOWN { format!(" and {} more", count - SHOWN) } else { String::new() };
                 format!("there are {}{more}", visible[..count.min(SHOWN)].join(", "))
@@ -208,8 +208,8 @@ impl Lookup<'_> {
                     None => drop(counts.insert(topic, count)),
                     Some(error @ RDKafkaErrorCode::TopicAuthorizationFailed) => {
                         return Err(SourceError::data(format!(
-                            "topic {topic:?} may not be read by this user ({error}); have the right DESCRIBE and READ granted, \
-                             or name another user (sasl.username)"
+                            "topic {topic:?} may not be read by this user ({error}); grant DESCRIBE and READ to \
+                             it, or use another user (sasl.username)"
                         )));
                     }
                     // It is being created, or its leader elected.
@@ -235,7 +235,7 @@ impl Lookup<'_> {
                 Some(slot) if self.left().is_zero() => {
                     let code = answers[slot].err().unwrap_or(RDKafkaErrorCode::Unknown);
                     return Err(SourceError::data(format!(
-                        "{} does not say how far it reaches: {code}",
+                        "cannot get the offsets of {}: {code}",
                         partitions[slot]
                     )));
                 }
@@ -261,8 +261,8 @@ impl Lookup<'_> {
                 let now: DateTime<Utc> = std::time::SystemTime::now().into();
                 if *time > now {
                     return Err(SourceError::config(format!(
-                        "{what} is {time}, which is yet to come (it is {now}); an epoch ends where records are already: give a \
-                         time that has passed, or leave out `end` to train without one"
+                        "{what} is {time}, which is in the future (it is {now}); an epoch ends where records are \
+                         already: give a time that has passed, or leave out `end` to train without one"
                     )));
                 }
                 let found = self.ask(partitions, Offset::Offset(time.timestamp_millis().max(0)))?;
@@ -353,8 +353,8 @@ impl Lookup<'_> {
 /// The brokers do not let this user or this client in.
 pub(super) fn refused(config: &KafkaConfig, reason: &str) -> SourceError {
     SourceError::data(format!(
-        "{} does not let this client in: {reason}; check security.protocol, sasl.mechanism, the user and the password, and \
-         with TLS ssl.ca.location",
+        "{} refuses this client: {reason}; check security.protocol, sasl.mechanism, the user and the password, \
+         and with TLS ssl.ca.location",
         config.servers.join(",")
     ))
 }
@@ -362,9 +362,9 @@ pub(super) fn refused(config: &KafkaConfig, reason: &str) -> SourceError {
 /// Offsets that retention has removed.
 pub(super) fn gone(partition: &Partition, from: i64, low: i64) -> SourceError {
     SourceError::data(format!(
-        "{partition}: offsets {from} to {} ({}) are gone: retention removed them before they were read. Nothing was skipped: \
-         to go on without them, start a new run at \"beginning\"; to not lose data again, raise the topic's retention.ms or \
-         retention.bytes, or train faster than it is written",
+        "{partition}: offsets {from} to {} ({}) are gone: retention removed them before they were read. Nothing \
+         was skipped: to continue without them, start a new run at \"beginning\"; to avoid losing data again, \
+         raise the topic's retention.ms or retention.bytes, or train faster than it is written",
         low - 1,
         low - from
     ))

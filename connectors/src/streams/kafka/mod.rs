@@ -130,7 +130,7 @@ impl Kafka {
         for partition in &*ranges.partitions {
             if !wanted.iter().any(|wanted| wanted.means(&partition.topic)) {
                 return Err(SourceError::config(format!(
-                    "the checkpoint read topic {:?}, which is none of {}; give the same topics",
+                    "the checkpoint read topic {:?}, which is not one of {}; give the same topics",
                     partition.topic,
                     self.core.config.topics.join(", ")
                 )));

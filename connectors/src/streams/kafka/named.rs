@@ -94,8 +94,8 @@ impl Named {
         let row = match (wanted.kind, &wanted.row) {
             (WantedKind::Ragged, None) => {
                 return refuse(format!(
-                    "the part {name:?}: what shape its rows have is not known before a stream is read; say it (row), \
-                     () for single numbers"
+                    "the part {name:?}: the shape of its rows is not known before a stream is read; give it \
+                     (row), () for single numbers"
                 ));
             }
             (_, row) => row.as_deref().unwrap_or_default(),
@@ -154,7 +154,7 @@ fn no_columns(name: &str) -> String {
 fn outside(bytes: Option<&[u8]>, kind: &PartKind) -> Result<Option<Vec<u8>>, String> {
     let (PartKind::Ragged { .. }, Some(text)) = (kind, bytes) else { return Ok(bytes.map(<[u8]>::to_vec)) };
     let text = std::str::from_utf8(text).ok().filter(|text| json::is_valid(text));
-    Ok(json::value(text.ok_or("is no list of numbers in JSON")?, kind)?.map(Into::into))
+    Ok(json::value(text.ok_or("is not a list of numbers in JSON")?, kind)?.map(Into::into))
 }
 
 /// A part that is at a path in the value.
@@ -224,7 +224,9 @@ fn number(opened: &Opened<'_>, path: &str, spec: &FieldSpec) -> Result<Vec<u8>, 
                                 spec.shape
                             ));
                         }
-                        None => return Err(format!("is of type {}, which is no number", array.data_type())),
+                        None => {
+                            return Err(format!("is of type {}, which is not a number", array.data_type()));
+                        }
                     }
                     let mut bytes = Vec::with_capacity(spec.bytes());
                     append_rows(array, at, 1, &spec.shape, &mut bytes)?;
@@ -291,7 +293,7 @@ mod tests {
         assert_eq!(read(&values, parts), Ok((b"jpeg".to_vec(), expected, vec![])));
         let headers = [None, None, Some(&b"[1, 256]"[..])];
         let why = read(&values, Parts { headers: &headers, ..parts }).unwrap_err();
-        assert_eq!(why, "part \"header:box\": it has 256 in it, which is no u8");
+        assert_eq!(why, "part \"header:box\": it has 256 in it, which is not a valid u8");
     }
 
     #[test]
@@ -381,8 +383,8 @@ mod tests {
             (json!({"deliver": [wanted("caption", "text")]}), "\"header:NAME\""),
             (json!({"deliver": [wanted("age", "numbers")]}), "\"header:NAME\""),
             (json!({"deliver": [wanted("header:", "text")]}), "names no header"),
-            (json!({"deliver": [wanted("header:box", "ragged")]}), "say it (row)"),
-            (json!({"value": "json", "deliver": [wanted("box", "ragged")]}), "say it (row)"),
+            (json!({"deliver": [wanted("header:box", "ragged")]}), "give it (row)"),
+            (json!({"value": "json", "deliver": [wanted("box", "ragged")]}), "give it (row)"),
             (json!({"value": "arrow", "deliver": [wanted("value", "text")]}), "ask for a column"),
             (json!({"value": "json", "image": "", "deliver": [wanted("", "image")]}), "image is \"\""),
             (json!({"deliver": []}), "nothing"),

@@ -70,8 +70,8 @@ impl Newcomers {
         if !self.join {
             self.warn(
                 &new,
-                "windows of window_offsets are cut alike by daemons that do not talk to each other, so none of them may begin on \
-                 its own. Start a new run to read them too",
+                "with window_offsets all daemons must cut the same windows without talking to each other, so \
+                 none of them may add partitions on its own. Start a new run to read them too",
             );
             new.clear();
         }

@@ -312,7 +312,7 @@ impl Producer {
         flushed.map_err(|_| {
             let waiting = self.producer.in_flight_count();
             let trouble =
-                self.trouble().map_or(String::new(), |trouble| format!("; the last trouble: {trouble}"));
+                self.trouble().map_or(String::new(), |trouble| format!("; the last error: {trouble}"));
             SourceError::data(format!(
                 "{waiting} records have not arrived at {} within {} s{trouble}",
                 self.servers,

@@ -168,8 +168,9 @@ impl KafkaProperties {
         let asked = [TOKEN_METHOD, TOKEN_UNSECURED].iter().any(|name| self.get(name).is_some());
         if mechanism == Some("OAUTHBEARER") && !asked {
             return Err(SourceError::config(format!(
-                "OAUTHBEARER needs somebody who gives tokens: set {TOKEN_METHOD} to \"oidc\", and sasl.oauthbearer.client.id, \
-                 sasl.oauthbearer.client.secret and sasl.oauthbearer.token.endpoint.url"
+                "OAUTHBEARER needs a source of tokens: set {TOKEN_METHOD} to \"oidc\", and \
+                 sasl.oauthbearer.client.id, sasl.oauthbearer.client.secret and \
+                 sasl.oauthbearer.token.endpoint.url"
             )));
         }
         config.create_native_config().map(drop).map_err(|error| self.explain(&error))

@@ -421,9 +421,9 @@ impl Reading {
         let more = if named.len() > 4 { format!(" and {} more", named.len() - 4) } else { String::new() };
         let named: Vec<String> = named.into_iter().take(4).map(describe).collect();
         SourceError::data(format!(
-            "window {} of epoch {} is not what it was when the checkpoint was made: {} records instead of {}{}: {}{more}. \
-             Compaction, retention or a re-created topic changed it, so training cannot go on exactly from there; start a new run, \
-             and read topics whose cleanup.policy is \"delete\"",
+            "window {} of epoch {} is not what it was when the checkpoint was made: {} records instead of {}{}: \
+             {}{more}. Compaction, retention or a re-created topic changed it, so training cannot continue \
+             exactly from there; start a new run, and read topics whose cleanup.policy is \"delete\"",
             self.place.window,
             self.place.epoch,
             read.records.len(),

@@ -237,8 +237,8 @@ impl Session {
         client::serve(self.consumer())?;
         if let Some(name) = self.scout.missing() {
             return Err(SourceError::data(format!(
-                "{name} is no longer there: it was deleted while it was read. What was read before is not affected; a run cannot \
-                 go on without it"
+                "{name} is no longer there: it was deleted while it was read. What was read before is not \
+                 affected; a run cannot continue without it"
             )));
         }
         let context = self.consumer().client().context().clone();
@@ -250,7 +250,7 @@ impl Session {
             Some((_, reason)) if !self.told_refused => {
                 self.told_refused = true;
                 tracing::warn!(
-                    "Kafka: {} does not let this client in any more ({reason}); trying again for {} minutes",
+                    "Kafka: {} no longer authorises this client ({reason}); retrying for {} minutes",
                     self.core.config.servers.join(","),
                     REFUSED.as_secs() / 60
                 );
@@ -267,7 +267,7 @@ impl Session {
                     .or_else(|| self.scout.trouble())
                     .unwrap_or_else(|| "no reason given".into());
                 tracing::warn!(
-                    "Kafka: no broker of {} answers ({why}); trying again until one does",
+                    "Kafka: no broker of {} answers ({why}); retrying until one does",
                     self.core.config.servers.join(",")
                 );
                 self.scout.ask();
@@ -357,7 +357,7 @@ impl Session {
                 self.scout.ask();
                 return Ok(());
             }
-            Code::TopicAuthorizationFailed => "have the right READ granted to this user",
+            Code::TopicAuthorizationFailed => "grant READ to this user",
             Code::MessageSizeTooLarge => {
                 "raise the properties fetch.message.max.bytes and receive.message.max.bytes"
             }
@@ -370,7 +370,7 @@ impl Session {
             }
             Code::NotImplemented => "it is written in a format or compression that librdkafka does not know",
             _ => {
-                tracing::warn!("Kafka: {partition} at offset {next}: {code}; trying again");
+                tracing::warn!("Kafka: {partition} at offset {next}: {code}; retrying");
                 return Ok(());
             }
         };
@@ -386,7 +386,7 @@ impl Session {
             added.expect("an offset of a place is one");
         }
         if let Err(error) = self.consumer().commit(&list, CommitMode::Async) {
-            tracing::warn!("Kafka: the broker cannot be told which records are in a checkpoint: {error}");
+            tracing::warn!("Kafka: cannot commit the offsets of a checkpoint: {error}");
         }
     }
 }

@@ -76,7 +76,8 @@ impl Values {
                 None if kind == KafkaValue::Image && text == "key" => Label::Key,
                 None if kind == KafkaValue::Image => {
                     return refuse(format!(
-                        "label is {text:?}; of a message whose value is an image it is \"key\", \"header:NAME\", or \"\" for none"
+                        "label is {text:?}; for a message whose value is an image it is \"key\", \
+                         \"header:NAME\", or \"\" for none"
                     ));
                 }
                 None => Label::Column(LabelColumn::Named(text.to_owned())),
@@ -201,7 +202,7 @@ impl Values {
                 Some(header) => Some(label_of(Raw::bytes(header), &self.classes)?),
                 None => {
                     return Err(format!(
-                        "it has no header {name:?}, which is its label; where messages have none, say so (label=None)"
+                        "it has no header {name:?}, which is its label; if messages have none, set label=None"
                     ));
                 }
             },
@@ -260,7 +261,7 @@ fn label_of(raw: Raw<'_>, classes: &Known) -> Result<i64, String> {
             _ => {
                 let shown: String = text.chars().take(40).collect();
                 Err(format!(
-                    "its label {shown:?} is a text; list the classes (classes=[…]) to have numbers for texts"
+                    "its label {shown:?} is a text; list the classes (classes=[…]) to map texts to numbers"
                 ))
             }
         },
@@ -303,12 +304,12 @@ mod tests {
             (serde_json::json!({"max_record_bytes": 3}), parts, "4 bytes"),
             (named.clone(), bare, "no header \"class\""),
             (named.clone(), Parts { header: Some(None), ..parts }, "no header \"class\""),
-            (named.clone(), Parts { header: Some(Some(b"dog")), ..parts }, "none of the 2"),
+            (named.clone(), Parts { header: Some(Some(b"dog")), ..parts }, "not one of the 2"),
             (named, Parts { header: Some(Some(b"2")), ..parts }, "its label is 2, but there are 2 classes"),
             (
                 serde_json::json!({}),
                 bare,
-                "it has no header \"label\", which is its label; where messages have none",
+                "it has no header \"label\", which is its label; if messages have none",
             ),
             (serde_json::json!({"label": "key"}), Parts { key: None, ..parts }, "no key"),
             (serde_json::json!({"label": "key"}), Parts { key: Some(b"dog"), ..parts }, "list the classes"),

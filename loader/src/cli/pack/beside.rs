@@ -128,7 +128,7 @@ fn member(part: &PartSpec, name: &str, value: &[u8]) -> Result<(String, Vec<u8>)
     let shape = std::iter::once(length).chain(row.iter().copied()).collect();
     let field = FieldSpec { name: name.to_owned(), dtype: *dtype, shape };
     if field.bytes() != value.len() {
-        return Err(format!("its {} bytes are no rows of {dtype} {row:?}", value.len()));
+        return Err(format!("its {} bytes are not rows of {dtype} {row:?}", value.len()));
     }
     Ok((name.to_owned(), shard::npy(&field, value)))
 }
@@ -137,7 +137,7 @@ fn member(part: &PartSpec, name: &str, value: &[u8]) -> Result<(String, Vec<u8>)
 pub(super) fn print(parts: &[Part]) {
     for Part { part, members, .. } in parts {
         match members.iter().map(String::as_str).collect::<Vec<_>>().join(";") {
-            none if none.is_empty() => say!("part {part:?} is in none of the records"),
+            none if none.is_empty() => say!("no record has the part {part:?}"),
             members => say!("part {part:?} is {members:?} in the shards"),
         }
     }
@@ -174,7 +174,7 @@ mod tests {
             (0, &b"\xff"[..], "part \"caption\": it is not UTF-8"),
             (2, b"{", "part \"json\": it is not JSON"),
             (3, b"no", "part \"seg.png\": "),
-            (4, &[0; 17], "part \"json:boxes\": its 17 bytes are no rows"),
+            (4, &[0; 17], "part \"json:boxes\": its 17 bytes are not rows"),
         ] {
             let mut values: [Option<&[u8]>; 6] = [None; 6];
             values[at] = Some(wrong);

@@ -202,20 +202,20 @@ pub(super) fn verify(folder: &Path) -> Result<(), Failure> {
     bar.finish_and_clear();
     if !index.complete {
         wrong.push(
-            "the shards are not all there: packing was interrupted; give the same command again".into(),
+            "shards are missing because packing was interrupted; rerun the same command to continue".into(),
         );
     }
     if !wrong.is_empty() {
         wrong.iter().for_each(|line| say!("{line}"));
         return Err(format!(
-            "{} of {} shards and their indices are not as written",
+            "{} of {} shards or their indices differ from what was written",
             wrong.len(),
             index.shards.len()
         )
         .into());
     }
     say!(
-        "{}, {}, {}: all as written",
+        "{}, {}, {}: all intact",
         counted(index.shards.len() as u64, "shard"),
         counted(index.records, "record"),
         HumanBytes(index.bytes)

@@ -177,9 +177,11 @@ impl Pack {
         let source = read::open(address, &self.options, self.fields.as_deref())?;
         let schema = source.schema();
         if self.max_side.is_some() && schema.parts.iter().any(|part| part.kind == PartKind::Image) {
-            return Err("--max-side shrinks the image of a record but none of its other images, which would no longer \
-                        go with it: leave it out, or pack the image alone"
-                .into());
+            return Err(
+                "--max-side shrinks only the main image of a record, and its other images would no longer \
+                        match it. Leave it out, or pack the image alone"
+                    .into(),
+            );
         }
         if !schema.image && self.fields.is_none() {
             return Err(format!(
@@ -282,7 +284,7 @@ impl Pack {
         let old = read_index(folder)?;
         if let Some(difference) = difference(&old, &fresh, &self.name) {
             return Err(format!(
-                "{} holds shards of another kind: {difference}. Choose another folder, or start over with --force",
+                "{} holds different shards: {difference}. Choose another folder, or start over with --force",
                 shown(&folder)
             )
             .into());
@@ -293,9 +295,11 @@ impl Pack {
             if size.as_ref().ok() != Some(&shard.bytes)
                 || !folder.join(format!("{}.idx", shard.name)).exists()
             {
-                return Err(
-                    format!("{} is not as it was written; start over with --force", shown(&path)).into()
-                );
+                return Err(format!(
+                    "{} has changed since it was written; start over with --force",
+                    shown(&path)
+                )
+                .into());
             }
         }
         Ok(Index { source: address.into(), ..old })
@@ -373,7 +377,7 @@ impl Pack {
                 Prepared::Whole { image: None, fields, parts }
                     if fields.is_empty() && parts.is_empty() && !is_labelled =>
                 {
-                    Prepared::Unreadable("it has none of the parts that --fields asks for".into())
+                    Prepared::Unreadable("it has no part that --fields asks for".into())
                 }
                 prepared => prepared,
             }

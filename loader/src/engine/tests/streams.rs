@@ -394,7 +394,7 @@ fn windows_are_kept_for_a_rank_that_is_not_there_yet_unless_it_can_cut_them_itse
     });
     let mut second = client(&kept, size.clone(), 0, 2);
     second.seek(at(0, 0));
-    assert!(second.ready().unwrap_err().contains("a second run needs a daemon of its own"));
+    assert!(second.ready().unwrap_err().contains("a second run needs its own daemon"));
     drop(early);
     let second = [begun(&kept, size.clone(), 0, 2), begun(&kept, size.clone(), 1, 2)];
     second.iter().for_each(|rank| drop(rank.take()));

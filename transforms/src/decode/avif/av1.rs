@@ -40,7 +40,7 @@ fn run(data: Vec<u8>, (w, h): (usize, usize)) -> Result<Decoded, SampleError> {
         match decoder.get_picture() {
             Ok(picture) => break picture,
             Err(Error::Again) if sent == Err(Error::Again) => sent = decoder.send_pending_data(),
-            Err(Error::Again) => return Err(malformed("damaged AV1 data, or too few of them")),
+            Err(Error::Again) => return Err(malformed("damaged or truncated AV1 data")),
             Err(error) => return Err(refuse(error)),
         }
         match sent {
@@ -82,7 +82,7 @@ fn frames(mut data: &[u8]) -> usize {
 
 fn refuse(error: Error) -> SampleError {
     match error {
-        Error::NotEnoughMemory => SampleError::too_large("AVIF: decoding needs more memory than there is"),
+        Error::NotEnoughMemory => SampleError::too_large("AVIF: there is not enough memory to decode it"),
         Error::UnsupportedBitstream => {
             SampleError::unsupported("AVIF: a kind of AV1 data that is not decoded")
         }
