@@ -9,6 +9,12 @@ import pytest
 CLASSES = ("bars", "dots", "rings")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    """These models are tiny: threads would wait for each other, most of all beside other tests."""
+    pytest.importorskip("torch", reason="fuelrail.train needs torch").set_num_threads(1)
+
+
 @pytest.fixture(scope="session")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """120 small pictures in three classes, PNG and JPEG; train/ and val/."""

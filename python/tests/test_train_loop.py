@@ -363,6 +363,33 @@ def test_a_batch_transform_makes_the_batch_that_is_trained_on(tmp_path: Path):
     assert step_lines(tmp_path)[-1]["loss"] == pytest.approx(float(expected), rel=1e-5)
 
 
+def test_fuelrails_mixing_draws_by_the_place_in_the_run(tmp_path: Path):
+    """So a run that was stopped and resumed is trained on the batches of an unbroken one."""
+    from fuelrail.torch import Mixup
+
+    class Placed(FakeLoader):
+        def __iter__(self) -> Any:
+            for batch in super().__iter__():
+                batch.fields["position"] = torch.arange(8) + 8 * (self._position - 1)
+                yield batch
+
+    def run(out: Path, stop: int, resume: bool = False) -> None:
+        mixing = Mixup(0.4, 1.0, num_classes=6, label_smoothing=0.0, seed=3)
+        found = trainer(Placed(32, 8), out, batch_transform=mixing, epochs=2, resume=resume, lr=0.1)
+        for step in found.steps():
+            assert step.labels.shape == (8, 6) and float(step.labels.sum()) == pytest.approx(8)
+            step.train()
+            if step.number == stop:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    run(tmp_path / "whole", 99)
+    with pytest.raises(Stopped):
+        run(tmp_path / "parts", 3)
+    run(tmp_path / "parts", 99, resume=True)
+    last = Path("checkpoints", "step-00000008.pt")
+    assert (tmp_path / "whole" / last).read_bytes() == (tmp_path / "parts" / last).read_bytes()
+
+
 def test_own_figures_are_logged_evaluated_and_choose_the_best(tmp_path: Path):
     seen: list[bool] = []
     scores = iter([0.5, 0.2, 0.4])
@@ -419,7 +446,8 @@ def test_every_line_of_metrics_says_how_the_loop_was_fed(tmp_path: Path):
     run.fit()
     line = step_lines(tmp_path)[-1]
     assert {"loss", "lr", "gradient_norm", "images_per_s", "data_wait", "copy", "fed"} <= line.keys()
-    assert 0.3 < line["data_wait"] <= 1 and 0 < line["copy"] < 0.5
+    waited = line["data_wait"] * 8 / line["images_per_s"]
+    assert waited > 0.018 and line["data_wait"] <= 1 and 0 < line["copy"] < 0.5
     assert line["fed"] == pytest.approx(max(0, 1 - line["data_wait"] - line["copy"]), abs=1e-3)
     assert line["gradient_norm"] > 0
 
@@ -551,3 +579,31 @@ def test_frozen_norms_keep_their_statistics():
     run.fit()
     assert torch.equal(model.features[0][1].running_mean, before)
     assert model.training and not model.features[0][1].training
+
+
+def test_a_signal_that_a_launcher_repeats_is_one_wish():
+    """torchrun sends its ranks the ctrl-C that the terminal has sent them already."""
+    from fuelrail.train.trainer import _Signals
+
+    signals = _Signals(patient=True)
+    with signals.noted():
+        for _ in range(3):
+            os.kill(os.getpid(), signal.SIGINT)
+        assert signals.pending == signal.SIGINT, "and this process lives"
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_the_message_of_a_stop_has_a_line_of_its_own():
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    terminal = Terminal()
+    run = trainer(FakeLoader(64, 8), stream=terminal)
+    run.progress.REDRAW_EVERY = 0.0
+    with pytest.raises(Stopped):
+        for step in run.steps():
+            step.train()
+            if step.number == 3:
+                os.kill(os.getpid(), signal.SIGINT)
+    assert "epoch 1/1" in terminal.getvalue() and terminal.getvalue().endswith("\r\x1b[K")

@@ -217,7 +217,7 @@ def test_a_run_begins_with_weights_evaluates_predicts_and_draws(
     assert code == 2 and "no such run" in err
 
 
-def test_numbered_labels_without_names_are_drawn_as_numbers(
+def test_numbered_labels_without_names_are_mixed_and_drawn_as_numbers(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     generator = numpy.random.default_rng(0)
@@ -228,6 +228,7 @@ def test_numbered_labels_without_names_are_drawn_as_numbers(
     )
     out = tmp_path / "run"
     data = ["--data", tmp_path / "train.npz", "--num-classes", "64", "--out", out]
+    data += ["--mixup", "0.2", "--cutmix", "1.0"]
     code, said, err = run_here(capsys, *data, *QUICK)
     assert code == 0, err
     assert (out / "samples.png").exists() and (out / "worst.png").exists() and "64 classes" in said
@@ -286,21 +287,39 @@ def test_the_flags_of_the_command_are_the_recipes(capsys: pytest.CaptureFixture[
     assert "between 0 and 1" in capsys.readouterr().err
 
 
-def test_torchrun_makes_one_training_in_one_folder(pictures: Path, tmp_path: Path):
-    """And a second command finds it taken."""
+def test_torchrun_makes_one_training_in_one_folder(
+    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """Which goes on with another number of ranks from the middle of an epoch, without losing or repeating an image."""
     out = tmp_path / "run"
+    settings = ["--data", pictures, "--out", out, *QUICK, "--epochs", "2", "--log-ids"]
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command += ["--log-dir", tmp_path / "logs", "-m"]
-    command += ["fuelrail", "train", "--data", pictures, "--out", out, *QUICK, "--epochs", "2", "--log-ids"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    arguments = list(map(str, [*command, "--batch-size", "8"]))
-    done = subprocess.run(arguments, capture_output=True, text=True, timeout=300, env=environment)
+    command += ["--log-dir", tmp_path / "logs", "-m", "fuelrail", "train", *settings]
+    done = subprocess.run(
+        list(map(str, [*command, "--batch-size", "8", "--save-every", "3", "--keep", "9"])),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("held-out accuracy") == 1 and "6 steps of 16 (2 ranks) per epoch" in done.stdout
-    ids = lines(out, "ids")
-    assert [line["step"] for line in ids] == list(range(1, 13))
-    for epoch in (0, 1):
-        assert sorted(id for line in ids if line["epoch"] == epoch for id in line["ids"]) == list(range(96))
-    assert lines(out, "epoch")[-1]["val_rows"] == 24
-    again = subprocess.run(arguments, capture_output=True, text=True, timeout=300, env=environment)
-    assert again.returncode != 0 and again.stderr.count("already holds a run") >= 1
+
+    def check() -> None:
+        ids = lines(out, "ids")
+        assert [line["step"] for line in ids] == list(range(1, 13))
+        for epoch in (0, 1):
+            seen = [id for line in ids if line["epoch"] == epoch for id in line["ids"]]
+            assert sorted(seen) == list(range(96))
+        assert [line["val_rows"] for line in lines(out, "epoch")] == [24, 24]
+
+    check()
+    whole = lines(out, "end")[-1]["ids"]
+    code, _, err = run_here(capsys, *settings, "--batch-size", "16")
+    assert code == 2 and "already holds a run" in err
+    # As if all had been killed after step 9.
+    (out / "checkpoints" / "step-00000012.pt").unlink()
+    code, _, err = run_here(capsys, *settings, "--batch-size", "16", "--resume")
+    assert code == 0 and "step-00000009.pt, step 9, epoch 2" in err, err
+    check()
+    assert lines(out, "end")[-1]["ids"] == whole

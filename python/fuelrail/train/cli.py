@@ -152,6 +152,7 @@ def _open(
         out=arguments.out,
         resume=arguments.resume,
         device=device,
+        batch_transform=_mixing(arguments, classes),
         trackers=() if arguments.track == "none" else arguments.track,
         describe=_describe(arguments, places, classes, train.batch_size),
     )
@@ -261,6 +262,22 @@ def _begin_with(model: torch.nn.Module, arguments: argparse.Namespace) -> list[s
     return said
 
 
+def _mixing(arguments: argparse.Namespace, classes: int) -> Any:
+    """MixUp, CutMix, or one of them per batch."""
+    if not arguments.mixup and not arguments.cutmix:
+        return None
+    from fuelrail.torch import Mixup
+
+    # Smoothing is the loss's, as without mixing.
+    return Mixup(
+        arguments.mixup,
+        arguments.cutmix,
+        label_smoothing=0.0,
+        num_classes=classes,
+        seed=arguments.seed,
+    )
+
+
 def _device(name: str | None, place: Place | None) -> torch.device:
     """The device asked for; of several ranks on one machine each has a GPU of its own."""
     import torch
@@ -278,11 +295,11 @@ def _run(trainer: Trainer, loader: Loader, arguments: argparse.Namespace) -> Non
     for step in trainer.steps():
         if shown is None:
             # Copies: a view would hold the batch's slot for the whole run.
-            shown = step.images[:32].detach().clone(), step.labels[:32].tolist()
+            shown = step.images[:32].detach().clone(), step.batch["label"][:32].tolist()
         if labels is not None:
             if step.epoch > 0 and len(labels) == 1 and trainer.history:
                 raise OneLabel(labels.pop())
-            labels.update(step.labels.tolist())
+            labels.update(step.batch["label"].tolist())
             # Two are enough; then nobody looks again.
             labels = None if len(labels) > 1 else labels
         step.train()
@@ -304,7 +321,19 @@ def _recipe(arguments: argparse.Namespace) -> Any:
 
 
 def _describe(arguments: argparse.Namespace, places: Places, classes: int, batch_size: int) -> dict[str, Any]:
-    named = ("model", "data", "val", "size", "augment", "min_scale", "seed", "init", "freeze")
+    named = (
+        "model",
+        "data",
+        "val",
+        "size",
+        "augment",
+        "min_scale",
+        "seed",
+        "init",
+        "freeze",
+        "mixup",
+        "cutmix",
+    )
     described = {name: _plain(getattr(arguments, name)) for name in named}
     held_out = None if places.val is None else [str(Path(places.val).absolute()), places.val_split]
     if places.val is not None and "://" in str(places.val):
@@ -389,6 +418,8 @@ def _data_options(data: argparse._ArgumentGroup) -> None:
         help="standard: random resized crop and flip; strong: also colour jitter and erasing",
     )
     add("--min-scale", type=float, default=0.35, help="smallest crop, as a share of the image's area")
+    add("--mixup", type=float, default=0.0, metavar="ALPHA", help="mix images of a batch (0: off; often 0.2)")
+    add("--cutmix", type=float, default=0.0, metavar="ALPHA", help="paste parts of them (0: off; often 1.0)")
     add("--no-flip", action="store_true", help="no horizontal flips (digits, letters)")
     add(
         "--on-error",

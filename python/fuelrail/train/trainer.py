@@ -47,8 +47,8 @@ __all__ = ["Recipe", "Step", "Stopped", "Trainer"]
 
 #: Own figures of a model: takes it in evaluation mode.
 Evaluate = Callable[[nn.Module], Mapping[str, float]]
-#: Images and labels to images and labels, (N,) or (N, classes): MixUp and its like.
-BatchTransform = Callable[..., tuple[torch.Tensor, torch.Tensor]]
+#: Images and labels to images and labels, (N,) or (N, classes); or `fuelrail.torch.MixUp` and its like.
+BatchTransform = Callable[..., Any]
 
 
 class Trainer:
@@ -57,7 +57,8 @@ class Trainer:
     `val_loader` is evaluated after every epoch, and so is `evaluate(model)`, which returns figures by name. With
     `out`, metrics and checkpoints go to that folder; `resume=True` continues from its newest readable checkpoint, or
     starts where there is none. `optimizer` replaces the recipe's: an object, or a callable that is given parameter
-    groups (`torch.optim.RMSprop`). `batch_transform(images, labels)` runs on the device before each step.
+    groups (`torch.optim.RMSprop`). `batch_transform(images, labels)` runs on the device before each step; so does
+    `fuelrail.torch.MixUp` and its like.
     `describe` is recorded in the metrics and in every checkpoint; a resume must bring the same `describe["model"]`
     where both have one. `trackers` names who is told the figures beside metrics.jsonl: "tensorboard", "mlflow",
     "wandb", or "auto" for those that are installed. The model is moved to `device` (default: the GPU when there is one,
@@ -280,7 +281,7 @@ class Trainer:
             images, labels = images.to(self.device), labels.to(self.device)
             self._group.copied += time.perf_counter() - began
         if self.batch_transform is not None:
-            images, labels = self.batch_transform(images, labels)
+            images, labels = self._transformed(turn.batch, epoch, images, labels)
         if self.channels_last and images.ndim == 4:
             images = images.contiguous(memory_format=torch.channels_last)
         if self.ranks.size > 1 and self._zeros.shape[1:] != images.shape[1:]:
@@ -290,6 +291,18 @@ class Trainer:
         step.lr = self.schedule.apply(self.optimizer, middle)
         self._current = step
         return step
+
+    def _transformed(
+        self, batch: Any, epoch: int, images: torch.Tensor, labels: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """A batch that is mixed: fuelrail's own draw by its place in the run, so that a resume draws the same."""
+        transform: Any = self.batch_transform
+        if not hasattr(transform, "mixed"):
+            images, labels = transform(images, labels)
+            return images, labels
+        positions = batch["position"]
+        images, labels = transform.mixed(images, labels, epoch=epoch, position=int(positions[0]))
+        return images, labels
 
     def _put_away(self) -> None:
         assert self._current is not None
