@@ -33,6 +33,8 @@ pub mod ring;
 pub mod token;
 
 #[cfg(feature = "client")]
+pub mod bagging;
+#[cfg(feature = "client")]
 pub mod client;
 
 #[cfg(feature = "daemon")]

@@ -164,6 +164,27 @@ def mapping(takes: str) -> Check:
     return check
 
 
+def share(value: Any) -> dict[str, Any]:
+    """A shared feed by its name, or with how it is shared."""
+    takes = (
+        'a name, or a mapping like {"name": "trials", "clients": 4, "laggards": "detach", "patience_s": 60}'
+    )
+    if isinstance(value, str):
+        value = {"name": value}
+    if not isinstance(value, Mapping) or not isinstance(value.get("name"), str) or not value["name"]:
+        raise Refused(takes)
+    if unknown := set(value) - {"name", "clients", "laggards", "patience_s"}:
+        raise Refused(takes, f"{min(map(str, unknown))!r} is not known")
+    return dict(value)
+
+
+def bagging(value: Any) -> bool | int:
+    """Whether, or the number of a model."""
+    if _is_bool(value):
+        return bool(value)
+    return int(whole(0, (1 << 63) - 1)(value))
+
+
 def bytes_or_text(value: Any) -> int | str:
     """A number of bytes, or text like "100gb"."""
     if isinstance(value, str):

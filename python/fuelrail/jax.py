@@ -26,7 +26,7 @@ from jax.sharding import Sharding, SingleDeviceSharding
 __all__ = ["Batch", "Loader", "fields", "transforms"]
 
 #: What the daemon knows of rows stays numpy's: JAX has no 64-bit numbers unless it is told to.
-_COLUMNS: dict[str, type[np.generic]] = {"i64": np.int64, "bool": np.bool_}
+_COLUMNS: dict[str, type[np.generic]] = {"i64": np.int64, "bool": np.bool_, "f32": np.float32}
 
 
 class Batch(loader.Batch[Any]):
@@ -89,9 +89,9 @@ class Loader(BaseLoader[Any]):
             'this pipeline leaves floats to its clients (finish = "client"), which fuelrail.jax does not make'
         )
 
-    def _column(self, batch: _native.Batch, at: int, dtype: str, name: str) -> Any:
-        column = np.frombuffer(batch.column(at), dtype=_COLUMNS[dtype])
-        return self._put(column) if name == "label" else column
+    def _column(self, column: bytearray, dtype: str, name: str) -> Any:
+        array = np.frombuffer(column, dtype=_COLUMNS[dtype])
+        return self._put(array) if name in ("label", "weight") else array
 
     def _put(self, array: np.ndarray) -> Any:
         # JAX keeps what it reads from until it has read it, so the slot goes back no earlier.

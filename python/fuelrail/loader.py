@@ -172,6 +172,8 @@ class BaseLoader(ABC, Generic[Array]):
         prefetch_factor: int = 2,
         rank: int = 0,
         world_size: int = 1,
+        share: str | Mapping[str, Any] | None = None,
+        bagging: bool | int = False,
         timeout: float | None = 300.0,
         on_error: str = "substitute",
         error_budget: float | str | None = None,
@@ -244,6 +246,7 @@ class BaseLoader(ABC, Generic[Array]):
         self._source = _shown(source)
         self._closed = False
         try:
+            self._model = self._joined(chosen)
             self._refuse_without_gpu(chosen)
             self._opened()
         except BaseException:
@@ -263,8 +266,8 @@ class BaseLoader(ABC, Generic[Array]):
         """Floats of field `at`, which came as bytes; `fuelrail.uploads.Place.finish` is the same on a GPU."""
 
     @abstractmethod
-    def _column(self, batch: _native.Batch, at: int, dtype: str, name: str) -> Array:
-        """Column `at` of a native batch."""
+    def _column(self, column: bytearray, dtype: str, name: str) -> Array:
+        """One number a row: a column of a batch, or what goes with it."""
 
     def _take(self, iteration: int) -> tuple[_native.Batch, Held[Array]] | None:
         """The next batch and its fields as the framework's arrays."""
@@ -287,9 +290,12 @@ class BaseLoader(ABC, Generic[Array]):
                 )
                 fields.put(field, tensors[at], lengths, Rows(self._ragged, batch, at))
         for at, column in enumerate(self._columns):
-            fields[column["name"]] = (
-                columns[at] if at in columns else self._column(batch, at, column["dtype"], column["name"])
-            )
+            name, dtype = column["name"], column["dtype"]
+            fields[name] = columns[at] if at in columns else self._column(batch.column(at), dtype, name)
+        if self._model is not None:
+            position = next(at for at, column in enumerate(self._columns) if column["name"] == "position")
+            weights = self._feed.bagging(self._model, batch.epoch, bytes(batch.column(position)))
+            fields["weight"] = self._column(weights, "f32", "weight")
         return fields
 
     def _dtype(self, name: str | None) -> str | None:
@@ -299,6 +305,22 @@ class BaseLoader(ABC, Generic[Array]):
     def _place(self, device: Any) -> Any:
         """Where batches go; refused where the framework cannot."""
         return device
+
+    def _joined(self, chosen: LoaderOptions) -> int | None:
+        """Takes note of the shared feed that this is a client of; the model that is trained, for bagging."""
+        joined = self._attached.get("share")
+        if joined is not None:
+            logger.info(
+                "client %d of a shared feed, from epoch %d on", joined["member"], joined["start"]["epoch"]
+            )
+        if chosen.bagging is False:
+            return None
+        if chosen.bagging is True and joined is None:
+            raise ConfigError(
+                "bagging=True takes this client's number in a shared feed (share=), and this feed is not shared: give "
+                "the model's number, bagging=3"
+            )
+        return int(joined["member"]) if chosen.bagging is True and joined is not None else int(chosen.bagging)
 
     def _refuse_without_gpu(self, chosen: LoaderOptions) -> None:
         if getattr(self._device, "type", None) != "cuda":

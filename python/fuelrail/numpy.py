@@ -23,7 +23,7 @@ except ModuleNotFoundError as error:
 __all__ = ["Batch", "Loader", "fields", "transforms"]
 
 _FLOATS: dict[str, type[np.generic]] = {"f32": np.float32, "f16": np.float16}
-_COLUMNS: dict[str, type[np.generic]] = {"i64": np.int64, "bool": np.bool_}
+_COLUMNS: dict[str, type[np.generic]] = {"i64": np.int64, "bool": np.bool_, "f32": np.float32}
 
 
 @documented(*(name for name in OPTIONS if name not in OF_DEVICES))
@@ -76,6 +76,6 @@ class Loader(BaseLoader[np.ndarray]):
         finished: np.ndarray = floats.astype(_FLOATS[left["dtype"]], copy=False)
         return finished
 
-    def _column(self, batch: _native.Batch, at: int, dtype: str, name: str) -> np.ndarray:
+    def _column(self, column: bytearray, dtype: str, name: str) -> np.ndarray:
         del name
-        return np.frombuffer(batch.column(at), dtype=_COLUMNS[dtype])
+        return np.frombuffer(column, dtype=_COLUMNS[dtype])

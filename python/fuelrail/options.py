@@ -123,6 +123,13 @@ class LoaderOptions:
     """this process's share: row j of a global batch belongs to rank j mod world_size."""
     world_size: Annotated[int, Option("client", checks.whole(1, (1 << 32) - 1))] = 1
     """processes that share the batches."""
+    share: Annotated[str | Mapping[str, Any] | None, Option("pipeline", checks.share)] = None
+    """the name of a feed that several processes share: each gets every batch, and each is decoded once. Or a mapping:
+    "name", "clients" (the first batch waits for so many), "laggards" ("wait" for a client that is slow, or "detach" it)
+    and "patience_s"."""
+    bagging: Annotated[bool | int, Option("client", checks.bagging)] = False
+    """adds a field "weight": how often each row is in this model's bootstrap sample, Poisson(1), a function of seed,
+    model, epoch and position. The number of the model; or True: this client's number in the shared feed."""
     timeout: Annotated[float | None, Option("client", checks.seconds, none="meant")] = 300.0
     """seconds (or a timedelta) after which a batch that does not come is an error, and after which opening the source
     is, when it makes no progress; 0 or None waits for ever."""

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
+use fuelrail_loader::bagging;
 use fuelrail_loader::client::{
     self, Address, Caller, ClientError, Feed as Inner, INTERRUPT_PERIOD, Memory, News, Next, Steps, Waiting,
     Wanted, until,
@@ -275,6 +276,22 @@ impl Feed {
     /// What the daemon told about the feed, as JSON.
     fn attached(&self) -> String {
         serde_json::to_string(&self.attached).expect("plain data")
+    }
+
+    /// Poisson(1) weights of rows for a client, as f32; `positions` are theirs, as i64.
+    fn bagging<'py>(
+        &self,
+        py: Python<'py>,
+        client: u64,
+        epoch: u64,
+        positions: &[u8],
+    ) -> Bound<'py, PyByteArray> {
+        let seed = self.attached.identity.seed;
+        let weight = |position: &[u8; 8]| {
+            f32::from(bagging::weight(seed, client, epoch, u64::from_le_bytes(*position))).to_le_bytes()
+        };
+        let weights: Vec<u8> = positions.as_chunks::<8>().0.iter().flat_map(weight).collect();
+        PyByteArray::new(py, &weights)
     }
 
     /// Process id of the daemon.

@@ -33,7 +33,7 @@ __all__ = ["Batch", "CutMix", "Loader", "MixUp", "Mixup", "Ragged", "fields", "t
 
 logger = logging.getLogger("fuelrail")
 
-_COLUMNS = {"i64": torch.int64, "bool": torch.bool}
+_COLUMNS = {"i64": torch.int64, "bool": torch.bool, "f32": torch.float32}
 
 
 class Ragged(values.Ragged[torch.Tensor]):
@@ -161,8 +161,8 @@ class Loader(BaseLoader[torch.Tensor]):
     ) -> torch.Tensor:
         return finish(array, left, beside)
 
-    def _column(self, batch: _native.Batch, at: int, dtype: str, name: str) -> torch.Tensor:
+    def _column(self, column: bytearray, dtype: str, name: str) -> torch.Tensor:
         kind = _COLUMNS[dtype]
         # torch.frombuffer refuses an empty buffer: a rank without rows in a tail.
-        column = torch.frombuffer(batch.column(at), dtype=kind) if batch.rows else torch.empty(0, dtype=kind)
-        return self._placed(column) if name == "label" else column
+        tensor = torch.frombuffer(column, dtype=kind) if column else torch.empty(0, dtype=kind)
+        return self._placed(tensor) if name in ("label", "weight") else tensor
