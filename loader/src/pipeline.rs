@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use fuelrail_connectors::{Fingerprint, IndexedSource, Opening, Schema, SourceConfig};
+use fuelrail_connectors::{IndexedSource, Opening, Schema, SourceConfig};
 
 use crate::config::{OnError, PipelineConfig};
 use crate::engine::flow::Flows;
@@ -74,21 +74,6 @@ impl Supply {
         match self {
             Self::Indexed { order, .. } => Some(order.len()),
             Self::Stream { .. } => None,
-        }
-    }
-
-    /// Identity of the data, of an indexed source.
-    pub fn fingerprint(&self) -> Option<Fingerprint> {
-        match self {
-            Self::Indexed { source, .. } => Some(source.fingerprint()),
-            Self::Stream { .. } => None,
-        }
-    }
-
-    /// Takes the records from another open source of the same data.
-    pub fn share(&mut self, same: Arc<dyn IndexedSource>) {
-        if let Self::Indexed { source, .. } = self {
-            *source = same;
         }
     }
 
@@ -163,6 +148,8 @@ pub struct Pipeline {
     pub identity: Identity,
     /// Worker threads.
     pub threads: usize,
+    /// Feeds that use these threads alike, this one among them.
+    pub sharers: usize,
 }
 
 impl Pipeline {
@@ -235,7 +222,7 @@ impl Pipeline {
         };
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let threads = if config.num_workers == 0 { cores } else { config.num_workers as usize };
-        Ok(Self { config, supply, fields, identity, threads })
+        Ok(Self { config, supply, fields, identity, threads, sharers: 1 })
     }
 
     /// How epochs are cut for a number of ranks.
@@ -248,7 +235,8 @@ impl Pipeline {
             return refuse(format!("world_size = {world_size} is not between 1 and {}", 1 << 20));
         }
         let (len, batch_size) = (self.supply.len(), self.config.batch_size);
-        let batching = Batching { len, batch_size, world_size, drop_last: self.config.drop_last };
+        let drop_last = self.config.drop_last;
+        let batching = Batching { len, batch_size, world_size, drop_last, foreseen: len.is_some() };
         if let Some(len) = len
             && batching.batches_from(0) == Some(0)
         {

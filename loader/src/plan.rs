@@ -1,9 +1,12 @@
 //! Cutting an epoch into batches: which positions are in a batch, and which of its rows belong to a rank.
 //!
 //! A *global batch* is `batch_size x world_size` consecutive positions; its row `j` belongs to rank `j mod world_size`.
-//! All ranks get the same number of batches; in the last one row counts differ by at most one and may be zero. Batches
-//! are counted from wherever the epoch was entered, so a resume at any position, at any world size, goes on exactly.
-//! Daemon and client share this file, so neither has to tell the other when an epoch ends.
+//! All ranks get the same number of batches, and in each of them row counts differ by at most one. A last batch of fewer
+//! rows than ranks would leave ranks with none, and a mean loss of nothing is nan: the batch before it gives up some of
+//! its rows, so that every rank has one. What remains are ranks without a row where a rank's batch is a single row, where
+//! an epoch has fewer records than ranks, and at the end of a stream, which nobody knows beforehand. Batches are counted
+//! from wherever the epoch was entered, so a resume at any position, at any world size, goes on exactly. Daemon and client
+//! share this file, so neither has to tell the other when an epoch ends.
 
 use serde::{Deserialize, Serialize};
 
@@ -27,6 +30,8 @@ pub struct Batching {
     pub world_size: u64,
     /// Whether a global batch that would not be full is left out.
     pub drop_last: bool,
+    /// Whether the end of an epoch is known from its beginning; of a stream it is not.
+    pub foreseen: bool,
 }
 
 impl Batching {
@@ -60,7 +65,10 @@ impl Batching {
     /// The position behind the global batch that begins at `position`.
     pub fn after(&self, position: u64) -> u64 {
         let end = position.saturating_add(self.global_batch());
-        self.len.map_or(end, |len| len.min(end))
+        let Some(len) = self.len else { return end };
+        let tail = len.saturating_sub(end);
+        let is_shared = self.foreseen && !self.drop_last && self.batch_size > 1;
+        if is_shared && 0 < tail && tail < self.world_size { len - self.world_size } else { len.min(end) }
     }
 
     /// The positions of `rank`'s rows in the global batch that begins at `position`.
@@ -87,23 +95,31 @@ mod tests {
 
     proptest! {
         #[test]
-        fn ranks_together_are_the_global_batches_of_one_rank(
-            len in 1u64..500, batch_size in 1u64..20, world in 1u64..9, start in 0u64..500, drop_last: bool,
+        fn ranks_together_are_the_rows_of_one_rank_in_as_many_batches(
+            len in 1u64..500, batch_size in 1u64..20, world in 1u64..9, start in 0u64..500, drop_last: bool, foreseen: bool,
         ) {
             let start = start % (len + 1);
-            let many = Batching { len: Some(len), batch_size, world_size: world, drop_last };
-            let one = Batching { len: Some(len), batch_size: batch_size * world, world_size: 1, drop_last };
+            let many = Batching { len: Some(len), batch_size, world_size: world, drop_last, foreseen };
+            let one = Batching { batch_size: batch_size * world, world_size: 1, ..many };
             let ranks: Vec<_> = (0..world).map(|rank| epoch_rows(&many, start, rank)).collect();
             let whole = epoch_rows(&one, start, 0);
             prop_assert!(ranks.iter().all(|rank| rank.len() == whole.len()));
-            for (at, global) in whole.iter().enumerate() {
+            let full = whole.len().saturating_sub(2);
+            let mut all = Vec::new();
+            for at in 0..whole.len() {
                 let mut joined: Vec<u64> = ranks.iter().flat_map(|rank| rank[at].iter().copied()).collect();
                 joined.sort_unstable();
-                prop_assert_eq!(&joined, global);
+                if at < full {
+                    prop_assert_eq!(&joined, &whole[at]);
+                }
+                all.extend(joined);
                 let counts: Vec<usize> = ranks.iter().map(|rank| rank[at].len()).collect();
                 prop_assert!(counts.iter().max().unwrap() - counts.iter().min().unwrap() <= 1);
                 prop_assert!(counts.iter().all(|&rows| rows as u64 <= many.most_rows()));
+                let has_enough = foreseen && batch_size > 1 && len - start >= world;
+                prop_assert!(!has_enough || counts.iter().all(|&rows| rows > 0), "{:?}", counts);
             }
+            prop_assert_eq!(all, whole.concat());
             if !drop_last {
                 prop_assert_eq!(whole.concat(), (start..len).collect::<Vec<_>>());
             }
@@ -111,14 +127,15 @@ mod tests {
 
         #[test]
         fn a_resume_in_the_middle_sees_the_complement(len in 1u64..500, first in 1u64..20, then in 1u64..20, cut in 0u64..40) {
-            let before = Batching { len: Some(len), batch_size: first, world_size: 1, drop_last: false };
+            let before =
+                Batching { len: Some(len), batch_size: first, world_size: 3, drop_last: false, foreseen: true };
             let mut position = 0;
             let mut seen = Vec::new();
             for _ in 0..cut.min(before.batches_from(0).unwrap()) {
-                seen.extend(before.rows(position, 0));
+                seen.extend(position..before.after(position));
                 position = before.after(position);
             }
-            let after = Batching { batch_size: then, ..before };
+            let after = Batching { batch_size: then, world_size: 1, ..before };
             seen.extend(epoch_rows(&after, position, 0).concat());
             prop_assert_eq!(seen, (0..len).collect::<Vec<_>>());
         }
@@ -126,7 +143,13 @@ mod tests {
 
     #[test]
     fn a_batch_larger_than_the_epoch_has_the_rows_that_there_are() {
-        let batching = Batching { len: Some(64), batch_size: 1_000_000, world_size: 3, drop_last: false };
+        let batching = Batching {
+            len: Some(64),
+            batch_size: 1_000_000,
+            world_size: 3,
+            drop_last: false,
+            foreseen: true,
+        };
         assert_eq!((batching.most_rows(), batching.rows(0, 0).count()), (22, 22));
         assert_eq!(Batching { batch_size: 8, ..batching }.most_rows(), 8);
         assert_eq!(Batching { len: None, ..batching }.most_rows(), 1_000_000);
@@ -134,7 +157,8 @@ mod tests {
 
     #[test]
     fn the_end_of_an_epoch_is_the_start_of_the_next() {
-        let batching = Batching { len: Some(10), batch_size: 4, world_size: 1, drop_last: true };
+        let batching =
+            Batching { len: Some(10), batch_size: 4, world_size: 1, drop_last: true, foreseen: true };
         assert_eq!(batching.settle(Cursor { epoch: 2, position: 8 }), Cursor { epoch: 3, position: 0 });
         assert_eq!(batching.settle(Cursor { epoch: 2, position: 4 }), Cursor { epoch: 2, position: 4 });
     }

@@ -43,7 +43,7 @@ pub fn which(
         let _ = news.send(());
     });
     let len = pipeline.supply.len();
-    let batching = Batching { len, batch_size: count, world_size: 1, drop_last: false };
+    let batching = Batching { len, batch_size: count, world_size: 1, drop_last: false, foreseen: true };
     let mut course = pipeline.supply.course(Seat { rank: 0, batching }, notify);
     course.seek(cursor, place.map(Into::into))?;
     if let Some(len) = len.filter(|len| cursor.position > *len) {

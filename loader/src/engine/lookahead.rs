@@ -63,7 +63,7 @@ mod tests {
     use super::*;
 
     fn batching(len: u64) -> Batching {
-        Batching { len: Some(len), batch_size: 10, world_size: 2, drop_last: false }
+        Batching { len: Some(len), batch_size: 10, world_size: 2, drop_last: false, foreseen: true }
     }
 
     #[test]
