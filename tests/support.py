@@ -14,7 +14,7 @@ import textwrap
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -202,9 +202,15 @@ class Script:
     """A Python script in a process (and session) of its own, which talks in lines of JSON."""
 
     def __init__(
-        self, code: str, *arguments: Any, footprint: Footprint | None = None, session: bool = True
+        self,
+        code: str,
+        *arguments: Any,
+        footprint: Footprint | None = None,
+        session: bool = True,
+        variables: Mapping[str, Any] | None = None,
     ) -> None:
         environment = footprint.environment if footprint else os.environ | {"PYTHONUNBUFFERED": "1"}
+        environment = environment | {name: str(value) for name, value in (variables or {}).items()}
         # One write for a line: a forked child may speak at the same time.
         prologue = "import json, os, sys\ndef say(value): os.write(1, (json.dumps(value) + '\\n').encode())\n"
         self._process = subprocess.Popen(

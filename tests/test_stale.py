@@ -200,7 +200,7 @@ def test_a_file_that_changes_between_two_ranks_is_no_silent_difference(tmp_path:
 
     with rank(0):
         table(tmp_path, 1)
-        with pytest.raises(FuelrailError, match=r"rank 1 finds other data .* start all ranks again"):
+        with pytest.raises(FuelrailError, match=r"rank 1 sees different data .* Restart all ranks"):
             rank(1)
         # Both again, as after a restart.
         with rank(0) as first, rank(1) as second:

@@ -136,6 +136,7 @@ LOSSY = {
     "connectors/src/sources/table/text.rs": "cells of a table, keys of an object",
     "connectors/src/sources/tar/unpack.rs": "a folder that is checked to be UTF-8",
     "loader/src/cli/pack/mod.rs": "comparing names",
+    "loader/src/client/node.rs": "what a daemon said that could not start",
     "loader/src/client/private.rs": "comparing names of variables",
     "loader/src/permission.rs": "a path that was given as text",
     "transforms/src/decode/jpeg.rs": "what libjpeg says",

@@ -10,7 +10,7 @@ import struct
 from pathlib import Path
 from typing import Any
 
-PROTOCOL = 6
+PROTOCOL = 7
 
 
 class Wire:

@@ -77,6 +77,8 @@ struct Shared {
     steps: Mutex<Vec<Arc<Count>>>,
     /// What it looked at: each says whether that is still the same.
     looks: Mutex<Vec<Look>>,
+    /// One that it waits for.
+    awaited: Mutex<Option<Opening>>,
 }
 
 /// Looks at something again.
@@ -113,12 +115,20 @@ impl Opening {
 
     /// How far it has come; `None` before the first step that takes long, and between steps.
     pub fn progress(&self) -> Option<Progress> {
+        if let Some(awaited) = &*lock(&self.0.awaited) {
+            return awaited.progress();
+        }
         let steps = lock(&self.0.steps);
         let Count { what, counted, done, total } = &**steps.last()?;
         let done = done.load(Ordering::Relaxed);
         // What grows while it is read is not more than all of it.
         let total = total.map(|total| total.max(done));
         Some(Progress { what: (*what).to_owned(), done, total, counted: *counted })
+    }
+
+    /// As long as it waits for another to open the same, that one's progress is its own.
+    pub fn awaits(&self, other: Option<Self>) {
+        *lock(&self.0.awaited) = other;
     }
 
     /// Whether opening it again would find the same: looks at all that was looked at, and reads none of it. Takes part

@@ -1,10 +1,11 @@
 //! Where the daemon's log lines go: a standalone daemon writes to stderr, a private one to a socket that its client
-//! reads.
+//! reads, that of a node to one of its clients: of the process with the lowest number, the feed that spoke last.
 
 use std::collections::VecDeque;
 use std::fmt::Write as _;
 use std::io::IsTerminal as _;
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use fuelrail_connectors::{RECOGNISED, printable};
@@ -30,9 +31,71 @@ const MAX_UNSENT: usize = 1 << 20;
 /// The way to the client. Lines are sent by whoever logs them, so that each is there before anything that is said after
 /// it.
 struct Channel {
-    socket: OwnedFd,
+    way: Way,
     unsent: VecDeque<u8>,
     missed: u64,
+}
+
+enum Way {
+    Socket(OwnedFd),
+    /// Of several clients, the one that spoke last at the end.
+    Listeners(Vec<(u64, Listener)>),
+}
+
+impl Way {
+    /// How much of these frames is on its way now.
+    fn take(&self, frames: &[u8]) -> Option<usize> {
+        match self {
+            Self::Socket(socket) => protocol::send(socket.as_fd(), frames, None).ok(),
+            Self::Listeners(listeners) => {
+                let (_, first) = listeners.iter().rev().min_by_key(|(_, listener)| listener.process)?;
+                (first.hear)(frames.to_vec()).then_some(frames.len())
+            }
+        }
+    }
+}
+
+/// A client that hears the log.
+struct Listener {
+    /// Its process's number.
+    process: u64,
+    /// Sends frames to it, unless too many wait already.
+    hear: Box<dyn Fn(Vec<u8>) -> bool + Send>,
+}
+
+/// A client's part of the log; it ends when this is dropped.
+pub struct Listening(u64);
+
+impl Listening {
+    /// From now on the client of this process may hear the log.
+    pub fn new(process: u64, hear: impl Fn(Vec<u8>) -> bool + Send + 'static) -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let own = Self(NEXT.fetch_add(1, Ordering::Relaxed));
+        own.among(|listeners| listeners.push((own.0, Listener { process, hear: Box::new(hear) })));
+        own
+    }
+
+    /// It has just spoken, so it will soon listen.
+    pub fn spoke(&self) {
+        self.among(|listeners| {
+            let at = listeners.iter().position(|(id, _)| *id == self.0);
+            at.into_iter().for_each(|at| listeners[at..].rotate_left(1));
+        });
+    }
+
+    fn among(&self, change: impl FnOnce(&mut Vec<(u64, Listener)>)) {
+        let mut channel = CHANNEL.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(Channel { way: Way::Listeners(listeners), .. }) = channel.as_mut() {
+            change(listeners);
+        }
+        channel.iter_mut().for_each(Channel::flush);
+    }
+}
+
+impl Drop for Listening {
+    fn drop(&mut self) {
+        self.among(|listeners| listeners.retain(|(id, _)| *id != self.0));
+    }
 }
 
 static CHANNEL: Mutex<Option<Channel>> = Mutex::new(None);
@@ -52,9 +115,7 @@ impl Channel {
     fn flush(&mut self) {
         while !self.unsent.is_empty() {
             // A client that is gone ends the daemon by that; its log is nobody's.
-            let Ok(sent) = protocol::send(self.socket.as_fd(), self.unsent.make_contiguous(), None) else {
-                return;
-            };
+            let Some(sent) = self.way.take(self.unsent.make_contiguous()) else { return };
             self.unsent.drain(..sent);
         }
         if self.missed > 0 {
@@ -128,7 +189,17 @@ pub fn to_client(socket: OwnedFd) {
     quiet_worker_panics();
     // What is no socket takes no line.
     let _ = rustix::io::ioctl_fionbio(&socket, true);
-    let channel = Channel { socket, unsent: VecDeque::new(), missed: 0 };
+    to(Way::Socket(socket));
+}
+
+/// Lines to the clients that are [`Listening`], each to one of them; before there is one they wait.
+pub fn to_listeners() {
+    quiet_worker_panics();
+    to(Way::Listeners(Vec::new()));
+}
+
+fn to(way: Way) {
+    let channel = Channel { way, unsent: VecDeque::new(), missed: 0 };
     *CHANNEL.lock().unwrap_or_else(PoisonError::into_inner) = Some(channel);
     let filter = EnvFilter::try_from_env("FUELRAIL_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
     let _ = tracing_subscriber::registry().with(filter).with(ClientLayer).try_init();

@@ -62,8 +62,9 @@ pub struct Consumer {
 }
 
 impl Metrics {
-    /// The counters; the reader's figures and the verdict are added by the engine.
-    pub fn stats(&self, threads: usize) -> Stats {
+    /// The counters; the reader's figures and the verdict are added by the engine. Of its threads a feed has one in
+    /// `sharers`.
+    pub fn stats(&self, threads: usize, sharers: usize) -> Stats {
         let read = |counter: &AtomicU64| counter.load(Relaxed);
         let wall_ns = self.since.elapsed().as_nanos() as u64;
         let (ring_full_ns, transform_ns) = (read(&self.ring_full_ns), read(&self.transform_ns));
@@ -78,7 +79,7 @@ impl Metrics {
             queue_ns: read(&self.queue_ns),
             transform_ns,
             ring_full_ns,
-            starved_ns: active_ns.saturating_sub(transform_ns / threads as u64),
+            starved_ns: active_ns.saturating_sub(transform_ns * sharers as u64 / threads as u64),
             threads: threads as u32,
             peak_rss_bytes: peak_rss_bytes(),
             cpu_ns: cpu_ns(),
@@ -92,11 +93,13 @@ impl Metrics {
 ///
 /// A consumer that hardly waited for data was the limit itself. Otherwise it is the workers when they were busy for
 /// most of the time in which a slot was free, and reading when they were not. Without a consumer's figures the share of
-/// the time in which every slot was taken stands for them.
-pub fn verdict(stats: &Stats, consumer: Consumer) -> (String, String) {
+/// the time in which every slot was taken stands for them. Threads that `sharers` have together are busy for all of them
+/// when each has them busy for its part.
+pub fn verdict(stats: &Stats, sharers: usize, consumer: Consumer) -> (String, String) {
     let share = |part: u64, whole: u64| if whole == 0 { 0.0 } else { part as f64 / whole as f64 };
     let active_ns = stats.wall_ns.saturating_sub(stats.ring_full_ns);
-    let busy = share(stats.transform_ns / u64::from(stats.threads.max(1)), active_ns).min(1.0);
+    let busy =
+        share(stats.transform_ns * sharers as u64 / u64::from(stats.threads.max(1)), active_ns).min(1.0);
     let (train_is_limit, waited) = if consumer.iteration_ns > 0 {
         let waited = share(consumer.data_wait_ns, consumer.iteration_ns);
         (waited < 0.05, format!("the loop waited for data {:.1}% of the time", 100.0 * waited))
@@ -175,12 +178,13 @@ mod tests {
     fn the_stage_that_the_others_wait_for_is_the_limit() {
         let waits = Consumer { data_wait_ns: 600, iteration_ns: 1000 };
         let fed = Consumer { data_wait_ns: 10, iteration_ns: 1000 };
-        let limit = |stats: &Stats, consumer| verdict(stats, consumer).0;
+        let limit = |stats: &Stats, consumer| verdict(stats, 1, consumer).0;
         assert_eq!(limit(&stats(0, 1900), waits), "transform");
         assert_eq!(limit(&stats(0, 200), waits), "read");
         assert_eq!(limit(&stats(800, 300), fed), "train");
         assert_eq!(limit(&stats(800, 300), Consumer::default()), "train");
         assert_eq!(limit(&stats(100, 1700), Consumer::default()), "transform");
+        assert_eq!(verdict(&stats(0, 480), 4, waits).0, "transform", "four ranks keep the threads busy");
     }
 
     #[test]

@@ -49,7 +49,7 @@ use crate::plan::{Batching, Cursor};
 use crate::token::{Identity, Place};
 
 /// Version of the messages; both sides must have the same.
-pub const PROTOCOL: u32 = 6;
+pub const PROTOCOL: u32 = 7;
 
 /// Longest frame: a pipeline with a long class list is the largest thing ever sent.
 pub const MAX_FRAME: usize = 16 << 20;
@@ -123,6 +123,24 @@ pub struct Attach {
     /// Where to start.
     #[serde(default)]
     pub start: Cursor,
+    /// Which of a job's processes this is, where they share the daemon of their node.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub member: Option<Member>,
+}
+
+/// One of the processes of a job, and which of its Loaders attaches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Member {
+    /// Its number in the job. Processes that are replicas have numbers of their own and the same rank.
+    pub process: u64,
+    /// Processes of the job.
+    pub processes: u64,
+    /// Those of them on this node.
+    pub here: u64,
+    /// Which of the Loaders that the process has made: the other processes' of this number must be the same. `None` of
+    /// one that has nothing to do with them.
+    pub loader: Option<u64>,
 }
 
 fn one() -> u64 {

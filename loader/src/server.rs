@@ -7,8 +7,9 @@
 //!
 //! A *private* daemon has its client's socket as standard input, takes further connections over it (`adopt`), writes
 //! its log to its standard output, a socket too (lines about the data of one feed go to that feed, as everywhere),
-//! ignores the terminal's signals, and ends when the last connection has ended. A standalone one listens on a socket
-//! that only its own user can open (mode 0600, peer uid checked besides).
+//! ignores the terminal's signals, and ends when the last connection has ended. One of a *job* serves the processes of
+//! a job on this node: it has a listening socket as standard input, and ends as a private one does. A standalone one
+//! listens on a socket that only its own user can open (mode 0600, peer uid checked besides).
 
 use std::collections::BTreeMap;
 use std::io;
@@ -28,7 +29,7 @@ use tokio::io::Interest;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
-use tokio::task::{JoinError, JoinHandle};
+use tokio::task::{JoinError, JoinHandle, JoinSet};
 use tokio::time::MissedTickBehavior;
 
 use crate::config::{DaemonConfig, PipelineConfig};
@@ -41,7 +42,7 @@ use crate::protocol::{
     self, Attach, Decoder, ErrorKind, MAX_KEYS, PROTOCOL, PipelineRef, Progress, Reply, Request,
 };
 use crate::refusal::Refusal;
-use crate::sharing::{self, Seat, Sharing};
+use crate::sharing::{self, Party, Seat, Sharing};
 
 /// A client that does not say hello within this time is let go.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
@@ -58,10 +59,27 @@ const PROGRESS_PERIOD: Duration = Duration::from_millis(100);
 /// Time between two lines about it in the daemon's own log.
 const LOG_PERIOD: Duration = Duration::from_secs(10);
 
+/// A job's daemon that nobody comes to ends after this.
+const GRACE: Duration = Duration::from_secs(60);
+
+/// Lines of the log that wait for a client to read them.
+const MAX_LINES: usize = 1000;
+
+/// Whose a daemon is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Owner {
+    /// One process's: its clients are trusted, and hear all it says.
+    Process,
+    /// The processes' of a job on this node; likewise.
+    Job,
+    /// Nobody's: it serves what it was told to.
+    Nobody,
+}
+
 /// State that connections share.
 struct Server {
     config: DaemonConfig,
-    private: bool,
+    owner: Owner,
     sharing: Sharing,
     stop: watch::Receiver<bool>,
     /// Held by every connection; the receiver sees when the last is gone.
@@ -80,6 +98,19 @@ pub fn serve_private() -> io::Result<()> {
     run(DaemonConfig::default(), Door::Private(control)).map(drop)
 }
 
+/// Runs the daemon of a job's processes on this node over the listening socket on standard input, until the last of
+/// them is gone. What goes wrong before that is written to standard error, from then on to what was standard output.
+///
+/// # Errors
+/// When standard input is not a listening socket.
+pub fn serve_job() -> io::Result<()> {
+    // As above; and the process that started it may be killed with its group while others go on.
+    let _ = rustix::process::setsid();
+    let listener = std::os::unix::net::UnixListener::from(rustix::io::dup(io::stdin().as_fd())?);
+    log::to_listeners();
+    run(DaemonConfig::default(), Door::Job(listener)).map(drop)
+}
+
 /// Runs a standalone daemon until SIGTERM or SIGINT; which of them it was.
 ///
 /// # Errors
@@ -96,6 +127,7 @@ pub fn serve(config: DaemonConfig, socket: &Path) -> io::Result<Signal> {
 
 enum Door {
     Private(OwnedFd),
+    Job(std::os::unix::net::UnixListener),
     Listener(std::os::unix::net::UnixListener),
 }
 
@@ -105,10 +137,15 @@ fn run(config: DaemonConfig, door: Door) -> io::Result<Signal> {
     let result = runtime.block_on(async {
         let (stopper, stop) = watch::channel(false);
         let (alive, last_gone) = mpsc::channel(1);
-        let private = matches!(door, Door::Private(_));
-        let server = Arc::new(Server { config, private, sharing: Sharing::default(), stop, alive });
+        let owner = match door {
+            Door::Private(_) => Owner::Process,
+            Door::Job(_) => Owner::Job,
+            Door::Listener(_) => Owner::Nobody,
+        };
+        let server = Arc::new(Server { config, owner, sharing: Sharing::default(), stop, alive });
         match door {
             Door::Private(control) => private_door(server, control, &stopper, last_gone).await,
+            Door::Job(listener) => job_door(server, listener).await,
             Door::Listener(listener) => listening_door(server, listener, &stopper, last_gone).await,
         }
     });
@@ -126,8 +163,7 @@ async fn private_door(
 ) -> io::Result<Signal> {
     let mut terminate = signal(SignalKind::terminate())?;
     // The terminal's own signals are ignored: the client ends us by going away.
-    let _interrupt = signal(SignalKind::interrupt())?;
-    let _hangup = signal(SignalKind::hangup())?;
+    let _deaf = deaf()?;
     tokio::spawn(connection(StdStream::from(control), server));
     tokio::select! {
         _ = last_gone.recv() => {}
@@ -137,6 +173,57 @@ async fn private_door(
         }
     }
     // Nobody asks what ended it: its client has.
+    Ok(Signal::TERM)
+}
+
+/// Signals of a terminal, and those by which schedulers tell a job to save and end: they are for the trainers, and the
+/// daemon, which they reach too, ends after them.
+fn deaf() -> io::Result<Vec<tokio::signal::unix::Signal>> {
+    let kinds = [
+        SignalKind::interrupt(),
+        SignalKind::hangup(),
+        SignalKind::user_defined1(),
+        SignalKind::user_defined2(),
+    ];
+    kinds.into_iter().map(signal).collect()
+}
+
+async fn job_door(server: Arc<Server>, listener: std::os::unix::net::UnixListener) -> io::Result<Signal> {
+    let _deaf = (deaf()?, signal(SignalKind::terminate())?);
+    listener.set_nonblocking(true)?;
+    let listener = UnixListener::from_std(listener)?;
+    // Whoever started it reads what was said until now only if it ends before its first answer.
+    let _ = rustix::stdio::dup2_stderr(io::stdout().as_fd());
+    let (mut open, mut was_used) = (JoinSet::new(), false);
+    let grace = tokio::time::sleep(GRACE);
+    tokio::pin!(grace);
+    loop {
+        // A client that is at the door comes before the end. One that comes after it finds a socket that is closed, and
+        // starts another daemon.
+        let accepted = tokio::select! {
+            biased;
+            accepted = listener.accept() => accepted,
+            _ = open.join_next(), if !open.is_empty() => continue,
+            () = std::future::ready(()), if was_used && open.is_empty() => break,
+            () = &mut grace, if !was_used => break,
+        };
+        match accepted {
+            Ok((stream, _)) => {
+                let stream = stream.into_std()?;
+                let peer = rustix::net::sockopt::socket_peercred(&stream);
+                if open.len() < MAX_CONNECTIONS
+                    && peer.is_ok_and(|peer| peer.uid == rustix::process::geteuid())
+                {
+                    was_used = true;
+                    open.spawn(connection(stream, server.clone()));
+                }
+            }
+            Err(error) => {
+                tracing::warn!("no connection could be accepted: {error}");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
     Ok(Signal::TERM)
 }
 
@@ -251,12 +338,13 @@ async fn connection(stream: StdStream, server: Arc<Server>) {
     let (outbox, inbox) = mpsc::unbounded_channel();
     let writer = tokio::spawn(write(stream.clone(), inbox));
     let answers = Arc::new(Semaphore::new(MAX_ANSWERS));
-    let mut session = Session { server, outbox, answers, seat: None, greeted: false };
+    let mut session =
+        Session { server, outbox, answers, seat: None, party: None, listening: None, greeted: false };
     tokio::select! {
         result = session.run(&stream) => {
             if let Err(refusal) = result {
                 // A private daemon's log goes to its client, who is told anyway.
-                if !session.server.private {
+                if session.server.owner == Owner::Nobody {
                     tracing::warn!("a connection of process {} ended: {refusal}", peer.pid.as_raw_nonzero());
                 }
                 say(&session.outbox, &Reply::Refused { kind: refusal.kind, message: refusal.message });
@@ -265,7 +353,8 @@ async fn connection(stream: StdStream, server: Arc<Server>) {
         () = peer.death() => {}
         _ = stop.wait_for(|&stop| stop) => {}
     }
-    let Session { outbox, seat, .. } = session;
+    let Session { outbox, seat, party, listening, .. } = session;
+    drop((party, listening));
     // Joining the engine's threads takes milliseconds, but not on the thread that serves everyone else.
     let _ = tokio::task::spawn_blocking(move || drop(seat)).await;
     drop(outbox);
@@ -312,6 +401,9 @@ struct Session {
     outbox: Outbox,
     answers: Arc<Semaphore>,
     seat: Option<Seat>,
+    /// Its part in what the processes of a job agree on.
+    party: Option<Party>,
+    listening: Option<log::Listening>,
     greeted: bool,
 }
 
@@ -351,8 +443,9 @@ impl Session {
         decoder: &mut Decoder,
     ) -> Result<(), Refusal> {
         let protocol = |message: &str| Err(Refusal::new(ErrorKind::Protocol, message));
+        self.listening.iter().for_each(log::Listening::spoke);
         match (request, &self.seat) {
-            (Request::Adopt, None) if self.server.private => {
+            (Request::Adopt, None) if self.server.owner == Owner::Process => {
                 self.greeted = true;
                 match decoder.take_fd() {
                     Some(fd) => drop(tokio::spawn(adopted(StdStream::from(fd), self.server.clone()))),
@@ -425,21 +518,35 @@ impl Session {
     async fn attach(&mut self, attach: Attach, stream: &UnixStream) -> Result<(), Refusal> {
         let config = self.server.resolve(attach.pipeline)?;
         let (server, outbox) = (self.server.clone(), self.outbox.clone());
-        let Attach { rank, world_size, start, .. } =
+        let Attach { rank, world_size, start, member, .. } =
             Attach { pipeline: PipelineRef::Name(String::new()), ..attach };
+        if server.owner == Owner::Job {
+            self.listening = Some(self.listen(member.map_or(u64::MAX, |member| member.process)));
+        }
         let watched = Opening::new();
         let opening = watched.clone();
         let starting = tokio::task::spawn_blocking(move || {
-            let pipeline = Arc::new(server.sharing.open(config, &opening)?);
-            if server.private {
-                sharing::alone(&pipeline, world_size)?;
+            // Before the source, whose opening may take long.
+            let party = match &member {
+                Some(member) => server.sharing.agreement.join(&config, world_size, member)?,
+                None => None,
+            };
+            let mut pipeline = server.sharing.open(config, &opening)?;
+            if server.owner != Owner::Nobody {
+                sharing::alone(&pipeline, world_size, member.as_ref())?;
             }
-            server.sharing.join(&pipeline, rank, world_size)?;
+            let workers = match &member {
+                Some(member) => server.sharing.workers(&mut pipeline, member)?,
+                None => None,
+            };
+            let pipeline = Arc::new(pipeline);
+            server.sharing.join(&pipeline, rank, world_size, member.as_ref())?;
             // What the engine says waits here until `attached` has gone out first.
             let (held, mut holding) = mpsc::unbounded_channel();
             let out = Box::new(move |reply| drop(held.send(reply)));
-            let (seat, attached, memory) = server.sharing.feed(pipeline, rank, world_size, start, out)?;
-            Ok((seat, attached, memory, move || async move {
+            let (seat, attached, memory) =
+                server.sharing.feed(pipeline, rank, world_size, start, workers, out)?;
+            Ok((seat, party, attached, memory, move || async move {
                 while let Some(reply) = holding.recv().await {
                     if !say(&outbox, &reply) {
                         return;
@@ -448,7 +555,7 @@ impl Session {
             }))
         });
         let started = self.watch(starting, watched, stream).await;
-        let (seat, attached, memory, forward) = match started {
+        let (seat, party, attached, memory, forward) = match started {
             Ok(started) => started?,
             Err(panic) => {
                 return Err(Refusal::new(
@@ -467,8 +574,17 @@ impl Session {
         let frame = protocol::encode(&Reply::Attached(Box::new(attached)));
         let _ = self.outbox.send((frame, Some(memory), None));
         tokio::spawn(forward());
-        self.seat = Some(seat);
+        (self.seat, self.party) = (Some(seat), party);
         Ok(())
+    }
+
+    /// The log of a job's daemon, as this client hears it.
+    fn listen(&self, process: u64) -> log::Listening {
+        let (outbox, places) = (self.outbox.clone(), Arc::new(Semaphore::new(MAX_LINES)));
+        log::Listening::new(process, move |frames| {
+            let place = places.clone().try_acquire_owned();
+            place.is_ok_and(|place| outbox.send((frames, None, Some(place))).is_ok())
+        })
     }
 
     /// Waits for an opening, tells its client how far it has come, and cancels it when there is no client any more:
@@ -493,7 +609,7 @@ impl Session {
             }
             let progress = opening.0.progress().map(Progress::from);
             let Some(now) = progress.filter(|now| told.as_ref() != Some(now)) else { continue };
-            if !self.server.private && logged.elapsed() >= LOG_PERIOD {
+            if self.server.owner == Owner::Nobody && logged.elapsed() >= LOG_PERIOD {
                 logged = Instant::now();
                 tracing::info!("{now}");
             }
@@ -534,7 +650,11 @@ impl Server {
             PipelineRef::Inline(value) => {
                 let config = PipelineConfig::from_json(value)
                     .map_err(|message| Refusal::new(ErrorKind::Config, message))?;
-                if self.private { Ok(config) } else { permission::grant(&self.config.roots, config) }
+                if self.owner != Owner::Nobody {
+                    Ok(config)
+                } else {
+                    permission::grant(&self.config.roots, config)
+                }
             }
         }
     }

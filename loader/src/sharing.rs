@@ -1,19 +1,26 @@
 //! What feeds of one daemon share: open sources, and the data that all ranks of a run must have found.
 
+mod agreement;
+
 use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
+use std::time::Duration;
 
-use fuelrail_connectors::{Fingerprint, IndexedSource, Opening};
+use fuelrail_connectors::{IndexedSource, Opening};
 
 use crate::config::PipelineConfig;
 use crate::engine::flow::Flows;
-use crate::engine::{ConsumerId, Engine, FIRST, Out};
+use crate::engine::{ConsumerId, Engine, FIRST, Out, worker};
 use crate::pipeline::{Opened, Pipeline, Supply};
 use crate::plan::Cursor;
-use crate::protocol::{Attached, ErrorKind};
+use crate::protocol::{Attached, ErrorKind, Member};
 use crate::refusal::Refusal;
 use crate::ring::Ring;
+pub(crate) use agreement::{Agreement, Party};
+
+/// Poll interval of whoever waits for another's opening, and may be gone meanwhile.
+const LOOK: Duration = Duration::from_millis(100);
 
 /// A client's part of a feed: of its own, or of one that it shares. Dropping it gives that back.
 pub(crate) struct Seat {
@@ -48,8 +55,48 @@ pub(crate) struct Sharing {
     feeds: Mutex<HashMap<String, SharedFeed>>,
     /// Sources that feeds have open, by their configuration, so that the ranks of a run share one index.
     sources: Mutex<HashMap<String, Shared>>,
+    /// Who opens which of them now.
+    turns: Mutex<HashMap<String, Arc<Turn>>>,
     /// What the ranks of each run have been given.
     runs: Mutex<HashMap<String, Run>>,
+    /// What the processes of a job have asked for.
+    pub agreement: Agreement,
+    /// The threads of all of them.
+    workers: Mutex<Weak<rayon::ThreadPool>>,
+}
+
+/// Ranks that come together open their source one after the other: the first reads its index, the others share it.
+#[derive(Default)]
+struct Turn {
+    whose: Mutex<Option<Opening>>,
+    over: Condvar,
+}
+
+impl Turn {
+    /// Waits for those who came before, with their progress.
+    fn take(self: &Arc<Self>, opening: &Opening) -> Result<Taken, Refusal> {
+        let mut whose = self.whose.lock().unwrap_or_else(PoisonError::into_inner);
+        while whose.is_some() {
+            opening.awaits(whose.clone());
+            (whose, _) = self.over.wait_timeout(whose, LOOK).unwrap_or_else(PoisonError::into_inner);
+            if opening.is_cancelled() {
+                return Err(Refusal::new(ErrorKind::Environment, "the client is gone"));
+            }
+        }
+        opening.awaits(None);
+        *whose = Some(opening.clone());
+        Ok(Taken(self.clone()))
+    }
+}
+
+/// A turn that is taken, until this is dropped.
+struct Taken(Arc<Turn>);
+
+impl Drop for Taken {
+    fn drop(&mut self) {
+        *self.0.whose.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        self.0.over.notify_all();
+    }
 }
 
 /// A source that is open, and the opening that knows what it was opened from.
@@ -72,8 +119,11 @@ impl Shared {
 /// The ranks of a run that attached so far, and the data that the first of them found.
 struct Run {
     dataset: String,
-    ranks: HashMap<u64, Weak<Pipeline>>,
+    ranks: HashMap<Who, Weak<Pipeline>>,
 }
+
+/// A rank, and of which process, where replicas have the same.
+type Who = (u64, Option<u64>);
 
 /// A source that is open as long as a feed uses it.
 #[derive(Clone)]
@@ -87,14 +137,6 @@ impl Known {
         match supply {
             Supply::Indexed { source, .. } => Self::Indexed(Arc::downgrade(source)),
             Supply::Stream { flows, .. } => Self::Stream(Arc::downgrade(flows)),
-        }
-    }
-
-    /// Identity of an indexed source that is still used.
-    fn fingerprint(&self) -> Option<Fingerprint> {
-        match self {
-            Self::Indexed(source) => source.upgrade().map(|source| source.fingerprint()),
-            Self::Stream(_) => None,
         }
     }
 
@@ -117,20 +159,17 @@ impl Sharing {
         let name = serde_json::to_string(&config.source).expect("configuration is plain data");
         let lock = || self.sources.lock().unwrap_or_else(PoisonError::into_inner);
         let shared = || lock().get(&name).cloned();
+        let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
+        turns.retain(|_, turn| Arc::strong_count(turn) > 1);
+        let turn = turns.entry(name.clone()).or_default().clone();
+        drop(turns);
+        let _taken = turn.take(opening)?;
         let known = shared().and_then(|shared| shared.open(opening));
         let is_new = known.is_none();
-        let mut pipeline = Pipeline::open_watched(config, known, opening)?;
+        let pipeline = Pipeline::open_watched(config, known, opening)?;
         if is_new {
-            // Another rank may have opened it meanwhile: then one of the two is enough.
-            let meanwhile =
-                shared().filter(|other| other.known.fingerprint() == pipeline.supply.fingerprint());
-            match meanwhile.and_then(|other| other.open(opening)) {
-                Some(Opened::Indexed(source)) => pipeline.supply.share(source),
-                _ => {
-                    let known = Known::of(&pipeline.supply);
-                    lock().insert(name, Shared { known, opening: opening.clone() });
-                }
-            }
+            let known = Known::of(&pipeline.supply);
+            lock().insert(name, Shared { known, opening: opening.clone() });
         }
         lock().retain(|_, shared| shared.known.open().is_some());
         Ok(pipeline)
@@ -146,6 +185,7 @@ impl Sharing {
         rank: u64,
         world_size: u64,
         start: Cursor,
+        workers: Option<Arc<rayon::ThreadPool>>,
         out: Out,
     ) -> Result<Given, Refusal> {
         let config = pipeline.config.clone();
@@ -155,7 +195,7 @@ impl Sharing {
             })
         };
         let Some(share) = &config.share else {
-            let (engine, attached, ring) = Engine::start(pipeline, rank, world_size, start, out)?;
+            let (engine, attached, ring) = Engine::start(pipeline, rank, world_size, start, workers, out)?;
             return Ok((Seat { engine: Arc::new(engine), consumer: FIRST }, attached, descriptor(&ring)?));
         };
         if matches!(pipeline.supply, Supply::Stream { .. }) {
@@ -186,7 +226,7 @@ impl Sharing {
             return Ok((seat, attached, descriptor(&feed.ring)?));
         }
         let name = share.name.clone();
-        let (engine, attached, ring) = Engine::start(pipeline, rank, world_size, start, out)?;
+        let (engine, attached, ring) = Engine::start(pipeline, rank, world_size, start, workers, out)?;
         let (engine, memory) = (Arc::new(engine), descriptor(&ring)?);
         let seat = (rank, world_size);
         let feed =
@@ -197,7 +237,13 @@ impl Sharing {
 
     /// Takes a rank into its run. Ranks of one run train on the same data: one that finds other files than those before
     /// it is refused.
-    pub fn join(&self, pipeline: &Arc<Pipeline>, rank: u64, world_size: u64) -> Result<(), Refusal> {
+    pub fn join(
+        &self,
+        pipeline: &Arc<Pipeline>,
+        rank: u64,
+        world_size: u64,
+        member: Option<&Member>,
+    ) -> Result<(), Refusal> {
         if world_size < 2 {
             return Ok(());
         }
@@ -211,7 +257,8 @@ impl Sharing {
         let new = || Run { dataset: dataset.clone(), ranks: HashMap::new() };
         let run = runs.entry(format!("{world_size} {config}")).or_insert_with(new);
         // The same rank again is another run.
-        if run.ranks.contains_key(&rank) {
+        let who = (rank, member.map(|member| member.process));
+        if run.ranks.contains_key(&who) {
             *run = new();
         }
         if run.dataset != dataset {
@@ -223,8 +270,29 @@ impl Sharing {
                 ),
             ));
         }
-        run.ranks.insert(rank, Arc::downgrade(pipeline));
+        run.ranks.insert(who, Arc::downgrade(pipeline));
         Ok(())
+    }
+
+    /// Lets a process of a job have its part of the threads that all of them share: the cores, less one for each of the
+    /// processes, which train meanwhile. One that asks for a number of threads has them for itself.
+    pub fn workers(
+        &self,
+        pipeline: &mut Pipeline,
+        member: &Member,
+    ) -> Result<Option<Arc<rayon::ThreadPool>>, Refusal> {
+        if pipeline.config.num_workers > 0 {
+            return Ok(None);
+        }
+        let here = usize::try_from(member.here).unwrap_or(usize::MAX).max(1);
+        let mut workers = self.workers.lock().unwrap_or_else(PoisonError::into_inner);
+        let pool = match workers.upgrade() {
+            Some(pool) => pool,
+            None => worker::pool(pipeline.threads.saturating_sub(here).max(1))?,
+        };
+        *workers = Arc::downgrade(&pool);
+        (pipeline.threads, pipeline.sharers) = (pool.current_num_threads(), here);
+        Ok(Some(pool))
     }
 }
 
@@ -255,16 +323,20 @@ fn difference(
     }
 }
 
-/// Ranks whose daemons do not know of each other must cut the same windows of a stream.
+/// Ranks whose daemons do not know of each other must cut the same windows of a stream. Those of a job whose processes
+/// are all on this node have one daemon.
 ///
 /// # Errors
 /// [`ErrorKind::Config`] where they would not.
-pub(crate) fn alone(pipeline: &Pipeline, world_size: u64) -> Result<(), Refusal> {
+pub(crate) fn alone(pipeline: &Pipeline, world_size: u64, member: Option<&Member>) -> Result<(), Refusal> {
+    if member.is_some_and(|member| member.here >= member.processes) {
+        return Ok(());
+    }
     match &pipeline.supply {
         Supply::Stream { flows, .. } if world_size > 1 && !flows.source().is_uniform() => Err(Refusal::new(
             ErrorKind::Config,
             format!(
-                "each of the {world_size} ranks has its own daemon here, and windows that close by time or size \
+                "the {world_size} ranks have more than one daemon here, and windows that close by time or size \
                  would differ between them: set window_offsets=N (N offsets of every partition), or serve all \
                  ranks from one daemon (`fuelrail serve`, Loader(\"unix://...\", pipeline=...))"
             ),

@@ -19,6 +19,7 @@ from fuelrail.errors import (
     TokenError,
 )
 from fuelrail.options import AUTO
+from fuelrail.ranks import World, from_env
 from fuelrail.sources import Mix, Source
 
 __all__ = [
@@ -34,7 +35,9 @@ __all__ = [
     "Source",
     "SourceError",
     "TokenError",
+    "World",
     "__version__",
     "fields",
+    "from_env",
     "transforms",
 ]

@@ -81,6 +81,8 @@ class Feed:
         rank: int = 0,
         world_size: int = 1,
         timeout: float | None = None,
+        job: str | None = None,
+        member: tuple[int, int, int, int | None] | None = None,
         progress: Callable[[str, int, int | None, str], object] | None = None,
         log: Callable[[str, str], object] | None = None,
     ) -> Feed: ...

@@ -216,6 +216,20 @@ def dtype(value: Any) -> str:
     return known
 
 
+def auto_or(check: Check) -> Check:
+    """ "auto", or what another check takes."""
+
+    def either(value: Any) -> Any:
+        if isinstance(value, str) and value.lower() == "auto":
+            return "auto"
+        try:
+            return check(value)
+        except Refused as refused:
+            raise Refused(f'"auto", or {refused.takes}', refused.hint) from None
+
+    return either
+
+
 def anything(value: Any) -> Any:
     """What is checked where it is used."""
     return value

@@ -12,9 +12,9 @@ from array import array
 from collections.abc import ItemsView, Iterator, Mapping, Sequence, ValuesView
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Generic, NoReturn, Self, TypeVar, overload
+from typing import Any, Generic, Literal, NoReturn, Self, TypeVar, overload
 
-from fuelrail import _native, checks, interop, options
+from fuelrail import _native, checks, interop, options, ranks
 from fuelrail.errors import ConfigError, EnvironmentFailure, FuelrailError, SourceError, TokenError
 from fuelrail.fields import Field
 from fuelrail.opening import Opening
@@ -170,8 +170,11 @@ class BaseLoader(ABC, Generic[Array]):
         dtype: Any = None,
         layout: Any = "nchw",
         prefetch_factor: int = 2,
-        rank: int = 0,
-        world_size: int = 1,
+        rank: int | Literal["auto"] = "auto",
+        world_size: int | Literal["auto"] = "auto",
+        mesh: Any = None,
+        data_dims: Sequence[str] | None = None,
+        replication: int = 1,
         share: str | Mapping[str, Any] | None = None,
         bagging: bool | int = False,
         timeout: float | None = 300.0,
@@ -206,10 +209,13 @@ class BaseLoader(ABC, Generic[Array]):
         chosen = replace(chosen, dtype=self._dtype(chosen.dtype or asked))
         self._device = self._place(chosen.device)
         self._chosen = chosen
-        self._rank, self._timeout = chosen.rank, chosen.timeout
+        self._seat = seat = ranks.seat(
+            chosen.rank, chosen.world_size, chosen.mesh, chosen.data_dims, chosen.replication
+        )
+        self._rank, self._timeout = seat.rank, chosen.timeout
         attach: dict[str, Any] = {
-            "rank": chosen.rank,
-            "world_size": chosen.world_size,
+            "rank": seat.rank,
+            "world_size": seat.world_size,
             "timeout": chosen.timeout,
         }
         weights_folder = None
@@ -229,7 +235,12 @@ class BaseLoader(ABC, Generic[Array]):
             attach |= {"binary": str(binary()), "pipeline": json.dumps(config)}
         opening = Opening()
         try:
-            self._feed = _native.Feed(**attach, progress=opening, log=opening.log)
+            with seat.member() as member:
+                if seat.job is not None and "binary" in attach:
+                    attach |= {"job": seat.job, "member": member}
+                self._feed = _native.Feed(
+                    **attach, progress=opening if seat.is_first_here else None, log=opening.log
+                )
         except (ConfigError, SourceError) as error:
             if "name" in attach:  # the pipeline is not of these arguments
                 raise
@@ -244,6 +255,7 @@ class BaseLoader(ABC, Generic[Array]):
         self._own: list[dict[str, Any]] = self._attached["layout"]["fields"]
         self._columns: list[dict[str, Any]] = self._attached["layout"]["columns"]
         self._source = _shown(source)
+        ranks.warn_of_empty_batches(self._attached["batching"])
         self._closed = False
         try:
             self._model = self._joined(chosen)
@@ -347,6 +359,7 @@ class BaseLoader(ABC, Generic[Array]):
 
     def __iter__(self) -> Iterator[Batch[Array]]:
         self._usable()
+        self._seat.check()
         return _Iterator(self, *self._feed.begin())
 
     @property

@@ -119,10 +119,25 @@ class LoaderOptions:
     """memory order: "nchw" (contiguous, torch.contiguous_format) or "nhwc" (torch.channels_last; the same shape)."""
     prefetch_factor: Annotated[int, Option("pipeline", checks.whole(1, 64))] = 2
     """finished batches kept ahead."""
-    rank: Annotated[int, Option("client", checks.whole(0, (1 << 32) - 1))] = 0
-    """this process's share: row j of a global batch belongs to rank j mod world_size."""
-    world_size: Annotated[int, Option("client", checks.whole(1, (1 << 32) - 1))] = 1
-    """processes that share the batches."""
+    rank: Annotated[
+        int | Literal["auto"], Option("client", checks.auto_or(checks.whole(0, (1 << 32) - 1)))
+    ] = "auto"
+    """this process's share: row j of a global batch belongs to rank j mod world_size. "auto": from torch.distributed
+    when it is initialised, else from the variables of torchrun, Open MPI, PMI or Slurm, else 0."""
+    world_size: Annotated[
+        int | Literal["auto"], Option("client", checks.auto_or(checks.whole(1, (1 << 32) - 1)))
+    ] = "auto"
+    """processes that share the batches; "auto" as for rank, else 1."""
+    mesh: Annotated[Any, Option("client", checks.anything)] = None
+    """a torch DeviceMesh, in place of rank and world_size: processes that differ in other dimensions than those of the
+    data get the same rows."""
+    data_dims: Annotated[
+        Sequence[str] | None, Option("client", checks.names("a list of names of the mesh's dimensions"))
+    ] = None
+    """the names of the mesh's dimensions that split the data, like ["dp"]; not needed where it has one."""
+    replication: Annotated[int, Option("client", checks.whole(1, (1 << 32) - 1))] = 1
+    """so many consecutive ranks form one replica of the model (tensor, pipeline or context parallel) and get the same
+    rows."""
     share: Annotated[str | Mapping[str, Any] | None, Option("pipeline", checks.share)] = None
     """the name of a feed that several processes share: each gets every batch, and each is decoded once. Or a mapping:
     "name", "clients" (the first batch waits for so many), "laggards" ("wait" for a client that is slow, or "detach" it)

@@ -12,7 +12,7 @@ use fuelrail_loader::client::{
     Wanted, until,
 };
 use fuelrail_loader::plan::Cursor;
-use fuelrail_loader::protocol::{Attach, Attached, PipelineRef};
+use fuelrail_loader::protocol::{Attach, Attached, Member, PipelineRef};
 use fuelrail_loader::token::{Allow, Token};
 use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
@@ -198,10 +198,12 @@ impl Feed {
 #[pymethods]
 impl Feed {
     /// `pipeline` is JSON (a private daemon's, or a listening one's where its roots allow) or the name of a pipeline.
+    /// With a `job` the daemon is that of the job's processes on this node, of which this is the `member` (its number,
+    /// how many there are, how many here, which of its Loaders).
     /// While the source is being opened, `progress(what, done, total, counted)` is called now and then; then and in
     /// every other call that waits, `log(level, text)` with lines of the daemon's log.
     #[new]
-    #[pyo3(signature = (*, binary=None, socket=None, pipeline=None, name=None, rank=0, world_size=1, timeout=None, progress=None, log=None))]
+    #[pyo3(signature = (*, binary=None, socket=None, pipeline=None, name=None, rank=0, world_size=1, timeout=None, job=None, member=None, progress=None, log=None))]
     #[expect(clippy::too_many_arguments, reason = "keyword arguments of one call")]
     fn new(
         py: Python<'_>,
@@ -212,13 +214,16 @@ impl Feed {
         rank: u64,
         world_size: u64,
         timeout: Option<f64>,
+        job: Option<String>,
+        member: Option<(u64, u64, u64, Option<u64>)>,
         progress: Option<Py<PyAny>>,
         log: Option<Py<PyAny>>,
     ) -> PyResult<Self> {
-        let address = match (socket, binary) {
-            (Some(path), _) => Address::Socket(path),
-            (None, Some(binary)) => Address::Private(binary),
-            (None, None) => return Err(PyValueError::new_err("neither a socket nor a binary was given")),
+        let address = match (socket, binary, job) {
+            (Some(path), ..) => Address::Socket(path),
+            (None, Some(binary), Some(job)) => Address::Job(binary, job),
+            (None, Some(binary), None) => Address::Private(binary),
+            (None, None, _) => return Err(PyValueError::new_err("neither a socket nor a binary was given")),
         };
         let pipeline = match (name, pipeline) {
             (Some(name), _) => PipelineRef::Name(name),
@@ -227,7 +232,9 @@ impl Feed {
             ),
             (None, None) => return Err(PyValueError::new_err("neither a pipeline nor its name was given")),
         };
-        let attach = Attach { pipeline, rank, world_size, start: Cursor::default() };
+        let member =
+            member.map(|(process, processes, here, loader)| Member { process, processes, here, loader });
+        let attach = Attach { pipeline, rank, world_size, start: Cursor::default(), member };
         let timeout = seconds(timeout)?;
         // What a callback or a signal handler raises ends the opening.
         let mut raised: Option<PyErr> = None;

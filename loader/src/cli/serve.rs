@@ -23,12 +23,19 @@ pub(super) struct Serve {
     /// Serve the one process at the other end of standard input, and end with it (used by the Python package)
     #[arg(long, hide = true, conflicts_with_all = ["config", "socket", "root"])]
     private: bool,
+    /// Serve the processes of a job on this node over the listening socket that is standard input, and end with the last
+    /// of them (used by the Python package)
+    #[arg(long, hide = true, conflicts_with_all = ["config", "socket", "root", "private"])]
+    job: bool,
 }
 
 impl Serve {
     pub fn run(self) -> Result<(), Failure> {
         if self.private {
             return Ok(server::serve_private()?);
+        }
+        if self.job {
+            return Ok(server::serve_job()?);
         }
         let mut config = match &self.config {
             None => DaemonConfig::default(),

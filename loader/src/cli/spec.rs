@@ -231,8 +231,13 @@ pub(super) fn private_feed(spec: &Spec, mut pipeline: Value) -> Result<Feed, Fai
 }
 
 fn attach(address: &Address, pipeline: Value) -> Result<Feed, ClientError> {
-    let attach =
-        Attach { pipeline: PipelineRef::Inline(pipeline), rank: 0, world_size: 1, start: Cursor::default() };
+    let attach = Attach {
+        pipeline: PipelineRef::Inline(pipeline),
+        rank: 0,
+        world_size: 1,
+        start: Cursor::default(),
+        member: None,
+    };
     let mut display = opening::Display::new();
     Feed::attach(address, attach, None, &mut signals::interrupted, &mut |news| match news {
         News::Progress(progress) => display.show(progress),

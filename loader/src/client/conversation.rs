@@ -29,6 +29,7 @@ use rustix::net::RecvFlags;
 use super::ClientError;
 use super::lease::Link;
 use super::lines::Lines;
+use super::node::Node;
 use super::private::Private;
 use super::questions::{Kind, Question, Questions};
 use super::waiting::Waiting;
@@ -45,10 +46,26 @@ pub(super) enum Told {
     End { epoch: u64, len: u64 },
 }
 
+/// The daemon that a process has, or has a part in.
+#[derive(Debug)]
+pub(super) enum Own {
+    Private(Arc<Private>),
+    Node(Arc<Node>),
+}
+
+impl Own {
+    fn wait_for_obituary(&self, daemon: Option<u32>) -> Option<String> {
+        match self {
+            Self::Private(private) => private.wait_for_obituary(),
+            Self::Node(node) => node.wait_for_obituary(daemon),
+        }
+    }
+}
+
 #[derive(Debug)]
 pub(super) struct Conversation {
     link: Arc<Link>,
-    private: Option<Arc<Private>>,
+    own: Option<Own>,
     decoder: Decoder,
     /// The daemon's process, once it has let this client in: from then on, a death costs a run.
     daemon: Option<u32>,
@@ -69,14 +86,17 @@ pub(super) struct Conversation {
 }
 
 impl Conversation {
-    /// Over a connected socket, with the daemon that it keeps alive if that is a private one.
-    pub fn new(socket: UnixStream, private: Option<Arc<Private>>) -> Result<Self, ClientError> {
-        let lines = private.as_ref().map_or_else(|| Arc::new(Lines::new(None)), |private| private.lines());
+    /// Over a connected socket, with the daemon that it keeps alive if that is this process's.
+    pub fn new(socket: UnixStream, own: Option<Own>) -> Result<Self, ClientError> {
+        let lines = match &own {
+            Some(Own::Private(private)) => private.lines(),
+            _ => Arc::new(Lines::new(None)),
+        };
         let link = Link::new(socket, lines)
             .map_err(|error| ClientError::Died(format!("the daemon is gone: {error}")))?;
         Ok(Self {
             link: Arc::new(link),
-            private,
+            own,
             decoder: Decoder::default(),
             daemon: None,
             questions: Questions::default(),
@@ -264,7 +284,7 @@ impl Conversation {
     }
 
     fn died(&self, how: &str) -> ClientError {
-        let obituary = self.private.as_ref().and_then(|private| private.wait_for_obituary());
+        let obituary = self.own.as_ref().and_then(|own| own.wait_for_obituary(self.daemon));
         ClientError::Died(match (self.daemon, obituary) {
             (None, obituary) => {
                 format!("the fuelrail daemon is gone: {}", obituary.as_deref().unwrap_or(how))
@@ -272,6 +292,10 @@ impl Conversation {
             (Some(pid), Some(obituary)) => format!(
                 "the fuelrail daemon (pid {pid}) died: {obituary}. Make a new Loader and load the state of your last \
                  checkpoint to continue exactly"
+            ),
+            (Some(pid), None) if matches!(self.own, Some(Own::Node(_))) => format!(
+                "the fuelrail daemon (pid {pid}) of this job is gone: {how}. Make a new Loader in all its processes and \
+                 load the state of your last checkpoint to continue exactly"
             ),
             (Some(pid), None) => format!(
                 "the fuelrail daemon (pid {pid}) is gone: {how}. Start it again, make a new Loader and load the state of \
@@ -290,7 +314,7 @@ impl Conversation {
         // What was said before is still told.
         let _ = self.take_in();
         let _ = self.link.socket.shutdown(std::net::Shutdown::Both);
-        self.private = None;
+        self.own = None;
         self.link.lines.take_in();
     }
 }

@@ -2,15 +2,20 @@
 
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 use std::time::Duration;
 
-use super::conversation::Conversation;
+use super::conversation::{Conversation, Own};
+use super::node::Node;
 use super::private::Private;
 use super::questions::{Kind, Question};
 use super::waiting::{Alone, Caller, Steps, Wanted, until};
 use super::{Address, ClientError, Interrupt, News, Watch};
 use crate::protocol::{Attach, Attached, PROTOCOL, Progress, Reply, Request};
 use crate::ring::{Access, Mapping};
+
+/// Connections that are made to a job's daemon before one is greeted.
+const TRIES: u32 = 50;
 
 /// A conversation that stands.
 pub(super) struct Opened {
@@ -29,9 +34,23 @@ pub(super) fn open(
     watch: Watch<'_>,
 ) -> Result<Opened, ClientError> {
     let start = attach.start;
-    let mut opening = Opening { conversation: connect(address)?, stands: None };
     let hello = Request::Hello { protocol: PROTOCOL, pid: std::process::id() };
-    let daemon_pid = match opening.ask(Kind::Hello, &hello, timeout, interrupt, watch)? {
+    let mut tries = 0;
+    let (mut opening, welcome) = loop {
+        tries += 1;
+        let (conversation, node) = connect(address)?;
+        let mut opening = Opening { conversation, stands: None };
+        match (opening.ask(Kind::Hello, &hello, timeout, interrupt, watch), node) {
+            // A job's daemon that was about to end, or one that somebody else could not start.
+            (Err(ClientError::Died(_)), Some(node)) if tries < TRIES && !interrupt() => {
+                if let Some(error) = node.why_not_started() {
+                    return Err(error);
+                }
+            }
+            (welcome, _) => break (opening, welcome?),
+        }
+    };
+    let daemon_pid = match welcome {
         Reply::Welcome { protocol: PROTOCOL, pid, .. } => pid,
         Reply::Welcome { protocol, version, .. } => {
             return Err(ClientError::protocol(format!(
@@ -61,14 +80,20 @@ pub(super) fn open(
     Ok(Opened { conversation, daemon_pid, attached, mapping })
 }
 
-fn connect(address: &Address) -> Result<Conversation, ClientError> {
-    match address {
+/// A connection, and this process's part in the job whose daemon it is.
+fn connect(address: &Address) -> Result<(Conversation, Option<Arc<Node>>), ClientError> {
+    let conversation = match address {
+        Address::Job(binary, job) => {
+            let node = Node::get(job);
+            let conversation = Conversation::new(node.connect(binary)?, Some(Own::Node(node.clone())))?;
+            return Ok((conversation, Some(node)));
+        }
         Address::Private(binary) => {
             let private = Private::get(binary)?;
             let socket = private
                 .connect()
                 .map_err(|error| ClientError::Died(format!("the daemon is gone: {error}")))?;
-            Conversation::new(socket, Some(private))
+            Conversation::new(socket, Some(Own::Private(private)))
         }
         Address::Socket(path) => {
             let socket = UnixStream::connect(path).map_err(|error| {
@@ -78,7 +103,8 @@ fn connect(address: &Address) -> Result<Conversation, ClientError> {
             })?;
             Conversation::new(socket, None)
         }
-    }
+    };
+    Ok((conversation?, None))
 }
 
 /// A conversation before there is a feed.

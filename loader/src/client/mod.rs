@@ -23,6 +23,7 @@ mod conversation;
 mod handshake;
 mod lease;
 mod lines;
+mod node;
 mod private;
 mod questions;
 #[cfg(feature = "cuda")]
@@ -121,6 +122,8 @@ pub enum News<'a> {
 pub enum Address {
     /// A daemon of this process's own, started from this binary when there is none yet.
     Private(PathBuf),
+    /// The daemon of a job on this node, started from this binary when there is none yet.
+    Job(PathBuf, String),
     /// A daemon that listens on a socket.
     Socket(PathBuf),
 }

@@ -7,7 +7,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
@@ -15,6 +15,7 @@ use xxhash_rust::xxh3::Xxh3;
 
 use super::ClientError;
 use super::lines::Lines;
+use super::node::Node;
 use crate::protocol::{self, ErrorKind, Request};
 
 /// The daemon that belongs to this process.
@@ -25,7 +26,7 @@ pub(super) struct Private {
     child: Mutex<Child>,
     lines: Arc<Lines>,
     /// What it was born with.
-    settings: u128,
+    settings: Settings,
 }
 
 /// Beginnings of the names of variables that decide what a daemon finds and who it is there: credentials and endpoints
@@ -48,42 +49,54 @@ const SETTINGS: [&str; 15] = [
     "XDG_",
 ];
 
-/// A digest of those that are set now; their values are secrets.
-fn settings() -> u128 {
-    let decides = |name: &OsStr| {
-        let name = name.to_string_lossy().to_ascii_uppercase();
-        SETTINGS.iter().any(|beginning| name.starts_with(beginning))
-    };
-    let mut settings: Vec<_> = std::env::vars_os().filter(|(name, _)| decides(name)).collect();
-    settings.sort();
-    let mut hasher = Xxh3::new();
-    for text in settings.iter().flat_map(|(name, value)| [name, value]) {
-        hasher.update(text.as_bytes());
-        hasher.update(&[0]);
+/// A digest of them; their values are secrets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Settings(pub u128);
+
+impl Settings {
+    /// Of those that are set now.
+    pub fn now() -> Self {
+        let decides = |name: &OsStr| {
+            let name = name.to_string_lossy().to_ascii_uppercase();
+            SETTINGS.iter().any(|beginning| name.starts_with(beginning))
+        };
+        let mut settings: Vec<_> = std::env::vars_os().filter(|(name, _)| decides(name)).collect();
+        settings.sort();
+        let mut hasher = Xxh3::new();
+        for text in settings.iter().flat_map(|(name, value)| [name, value]) {
+            hasher.update(text.as_bytes());
+            hasher.update(&[0]);
+        }
+        Self(hasher.digest128())
     }
-    hasher.digest128()
 }
 
-/// The daemon of each process in a line of forks, this one's last. A process takes only its own lock: that of its
+/// The daemons of each process in a line of forks, this one's last. A process takes only its own lock: that of its
 /// parent may have been held, by another thread, when it was forked, and then nobody will ever open it.
-struct Generation {
+pub(super) struct Generation {
     pid: u32,
     private: Mutex<Weak<Private>>,
+    pub node: Mutex<Weak<Node>>,
     child: OnceLock<Box<Generation>>,
 }
 
 impl Generation {
     fn new() -> Self {
-        Self { pid: std::process::id(), private: Mutex::new(Weak::new()), child: OnceLock::new() }
+        Self {
+            pid: std::process::id(),
+            private: Mutex::default(),
+            node: Mutex::default(),
+            child: OnceLock::new(),
+        }
     }
 
-    fn own() -> &'static Mutex<Weak<Private>> {
+    pub fn own() -> &'static Self {
         static FIRST: OnceLock<Generation> = OnceLock::new();
         let mut at = FIRST.get_or_init(Self::new);
         while at.pid != std::process::id() {
             at = at.child.get_or_init(|| Box::new(Self::new()));
         }
-        &at.private
+        at
     }
 }
 
@@ -91,8 +104,8 @@ impl Private {
     /// The one that runs, or a new one: also when the environment has changed in a way that matters, as in a notebook
     /// where credentials are set after the first loader was made. The old one goes on for the feeds that it has.
     pub fn get(binary: &Path) -> Result<Arc<Self>, ClientError> {
-        let settings = settings();
-        let mut slot = Generation::own().lock().unwrap_or_else(PoisonError::into_inner);
+        let settings = Settings::now();
+        let mut slot = Generation::own().private.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(private) = slot.upgrade()
             && private.pid == std::process::id()
             && private.settings == settings
@@ -105,7 +118,7 @@ impl Private {
         Ok(private)
     }
 
-    fn spawn(binary: &Path, settings: u128) -> Result<Self, ClientError> {
+    fn spawn(binary: &Path, settings: Settings) -> Result<Self, ClientError> {
         let failed = |error: io::Error| ClientError::Daemon {
             kind: ErrorKind::Environment,
             message: format!("the daemon {binary:?} cannot be started: {error}"),
@@ -139,25 +152,36 @@ impl Private {
 
     /// How it died, if it did.
     fn obituary(&self) -> Option<String> {
-        let status = self.child.lock().unwrap_or_else(PoisonError::into_inner).try_wait().ok()??;
-        Some(match (status.signal(), status.code()) {
-            (Some(signal), _) => format!("killed by signal {signal}"),
-            (_, code) => format!("exit status {}", code.unwrap_or(-1)),
-        })
+        ended(&mut self.child.lock().unwrap_or_else(PoisonError::into_inner), Duration::ZERO).map(how)
     }
 
     /// A process whose sockets are closed is about to be reaped; gives it a moment, so that the error can say how.
     pub fn wait_for_obituary(&self) -> Option<String> {
-        let deadline = Instant::now() + Duration::from_millis(500);
-        loop {
-            if let Some(obituary) = self.obituary() {
-                return Some(obituary);
-            }
-            if Instant::now() > deadline {
-                return None;
-            }
-            std::thread::sleep(Duration::from_millis(2));
+        ended(&mut self.child.lock().unwrap_or_else(PoisonError::into_inner), Duration::from_millis(500))
+            .map(how)
+    }
+}
+
+/// How a child ended, if it does within a time.
+pub(super) fn ended(child: &mut Child, within: Duration) -> Option<ExitStatus> {
+    let deadline = Instant::now() + within;
+    loop {
+        // One that cannot be waited for is nobody's: somebody else has.
+        if let Some(status) = child.try_wait().ok()? {
+            return Some(status);
         }
+        if Instant::now() >= deadline {
+            return None;
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// In words.
+pub(super) fn how(status: ExitStatus) -> String {
+    match (status.signal(), status.code()) {
+        (Some(signal), _) => format!("killed by signal {signal}"),
+        (_, code) => format!("exit status {}", code.unwrap_or(-1)),
     }
 }
 

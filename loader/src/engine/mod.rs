@@ -28,7 +28,7 @@ mod lookahead;
 mod shared;
 mod slots;
 mod stretch;
-mod worker;
+pub(crate) mod worker;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -110,7 +110,8 @@ enum Event {
 }
 
 impl Engine {
-    /// Starts a feed at a cursor: makes its ring, its reader and its threads, and begins to work.
+    /// Starts a feed at a cursor: makes its ring, its reader and its threads, and begins to work. `workers` are threads
+    /// that it shares with other feeds, as many as the pipeline says; without, it has its own.
     ///
     /// # Errors
     /// When memory, threads or the reader cannot be had, or the pipeline does not fit the rank.
@@ -119,6 +120,7 @@ impl Engine {
         rank: u64,
         world_size: u64,
         start: Cursor,
+        workers: Option<Arc<rayon::ThreadPool>>,
         out: Out,
     ) -> Result<(Self, Attached, Ring), Refusal> {
         let batching = pipeline.batching(world_size)?;
@@ -144,13 +146,7 @@ impl Engine {
         };
         let mut course = pipeline.supply.course(Seat { rank, batching }, notify);
         course.start_reading(&pipeline.config.read)?;
-        let pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(pipeline.threads)
-            .thread_name(|worker| format!("fuelrail-work{worker}"))
-            .build()
-            .map_err(|error| {
-                environment(format!("{} worker threads could not be started: {error}", pipeline.threads))
-            })?;
+        let pool = workers.map_or_else(|| worker::pool(pipeline.threads), Ok)?;
         let attached = Attached {
             // In whole pages.
             layout: Layout { slot_bytes: ring.slot_bytes() as u64, ..layout },
@@ -175,7 +171,7 @@ impl Engine {
             batching,
             attached: attached.clone(),
             slots: Slots::new(ring),
-            pool: Arc::new(pool),
+            pool,
             inbox,
             events: events.clone(),
             consumers: Consumers::new(out, batching.settle(start)),
@@ -561,9 +557,10 @@ impl Coordinator {
     }
 
     fn stats(&self, consumer: Measured) -> Stats {
-        let mut stats = self.shared.metrics.stats(self.shared.pipeline.threads);
+        let Pipeline { threads, sharers, .. } = *self.shared.pipeline;
+        let mut stats = self.shared.metrics.stats(threads, sharers);
         self.course.count(&mut stats);
-        (stats.limit, stats.verdict) = metrics::verdict(&stats, consumer);
+        (stats.limit, stats.verdict) = metrics::verdict(&stats, sharers, consumer);
         stats
     }
 }

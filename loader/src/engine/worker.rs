@@ -19,6 +19,21 @@ use crate::protocol::ErrorKind;
 use crate::quarantine::Refused;
 use crate::refusal::Refusal;
 
+/// Threads that workers run on.
+///
+/// # Errors
+/// When the system gives no more threads.
+pub(crate) fn pool(threads: usize) -> Result<Arc<rayon::ThreadPool>, Refusal> {
+    let pool = rayon::ThreadPoolBuilder::new()
+        .num_threads(threads)
+        .thread_name(|worker| format!("fuelrail-work{worker}"))
+        .build();
+    pool.map(Arc::new).map_err(|error| {
+        let message = format!("could not start {threads} worker threads: {error}");
+        Refusal::new(ErrorKind::Environment, message)
+    })
+}
+
 /// A row on its way.
 pub(super) struct Job {
     pub shared: Arc<Shared>,
