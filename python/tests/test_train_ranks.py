@@ -22,7 +22,6 @@ if not torch.distributed.is_available():
 
 from fuelrail.train.checkpoint import Checkpoints
 from fuelrail.train.metrics import read_metrics
-from fuelrail.train.ranks import Place
 from train_fakes import as_a_rank
 
 #: What every rank runs before the test's own lines.
@@ -232,29 +231,3 @@ def test_the_wait_for_data_is_the_longest_of_any_rank(tmp_path: Path):
     run(tmp_path, "trainer(loader(64, 16, delay=0.1 if rank else 0.0), epochs=1).fit()", 2)
     waits = [line["data_wait"] * 16 / line["images_per_s"] for line in lines(tmp_path, "step")]
     assert min(waits) > 0.09, "rank 0 itself waits for no data"
-
-
-@pytest.mark.parametrize(
-    ("environment", "expected"),
-    [
-        ({}, None),
-        ({"RANK": "0", "WORLD_SIZE": "1"}, None),
-        (
-            {"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"},
-            Place(3, 8, 1, 2, ""),
-        ),
-        (
-            {"SLURM_PROCID": "1", "SLURM_NTASKS": "2", "SLURM_STEP_ID": "0", "SLURM_LOCALID": "1",
-             "SLURM_NTASKS_PER_NODE": "2", "SLURM_JOB_ID": "77"},
-            Place(1, 2, 1, 2, "77"),
-        ),
-        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "2", "SLURM_JOB_ID": "77"}, None),
-        (
-            {"OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_LOCAL_RANK": "1",
-             "OMPI_COMM_WORLD_LOCAL_SIZE": "2", "PMIX_NAMESPACE": "job"},
-            Place(1, 2, 1, 2, "job"),
-        ),
-    ],
-)  # fmt: skip
-def test_a_rank_is_told_its_place_by_any_launcher(environment: dict[str, str], expected: Place | None):
-    assert Place.told(environment) == expected

@@ -35,9 +35,9 @@ from .options import (
 if TYPE_CHECKING:
     import torch
 
+    from fuelrail.ranks import World
     from fuelrail.torch import Loader
 
-    from .ranks import Place
     from .trainer import Trainer
 
 #: Images per step where the data set is not tiny.
@@ -67,13 +67,15 @@ def _main(arguments: argparse.Namespace) -> int:
     except (ImportError, ValueError) as error:
         return fail("train", error, 2)
     from fuelrail import ConfigError, FuelrailError, SourceError, TokenError
+    from fuelrail.ranks import from_env
 
-    from .ranks import Elsewhere, Place, joined
+    from .ranks import Elsewhere, joined
     from .step import Stopped
 
-    place = Place.told()
     with contextlib.ExitStack() as opened:
         try:
+            told = from_env()
+            place = told if told.size > 1 else None
             device = _device(arguments.device, place)
             if place is not None:
                 opened.enter_context(joined(place, device.type))
@@ -119,7 +121,7 @@ class OneLabel(Exception):
 def _open(
     arguments: argparse.Namespace,
     device: torch.device,
-    place: Place | None,
+    place: World | None,
     opened: contextlib.ExitStack,
 ) -> tuple[Trainer, Loader]:
     """Everything a wrong argument can break: recipe, model, folders, run folder. Says what will be
@@ -171,7 +173,7 @@ def _open(
 
 
 def _loaders(
-    arguments: argparse.Namespace, places: Places, device: torch.device, layout: str, place: Place | None
+    arguments: argparse.Namespace, places: Places, device: torch.device, layout: str, place: World | None
 ) -> tuple[Loader, Loader | None]:
     """The loaders of this rank. Without --batch-size a tiny data set has smaller batches, else an epoch of it would be
     a step or two."""
@@ -179,10 +181,6 @@ def _loaders(
     from fuelrail.torch import transforms as T
 
     rank, ranks = (place.rank, place.size) if place is not None else (0, 1)
-    workers = arguments.num_workers
-    if workers is None and place is not None:
-        # Each rank has decoding threads of its own: together one per core.
-        workers = max(1, len(os.sched_getaffinity(0)) // place.local_size)
     options = {
         "size": arguments.size,
         "augment": arguments.augment,
@@ -190,7 +188,7 @@ def _loaders(
         "min_scale": arguments.min_scale,
         "seed": arguments.seed,
         "device": str(device) if device.type == "cuda" else None,
-        "num_workers": workers,
+        "num_workers": arguments.num_workers,
         "layout": layout,
         "on_error": arguments.on_error,
         "quarantine": arguments.out / f"quarantine{f'-rank{rank}' if rank else ''}.jsonl",
@@ -278,13 +276,14 @@ def _mixing(arguments: argparse.Namespace, classes: int) -> Any:
     )
 
 
-def _device(name: str | None, place: Place | None) -> torch.device:
+def _device(name: str | None, place: World | None) -> torch.device:
     """The device asked for; of several ranks on one machine each has a GPU of its own."""
     import torch
 
     device = chosen_device(name)
     if place is not None and device.type == "cuda" and device.index is None:
-        device = chosen_device(f"cuda:{place.local_rank}")
+        own = place.rank if place.local_rank is None else place.local_rank
+        device = chosen_device(f"cuda:{own}")
         torch.cuda.set_device(device)
     return device
 

@@ -16,6 +16,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from fuelrail.ranks import World
+
 
 class Elsewhere(ValueError):
     """What rank 0 has said already."""
@@ -82,66 +84,20 @@ class Ranks:
             dist.barrier(group=self._group)
 
 
-#: How launchers tell a process its place: rank, ranks, rank on this node, ranks on this node, job.
-_LAUNCHERS = (
-    ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "TORCHELASTIC_RUN_ID"),
-    ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_NTASKS_PER_NODE", "SLURM_JOB_ID"),
-    (
-        "OMPI_COMM_WORLD_RANK",
-        "OMPI_COMM_WORLD_SIZE",
-        "OMPI_COMM_WORLD_LOCAL_RANK",
-        "OMPI_COMM_WORLD_LOCAL_SIZE",
-        "PMIX_NAMESPACE",
-    ),
-    ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS", "PMI_ID"),
-)
-
-
-@dataclass(frozen=True)
-class Place:
-    """What a launcher said of this process."""
-
-    rank: int
-    size: int
-    local_rank: int
-    local_size: int
-    job: str
-
-    @classmethod
-    def told(cls, environment: dict[str, str] | None = None) -> Place | None:
-        """The first launcher's word in the environment; None where this process was started alone."""
-        said = os.environ if environment is None else environment
-        for rank, size, local, local_size, job in _LAUNCHERS:
-            if not (said.get(rank, "").isdigit() and said.get(size, "").isdigit() and int(said[size]) > 1):
-                continue
-            # An interactive Slurm job says its tasks to the shell too, which is none of them.
-            if rank == "SLURM_PROCID" and "SLURM_STEP_ID" not in said:
-                continue
-            here = said.get(local_size, "")
-            return cls(
-                int(said[rank]),
-                int(said[size]),
-                int(said.get(local, said[rank])),
-                int(here) if here.isdigit() else int(said[size]),
-                said.get(job, ""),
-            )
-        return None
-
-
 @contextlib.contextmanager
-def joined(place: Place, device_type: str) -> Iterator[None]:
+def joined(place: World, device_type: str) -> Iterator[None]:
     """Makes this process one of the ranks while inside: torch's process group, by the address the launcher gave.
 
     Where it gave none (srun, mpirun) and all ranks are on this machine they meet here, at a port made of the job's name.
     Raises ValueError where they are on several and no address is known.
     """
     if "MASTER_ADDR" not in os.environ or "MASTER_PORT" not in os.environ:
-        if place.local_size < place.size:
+        if (place.local_size or place.size) < place.size:
             raise ValueError(
                 f"rank {place.rank} of {place.size}: the ranks are on several machines and do not know where to meet; "
                 "set MASTER_ADDR to the first machine's name and MASTER_PORT to a free port, or start them by torchrun"
             )
-        seed = sum(byte * 31**at for at, byte in enumerate(place.job.encode()))
+        seed = sum(byte * 31**at for at, byte in enumerate((place.job or "").encode()))
         os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
         os.environ.setdefault("MASTER_PORT", str(20_000 + seed % 10_000))
     backend = "cpu:gloo,cuda:nccl" if device_type == "cuda" else "gloo"
