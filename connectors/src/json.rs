@@ -24,7 +24,7 @@ pub(crate) fn parse(text: &[u8]) -> Result<Value, String> {
     }
 }
 
-/// The text that [`parse`] reads, without what it passes over. It is JSON if `parse` says so.
+/// The text that `parse` reads, without what it passes over. It is JSON if `parse` says so.
 pub fn plain(text: &[u8]) -> Cow<'_, [u8]> {
     let text = text.strip_prefix("\u{feff}".as_bytes()).unwrap_or(text);
     if serde_json::from_slice::<&serde_json::value::RawValue>(text).is_ok() {

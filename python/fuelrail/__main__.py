@@ -1,4 +1,4 @@
-"""The `fuelrail` command: `train`, `eval` and `predict` run here, everything else is the daemon's binary."""
+"""The `fuelrail` command: `train`, `eval`, `predict` and `bench --gpu` run here, all else is the daemon's binary."""
 
 from __future__ import annotations
 
@@ -19,6 +19,10 @@ def main() -> int:
         from fuelrail.train.applying import main as apply
 
         return apply(arguments[0], arguments[1:])
+    if arguments[:1] == ["bench"] and "--gpu" in arguments:
+        from fuelrail.train.gpu_bench import main as gpu_bench
+
+        return gpu_bench(arguments[1:])
     from fuelrail.loader import binary
 
     try:

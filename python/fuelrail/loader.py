@@ -507,6 +507,7 @@ class BaseLoader(ABC, Generic[Array]):
             "budget": budget,
             "ring_bytes": budget["ring"],
             "pinned": self._uploads is not None and self._uploads.pinned,
+            "copy_wait_s": None if self._uploads is None else self._uploads.copy_wait_s,
             "uploaded_bytes": 0 if self._uploads is None else self._uploads.bytes,
             "peak_rss_bytes": stats["peak_rss_bytes"],
             "daemon_cpu_s": stats["cpu_ns"] / 1e9,

@@ -72,6 +72,10 @@ class Place(ABC, Generic[Array]):
     def asked(self) -> None:
         """The consumer asks for the next batch: whatever it does with the one before is on its stream."""
 
+    def copy_wait_s(self) -> float | None:
+        """Seconds that the consumer's stream waited for copies, as far as that is known; None where it is not."""
+        return None
+
     @abstractmethod
     def drop(self, mark: Any) -> None:
         """What lies behind a mark is not handed out: waits until it is done."""
@@ -141,6 +145,11 @@ class Uploads(Generic[Array]):
             logger.debug("the ring is page-locked (%.2f s)", took)
         elif refused is not None:
             logger.warning("copies to the GPU are slower than they could be: %s", refused)
+
+    @property
+    def copy_wait_s(self) -> float | None:
+        """Seconds that the consumer's stream waited for copies."""
+        return self._place.copy_wait_s()
 
     @property
     def pinned(self) -> bool:

@@ -28,6 +28,9 @@ pub(super) struct Bench {
     /// Print one JSON object instead of the report
     #[arg(long)]
     json: bool,
+    /// Measure training steps on a GPU and how much of their time waits for data; has flags of its own (--gpu --help)
+    #[arg(long)]
+    gpu: bool,
 }
 
 /// Without a batch for this long the measurement is given up.
@@ -42,6 +45,10 @@ fn positive(text: &str) -> Result<f64, String> {
 
 impl Bench {
     pub fn run(self) -> Result<(), Failure> {
+        if self.gpu {
+            return Err("bench --gpu runs in Python, with torch: use the `fuelrail` command of the Python package (pip install)"
+                .into());
+        }
         signals::watch()?;
         let asked = Instant::now();
         let mut feed = spec::private_feed(&self.spec, self.spec.pipeline()?)?;

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -42,6 +43,8 @@ class Cuda(Place[torch.Tensor]):
         self._floats: dict[tuple[int, int], torch.Tensor] = {}
         self._free: dict[int, torch.cuda.Event] = {}
         self._taken: int | None = None
+        self._waits: deque[tuple[torch.cuda.Event, torch.cuda.Event]] = deque()
+        self._waited = 0.0
 
     @contextmanager
     def begin(self, batch: int) -> Iterator[None]:
@@ -98,14 +101,27 @@ class Cuda(Place[torch.Tensor]):
     def hand_over(self, mark: _Mark, arrays: Sequence[torch.Tensor]) -> None:
         """Lets the current stream wait, and tells the allocator that it uses the tensors."""
         stream = self._consumer()
+        # What lies between the two on the stream is the wait.
+        begins, ends = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+        begins.record(stream)
         stream.wait_event(mark.done)
+        ends.record(stream)
+        self._waits.append((begins, ends))
         if mark.buffer is None:
             for array in arrays:
                 array.record_stream(stream)
         self._taken = mark.buffer
 
+    def copy_wait_s(self) -> float:
+        """Seconds between the events around each wait, of those that the stream has come past."""
+        while self._waits and self._waits[0][1].query():  # type: ignore[no-untyped-call]
+            begins, ends = self._waits.popleft()
+            self._waited += begins.elapsed_time(ends) / 1e3
+        return self._waited
+
     def asked(self) -> None:
         """Notes where the consumer's stream is done with the buffer it had."""
+        self.copy_wait_s()
         taken, self._taken = self._taken, None
         if taken is not None:
             self._free[taken] = self._consumer().record_event()

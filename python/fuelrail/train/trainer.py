@@ -783,7 +783,7 @@ class _CopyWait:
     def __init__(self, loader: Any) -> None:
         self._stats: Callable[[], Mapping[str, Any]] | None = getattr(loader, "stats", None)
         self._last = 0.0
-        if self._stats is None or "copy_wait_s" not in self._stats():
+        if self._stats is None or self._stats().get("copy_wait_s") is None:
             self._stats = None
 
     def since_last(self) -> float:
