@@ -265,6 +265,7 @@ RANK = """
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
     folder, options = Path(sys.argv[1]), json.loads(sys.argv[2])
     state = json.loads(sys.argv[3]) if len(sys.argv) > 3 else None
+    os.sched_setaffinity(0, options.pop("cpus", os.sched_getaffinity(0)))
 
     def wait(name):
         while not (folder / name).exists():
@@ -365,6 +366,29 @@ def test_the_ranks_of_a_job_have_one_daemon_and_each_sample_once(
     footprint.is_clean()
 
 
+def test_the_daemon_works_on_the_cores_of_all_ranks_however_these_are_bound(
+    tmp_path: Path, footprint: Footprint
+) -> None:
+    cores = sorted(os.sched_getaffinity(0))
+    if len(cores) < 2:
+        pytest.skip("one core can be shared by binding to it only")
+    with Job(tmp_path / "job", footprint, 2, cpus=[cores[:1], cores[1:2]]) as job:
+        daemon = job.attaches()[0]["daemon"]
+
+        def allowed() -> set[frozenset[int]]:
+            workers = [
+                int(task.name)
+                for task in Path(f"/proc/{daemon}/task").iterdir()
+                if (task / "comm").read_text().startswith("fuelrail-work")
+            ]
+            return {frozenset(os.sched_getaffinity(worker)) for worker in workers}
+
+        wait_until(lambda: allowed() == {frozenset(cores[:2])}, SLACK, "workers may run on both cores")
+        job.goes_on()
+        assert indices([one for rank in job.ranks for one in rank.rest()]) == once()
+    footprint.is_clean()
+
+
 def test_two_jobs_at_once_do_not_meet(tmp_path: Path, footprint: Footprint) -> None:
     first, second = (
         Job(tmp_path / name, footprint, 2, seed=[seed] * 2) for name, seed in (("a", 1), ("b", 2))
@@ -393,6 +417,9 @@ def test_a_rank_that_is_killed_takes_no_other_with_it_nor_the_daemon(
         before = [victim.hears() for _ in range(3)]
         victim.signal(signal.SIGKILL, group=True)
         victim.ends()
+        # What schedulers send to all processes of a job is for the ranks.
+        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT, signal.SIGHUP):
+            os.kill(daemon, number)
         job.goes_on()
         said = [rank.rest() for rank in job.ranks if rank is not victim]
         assert [rank.ends() for rank in job.ranks if rank is not victim] == [0] * 3
@@ -484,9 +511,7 @@ def test_a_daemon_that_cannot_start_is_an_error_on_all_ranks_in_its_own_words(
     footprint.is_clean()
 
 
-def test_loaders_that_come_and_go_start_one_daemon_after_the_other(
-    monkeypatch: pytest.MonkeyPatch, footprint: Footprint
-) -> None:
+def test_loaders_that_come_and_go_start_one_daemon_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in (TORCHRUN | {"RANK": "1", "MASTER_PORT": str(free_port())}).items():
         monkeypatch.setenv(name, value)
     options = {"transforms": TINY, "batch_size": 8}

@@ -249,3 +249,32 @@ impl Visit for Text {
         };
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Arc;
+
+    #[test]
+    fn a_line_goes_to_one_listener_of_the_lowest_process_the_one_that_spoke_last() {
+        let heard: Arc<Mutex<Vec<&str>>> = Arc::default();
+        let listener = |process, name, takes| {
+            let heard = heard.clone();
+            let hear = move |_| {
+                if takes {
+                    heard.lock().unwrap().push(name);
+                }
+                takes
+            };
+            (process, Listener { process, hear: Box::new(hear) })
+        };
+        let heard_by = |listeners| {
+            let taken = Way::Listeners(listeners).take(b"line");
+            (taken, std::mem::take(&mut *heard.lock().unwrap()))
+        };
+        let three = vec![listener(1, "c", true), listener(0, "a", true), listener(0, "b", true)];
+        assert_eq!(heard_by(three), (Some(4), vec!["b"]));
+        assert_eq!(heard_by(vec![listener(2, "d", false)]), (None, vec![]), "it waits for one that reads");
+        assert_eq!(heard_by(vec![]), (None, vec![]));
+    }
+}

@@ -24,7 +24,7 @@ use fuelrail_connectors::{Opening, shown};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::Mode;
 use rustix::net::RecvFlags;
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal};
 use tokio::io::Interest;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::signal::unix::{SignalKind, signal};
@@ -338,8 +338,16 @@ async fn connection(stream: StdStream, server: Arc<Server>) {
     let (outbox, inbox) = mpsc::unbounded_channel();
     let writer = tokio::spawn(write(stream.clone(), inbox));
     let answers = Arc::new(Semaphore::new(MAX_ANSWERS));
-    let mut session =
-        Session { server, outbox, answers, seat: None, party: None, listening: None, greeted: false };
+    let mut session = Session {
+        server,
+        outbox,
+        answers,
+        peer: peer.pid,
+        seat: None,
+        party: None,
+        listening: None,
+        greeted: false,
+    };
     tokio::select! {
         result = session.run(&stream) => {
             if let Err(refusal) = result {
@@ -403,6 +411,8 @@ struct Session {
     seat: Option<Seat>,
     /// Its part in what the processes of a job agree on.
     party: Option<Party>,
+    /// The client's process.
+    peer: Pid,
     listening: Option<log::Listening>,
     greeted: bool,
 }
@@ -517,7 +527,7 @@ impl Session {
 
     async fn attach(&mut self, attach: Attach, stream: &UnixStream) -> Result<(), Refusal> {
         let config = self.server.resolve(attach.pipeline)?;
-        let (server, outbox) = (self.server.clone(), self.outbox.clone());
+        let (server, outbox, peer) = (self.server.clone(), self.outbox.clone(), self.peer);
         let Attach { rank, world_size, start, member, .. } =
             Attach { pipeline: PipelineRef::Name(String::new()), ..attach };
         if server.owner == Owner::Job {
@@ -535,8 +545,14 @@ impl Session {
             if server.owner != Owner::Nobody {
                 sharing::alone(&pipeline, world_size, member.as_ref())?;
             }
-            let workers = match &member {
-                Some(member) => server.sharing.workers(&mut pipeline, member)?,
+            // One that asks for a number of threads has them for itself.
+            let workers = match member.filter(|_| pipeline.config.num_workers == 0) {
+                Some(member) => {
+                    let here = usize::try_from(member.here).unwrap_or(usize::MAX).max(1);
+                    let pool = server.sharing.cores.workers(peer, here)?;
+                    (pipeline.threads, pipeline.sharers) = (pool.current_num_threads(), here);
+                    Some(pool)
+                }
                 None => None,
             };
             let pipeline = Arc::new(pipeline);

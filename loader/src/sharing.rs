@@ -1,6 +1,7 @@
 //! What feeds of one daemon share: open sources, and the data that all ranks of a run must have found.
 
 mod agreement;
+mod cores;
 
 use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
@@ -11,13 +12,14 @@ use fuelrail_connectors::{IndexedSource, Opening};
 
 use crate::config::PipelineConfig;
 use crate::engine::flow::Flows;
-use crate::engine::{ConsumerId, Engine, FIRST, Out, worker};
+use crate::engine::{ConsumerId, Engine, FIRST, Out};
 use crate::pipeline::{Opened, Pipeline, Supply};
 use crate::plan::Cursor;
 use crate::protocol::{Attached, ErrorKind, Member};
 use crate::refusal::Refusal;
 use crate::ring::Ring;
 pub(crate) use agreement::{Agreement, Party};
+pub(crate) use cores::Cores;
 
 /// Poll interval of whoever waits for another's opening, and may be gone meanwhile.
 const LOOK: Duration = Duration::from_millis(100);
@@ -62,7 +64,7 @@ pub(crate) struct Sharing {
     /// What the processes of a job have asked for.
     pub agreement: Agreement,
     /// The threads of all of them.
-    workers: Mutex<Weak<rayon::ThreadPool>>,
+    pub cores: Cores,
 }
 
 /// Ranks that come together open their source one after the other: the first reads its index, the others share it.
@@ -272,27 +274,6 @@ impl Sharing {
         }
         run.ranks.insert(who, Arc::downgrade(pipeline));
         Ok(())
-    }
-
-    /// Lets a process of a job have its part of the threads that all of them share: the cores, less one for each of the
-    /// processes, which train meanwhile. One that asks for a number of threads has them for itself.
-    pub fn workers(
-        &self,
-        pipeline: &mut Pipeline,
-        member: &Member,
-    ) -> Result<Option<Arc<rayon::ThreadPool>>, Refusal> {
-        if pipeline.config.num_workers > 0 {
-            return Ok(None);
-        }
-        let here = usize::try_from(member.here).unwrap_or(usize::MAX).max(1);
-        let mut workers = self.workers.lock().unwrap_or_else(PoisonError::into_inner);
-        let pool = match workers.upgrade() {
-            Some(pool) => pool,
-            None => worker::pool(pipeline.threads.saturating_sub(here).max(1))?,
-        };
-        *workers = Arc::downgrade(&pool);
-        (pipeline.threads, pipeline.sharers) = (pool.current_num_threads(), here);
-        Ok(Some(pool))
     }
 }
 
