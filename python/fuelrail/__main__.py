@@ -1,4 +1,4 @@
-"""The `fuelrail` command: `train`, `eval`, `predict` and `bench --gpu` run here, all else is the daemon's binary."""
+"""The `fuelrail` command: what trains and uses models runs here, everything else is the daemon's binary."""
 
 from __future__ import annotations
 
@@ -23,6 +23,10 @@ def main() -> int:
         from fuelrail.train.gpu_bench import main as gpu_bench
 
         return gpu_bench(arguments[1:])
+    if arguments[:1] == ["runs"]:
+        from fuelrail.train.comparing import main as compare
+
+        return compare(arguments[1:])
     from fuelrail.loader import binary
 
     try:

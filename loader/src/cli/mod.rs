@@ -64,6 +64,9 @@ enum Command {
     /// Say what a trained model sees in images (part of the Python package).
     #[command(disable_help_flag = true)]
     Predict(InPython),
+    /// Compare training runs in a table (part of the Python package).
+    #[command(disable_help_flag = true)]
+    Runs(InPython),
 }
 
 /// A command of the Python package, which its launcher runs before this binary is asked.
@@ -146,6 +149,7 @@ pub fn main() -> ExitCode {
         Command::Train(command) => return command.refuse("train"),
         Command::Eval(command) => return command.refuse("eval"),
         Command::Predict(command) => return command.refuse("predict"),
+        Command::Runs(command) => return command.refuse("runs"),
     };
     let is_interrupted =
         |error: &Failure| matches!(error.downcast_ref::<ClientError>(), Some(ClientError::Interrupted));

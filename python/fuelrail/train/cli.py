@@ -3,9 +3,9 @@
     fuelrail train --data photos --model resnet18 --size 224 --epochs 20 --batch-size 64 --out runs/photos
     torchrun --nproc-per-node 8 -m fuelrail train …        one model on eight devices, one run folder
 
-Leaves in --out: metrics.jsonl, checkpoints/, best.pt, curve.png, samples.png, worst.png, confusion.png,
-quarantine.jsonl (refused records). Exit codes: 0 trained, 1 the run failed, 2 a wrong argument or folder, 130, 143 and
-138 stopped by ctrl-C, SIGTERM and SIGUSR1 (Slurm's warning).
+Leaves in --out: metrics.jsonl, checkpoints/, best.pt, run.html and run.png, curve.png, samples.png, worst.png,
+confusion.png, quarantine.jsonl (refused records). Exit codes: 0 trained, 1 the run failed, 2 a wrong argument or folder,
+130, 143 and 138 stopped by ctrl-C, SIGTERM and SIGUSR1 (Slurm's warning).
 """
 
 from __future__ import annotations

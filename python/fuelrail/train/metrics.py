@@ -24,11 +24,10 @@ import math
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
-import torch
-
-from .checkpoint import write_atomically
+if TYPE_CHECKING:
+    import torch
 
 
 class MetricsLog:
@@ -58,6 +57,8 @@ class MetricsLog:
 
         kept = [line for line in lines if stays(line)]
         if len(kept) != len(lines):
+            from .checkpoint import write_atomically  # with torch, which reading has no use for
+
             self._file.close()
             write_atomically(
                 self.path, lambda file: file.write("".join(f"{line}\n" for line in kept).encode())

@@ -85,7 +85,12 @@ def report(
     except ImportError:
         if trainer.ranks.rank == 0:
             print("the pictures need matplotlib: pip install matplotlib")
-    if trainer.ranks.rank == 0 and (out / "best.pt").exists():
+    if trainer.ranks.rank > 0:
+        return
+    from .page import write_page
+
+    print(f"page: {write_page(out, title)[0]}")
+    if (out / "best.pt").exists():
         print(f"weights: {out / 'best.pt'}")
 
 

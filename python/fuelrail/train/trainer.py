@@ -32,6 +32,8 @@ from . import checkpoint, precision, state
 from .activations import checkpoint_activations
 from .batches import BatchSource, LabelledBatch, lacking
 from .evaluation import Evaluation, evaluate, training_mode
+from .feeding import Queues
+from .history import versions
 from .metrics import IdChain, Mean, MetricsLog, read_metrics
 from .optim import OptimizerLike, build_optimizer, default_lr, taken_optimizer
 from .progress import Pace, Progress
@@ -121,6 +123,7 @@ class Trainer:
         self._own: dict[str, Mean] = {}
         self._window_pace, self._epoch_pace = Pace(), Pace()
         self._copying = _CopyWait(train_loader)
+        self._queues = Queues(train_loader)
         self._last_loss: float | None = None
         self._token: dict[str, Any] = train_loader.state_dict()
         self._random: dict[str, Any] | None = None
@@ -162,7 +165,17 @@ class Trainer:
             seed = (torch.initial_seed() + self.ranks.rank) % 2**63
             torch.manual_seed(seed)
             random.seed(seed)
-        self._log("run", recipe=asdict(self.recipe), precision=self.precision.name, **self.describe)
+        if self._metrics is not None:
+            peak = self.optimizer.param_groups[0]
+            self._log(
+                "run",
+                recipe=asdict(self.recipe),
+                precision=self.precision.name,
+                ranks=self.ranks.size,
+                peak_lr=peak.get("peak_lr", peak["lr"]),
+                versions=versions(self._token, _device_name(self.device)),
+                **self.describe,
+            )
         training_mode(self.module)
         try:
             with self._signals.noted():
@@ -382,6 +395,7 @@ class Trainer:
             "lr": self._lr(),
             "gradient_norm": None if self._updater.norm is None else float(self._updater.norm),
             **self._window_pace.figures(),
+            **self._queues.since_last(),
             **_means(self.ranks.gather(own)),
         }
         if self._updater.scaler is not None:
@@ -844,6 +858,10 @@ def _steps_per_epoch(loader: BatchSource, recipe: Recipe) -> int:
             f"steps_per_epoch={recipe.steps_per_epoch} is for streams: this train_loader has {steps} steps per epoch"
         )
     return steps
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def _worded(setting: object) -> str:
