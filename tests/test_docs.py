@@ -27,6 +27,7 @@ from PIL import Image
 
 torch = pytest.importorskip("torch")
 h5py = pytest.importorskip("h5py")
+pytest.importorskip("onnxruntime")
 pa = pytest.importorskip("pyarrow")
 
 import fuelrail.torch  # noqa: E402
@@ -135,13 +136,15 @@ def arrays(place: Path) -> None:
 
 
 def training(place: Path) -> None:
-    """Images to measure on, and a run that has ended."""
+    """Images to measure on, and a run that has ended and was exported."""
     photographs.folder(place / "data" / "val", 12, seed=4, least=24, most=40)
     given = ["--data", "data/train", "--out", "runs/first", "--model", "small_cnn", "--size", "32"]
     command = [sys.executable, "-m", "fuelrail", "train", *given, "--epochs", "1", "--log-every", "1"]
     subprocess.run(
         [*command, "--val", "data/val", "--track", "none"], cwd=place, check=True, capture_output=True
     )
+    export = [sys.executable, "-m", "fuelrail", "export", "runs/first"]
+    subprocess.run(export, cwd=place, check=True, capture_output=True)
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ def main() -> int:
         from fuelrail.train.cli import main as train
 
         return train(arguments[1:])
-    if arguments[:1] in (["eval"], ["predict"]):
+    if arguments[:1] in (["eval"], ["predict"], ["export"]):
         from fuelrail.train.applying import main as apply
 
         return apply(arguments[0], arguments[1:])

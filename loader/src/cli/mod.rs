@@ -64,6 +64,9 @@ enum Command {
     /// Say what a trained model sees in images (part of the Python package).
     #[command(disable_help_flag = true)]
     Predict(InPython),
+    /// Write a trained model as safetensors, ONNX and 8-bit ONNX (part of the Python package).
+    #[command(disable_help_flag = true)]
+    Export(InPython),
     /// Compare training runs in a table (part of the Python package).
     #[command(disable_help_flag = true)]
     Runs(InPython),
@@ -149,6 +152,7 @@ pub fn main() -> ExitCode {
         Command::Train(command) => return command.refuse("train"),
         Command::Eval(command) => return command.refuse("eval"),
         Command::Predict(command) => return command.refuse("predict"),
+        Command::Export(command) => return command.refuse("export"),
         Command::Runs(command) => return command.refuse("runs"),
     };
     let is_interrupted =

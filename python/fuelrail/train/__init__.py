@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .batches import BatchSource, LabelledBatch
     from .evaluation import Evaluation, evaluate
+    from .exporting import load_exported
     from .finetune import freeze, load_weights
     from .models import build_model, model_names
     from .optim import parameter_groups
@@ -46,6 +47,7 @@ __all__ = [
     "build_model",
     "evaluate",
     "freeze",
+    "load_exported",
     "load_run",
     "load_weights",
     "model_names",
@@ -63,6 +65,7 @@ _HOME = {
     "freeze": "finetune",
     "load_weights": "finetune",
     "parameter_groups": "optim",
+    "load_exported": "exporting",
     "Run": "runs",
     "load_run": "runs",
     "predict": "runs",

@@ -1,8 +1,9 @@
-"""`fuelrail eval` and `fuelrail predict`: what a trained model says of images.
+"""`fuelrail eval`, `predict` and `export`: what a trained model says of images, and the model in other formats.
 
     fuelrail eval runs/first                      its accuracy on what the training held out
     fuelrail eval runs/first data/test            on something else
     fuelrail predict runs/first photos            a JSON line per image: its path, the class, how sure
+    fuelrail export runs/first                    safetensors, ONNX, and ONNX in 8 bits, compared on what was held out
 
 Exit codes: 0 done, 1 failed, 2 a wrong argument, 130 stopped by ctrl-C.
 """
@@ -24,8 +25,8 @@ if TYPE_CHECKING:
 
 
 def main(command: str, argv: Sequence[str] | None = None) -> int:
-    """Runs `fuelrail eval` or `fuelrail predict`; returns the exit code."""
-    arguments = (_eval_parser() if command == "eval" else _predict_parser()).parse_args(argv)
+    """Runs `fuelrail eval`, `predict` or `export`; returns the exit code."""
+    arguments = _COMMANDS[command][0]().parse_args(argv)
     try:
         return _main(command, arguments)
     except KeyboardInterrupt:
@@ -43,10 +44,8 @@ def _main(command: str, arguments: argparse.Namespace) -> int:
     from .runs import load_run
 
     try:
-        device = chosen_device(arguments.device)
-        run = load_run(arguments.run, device)
-        work = _evaluate if command == "eval" else _predict
-        work(run, arguments)
+        run = load_run(arguments.run, chosen_device(arguments.device))
+        _COMMANDS[command][1](run, arguments)
     except BrokenPipeError:
         raise
     except (ConfigError, SourceError, ValueError, OSError) as error:
@@ -62,11 +61,7 @@ def _evaluate(run: Run, arguments: argparse.Namespace) -> None:
     from . import precision
     from .evaluation import evaluate
 
-    data, split = arguments.data, None
-    if data is None:
-        data, split = run.describe.get("held_out") or (None, None)
-        if data is None:
-            raise ValueError(f"{run.path}: its training held nothing out; name the data to evaluate on")
+    data, split = _held_out(run, arguments)
     device = next(run.model.parameters()).device
     with _loader(run, arguments, data, split=split, classes=run.classes or None) as loader:
         if not loader.labelled:
@@ -78,6 +73,46 @@ def _evaluate(run: Run, arguments: argparse.Namespace) -> None:
     print(f"top-1 {found.top1:.2%}, top-5 {found.top5:.2%}, loss {found.loss:.4f} on {found.rows:,} images")
     if found.left_out:
         print(f"not counted: {found.left_out} images that could not be read")
+
+
+def _held_out(run: Run, arguments: argparse.Namespace) -> tuple[str, str | None]:
+    """The data that was named, else what the training held out: an address and its part."""
+    data, split = arguments.data, None
+    if data is None:
+        data, split = run.describe.get("held_out") or (None, None)
+        if data is None:
+            raise ValueError(f"{run.path}: its training held nothing out; name the data to evaluate on")
+    return data, split
+
+
+def _export(run: Run, arguments: argparse.Namespace) -> None:
+    from .exporting import check_formats, export, losses
+
+    check_formats(arguments.format)
+    data, split = _held_out(run, arguments)
+    to = arguments.to
+    if to is None:
+        to = (arguments.run if arguments.run.is_dir() else arguments.run.parent) / "export"
+    with contextlib.ExitStack() as opened:
+
+        def batches() -> Any:
+            loader = opened.enter_context(
+                _loader(run, arguments, data, split=split, classes=run.classes or None)
+            )
+            if not loader.labelled:
+                raise ValueError(f"{data}: it has no labels to compare with")
+            return loader
+
+        measured = export(run, batches, to, arguments.format)
+    print(f"{run.path} (step {run.step}) on {measured[0].rows:,} images of {data}, on the CPU")
+    print(f"{'':15} {'size':>9} {'top-1':>8} {'same answer':>12} {'images/s':>9}")
+    for each in measured:
+        print(
+            f"{each.name:15} {each.size / 1e6:>6.2f} MB {each.top1:>8.2%} {each.same:>12.2%} {each.images_per_s:>9,.0f}"
+        )
+    print("files: " + ", ".join(str(each.file) for each in measured if each.file) + f", {to / 'model.json'}")
+    for loss in losses(measured):
+        print(f"fuelrail export: warning: {loss}", file=sys.stderr)
 
 
 def _predict(run: Run, arguments: argparse.Namespace) -> None:
@@ -128,8 +163,36 @@ def _predict_parser() -> argparse.ArgumentParser:
     return _common(parser)
 
 
+def _export_parser() -> argparse.ArgumentParser:
+    parser = short_parser(
+        "export", "Write a trained model in other formats, and compare each with it on held-out images."
+    )
+    parser.add_argument("run", type=Path, help="a run folder of fuelrail train, or one checkpoint")
+    parser.add_argument("--to", type=Path, help="folder for the files (default: export in the run folder)")
+    parser.add_argument(
+        "--format",
+        type=lambda text: list(dict.fromkeys(text.split(","))),
+        default="safetensors,onnx,int8-dynamic,int8-static",
+        metavar="FORMAT[,FORMAT]",
+        help="formats to write; all but safetensors need onnx and onnxruntime",
+    )
+    parser.add_argument("--data", help="labelled images to compare on (default: what the training held out)")
+    parser.add_argument("--batch-size", type=positive, default=32, help="images at a time")
+    add_loading(parser)
+    # Formats are written and compared on the CPU.
+    parser.set_defaults(device="cpu")
+    return parser
+
+
 def _common(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     parser.add_argument("--batch-size", type=positive, default=64, help="images at a time")
     add_loading(parser)
     add_device(parser)
     return parser
+
+
+_COMMANDS = {
+    "eval": (_eval_parser, _evaluate),
+    "predict": (_predict_parser, _predict),
+    "export": (_export_parser, _export),
+}

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import nn
@@ -140,6 +140,26 @@ def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
     except (ValueError, KeyError, TypeError, RuntimeError, AttributeError) as error:
         raise ValueError(f"{path}: not a safetensors file: {error}") from None
     return found
+
+
+def write_safetensors(file: IO[bytes], tensors: Mapping[str, torch.Tensor], about: Mapping[str, str]) -> None:
+    """Writes tensors as a safetensors file, with texts by name in its header."""
+    names = {kind: name for name, kind in _DTYPES.items()}
+    header: dict[str, Any] = {"__metadata__": dict(about)}
+    end = 0
+    for name, tensor in tensors.items():
+        begin, end = end, end + tensor.numel() * tensor.element_size()
+        header[name] = {
+            "dtype": names[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [begin, end],
+        }
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    file.write(len(text).to_bytes(8, "little") + text)
+    for tensor in tensors.values():
+        # By way of bytes: NumPy has no bfloat16.
+        file.write(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
 
 
 def _bare(name: str) -> str:
