@@ -67,7 +67,7 @@ PROLOGUE = """
     ENDS = {"load_state_dict", "set_epoch", "iter", "close"}
 
     # The line on which next() waits.
-    source, first = inspect.getsourcelines(Loader._next)
+    source, first = inspect.getsourcelines(Loader._take)
     WAITS = first + next(at for at, line in enumerate(source) if "_feed.next(" in line)
 
     def watchdog(name):
@@ -114,7 +114,7 @@ PLACES = {
             watchdog(name)
             ran, taken, armed = [], [], []
             def handler(number, frame):
-                if armed and not ran and frame.f_code.co_name == "_next" and frame.f_lineno == WAITS:
+                if armed and not ran and frame.f_code.co_name == "_take" and frame.f_lineno == WAITS:
                     ran.append(name)
                     result = method(loader, iterator, batch, state)
                     taken.extend([result] if name == "next" else [])
@@ -171,7 +171,7 @@ PLACES = {
     "a logging handler in next()": """
         class Handler(logging.Handler):
             def emit(self, record):
-                if not ran and inside(sys._getframe(), "_next"):
+                if not ran and inside(sys._getframe(), "_take"):
                     ran.append(name)
                     result = method(loader, iterator, batch, state)
         log = logging.getLogger("fuelrail")
@@ -190,17 +190,17 @@ PLACES = {
     "__del__ in a garbage collection in next()": """
         class Collecting(Loader):
             collects = False
-            def _convert(self, batch):
+            def _convert(self, *taken):
                 if self.collects:
                     self.collects = False
                     gc.collect()
-                return super()._convert(batch)
+                return super()._convert(*taken)
         Loader = Collecting
         class Garbage:
             def __init__(self):
                 self.itself = self
             def __del__(self):
-                if not ran and inside(sys._getframe(), "_next"):
+                if not ran and inside(sys._getframe(), "_take"):
                     ran.append(name)
                     result = method(loader, iterator, batch, state)
                     taken.extend([result] if name == "next" else [])
