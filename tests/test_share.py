@@ -181,6 +181,24 @@ def test_other_settings_are_refused_with_the_difference(images: Path) -> None:
         Loader(images, **options(share={"name": "x", "patience_s": 0}))
 
 
+TRIAL = """
+    from fuelrail.numpy import Loader, transforms as T
+    share = {"name": sys.argv[2], "clients": 2}
+    with Loader(sys.argv[1], transforms=[T.Resize((8, 8))], batch_size=8, shuffle=True, share=share) as loader:
+        say(loader.daemon_pid)
+        say([int(batch["index"].sum()) for batch in loader])
+"""
+
+
+def test_processes_that_name_a_feed_find_each_other(images: Path) -> None:
+    name = f"trials {os.getpid()}"
+    with Script(TRIAL, images, name) as one, Script(TRIAL, images, name) as two:
+        daemons = {one.hears(), two.hears()}
+        assert len(daemons) == 1, "one daemon"
+        assert one.hears() == two.hears()
+    wait_until(lambda: all(dead(pid) for pid in daemons), 20, "the daemon ends with the last")
+
+
 def test_batches_are_copies_that_may_be_written(images: Path) -> None:
     torch = pytest.importorskip("torch")
     from fuelrail.torch import Loader as OfTorch

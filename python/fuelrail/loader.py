@@ -236,7 +236,10 @@ class BaseLoader(ABC, Generic[Array]):
         opening = Opening()
         try:
             with seat.member() as member:
-                if seat.job is not None and "binary" in attach:
+                if "binary" in attach and isinstance(chosen.share, dict):
+                    # One daemon for all of this user's processes here that name the feed, whatever job they are of.
+                    attach |= {"job": f"share {chosen.share['name']}", "member": (0, 1, 1, None)}
+                elif "binary" in attach and seat.job is not None:
                     attach |= {"job": seat.job, "member": member}
                 self._feed = _native.Feed(
                     **attach, progress=opening if seat.is_first_here else None, log=opening.log
