@@ -3,9 +3,17 @@
 # ruff: noqa: E402  (importorskip comes before the imports that need what it looks for)
 from __future__ import annotations
 
+import functools
+import http.server
 import json
+import os
+import re
+import shutil
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import photographs
@@ -21,6 +29,7 @@ from fuelrail.train.applying import main as apply
 from fuelrail.train.cli import main as train
 from fuelrail.train.exporting import FORMATS, Measured, losses
 
+ROOT = Path(__file__).parents[1]
 QUICK = [
     "--model",
     "small_cnn",
@@ -165,3 +174,63 @@ def test_a_missing_package_is_named_with_what_to_type(run: Path, tmp_path: Path)
     ]
     assert both[0].stdout.endswith("2\n") and "pip install onnx onnxruntime" in both[0].stderr
     assert both[1].stdout.endswith("0\n"), both[1].stderr
+
+
+# ---- in the browser
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    """Says nothing of what it serves."""
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@contextmanager
+def served(folder: Path) -> Iterator[str]:
+    """A folder on a port of this machine."""
+    handler = functools.partial(Quiet, directory=str(folder))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@pytest.mark.parametrize("name", ["onnx", "int8-static"])
+def test_the_page_says_in_a_browser_what_predict_says(
+    run: Path, exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+):
+    runtime = Path(os.environ.get("FUELRAIL_ORT_WEB") or ROOT / "build/web/node_modules/onnxruntime-web")
+    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if browser is None or not (runtime / "dist").is_dir():
+        pytest.skip("needs chromium, and: npm install --prefix build/web onnxruntime-web")
+    Image = pytest.importorskip("PIL.Image")
+    site = tmp_path / "site"
+    shutil.copytree(exported, site)
+    shutil.copy(ROOT / "examples" / "classify.html", site)
+    (site / "ort").symlink_to((runtime / "dist").resolve())
+    # As large as images are after the resize, so that the browser's own way of resizing plays no part.
+    picture = Image.linear_gradient("L").resize((18, 18))
+    (tmp_path / "picture").mkdir()
+    Image.merge("RGB", (picture, picture.rotate(90), picture.rotate(180))).save(
+        tmp_path / "picture" / "x.png"
+    )
+    shutil.copy(tmp_path / "picture" / "x.png", site)
+    with served(site) as address:
+        page = f"{address}/classify.html?model={FORMATS[name][0]}&image=x.png"
+        options = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
+        options += ["--virtual-time-budget=20000", "--dump-dom"]
+        done = subprocess.run([browser, *options, page], capture_output=True, text=True, timeout=100)
+    found = re.findall(r"<span>([^<]*)</span><div[^>]*></div><span>([0-9.]+)%</span>", done.stdout)
+    assert found, done.stdout[-2000:] + done.stderr[-2000:]
+    capsys.readouterr()
+    assert apply("predict", [str(run), str(tmp_path / "picture")]) == 0
+    meant = json.loads(capsys.readouterr().out)["top"]
+    assert len(found) == len(meant)
+    said = {label: float(share) / 100 for label, share in found}
+    close = 0.001 if name == "onnx" else 0.05
+    assert all(abs(said[label] - share) <= close for label, share in meant), (found, meant)
