@@ -12,8 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fuelrail import ConfigError, FuelrailError
-from fuelrail.errors import Detached
+from fuelrail import ConfigError, Detached, FuelrailError
 from fuelrail.numpy import Loader
 from support import Daemon, Script, T, at_most, digests, wait_until
 
