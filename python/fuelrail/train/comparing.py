@@ -92,10 +92,14 @@ def compared(runs: Sequence[History], folder: Path) -> list[str]:
             ]
         )
     lines = _aligned([head, *rows])
-    names = [name for name in _names(runs) if len({worded(_of(each, name)) for each in runs}) > 1]
+    # A run of an older version, or one that has hardly begun, does not say everything: that is no difference.
+    said = {
+        name: [worded(_of(each, name)) if _says(each, name) else "" for each in runs] for name in _names(runs)
+    }
+    names = [name for name, values in said.items() if len(set(values) - {""}) > 1]
     if names:
         table = [["", *(_name(history, folder) for history in runs)]]
-        table += [[name, *(worded(_of(history, name)) for history in runs)] for name in names]
+        table += [[name, *said[name]] for name in names]
         lines += ["", "settings that differ", *_aligned(table)]
     return lines
 
@@ -105,6 +109,10 @@ def _names(runs: Sequence[History]) -> list[str]:
     names = dict.fromkeys(name for history in runs for name in history.settings)
     names.update(dict.fromkeys(name for history in runs for name in history.versions))
     return [name for name in names if name not in ("code", "machine", "model")]
+
+
+def _says(history: History, name: str) -> bool:
+    return name in history.settings or name in history.versions
 
 
 def _of(history: History, name: str) -> Any:
