@@ -1,4 +1,4 @@
-"""What a batch holds, field by field: each is made from one part of a record.
+"""The fields of a batch: each is made from one part of a record.
 
 >>> from fuelrail import fields as F, transforms as T
 >>> pairs = {
@@ -6,10 +6,10 @@
 ...     "caption": F.Text("txt", max_bytes=512),
 ... }
 
-`Loader(source, fields=pairs)` then gives `batch["image"]` and `batch["caption"]`. A *part* is where the source has it,
-in the source's own words: an ending beside the image ("txt", "seg.png"), a column ("caption"), a key inside JSON
-("json:meta.caption"). A record whose part is missing, longer than its field, or not what the field is, is a bad record,
-unless `missing=` or `overflow=` says otherwise; nothing is cut silently.
+`Loader(source, fields=pairs)` then gives `batch["image"]` and `batch["caption"]`. A *part* names the data in
+the source: the extension of a file next to the image ("txt", "seg.png"), a column ("caption"), a key inside JSON
+("json:meta.caption"). A record whose part is missing, longer than its field, or of the wrong kind is a bad record,
+unless `missing=` or `overflow=` says otherwise; nothing is truncated silently.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ __all__ = ["Bytes", "Field", "Geometry", "Image", "Json", "Mask", "Numbers", "Te
 
 _OVERFLOW = checks.choice("bad", "cut")
 _MISSING = checks.choice("bad", "empty")
-#: How many there may be at most, the daemon says.
+#: The daemon enforces the real maximum.
 _COUNT = checks.whole(1, 1 << 62)
 
 #: Types of numbers, by numpy's and torch's names, and the daemon's.
@@ -65,7 +65,7 @@ def _row(value: Any) -> list[int]:
 class Field:
     """Base of all fields."""
 
-    #: The dtype that conversions among its transforms ask for.
+    #: The dtype that conversions among its transforms request.
     dtype_asked: str | None = None
 
     def config(self, name: str) -> dict[str, Any]:
@@ -74,7 +74,7 @@ class Field:
         return {"type": type(self).__name__, "name": name, **given}
 
     def _arguments(self) -> dict[str, Any]:
-        # Without dtype_asked, which is no field of any.
+        # Without dtype_asked, which is not an argument.
         return {key: value for key, value in vars(self).items() if key != "dtype_asked"}
 
     def _checked(self, **takes: checks.Check) -> None:
@@ -105,9 +105,9 @@ class Image(_Drawn):
     """An image: (N, C, H, W) in the batch.
 
     Args:
-        transforms: what happens to it, as the Loader's own `transforms=`.
-        part: where the source has it; several endings, the first one that a record has counts. Default: the image that
-            the source finds by itself.
+        transforms: transforms for this image, as in the Loader's own `transforms=`.
+        part: the part of the record; of several extensions, the first that a record has is used. Default: the image
+            that the source finds by itself.
     """
 
     transforms: Any = ()
@@ -119,13 +119,13 @@ class Image(_Drawn):
 
 @dataclass(frozen=True)
 class Views(_Drawn):
-    """Several views of one image, each with random draws of its own: (N, n, C, H, W) in the batch.
+    """Several views of one image, each with its own random parameters: (N, n, C, H, W) in the batch.
 
-    All views of an image, also those of other fields, come from one decode.
+    All views of an image, including those of other fields, come from one decode.
 
     Args:
         n: views of each image.
-        transforms: what happens for each.
+        transforms: transforms for each view.
         part: as of `Image`.
     """
 
@@ -142,14 +142,14 @@ class Views(_Drawn):
 class Mask(Field):
     """Class numbers for each pixel of an image, (N, H, W) uint8: cropped, resized, flipped and rotated as the image is.
 
-    Palette indices and gray levels stay as they are, nearest neighbours are taken, colour transforms leave it alone, and
-    what lies outside of the picture is 255.
+    Palette indices and gray levels are unchanged, resizing uses nearest neighbours, colour transforms do not apply, and
+    pixels outside the picture are 255.
 
     Args:
-        part: where the source has it. It has the size of its image.
+        part: the part of the record. It must have the size of its image.
         like: the field of the image.
         dtype: uint16 for masks with 16 bits.
-        missing: what becomes of a record without it: "bad" makes it a bad record, "empty" delivers 255 everywhere.
+        missing: what to do with a record without it: "bad" makes it a bad record, "empty" delivers 255 everywhere.
     """
 
     part: str
@@ -178,13 +178,13 @@ class _Variable(Field):
 
 @dataclass(frozen=True)
 class Text(_Variable):
-    """Text: a `list[str]` in the batch; `batch.ragged(name)` has its bytes, for those who tokenise themselves.
+    """Text: a `list[str]` in the batch; `batch.ragged(name)` has its bytes, for your own tokeniser.
 
     Args:
-        part: where the source has it.
-        max_bytes: bytes of UTF-8 that a row has room for.
-        overflow: what becomes of a longer one: "bad" makes it a bad record, "cut" cuts it between two characters.
-        missing: what becomes of a record without it: "bad" makes it a bad record, "empty" delivers "".
+        part: the part of the record.
+        max_bytes: the maximum length of a row, in bytes of UTF-8.
+        overflow: what to do with a longer text: "bad" makes it a bad record, "cut" cuts it between two characters.
+        missing: what to do with a record without it: "bad" makes it a bad record, "empty" delivers "".
     """
 
 
@@ -195,7 +195,7 @@ class Bytes(_Variable):
 
 @dataclass(frozen=True)
 class Json(_Variable):
-    """A JSON value: a list of parsed values in the batch, parsed when it is asked for.
+    """A JSON value: a list of values in the batch, parsed on access.
 
     Arguments as of `Text`, without `overflow="cut"`; `missing="empty"` delivers None.
     """
@@ -206,13 +206,13 @@ class Numbers(Field):
     """Numbers: of one shape in every record, (N, ...), or with `max_rows` a `Ragged` of as many rows as a record has.
 
     Args:
-        part: where the source has them.
-        dtype: their type in the batch. Default: as the source has them; float32 from JSON lists of differing length.
-        max_rows: rows that there is room for, where records have different numbers of them.
-        row: shape of one row, such as (4,) for boxes, where the source does not know it (JSON). Default: as the first
-            records have it.
-        overflow: what becomes of a record with more rows: "bad", or "cut" after the first `max_rows`.
-        missing: what becomes of a record without them: "bad", or "empty" for no rows.
+        part: the part of the record.
+        dtype: their type in the batch. Default: as in the source; float32 from JSON lists of varying length.
+        max_rows: the maximum number of rows, if records have different numbers of rows.
+        row: the shape of one row, such as (4,) for boxes, if the source does not define it (JSON). Default: as in the
+            first records.
+        overflow: what to do with a record with more rows: "bad", or "cut" after the first `max_rows`.
+        missing: what to do with a record without them: "bad", or "empty" for no rows.
     """
 
     part: str
@@ -243,7 +243,7 @@ class Geometry(Field):
 
 
 def named(value: Any) -> dict[str, Field]:
-    """What `fields=` of a Loader takes in its long form.
+    """The mapping form of a Loader's `fields=`, checked.
 
     Raises:
         ConfigError: something in it is not a field.

@@ -30,20 +30,20 @@ Default = TypeVar("Default")
 
 
 class Batch(Generic[Array]):
-    """One batch. Unpacks into images and labels, as torchvision's data sets do; all fields are there by name.
+    """One batch. Unpacks into images and labels, as torchvision's datasets do; every field is available by name.
 
     Fields: "image" (N, C, H, W) and the source's own fields (N, ...), or those that `fields=` of the Loader lists; then
-    "label" (N,) int64 if the source has labels, "index" (N,) int64 record numbers, "position" (N,) int64 places in the
-    epoch, "substituted" (N,) bool: rows that hold another record because theirs was bad; of a mixture also "part" (N,)
-    int64. It unpacks into the first field and the labels.
+    "label" (N,) int64 if the source has labels, "index" (N,) int64 record numbers, "position" (N,) int64 positions in
+    the epoch, "substituted" (N,) bool: rows that hold another record because theirs was bad; for a mixture also "part"
+    (N,) int64. It unpacks into the first field and the labels.
 
-    Text is a `list[str]`, bytes a `list[bytes]`, JSON a list of parsed values, each made when it is asked for;
-    `batch.ragged(name)` has their bytes as an array. Rows of numbers of differing length are a `Ragged`.
+    Text is a `list[str]`, bytes a `list[bytes]`, JSON a list of parsed values, each created on access;
+    `batch.ragged(name)` has their bytes as an array. Rows of numbers of varying length are a `Ragged`.
 
-    By name it is used like a dict: `batch["image"]`, `"image" in batch`, `batch.get("mask")`, `.keys()`,
-    `.values()`, `.items()`, `dict(batch)`, `model(**batch)`. Iterating gives the two that it unpacks into, not
-    names, and `batch[0]`, `batch[1]` and `len(batch) == 2` go with that; so it is no `Mapping` for `isinstance`.
-    `batch.rows` is the number of samples.
+    By name, a batch is used like a dict: `batch["image"]`, `"image" in batch`, `batch.get("mask")`, `.keys()`,
+    `.values()`, `.items()`, `dict(batch)`, `model(**batch)`. Iterating gives the two arrays that it unpacks into, not
+    names; `batch[0]`, `batch[1]` and `len(batch) == 2` are consistent with that, so it is not a `Mapping` for
+    `isinstance`. `batch.rows` is the number of samples.
     """
 
     __slots__ = ("_fields", "dropped", "epoch", "position", "rows")
@@ -54,9 +54,9 @@ class Batch(Generic[Array]):
         self.rows = native.rows
         #: Epoch it belongs to.
         self.epoch = native.epoch
-        #: Where its global batch begins in the epoch.
+        #: Where its global batch starts in the epoch.
         self.position = native.position
-        #: Rows left out because of bad records (`on_error="drop"`).
+        #: Rows dropped because of bad records (`on_error="drop"`).
         self.dropped = native.dropped
 
     def __iter__(self) -> Iterator[Array]:
@@ -69,7 +69,7 @@ class Batch(Generic[Array]):
 
     def __getitem__(self, name: str | int) -> Array:
         if isinstance(name, int):
-            # The first is there also where labels are not.
+            # The first field exists even without labels.
             return next(iter(self._fields.values())) if name in (0, -2) else tuple(self)[name]
         try:
             value: Array = self._fields[name]
@@ -104,11 +104,11 @@ class Batch(Generic[Array]):
     @overload
     def get(self, name: str, default: Default) -> Array | Default: ...
     def get(self, name: str, default: Any = None) -> Any:
-        """A field, or `default` where the batch has none of this name."""
+        """A field, or `default` if the batch has no field of this name."""
         return self._fields.get(name, default)
 
     def ragged(self, name: str) -> Ragged[Array]:
-        """A field of differing length as padded rows and their lengths: numbers, or the bytes of text and JSON."""
+        """A field of varying length as padded rows and their lengths: numbers, or the bytes of text and JSON."""
         self[name]
         ragged = self._fields.ragged(name)
         if ragged is None:
@@ -120,7 +120,7 @@ class Batch(Generic[Array]):
         return dict(self._fields)
 
     def replaced(self, fields: Mapping[str, Array]) -> Self:
-        """The same batch with other arrays for some of its fields, or with further ones."""
+        """The same batch with some fields replaced or added."""
         held = self._fields.mapped(lambda field: field)
         for name, value in fields.items():
             held[name] = value
@@ -150,7 +150,7 @@ class BaseLoader(ABC, Generic[Array]):
     _batch: type[Batch[Array]] = Batch
     #: Whether the framework has page-locked memory to hand out.
     _pins = False
-    #: The way to a GPU, where batches go to one.
+    #: Copies to the GPU, if batches go to one.
     _uploads: Uploads[Array] | None = None
 
     def __init__(
@@ -237,7 +237,7 @@ class BaseLoader(ABC, Generic[Array]):
         try:
             with seat.member() as member:
                 if "binary" in attach and isinstance(chosen.share, dict):
-                    # One daemon for all of this user's processes here that name the feed, whatever job they are of.
+                    # One daemon for all processes of this user on this machine that name the feed, whatever their job.
                     attach |= {"job": f"share {chosen.share['name']}", "member": (0, 1, 1, None)}
                 elif "binary" in attach and seat.job is not None:
                     attach |= {"job": seat.job, "member": member}
@@ -245,7 +245,7 @@ class BaseLoader(ABC, Generic[Array]):
                     **attach, progress=opening if seat.is_first_here else None, log=opening.log
                 )
         except (ConfigError, SourceError) as error:
-            if "name" in attach:  # the pipeline is not of these arguments
+            if "name" in attach:  # the pipeline was not made from these arguments
                 raise
             raise type(error)(_in_arguments(str(error), source, chosen)) from None
         finally:
@@ -254,7 +254,8 @@ class BaseLoader(ABC, Generic[Array]):
             if weights_folder is not None:
                 weights_folder.cleanup()
         self._attached = json.loads(self._feed.attached())
-        # What records hold (the image first, if there is one) is views, what the daemon knows of each row is copies.
+        # The records' own fields (the image first, if there is one) are views; the daemon's columns about each row are
+        # copies.
         self._own: list[dict[str, Any]] = self._attached["layout"]["fields"]
         self._columns: list[dict[str, Any]] = self._attached["layout"]["columns"]
         self._source = _shown(source)
@@ -278,11 +279,12 @@ class BaseLoader(ABC, Generic[Array]):
 
     @abstractmethod
     def _finish(self, at: int, array: Array, left: Mapping[str, Any], beside: Array | None) -> Array:
-        """Floats of field `at`, which came as bytes; `fuelrail.uploads.Place.finish` is the same on a GPU."""
+        """Converts field `at`, which came as bytes, to floats; `fuelrail.uploads.Place.finish` does the same on a
+        GPU."""
 
     @abstractmethod
     def _column(self, column: bytearray, dtype: str, name: str) -> Array:
-        """One number a row: a column of a batch, or what goes with it."""
+        """One number per row: a column of a batch, or one derived from it."""
 
     def _take(self, iteration: int) -> tuple[_native.Batch, Held[Array]] | None:
         """The next batch and its fields as the framework's arrays."""
@@ -296,7 +298,7 @@ class BaseLoader(ABC, Generic[Array]):
     def _convert(
         self, batch: _native.Batch, tensors: list[Array], columns: Mapping[int, Array]
     ) -> Held[Array]:
-        """The fields of a batch by name: the records' own, and columns, some of which are there already."""
+        """The fields of a batch by name: the records' own, and columns, some of which are already converted."""
         fields: Held[Array] = Held()
         for at, field in enumerate(self._own):
             if not _is_beside(field):
@@ -318,11 +320,11 @@ class BaseLoader(ABC, Generic[Array]):
         return name
 
     def _place(self, device: Any) -> Any:
-        """Where batches go; refused where the framework cannot."""
+        """Where batches go; refused if the framework does not support it."""
         return device
 
     def _joined(self, chosen: LoaderOptions) -> int | None:
-        """Takes note of the shared feed that this is a client of; the model that is trained, for bagging."""
+        """Logs the shared feed that this client joined; returns the number of the model, for bagging."""
         joined = self._attached.get("share")
         if joined is not None:
             logger.info(
@@ -347,11 +349,11 @@ class BaseLoader(ABC, Generic[Array]):
             raise ConfigError("pin_memory=True is for torch's tensors: use fuelrail.torch, or leave it out")
 
     def _finishes(self) -> bool:
-        """Whether the daemon is to send bytes, of which floats are made here."""
+        """Whether the daemon sends bytes, which are converted to floats here."""
         return False
 
     def _opened(self) -> None:
-        """Looks at what the daemon told."""
+        """Called once the daemon has described the batches."""
 
     # Iteration --------------------------------------------------------------------------------------------
 
@@ -367,11 +369,11 @@ class BaseLoader(ABC, Generic[Array]):
 
     @property
     def epoch(self) -> int:
-        """The epoch under way, or the next one when none is."""
+        """The current epoch, or the next one if none has started."""
         return self._feed.stood()[0]
 
     def set_epoch(self, epoch: int) -> None:
-        """Make the next `iter()` begin at `epoch`; a loaded position within that epoch is kept."""
+        """Make the next `iter()` start at `epoch`; a loaded position within that epoch is kept."""
         epoch = checks.accept("epoch", epoch, _EPOCH)
         if self.endless and epoch > 0:
             raise ConfigError(f"set_epoch({epoch}): a stream without an end has one epoch, 0")
@@ -391,7 +393,7 @@ class BaseLoader(ABC, Generic[Array]):
             return None
         native, fields = taken
         batch = self._batch(fields, native)
-        # The last step before the caller has it: a signal handler that saves the state says so too.
+        # The last step before the caller gets it, so that a state saved by a signal handler counts this batch, too.
         self._feed.took(native)
         return batch
 
@@ -402,20 +404,18 @@ class BaseLoader(ABC, Generic[Array]):
     # State ------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Where this run stands, as plain JSON data: save it with the model after the step on the batch in
-        hand.
+        """The position of this run, as plain JSON data: save it with the model after the step on the current batch.
 
-        It is global (the same on every rank), smaller than 1 KiB (of a stream: about 50 bytes a partition), and
-        does not depend on batch size, world size or threads: loading it with others of these continues
-        exactly.
+        It is global (the same on every rank), smaller than 1 KiB (for a stream: about 50 bytes per partition), and does
+        not depend on batch size, world size or threads: loading it with different ones continues exactly.
         """
         return dict(json.loads(self._feed.token()))
 
     def load_state_dict(self, state: Mapping[str, Any], *, allow: Sequence[str] = ()) -> None:
-        """Go on from a saved state: the next `iter()` delivers exactly the samples that were left.
+        """Continue from a saved state: the next `iter()` delivers exactly the remaining samples.
 
-        Refused with `TokenError` when it was changed or belongs to another run. `allow=["pixels"]` permits
-        other transforms or another dtype. An iterator that is under way ends with an error.
+        Raises `TokenError` if the state was changed or belongs to another run. `allow=["pixels"]` permits different
+        transforms or another dtype. An iterator in progress ends with an error.
         """
         self._usable()
         allowed = [allow] if isinstance(allow, str) else list(allow or ())
@@ -429,23 +429,23 @@ class BaseLoader(ABC, Generic[Array]):
     def checkpoint_saved(self, state: Mapping[str, Any]) -> None:
         """Tell the daemon that the checkpoint with this state is safely stored.
 
-        Of a Kafka stream, what lies before it is then committed for the consumer group, which lag monitors
-        read; nothing is ever read back from there. For other sources it does nothing.
+        For a Kafka stream, its offsets are then committed for the consumer group, for lag monitors; they are never read
+        back. For other sources it does nothing.
         """
         self._usable()
         self._feed.saved(_token_text(state))
 
-    # What there is to know --------------------------------------------------------------------------------
+    # Properties and statistics --------------------------------------------------------------------------
 
     @property
     def num_samples(self) -> int:
-        """Samples in an epoch, over all ranks. A stream has no such number: TypeError."""
+        """Samples per epoch, over all ranks. A stream has no such number: TypeError."""
         self._indexed("number of samples")
         return int(self._attached["batching"]["len"])
 
     @property
     def endless(self) -> bool:
-        """Whether epochs never end: a stream without an end. It has one epoch, 0."""
+        """Whether this is a stream without an end. It has one epoch, 0."""
         stream = self._attached.get("stream")
         return stream is not None and not stream["bounded"]
 
@@ -476,7 +476,7 @@ class BaseLoader(ABC, Generic[Array]):
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shape of one row of each of the records' own fields; where rows have differing length, of the longest."""
+        """Shape of one row of each of the records' own fields; if rows vary in length, of the longest."""
         return {field["name"]: tuple(field["shape"]) for field in self._own if not _is_beside(field)}
 
     @property
@@ -493,7 +493,7 @@ class BaseLoader(ABC, Generic[Array]):
         return self._feed.keys([int(index) for index in indices.tolist()], self._timeout)
 
     def stats(self) -> dict[str, Any]:
-        """Counters of daemon and client, the memory budget, and the verdict: which stage was the limit.
+        """Counters of daemon and client, the memory budget, and the verdict: which stage was the bottleneck.
 
         The daemon's counters ("substituted", "dropped", "read") include what it has prefetched.
         """
@@ -527,10 +527,10 @@ class BaseLoader(ABC, Generic[Array]):
             "daemon": stats,
         }
 
-    # Its end ----------------------------------------------------------------------------------------------
+    # Closing --------------------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """End the feed, and the private daemon with its last one. Batches in hand stay readable."""
+        """End the feed, and with its last feed the private daemon. Batches already taken stay readable."""
         if not self._closed:
             self._closed = True
             if self._uploads is not None:
@@ -584,16 +584,16 @@ class BaseLoader(ABC, Generic[Array]):
 
 
 def _is_beside(field: Mapping[str, Any]) -> bool:
-    """Whether it says something of the field before it, and is none of its own."""
+    """Whether it describes the field before it rather than being a field of its own."""
     return field.get("content") in ("lengths", "erased")
 
 
 def _is_lengths(field: Mapping[str, Any]) -> bool:
-    """Whether this is how much counts of each row of the field before it."""
+    """Whether this holds the lengths of the rows of the field before it."""
     return field.get("content") == "lengths"
 
 
-#: What the errors of pickle and copy say.
+#: The error text for pickle and copy.
 _NO_COPY = (
     "a Loader is a connection to a daemon and cannot be pickled or copied. Make another one with the same arguments "
     "where it is used (in a child process: there), and take the state along: state_dict() here, load_state_dict() there"
@@ -651,7 +651,7 @@ def _token_text(state: Mapping[str, Any]) -> str:
 
 
 def binary() -> Path:
-    """The daemon's binary: `FUELRAIL_BINARY`, or the one that came with the package."""
+    """The daemon's binary: `FUELRAIL_BINARY`, or the one in the package."""
     override = os.environ.get("FUELRAIL_BINARY")
     path = Path(override) if override else Path(__file__).parent / "_bin" / "fuelrail"
     if not os.access(path, os.X_OK):
@@ -663,13 +663,14 @@ def binary() -> Path:
 
 
 def _refuse_decided(chosen: LoaderOptions, keys: Mapping[str, Any]) -> None:
-    """Refuses what the daemon's pipeline decides: ignored, it would train on something else than it says."""
+    """Refuses options that the daemon's pipeline sets: if they were ignored, the script would not train on what it
+    says."""
     decided = {
         name: getattr(chosen, name) for name, option in options.OPTIONS.items() if option.whose != "client"
     }
     for name, value in {**decided, **keys}.items():
         default = options.DEFAULTS.get(name)
-        # Where the default is None anything else was given, arrays included, which do not compare to a bool.
+        # If the default is None, anything else was given, including arrays, whose comparison is not a bool.
         if value is not None if default is None else value != default:
             raise ConfigError(
                 f"{name}= is decided by the daemon's pipeline {chosen.pipeline!r}: change it in the daemon's "
@@ -680,7 +681,7 @@ def _refuse_decided(chosen: LoaderOptions, keys: Mapping[str, Any]) -> None:
 def _pipeline(
     source: Any, steps: Sequence[Mapping[str, Any]], chosen: LoaderOptions, keys: Mapping[str, Any]
 ) -> tuple[dict[str, Any], tempfile.TemporaryDirectory[str] | None]:
-    """The pipeline as the daemon takes it, and a folder that may go once it was read."""
+    """The pipeline as the daemon takes it, and a folder to delete once the daemon has read it."""
     described = {name: getattr(chosen, name) for name in options.DESCRIBING}
     fields = described["fields"]
     if isinstance(fields, Mapping):
@@ -702,7 +703,7 @@ def _pipeline(
 
 
 def _dtype_asked(fields: Mapping[str, Field]) -> str | None:
-    """The pixel type that conversions in the chains of fields ask for."""
+    """The pixel type requested by conversions in the fields' transforms."""
     asked = {each.dtype_asked for each in fields.values() if each.dtype_asked is not None}
     if len(asked) > 1:
         raise ConfigError(
@@ -712,7 +713,7 @@ def _dtype_asked(fields: Mapping[str, Field]) -> str | None:
 
 
 def _in_arguments(said: str, source: Any, chosen: LoaderOptions) -> str:
-    """What the daemon said of the configuration, in the names that the caller has for it."""
+    """The daemon's message about the configuration, with the caller's argument names."""
     sources = source.parts.values() if isinstance(source, Mix) else [source]
     of_sources = [name for each in sources if isinstance(each, Source) for name in each.given]
     given = [name for name in options.OPTIONS if getattr(chosen, name) is not None]
@@ -722,7 +723,7 @@ def _in_arguments(said: str, source: Any, chosen: LoaderOptions) -> str:
 
 
 def _shown(source: Any) -> str:
-    """A source in a repr: short, and without the query of a URL, which may be a signature."""
+    """A source in a repr: short, and without a URL's query, which may hold a signature."""
     if isinstance(source, Source | Mix):
         return repr(source)
     if isinstance(source, Mapping):
@@ -758,7 +759,7 @@ def _source(source: Address | Source | Mix | Mapping[str, Any], described: dict[
 def _sampling(
     sampling: str | Mapping[str, float] | None, weights: Any, samples_per_epoch: int | None
 ) -> tuple[dict[str, Any] | None, tempfile.TemporaryDirectory[str] | None]:
-    """The configuration, and the folder of a file in it that the daemon reads while it attaches."""
+    """The configuration, and the folder of a file that the daemon reads while attaching."""
     config: dict[str, Any]
     folder = None
     if weights is not None:
@@ -805,7 +806,7 @@ def _sampling(
 
 
 def _npy(numbers: array[float]) -> bytes:
-    """A .npy file (version 1.0) of float64, as numpy.save writes it."""
+    """A .npy file (version 1.0) of float64, as written by numpy.save."""
     if sys.byteorder == "big":
         numbers.byteswap()
     header = f"{{'descr': '<f8', 'fortran_order': False, 'shape': ({len(numbers)},), }}"

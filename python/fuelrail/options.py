@@ -1,8 +1,8 @@
-"""The options of a Loader: each with its type, its default, what it takes, what it does, and its name in the daemon.
+"""The options of a Loader: each with its type, default, accepted values, effect, and name in the daemon.
 
-`LoaderOptions` is the one list. From it are made the configuration for the daemon, what the daemon says of that in the
-caller's words, and the "Args" of `fuelrail.Source` and of both Loaders. Only the signatures of these say the names once
-more, for editors and type checkers; `tests/test_options.py` holds them equal.
+`LoaderOptions` is the only list. The daemon's configuration, the translation of the daemon's errors into the caller's
+argument names, and the "Args" of `fuelrail.Source` and of both Loaders are made from it. Only their signatures repeat
+the names, for editors and type checkers; `tests/test_options.py` checks that they agree.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Documented = TypeVar("Documented", bound=type)
 
 
 class Auto(enum.Enum):
-    """The default of an argument for which None has a meaning of its own."""
+    """The default of an argument where None has its own meaning."""
 
     AUTO = "auto"
 
@@ -35,24 +35,24 @@ class Auto(enum.Enum):
         return "AUTO"
 
 
-#: `label=AUTO`, the default: labels are found by name and type. `label=None`: there are none.
+#: `label=AUTO`, the default: labels are found by name and type. `label=None`: no labels.
 AUTO: Final = Auto.AUTO
 
-#: Who does what an option says: a key of the daemon's pipeline or of its source; "made": keys that are made from it in a
-#: way of its own; "client": this side alone.
+#: What an option sets: a key of the daemon's pipeline or of its source; "made": keys derived from it by its own code;
+#: "client": only the client.
 Whose = Literal["pipeline", "source", "made", "client"]
 
-#: What None says: the default; something of its own; or nothing, and the check refuses it.
+#: The meaning of None: the default; a meaning of its own; or none, and the check refuses it.
 WhenNone = Literal["default", "meant", "refused"]
 
 
 @dataclass(frozen=True)
 class Option:
-    """What is known of an option beside its type, its default and its text."""
+    """Properties of an option besides its type, default and text."""
 
     whose: Whose
     takes: Check
-    #: Its place in the daemon's configuration, where that has another name for it.
+    #: Its place in the daemon's configuration, if it has a different name there.
     key: str = ""
     none: WhenNone = "default"
 
@@ -79,9 +79,10 @@ def _fields(value: Any) -> Any:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LoaderOptions:
-    """The options of a Loader, as plain data once it is made; what one does not take is refused by its name.
+    """The options of a Loader, validated, as plain data; an invalid value is refused with the option's name.
 
-    A field's text is the option's entry in the docstrings of the Loaders (and of `fuelrail.Source`, where it has it).
+    A field's text is the option's entry in the docstrings of the Loaders (and of `fuelrail.Source`, if it has the
+    option).
 
     Args:
         ...: the fields, below.
@@ -94,27 +95,27 @@ class LoaderOptions:
     shuffle: Annotated[bool, Option("pipeline", checks.flag)] = False
     """a new order in every epoch; a pure function of (seed, epoch, position)."""
     seed: Annotated[int, Option("pipeline", checks.whole(0, (1 << 64) - 1))] = 0
-    """of order and augmentation. The default is a constant."""
+    """seed of the order and the augmentation. The default is a constant."""
     num_workers: Annotated[
         int | None, Option("pipeline", checks.whole(0, 1024, zero="; 0 and None mean one per core"))
     ] = None
     """threads of the daemon for this loader; 0 or None: one per core."""
     drop_last: Annotated[bool, Option("pipeline", checks.flag)] = False
-    """leave out a last batch that is not full."""
+    """drop the last batch if it is not full."""
     device: Annotated[Any, Option("client", checks.anything)] = None
-    """where batches go; None leaves them on the CPU. "cuda" copies ahead, from page-locked memory, beside the training
-    step; the copies are on a stream of their own, which the current stream waits for."""
+    """where batches go; None leaves them on the CPU. "cuda" copies ahead, from page-locked memory, during the training
+    step; the copies use their own CUDA stream, which the current stream waits for."""
     pin: Annotated[str, Option("client", checks.choice("auto", "require", "off"))] = "auto"
-    """whether the memory that is copied to a GPU from is page-locked: "auto" where it can be, "require" or "off"."""
+    """whether copies to a GPU start from page-locked memory: "auto" where possible, "require" or "off"."""
     pin_memory: Annotated[bool, Option("client", checks.flag)] = False
-    """as torch's: hand out copies in page-locked memory, for copies to a GPU of your own. With device="cuda" it does
-    nothing: batches are on the GPU."""
+    """as torch's: batches are copies in page-locked memory, for your own copies to a GPU. With device="cuda" it has no
+    effect, as batches are already on the GPU."""
     device_buffers: Annotated[int | None, Option("client", checks.whole(2, 64))] = None
-    """None: each batch on the GPU is its own tensor, to be kept as long as you like. A number: batches come in so many
-    buffers in turn, at fixed addresses, as CUDA graphs want them; one is written again when so many more were taken."""
+    """None: each batch on the GPU is a new tensor, which you can keep as long as you like. N: batches use N buffers in
+    turn, at fixed addresses, as CUDA graphs need; a buffer is overwritten after N more batches."""
     dtype: Annotated[Any, Option("pipeline", checks.dtype)] = None
     """uint8, float32, float16 or bfloat16, as torch's or numpy's dtypes or as text. Default: float32 with a Normalize
-    or a torchvision ToTensor, else uint8. float32 without Normalize is on the scale where white is 1."""
+    or a torchvision ToTensor, else uint8. float32 without Normalize is scaled so that white is 1."""
     layout: Annotated[Any, Option("pipeline", checks.choice("nchw", "nhwc", also=_LAYOUTS))] = "nchw"
     """memory order: "nchw" (contiguous, torch.contiguous_format) or "nhwc" (torch.channels_last; the same shape)."""
     prefetch_factor: Annotated[int, Option("pipeline", checks.whole(1, 64))] = 2
@@ -122,53 +123,53 @@ class LoaderOptions:
     rank: Annotated[
         int | Literal["auto"], Option("client", checks.auto_or(checks.whole(0, (1 << 32) - 1)))
     ] = "auto"
-    """this process's share: row j of a global batch belongs to rank j mod world_size. "auto": from torch.distributed
-    when it is initialised, else from the variables of torchrun, Open MPI, PMI or Slurm, else 0."""
+    """this process's rank: row j of a global batch belongs to rank j mod world_size. "auto": from torch.distributed if
+    it is initialised, else from the environment variables of torchrun, Open MPI, PMI or Slurm, else 0."""
     world_size: Annotated[
         int | Literal["auto"], Option("client", checks.auto_or(checks.whole(1, (1 << 32) - 1)))
     ] = "auto"
     """processes that share the batches; "auto" as for rank, else 1."""
     mesh: Annotated[Any, Option("client", checks.anything)] = None
-    """a torch DeviceMesh, in place of rank and world_size: processes that differ in other dimensions than those of the
-    data get the same rows."""
+    """a torch DeviceMesh, instead of rank and world_size: processes that differ only in dimensions which do not split
+    the data get the same rows."""
     data_dims: Annotated[
         Sequence[str] | None, Option("client", checks.names("a list of names of the mesh's dimensions"))
     ] = None
-    """the names of the mesh's dimensions that split the data, like ["dp"]; not needed where it has one."""
+    """the names of the mesh's dimensions that split the data, like ["dp"]; not needed if the mesh has only one."""
     replication: Annotated[int, Option("client", checks.whole(1, (1 << 32) - 1))] = 1
-    """so many consecutive ranks form one replica of the model (tensor, pipeline or context parallel) and get the same
-    rows."""
+    """the number of consecutive ranks that form one replica of the model (tensor, pipeline or context parallel) and get
+    the same rows."""
     share: Annotated[str | Mapping[str, Any] | None, Option("pipeline", checks.share)] = None
-    """the name of a feed that several processes share: each gets every batch, and each is decoded once. Or a mapping:
-    "name", "clients" (the first batch waits for so many), "laggards" ("wait" for a client that is slow, or "detach" it)
-    and "patience_s"."""
+    """the name of a feed shared by several processes: every process gets every batch, and each batch is decoded once.
+    Or a mapping: "name", "clients" (the number of clients the first batch waits for), "laggards" ("wait" for a slow
+    client, or "detach" it) and "patience_s"."""
     bagging: Annotated[bool | int, Option("client", checks.bagging)] = False
-    """adds a field "weight": how often each row is in this model's bootstrap sample, Poisson(1), a function of seed,
-    model, epoch and position. The number of the model; or True: this client's number in the shared feed."""
+    """adds a field "weight": how often each row occurs in this model's bootstrap sample, Poisson(1), a function of
+    seed, model, epoch and position. Give the model's number, or True for this client's number in the shared feed."""
     timeout: Annotated[float | None, Option("client", checks.seconds, none="meant")] = 300.0
-    """seconds (or a timedelta) after which a batch that does not come is an error, and after which opening the source
-    is, when it makes no progress; 0 or None waits for ever."""
+    """seconds (or a timedelta) to wait for a batch, or for progress while the source is opened, before raising an
+    error; 0 or None waits for ever."""
     on_error: Annotated[str, Option("pipeline", checks.choice("substitute", "drop", "fail"))] = "substitute"
-    """what a bad record leads to: "substitute" another record for it, "drop" its row, or "fail"."""
+    """what to do with a bad record: "substitute" another record, "drop" its row, or "fail"."""
     error_budget: Annotated[float | str | None, Option("pipeline", checks.budget)] = None
     """bad records tolerated: a share of the source (default 0.01, or "1%"; at least 16 records), or a whole number of
-    records. 1 is one record, "100%" all; 1.0 is refused, for it may mean either."""
+    records. 1 is one record, "100%" all records; 1.0 is refused as ambiguous."""
     quarantine: Annotated[str | os.PathLike[str] | None, Option("pipeline", checks.path)] = None
-    """file to which bad records are appended, one JSON line each."""
+    """file to append bad records to, one JSON line each."""
     image: Annotated[
         str | Sequence[str] | None, Option("source", checks.names("a name, or a list of names", one=True))
     ] = None
-    """the column, array, dataset or tar endings that hold images. Default: found by name and type."""
+    """the column, array, dataset or tar extensions that hold images. Default: found by name and type."""
     label: Annotated[
         str | Auto | None,
         Option("source", checks.text("the name of a column, array, dataset or member"), none="meant"),
     ] = AUTO
     """the column, array, dataset or tar member that holds labels: whole numbers or class names. Default
-    (`fuelrail.AUTO`): found by name and type. None: no labels, and a batch has none."""
+    (`fuelrail.AUTO`): found by name and type. None: no labels."""
     fields: Annotated[Sequence[str] | Mapping[str, Field] | None, Option("source", _fields)] = None
-    """a list of names: further numeric fields of fixed shape, beside the image. Or a mapping from names to
-    `fuelrail.fields`, which is all that a batch holds then: images, masks, views, text, JSON, numbers (of a Loader; not
-    of a Source)."""
+    """a list of names: numeric fields of fixed shape to deliver with the image. Or a mapping from names to
+    `fuelrail.fields`, which then define the whole batch: images, masks, views, text, JSON, numbers (for a Loader; not
+    for a Source)."""
     tokens: Annotated[
         Mapping[str, Any] | None,
         Option("source", checks.mapping('a mapping like {"column": "input_ids", "length": 1024}')),
@@ -184,31 +185,31 @@ class LoaderOptions:
         str | None,
         Option("source", checks.text('text: "train[:90%]" for one part, "train[90%:]" for the other')),
     ] = None
-    """a part of the source, "train[:90%]", or what is held out of that, "train[90%:]", by a hash of each key. Of a
-    folder that holds parts ("train", "val"), the name of one of them."""
+    """a part of the source, "train[:90%]", or the held-out rest, "train[90%:]", by a hash of each key. For a folder
+    with subfolders for splits ("train", "val"), the name of one of them."""
     cache_dir: Annotated[str | os.PathLike[str] | None, Option("source", checks.path, key="cache.dir")] = None
     """where copies of remote and unpacked files are kept. Default: ~/.cache/fuelrail."""
     cache_limit: Annotated[
         int | str | None, Option("source", checks.bytes_or_text, key="cache.limit_bytes")
     ] = None
-    """most bytes kept there: a number, or "100gb" (the default)."""
+    """maximum size of that cache: bytes, or text like "100gb" (the default)."""
     source_options: Annotated[
         Mapping[str, Any] | None,
         Option("made", checks.mapping("a mapping of further keys of this kind of source")),
     ] = None
-    """further keys of this kind of source, like `{"root": "images/"}` for a manifest. They can be given as arguments,
-    too: `Loader("list.csv", root="images/")`; only a source's own `layout` cannot."""
+    """further options for this kind of source, like `{"root": "images/"}` for a manifest. They can also be given as
+    arguments, `Loader("list.csv", root="images/")`, except a source's own `layout`."""
     sampling: Annotated[
         str | Mapping[str, float] | None, Option("made", checks.anything, key="sampling.shares")
     ] = None
-    """how classes are drawn: "class_balanced" draws each equally often, {"cat": 2, "dog": 1} in these shares. Within a
-    class, no record comes again before all others of it. The order is random."""
+    """how classes are drawn: "class_balanced" draws each class equally often, {"cat": 2, "dog": 1} in these
+    proportions. Within a class, no record is repeated before all others were drawn. The order is random."""
     weights: Annotated[Any, Option("made", checks.anything, key="sampling.file")] = None
-    """one number per record (or a .npy file of them): how often it is drawn, relative to the others."""
+    """one number per record (or a .npy file of them): how often the record is drawn, relative to the others."""
     samples_per_epoch: Annotated[
         int | None, Option("made", checks.whole(1, (1 << 63) - 1), key="sampling.samples_per_epoch")
     ] = None
-    """draws in an epoch, with sampling or weights. Default: the number of records."""
+    """draws per epoch, with sampling or weights. Default: the number of records."""
     read_backend: Annotated[
         str, Option("pipeline", checks.choice("auto", "io_uring", "threads"), key="read.backend")
     ] = "auto"
@@ -216,10 +217,10 @@ class LoaderOptions:
     read_ahead_bytes: Annotated[int | None, Option("pipeline", checks.whole(1, (1 << 63) - 1))] = None
     """encoded bytes in flight (default 64 MiB)."""
     max_sample_bytes: Annotated[int | None, Option("pipeline", checks.whole(1, (1 << 63) - 1))] = None
-    """decoded bytes of one sample above which it is bad (default 256 MiB)."""
+    """maximum decoded size of a sample in bytes; larger ones are bad records (default 256 MiB)."""
     truncated: Annotated[str, Option("pipeline", checks.choice("bad", "fill"))] = "bad"
-    """what becomes of an image whose data end before its picture does: "bad" makes it a bad record, "fill" delivers
-    the part that is there (JPEG, PNG and GIF), as Pillow's LOAD_TRUNCATED_IMAGES does."""
+    """what to do with an image whose data end before the picture is complete: "bad" makes it a bad record, "fill"
+    delivers the decoded part (JPEG, PNG and GIF), as Pillow's LOAD_TRUNCATED_IMAGES does."""
     pipeline: Annotated[str | None, Option("client", checks.text("the name of a pipeline of the daemon"))] = (
         None
     )
@@ -240,23 +241,23 @@ OPTIONS: dict[str, Option] = {
     name: hint.__metadata__[0] for name, hint in get_type_hints(LoaderOptions, include_extras=True).items()
 }
 
-#: What each is when it is not given.
+#: Each option's default.
 DEFAULTS: dict[str, Any] = {each.name: each.default for each in fields_of(LoaderOptions)}
 
-#: What each takes.
+#: Each option's check.
 CHECKS: dict[str, Check] = {name: option.takes for name, option in OPTIONS.items()}
 
-#: Options of a source whatever its kind: arguments of `fuelrail.Source`, too.
+#: Options that apply to every kind of source; also arguments of `fuelrail.Source`.
 DESCRIBING = tuple(name for name, option in OPTIONS.items() if option.whose == "source")
 
-#: Options of batches that go to a CUDA device.
+#: Options for batches on a CUDA device.
 OF_CUDA = ("pin", "pin_memory", "device_buffers")
 
-#: Options of batches that leave the CPU, which numpy's do not.
+#: Options for batches that leave the CPU; numpy's never do.
 OF_DEVICES = ("device", *OF_CUDA)
 
-#: Options that have another name in the configuration that a Loader makes for the daemon: it is made by this, and what
-#: the daemon says of it is said of the option.
+#: Options with a different name in the configuration that a Loader makes for the daemon. It is made from this table,
+#: and the daemon's errors are translated back with it.
 CONFIGURED: dict[str, tuple[str, ...]] = {
     name: tuple(option.key.split(".")) for name, option in OPTIONS.items() if option.key
 }
@@ -264,7 +265,7 @@ CONFIGURED: dict[str, tuple[str, ...]] = {
 
 @functools.cache
 def _texts() -> dict[str, str]:
-    """What stands under each field of `LoaderOptions`; nothing where the package came without its source."""
+    """The text under each field of `LoaderOptions`; empty if the package was installed without its source."""
     # Not by ast, which takes 10 ms of the import.
     source = "".join(linecache.getlines(__file__, globals()))
     fields = re.findall(r'^    (\w+): Annotated\[.*?^    """(.*?)"""$', source, re.DOTALL | re.MULTILINE)
@@ -272,7 +273,7 @@ def _texts() -> dict[str, str]:
 
 
 def documented(*names: str) -> Callable[[Documented], Documented]:
-    """Puts what the options called `names` say in place of the entry `...` in a class's docstring."""
+    """Replaces the entry `...` in a class's docstring with the texts of the options `names`."""
     texts = _texts()
 
     def entry(name: str) -> str:
@@ -281,7 +282,7 @@ def documented(*names: str) -> Callable[[Documented], Documented]:
         )
 
     def complete(kind: Documented) -> Documented:
-        # Under python -OO there is none.
+        # Under python -OO there is no docstring.
         if kind.__doc__ is not None and texts:
             entries = "\n".join(map(entry, names))
             kind.__doc__ = re.sub(r"^ +\.\.\.: .*$", lambda _: entries, kind.__doc__, flags=re.MULTILINE)
@@ -294,7 +295,7 @@ documented(*OPTIONS)(LoaderOptions)
 
 
 def configure(config: dict[str, Any], name: str, value: Any) -> None:
-    """Puts an argument where the daemon looks for it."""
+    """Puts an argument where the daemon expects it."""
     *above, last = CONFIGURED.get(name, (name,))
     for key in above:
         config = config.setdefault(key, {})
@@ -304,13 +305,13 @@ def configure(config: dict[str, Any], name: str, value: Any) -> None:
 def in_arguments(
     said: str, given: Collection[str], parts: Sequence[str] = (), raw: Iterable[str] = ()
 ) -> str:
-    """What the daemon says of a configuration, in the names of the arguments that it was made from.
+    """The daemon's message about a configuration, with the names of the arguments that it was made from.
 
     Args:
-        said: its words.
+        said: the daemon's message.
         given: the arguments that were given.
         parts: the names of a mixture's parts.
-        raw: keys that were given as they are in the configuration, and keep their names.
+        raw: keys that were given under their names in the configuration, and keep them.
     """
     tables = {path[0] for path in CONFIGURED.values()} - set(raw)
     for name, path in CONFIGURED.items():
@@ -324,20 +325,21 @@ def in_arguments(
 
 
 def _renamed(said: str, name: str, key: str) -> str:
-    """A key of the configuration by the argument's name."""
+    """Replaces a configuration key with the argument's name."""
     key = re.escape(key)
-    # The weights of a list are in a file that nobody has named; a share is one of the classes'.
+    # Weights given as a list are in a temporary file, which the user does not know; a share belongs to a class.
     if name == "weights":
         said = re.sub(rf"{key}:? \S+: ", "weights= ", said)
     if name == "sampling":
         said = re.sub(rf"{key}\.(.+?)(?= is |: )", lambda found: f"sampling[{found[1]!r}]", said)
-    # Not where it is a piece of a path or of a longer name.
+    # Not inside a path or a longer name.
     said = re.sub(rf"(?<![\w./-]){key}(?![\w/-]|\.\w)", f"{name}=", said)
     return said.replace(f"{name}=: it takes ", f"{name}= takes ")
 
 
 def _spelt_out(said: str, table: str, given: Collection[str]) -> str:
-    """A table that several arguments fill: the ones that were given where it is unknown, all of them in a list."""
+    """A table that several arguments fill: replaced by the given arguments in "unknown key", by all of them in a
+    list."""
     names = [name for name, path in CONFIGURED.items() if path[0] == table]
     wrote = " and ".join(f"{name}=" for name in names if name in given)
     if wrote:
@@ -346,14 +348,14 @@ def _spelt_out(said: str, table: str, given: Collection[str]) -> str:
 
 
 def _called(said: str, place: str, part: str) -> str:
-    """A part of a mixture by its name."""
+    """Replaces the number of a mixture's part with its name."""
     numbers = {"weight": "weights", "repeat": "repeat"}
     said = re.sub(rf"\b{place}\.(weight|repeat)\b", lambda found: f"{numbers[found[1]]}[{part!r}]", said)
     said = re.sub(rf"\b{place}(?:\.source)?\.", lambda _: f"part {part!r}: ", said)
     return re.sub(rf"\b{place}", lambda _: f"part {part!r}", said)
 
 
-# torch.utils.data.DataLoader's arguments that have another place here, and the values of them that ask for nothing.
+# Arguments of torch.utils.data.DataLoader that are done differently here, and their values that have no effect.
 _ELSEWHERE: dict[str, tuple[str, tuple[Any, ...]]] = {
     "sampler": ("shuffle=, seed= and rank=/world_size= give the order, which is a pure function", (None,)),
     "batch_sampler": ("batch_size= and drop_last= give the batches", (None,)),
@@ -382,7 +384,7 @@ _ELSEWHERE: dict[str, tuple[str, tuple[Any, ...]]] = {
 def refuse_unknown(
     unknown: Mapping[str, Any], known: Iterable[str], source_keys: Sequence[str]
 ) -> dict[str, Any]:
-    """The keys of a source among further keywords; every other keyword is refused with what was meant."""
+    """The source keys among further keywords; any other keyword is refused with a suggestion."""
     keys = {}
     for name, value in unknown.items():
         if name in _ELSEWHERE:

@@ -1,4 +1,4 @@
-"""Where samples come from, as plain data for the daemon: one place, or several mixed.
+"""Where samples come from, as plain data for the daemon: one source, or several mixed.
 
 >>> from fuelrail import Mix, Source
 >>> Source("shards/train-{000..127}.tar", label="cls")
@@ -20,11 +20,12 @@ from fuelrail.errors import ConfigError
 from fuelrail.fields import Field
 from fuelrail.options import AUTO, CHECKS, DESCRIBING, Auto, configure, documented
 
-#: One path or URL, or several that make one source.
+#: One path or URL, or several that form one source.
 Address = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
 
-#: Keys of sources that a Loader takes as arguments of its own. `layout` is not one: a Loader's is that of its batches.
+#: Source options that a Loader accepts as arguments. `layout` is not one of them: a Loader's is the layout of its
+#: batches.
 KEYS = (
     *("root", "format", "delimiter"),
     *("start", "end", "window_records", "window_bytes", "window_seconds", "window_offsets"),
@@ -37,15 +38,15 @@ KEYS = (
 
 @documented(*DESCRIBING)
 class Source:
-    """One place with samples in it. What it is follows from its ending or, for a folder, from what lies in it.
+    """A data source. Its kind is detected from its file extension or, for a folder, from its contents.
 
     Args:
         address: a folder of class folders; tar shards (`"train-{000..127}.tar"`, also .tar.gz and .tar.zst);
             Parquet, Arrow or Feather files; .csv and .jsonl manifests; .h5, .npy and .npz arrays; any of these
-            behind `s3://`, `gs://`, `az://` or `https://`; `"synthetic://?count=1000"`. Several addresses of
-            one kind make one source.
-        ...: as the fields of `fuelrail.options.LoaderOptions` of these names.
-        options: further keys of this kind of source; an unknown one is refused by name.
+            at `s3://`, `gs://`, `az://` or `https://`; `"synthetic://?count=1000"`. Several addresses of one kind
+            form one source.
+        ...: as the fields with these names in `fuelrail.options.LoaderOptions`.
+        options: further options for this kind of source; an unknown one is refused.
     """
 
     def __init__(
@@ -72,7 +73,7 @@ class Source:
         self._addresses: list[str] = [_address(item) for item in addresses]
         given = {name: arguments[name] for name in DESCRIBING}
         given["label"] = None if label is AUTO else "" if label is None else label
-        # Of procedural images there are no names of classes, only how many.
+        # Procedural images have no class names, only a number of classes.
         counted = (
             {"classes"} if self._addresses[:1] and self._addresses[0].startswith("synthetic:") else set()
         )
@@ -83,13 +84,13 @@ class Source:
         }
 
     def config(self) -> dict[str, Any]:
-        """The source as the daemon takes it; relative paths start at the current folder."""
+        """The source as the daemon takes it; relative paths are resolved against the current directory."""
         config: dict[str, Any] = {"type": "address", "address": self._addresses}
         absolute = all(address.startswith("/") or "://" in address for address in self._addresses)
         try:
             config["base"] = _folder()
         except ConfigError:
-            # Without one, nothing that is relative can be meant.
+            # Without a current directory, only absolute addresses work.
             if not absolute:
                 raise
         for key, value in self._options.items():
@@ -103,12 +104,12 @@ class Source:
 
     @property
     def given(self) -> frozenset[str]:
-        """Names of the arguments that say something."""
+        """Names of the arguments that were given."""
         return frozenset(self._options)
 
     def __repr__(self) -> str:
         addresses = self._addresses[0] if len(self._addresses) == 1 else self._addresses
-        # Among Kafka's properties are passwords.
+        # Kafka's properties include passwords.
         shown: dict[str, Any] = {
             key: dict.fromkeys(value, "…") if key == "properties" and isinstance(value, Mapping) else value
             for key, value in self._options.items()
@@ -120,17 +121,17 @@ class Source:
 
 
 class Mix:
-    """Several sources as one, each drawn in proportion; every batch holds them in nearly their shares.
+    """Several sources combined in proportion; every batch contains them in nearly these proportions.
 
-    A part's records come in passes: none comes again before all others of the part have come, also across
-    epochs. `batch["part"]` says which part a row is from (its number in the mapping). Order and resume are as
-    exact as with one source.
+    A part's records come in passes: no record is repeated before all others of the part were delivered, even across
+    epochs. `batch["part"]` is the part a row is from (its number in the mapping). Order and resume are as exact as
+    with one source.
 
     Args:
         parts: sources (or addresses) by name.
         weights: each part's share of an epoch's draws, relative to the others.
-        repeat: instead of weights, how often an epoch goes through each part (default 1; 0.5 is half of it).
-        samples_per_epoch: draws in an epoch, with weights. Default: the number of records.
+        repeat: instead of weights, how often an epoch goes through each part (default 1; 0.5 is half of the part).
+        samples_per_epoch: draws per epoch, with weights. Default: the number of records.
     """
 
     def __init__(
@@ -210,7 +211,7 @@ def _address(item: Any) -> str:
 
 
 def _text(path: str, what: str) -> str:
-    """Refuses what cannot be said in UTF-8: bytes of a name that Python carries as surrogates."""
+    """Refuses a path that is not UTF-8: bytes that Python represents as surrogates."""
     try:
         path.encode()
     except UnicodeEncodeError:
@@ -222,7 +223,7 @@ def _text(path: str, what: str) -> str:
 
 
 def _folder() -> str:
-    """The current folder, where relative paths start."""
+    """The current directory, against which relative paths are resolved."""
     try:
         return _text(str(Path.cwd()), "the current folder")
     except FileNotFoundError:
@@ -233,7 +234,7 @@ def _folder() -> str:
 
 
 def finite(name: str, value: Any) -> float:
-    """A number that somebody gave as `name`."""
+    """A finite number, given as `name`."""
     try:
         number = float(value)
     except (TypeError, ValueError):
@@ -254,7 +255,7 @@ def _plain(value: Any) -> Any:
 
 
 def _split(value: Any) -> Any:
-    """What a text says is decided where the source is known; here only that it is one."""
+    """Checks only the type; the daemon, which knows the source, interprets the text."""
     if isinstance(value, str):
         return value
     if isinstance(value, Mapping):

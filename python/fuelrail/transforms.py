@@ -1,8 +1,7 @@
 """Transforms, with torchvision v2's names, arguments and meaning.
 
-They describe what the daemon does; nothing is computed in Python. Pixels are uint8 after every step, rounded
-as Pillow does. Crops, resizes and flips in a row are fused into one region and one resize before a byte is
-decoded.
+They only describe what the daemon computes; nothing runs in Python. Pixels are uint8 after every step, rounded
+as Pillow does. Consecutive crops, resizes and flips are fused into one region and one resize before decoding.
 
 >>> from fuelrail import transforms as T
 >>> chain = [T.RandomResizedCrop(224), T.RandomHorizontalFlip(), T.Normalize(*T.IMAGENET)]
@@ -71,14 +70,14 @@ class Resize(Transform):
 
 
 class CenterCrop(Transform):
-    """Cut the middle out; a smaller image is padded with black."""
+    """Crop the centre; a smaller image is padded with black."""
 
     def __init__(self, size: Size) -> None:
         super().__init__(size=size)
 
 
 class RandomCrop(Transform):
-    """Cut a window of `size` out at a random place, after optional padding."""
+    """Crop a window of `size` at a random place, after optional padding."""
 
     def __init__(
         self,
@@ -94,7 +93,7 @@ class RandomCrop(Transform):
 
 
 class RandomResizedCrop(Transform):
-    """Cut out a random share (`scale`) of the area at a random aspect (`ratio`) and resize it to `size`."""
+    """Crop a random share (`scale`) of the area with a random aspect ratio (`ratio`) and resize it to `size`."""
 
     def __init__(
         self,
@@ -124,7 +123,7 @@ class RandomVerticalFlip(Transform):
 
 
 class RandomRotation(Transform):
-    """Rotate by a random angle in degrees: [least, most], or one number d for [-d, d]."""
+    """Rotate by a random angle in degrees from [min, max], or from [-d, d] for one number d."""
 
     def __init__(
         self,
@@ -140,7 +139,7 @@ class RandomRotation(Transform):
 
 
 class Grayscale(Transform):
-    """Make the image gray, with 1 channel or the gray value in 3."""
+    """Make the image gray, with 1 channel or with the same gray value in 3."""
 
     def __init__(self, num_output_channels: int = 1) -> None:
         super().__init__(num_output_channels=num_output_channels)
@@ -167,7 +166,7 @@ class ColorJitter(Transform):
 
 
 class GaussianBlur(Transform):
-    """Blur with a Gaussian kernel of odd `kernel_size` and a sigma drawn from [least, most]."""
+    """Blur with a Gaussian kernel of odd `kernel_size` and a sigma drawn from [min, max]."""
 
     def __init__(self, kernel_size: Size, sigma: Number | Sequence[float] = (0.1, 2.0)) -> None:
         super().__init__(kernel_size=kernel_size, sigma=sigma)
@@ -183,7 +182,7 @@ class Pad(Transform):
 
 
 class GaussianNoise(Transform):
-    """Add normally distributed noise; mean and sigma on the scale where white is 1."""
+    """Add normally distributed noise; mean and sigma are on the scale where white is 1."""
 
     def __init__(self, mean: float = 0.0, sigma: float = 0.1, clip: bool = True) -> None:
         super().__init__(mean=mean, sigma=sigma, clip=clip)
@@ -200,7 +199,7 @@ class RandomErasing(Transform):
         value: Number | Sequence[Number] | str = 0,
         inplace: bool = False,
     ) -> None:
-        # `inplace` is torchvision's and means nothing here: there is no input to spare.
+        # `inplace` is torchvision's and has no effect here: there is no input tensor.
         del inplace
         super().__init__(p=p, scale=scale, ratio=ratio, value=value)
 
@@ -214,7 +213,7 @@ class Normalize(Transform):
 
 
 def Compose(transforms: Sequence[Any]) -> list[Any]:
-    """The transforms as a list; a list alone does as well."""
+    """The transforms as a list; a plain list works as well."""
     return list(transforms)
 
 
