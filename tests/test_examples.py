@@ -100,3 +100,24 @@ def test_dino_sees_ten_views_of_each_image(images: Path) -> None:
     said = example("dino.py", images)
     steps = re.findall(r"(\d+) views of (\d+) images", said)
     assert len(steps) >= 3 and set(steps) == {("10", "16")}, said
+
+
+@pytest.mark.deadline(300)
+def test_trials_of_optuna_share_a_feed_and_bad_ones_are_pruned(images: Path, tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    pytest.importorskip("optuna")
+    said = example("tune_optuna.py", images, tmp_path / "study.log", 4)
+    trials = re.findall(r"trial (\d): (\w+), .*; fed by daemon (\d+); loss by epoch (.*)", said)
+    assert [number for number, *_ in trials] == ["0", "1", "2", "3"], said
+    assert len({daemon for _, _, daemon, _ in trials}) == 1, said
+    ends = {
+        state: [losses.count(",") + 1 for _, was, _, losses in trials if was == state]
+        for _, state, *_ in trials
+    }
+    # The others went on to the last epoch.
+    assert set(ends) == {"complete", "pruned"} and set(ends["complete"]) == {4}, said
+    complete = {
+        number: float(losses.split(", ")[-1]) for number, state, _, losses in trials if state == "complete"
+    }
+    best = re.search(r"best: trial (\d)", said)
+    assert best and complete[best[1]] == min(complete.values()), said
