@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import tarfile
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,15 @@ from PIL import Image
 ROOT = Path(__file__).parents[1]
 
 
-def example(name: str, *arguments: Any) -> str:
-    """Runs an example to its end and gives what it printed."""
-    command = [sys.executable, str(ROOT / "examples" / name), *map(str, arguments)]
+def example(name: str, *arguments: Any, ranks: int | None = None) -> str:
+    """Runs an example to its end, by torchrun if it has ranks, and gives what it printed."""
     # Threads that spin for each other starve on a busy machine.
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=280, env=environment)
+    with tempfile.TemporaryDirectory() as logs:
+        torchrun = ["-m", "torch.distributed.run", "--standalone", "--log-dir", logs]
+        launcher = [*torchrun, "--nproc-per-node", str(ranks)] if ranks else []
+        command = [sys.executable, *launcher, str(ROOT / "examples" / name), *map(str, arguments)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=280, env=environment)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -121,3 +125,38 @@ def test_trials_of_optuna_share_a_feed_and_bad_ones_are_pruned(images: Path, tmp
     }
     best = re.search(r"best: trial (\d)", said)
     assert best and complete[best[1]] == min(complete.values()), said
+
+
+@pytest.mark.deadline(300)
+def test_searches_of_hyperopt_share_a_feed(images: Path) -> None:
+    pytest.importorskip("torch")
+    pytest.importorskip("hyperopt")
+    said = example("tune_hyperopt.py", images, 2, 3)
+    searches = re.findall(r"search (\d): fed by daemon (\d+); loss by trial (.*)", said)
+    assert [number for number, *_ in searches] == ["0", "1"] and searches[0][1] == searches[1][1], said
+    losses = [float(loss) for *_, each in searches for loss in each.split(", ")]
+    best = re.search(r"best: loss ([\d.]+)", said)
+    assert len(losses) == 6 and best and float(best[1]) == min(losses), said
+
+
+@pytest.mark.deadline(300)
+def test_local_sgd_averages_and_continues_from_its_checkpoint(images: Path, tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    unbroken = example("local_sgd.py", images, tmp_path / "unbroken.pt", 4, ranks=2)
+    assert re.findall(r"round (\d)", unbroken) == ["1", "2", "3", "4"], unbroken
+    example("local_sgd.py", images, tmp_path / "broken.pt", 2, ranks=2)
+    resumed = example("local_sgd.py", images, tmp_path / "broken.pt", 4, ranks=2)
+    assert re.findall(r"round (\d)", resumed) == ["3", "4"], resumed
+    ends = [re.findall(r"1 different models on 2 ranks: (\w+)", said) for said in (unbroken, resumed)]
+    assert len(ends[0]) == 1 and ends[0] == ends[1], (unbroken, resumed)
+
+
+@pytest.mark.deadline(300)
+@pytest.mark.parametrize("tensor, rows", [(1, {"31", "30"}), (2, {"61"})], ids=["2x1", "1x2"])
+def test_fsdp_shards_a_model_and_splits_the_rows(images: Path, tensor: int, rows: set[str]) -> None:
+    pytest.importorskip("torch")
+    said = example("fsdp.py", images, tensor, ranks=2)
+    held = re.findall(r"rank 0 holds (\d+) of (\d+) weights", said)
+    assert len(held) == 2 and all(int(part) < 0.6 * int(whole) * tensor for part, whole in held), said
+    split = re.findall(r"rows by rank (\d+), (\d+); 61 different samples of 61", said)
+    assert [set(each) for each in split] == [rows] * 2, said
