@@ -1,4 +1,4 @@
-"""fuelrail keeps accelerators fed: a data loader whose work happens in a daemon, written in Rust.
+"""fuelrail keeps accelerators fed: a data loader that does its work in a daemon written in Rust.
 
 `from fuelrail.torch import Loader` in a PyTorch script, `from fuelrail.numpy import Loader` elsewhere;
 transforms are in `fuelrail.transforms`, the training loop in `fuelrail.train`. Importing this package imports

@@ -1,4 +1,4 @@
-"""The `fuelrail` command: what trains and uses models runs here, everything else is the daemon's binary."""
+"""The `fuelrail` command: commands that train and use models run here; all others are in the daemon's binary."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What a value is: makes plain data of what people have in hand, or refuses it by name.
+"""Checks arguments: converts the values that users pass to plain data, or refuses them with a clear error.
 
-numpy's and torch's numbers and dtypes, enumerations and paths are taken as they are meant. Nothing here imports numpy or
-torch: what a value is, is asked of the value. A refusal names the argument, what it takes and what was given.
+numpy's and torch's numbers and dtypes, enumerations and paths are accepted. Nothing here imports numpy or torch: the
+value itself is inspected. An error names the argument, the accepted values and the given one.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from typing import Any
 
 from fuelrail.errors import ConfigError
 
-#: Makes plain data of a value, or raises `Refused`.
+#: Converts a value to plain data, or raises `Refused`.
 Check = Callable[[Any], Any]
 
 
 class Refused(Exception):
-    """What an argument takes, and a hint on what was given."""
+    """The accepted values of an argument, and a hint about the given one."""
 
     def __init__(self, takes: str, hint: str = "") -> None:
         super().__init__(takes)
@@ -31,7 +31,7 @@ class Refused(Exception):
 
 
 def whole(least: int, most: int, *, zero: str = "", none: str = "") -> Check:
-    """A whole number; bools, floats and text are none. `zero` says what 0 means, `none` answers None."""
+    """A whole number; bools, floats and text are refused. `zero` describes 0, `none` is the error text for None."""
     takes = (
         f"a whole number from {least:,} to {most:,}" if most < 1 << 62 else f"a whole number from {least} on"
     )
@@ -60,7 +60,7 @@ def whole(least: int, most: int, *, zero: str = "", none: str = "") -> Check:
 
 
 def flag(value: Any) -> bool:
-    """True or False, also numpy's and torch's, and 0 or 1."""
+    """True or False, including numpy's and torch's, and 0 or 1."""
     value = _scalar(value)
     if _is_bool(value) or (isinstance(value, int) and value in (0, 1)):
         return bool(value)
@@ -68,7 +68,7 @@ def flag(value: Any) -> bool:
 
 
 def choice(*known: str, also: Mapping[str, str] | None = None) -> Check:
-    """One of some words, in any case. `also` has further names of them, as `str` gives them."""
+    """One of some words, in any case. `also` has aliases, as `str` gives them."""
     takes = "one of " + ", ".join(repr(word) for word in known)
 
     def check(value: Any) -> str:
@@ -85,7 +85,7 @@ def choice(*known: str, also: Mapping[str, str] | None = None) -> Check:
 
 
 def seconds(value: Any) -> float | None:
-    """Seconds; None where there is no end, as for 0."""
+    """Seconds; None and 0 mean no limit."""
     takes = "a number of seconds; None or 0 waits for ever"
     if isinstance(value, datetime.timedelta):
         value = value.total_seconds()
@@ -98,7 +98,7 @@ def seconds(value: Any) -> float | None:
 
 
 def budget(value: Any) -> float | int | str:
-    """Bad records that are tolerated: a share or a count."""
+    """Number of bad records tolerated: a share or a count."""
     takes = 'a share of the records below 1 (0.01, or "1%"), or a whole number of records (20)'
     if isinstance(value, str) and re.fullmatch(r"\s*\d+(\.\d+)?\s*%\s*", value):
         if float(value.strip().rstrip("%")) <= 100:
@@ -135,7 +135,7 @@ def text(takes: str) -> Check:
 
 
 def names(takes: str, *, one: bool = False) -> Check:
-    """A list of texts; or just one text."""
+    """A list of texts, or a single text."""
 
     def check(value: Any) -> str | list[str]:
         if isinstance(value, str):
@@ -165,7 +165,7 @@ def mapping(takes: str) -> Check:
 
 
 def share(value: Any) -> dict[str, Any]:
-    """A shared feed by its name, or with how it is shared."""
+    """A shared feed: its name, or a mapping with its settings."""
     takes = (
         'a name, or a mapping like {"name": "trials", "clients": 4, "laggards": "detach", "patience_s": 60}'
     )
@@ -179,7 +179,7 @@ def share(value: Any) -> dict[str, Any]:
 
 
 def bagging(value: Any) -> bool | int:
-    """Whether, or the number of a model."""
+    """A flag, or the number of a model."""
     if _is_bool(value):
         return bool(value)
     return int(whole(0, (1 << 63) - 1)(value))
@@ -195,7 +195,7 @@ def bytes_or_text(value: Any) -> int | str:
         raise Refused('a number of bytes, or text like "100gb"') from None
 
 
-#: The daemon's names of pixel types, by every library's.
+#: The daemon's names of pixel types, by each library's name.
 DTYPES = {
     **{"uint8": "u8", "u1": "u8", "float32": "f32", "f4": "f32", "single": "f32"},
     **{"float16": "f16", "f2": "f16", "half": "f16", "bfloat16": "bf16", "fp32": "f32", "fp16": "f16"},
@@ -217,7 +217,7 @@ def dtype(value: Any) -> str:
 
 
 def auto_or(check: Check) -> Check:
-    """ "auto", or what another check takes."""
+    """ "auto", or a value that another check accepts."""
 
     def either(value: Any) -> Any:
         if isinstance(value, str) and value.lower() == "auto":
@@ -231,12 +231,12 @@ def auto_or(check: Check) -> Check:
 
 
 def anything(value: Any) -> Any:
-    """What is checked where it is used."""
+    """A value that is checked where it is used."""
     return value
 
 
 def accept(name: str, value: Any, check: Check) -> Any:
-    """One argument as plain data; a ConfigError that names it when it is something else."""
+    """One argument as plain data; raises a ConfigError that names it if it is invalid."""
     try:
         return check(value)
     except Refused as refused:
@@ -245,7 +245,7 @@ def accept(name: str, value: Any, check: Check) -> Any:
 
 
 def shown(value: Any) -> str:
-    """A value in an error: short, on one line, with its type where that does not show."""
+    """A value as shown in an error: short, on one line, with its type if that is not obvious."""
     if value is None or isinstance(value, bool | int | float | str):
         try:
             text = repr(value)
@@ -267,7 +267,7 @@ def _is_bool(value: Any) -> bool:
 
 
 def _scalar(value: Any) -> Any:
-    """numpy's and torch's numbers as Python's; everything else as it is."""
+    """numpy's and torch's numbers as Python's; everything else unchanged."""
     if getattr(value, "shape", None) == () and hasattr(value, "item"):
         try:
             return value.item()

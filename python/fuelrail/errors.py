@@ -1,4 +1,4 @@
-"""What can go wrong, by whose fault it is. Every message names the file, key or argument and what to do."""
+"""The errors, grouped by who can fix them. Every message names the file, key or argument and what to do."""
 
 
 class FuelrailError(Exception):
@@ -20,19 +20,19 @@ class DataError(FuelrailError):
 
 
 class DaemonDied(FuelrailError):
-    """The daemon is gone; batches that it had finished were handed out first."""
+    """The daemon died; batches that it had finished were delivered first."""
 
 
 class Detached(FuelrailError):
-    """This client of a shared feed held up the others, who went on without it."""
+    """This client of a shared feed held up the others, which continued without it."""
 
 
 class LoaderTimeout(FuelrailError, TimeoutError):
-    """No batch came within `timeout` seconds; the message says what is stuck."""
+    """No batch arrived within `timeout` seconds; the message says what is stuck."""
 
 
 class TokenError(FuelrailError, ValueError):
-    """A state that was changed, cut, or belongs to another run. It is refused, never reinterpreted."""
+    """A state that was changed, truncated, or belongs to another run. It is refused, never reinterpreted."""
 
 
 class ProtocolError(FuelrailError):
@@ -40,4 +40,4 @@ class ProtocolError(FuelrailError):
 
 
 class EnvironmentFailure(FuelrailError):
-    """The machine cannot give what is needed: memory, threads, descriptors, the daemon's binary."""
+    """The machine lacks something that is needed: memory, threads, descriptors, the daemon's binary."""

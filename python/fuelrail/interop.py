@@ -1,8 +1,8 @@
-"""Transforms that users have in hand, as the daemon's: torchvision's objects (v1 and v2) are translated where every step
-has an equal here, everything else is refused by name with the reason.
+"""Converts users' transforms to the daemon's: torchvision's objects (v1 and v2) are translated if every step has an
+equivalent here; everything else is refused, with its name and the reason.
 
-torchvision is not imported: what an object is, its type's name and module say. Conversions (`ToTensor`, `ToImage`,
-`ToDtype`, …) are no steps here; what they ask for is the batch's dtype.
+torchvision is not imported: objects are recognised by the name and module of their type. Conversions (`ToTensor`,
+`ToImage`, `ToDtype`, …) are not steps here; they set the batch's dtype.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from fuelrail.checks import DTYPES, shown
 from fuelrail.errors import ConfigError
 from fuelrail.transforms import Transform
 
-# torchvision's containers, and what they hold.
+# torchvision's containers, and the attribute with their contents.
 _CONTAINERS = ("Compose", "Sequential")
 
-# Conversions, and the dtype of what comes out: None when the object says it, "" when it stays as it is.
+# Conversions, and their output dtype: None if the object defines it, "" if it does not change.
 _CONVERSIONS = {
     "ToTensor": "f32",
     "PILToTensor": "",
@@ -37,7 +37,7 @@ _CONVERSIONS = {
 
 
 def chain(given: Any) -> tuple[list[dict[str, Any]], str | None]:
-    """The steps as the daemon takes them, and the dtype that conversions among them ask for (or None)."""
+    """The steps as the daemon takes them, and the dtype that conversions among them request (or None)."""
     translator = _Translator()
     for place, item in _steps(given, "transforms"):
         translator.add(place, item)
@@ -45,7 +45,7 @@ def chain(given: Any) -> tuple[list[dict[str, Any]], str | None]:
 
 
 def _steps(given: Any, place: str) -> Iterator[tuple[str, Any]]:
-    """All steps in order, those inside containers too, each with its place."""
+    """All steps in order, including those inside containers, each with its location."""
     if isinstance(given, Transform | Mapping):
         yield place, given
     elif _is_container(given):
@@ -69,8 +69,8 @@ def _library(item: Any) -> str:
 
 
 class _Translator:
-    """Goes through a chain. Where in it a step stands decides what its arguments mean: after `ToTensor` torchvision's
-    colours are on the scale where white is 1, and `antialias` counts.
+    """Walks a chain. A step's position in it decides what its arguments mean: after `ToTensor`, torchvision's colours
+    are on the scale where white is 1, and `antialias` has an effect.
     """
 
     def __init__(self) -> None:
@@ -89,7 +89,7 @@ class _Translator:
             pass  # images are RGB from the start
         elif type(item).__name__ in _CONVERSIONS:
             self._convert(place, item)
-        elif type(item).__name__ == "ImageClassification":  # what weights.transforms() gives
+        elif type(item).__name__ == "ImageClassification":  # the type that weights.transforms() returns
             self._translate(place, "Resize", item, {"size": item.resize_size})
             self._translate(place, "CenterCrop", item, {"size": item.crop_size})
             self.dtype, self.on_tensors = "f32", True
@@ -146,7 +146,7 @@ class _Translator:
         self.steps.append(step(**arguments).config())
 
     def _levels(self, colour: Any) -> Any:
-        """A colour in levels, as the daemon takes it before Normalize; after it they are its units in both."""
+        """A colour in levels, as the daemon takes it before Normalize; after it, both use Normalize's units."""
         if colour is None:
             return 0
         if (
@@ -159,18 +159,18 @@ class _Translator:
 
 
 def _one(value: Any) -> Any:
-    """`[224]`, as v2 keeps one number, as that number."""
+    """`[224]`, v2's form of a single number, as that number."""
     return (
         value[0] if isinstance(value, Sequence) and not isinstance(value, str) and len(value) == 1 else value
     )
 
 
-#: Steps that both libraries have, by one name and with one set of arguments.
+#: Steps with the same name and arguments in both libraries.
 _STEPS = [name for name in ours.__all__ if name not in ("IMAGENET", "Compose", "Transform")]
 
 
 def _refusal(place: str, item: Any) -> str:
-    """Why something is no transform here, and what to do."""
+    """Why something is not a transform here, and what to do instead."""
     kind = item if isinstance(item, type) else type(item)
     name = f"{kind.__module__}.{kind.__qualname__}"
     known = "fuelrail.transforms has " + ", ".join(_STEPS)

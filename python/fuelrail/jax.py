@@ -25,14 +25,14 @@ from jax.sharding import Sharding, SingleDeviceSharding
 
 __all__ = ["Batch", "Loader", "fields", "transforms"]
 
-#: What the daemon knows of rows stays numpy's: JAX has no 64-bit numbers unless it is told to.
+#: The daemon's columns about rows stay numpy arrays: JAX has no 64-bit numbers unless enabled.
 _COLUMNS: dict[str, type[np.generic]] = {"i64": np.int64, "bool": np.bool_, "f32": np.float32}
 
 
 class Batch(loader.Batch[Any]):
-    """One batch of `jax.Array`s; `fuelrail.loader.Batch` says how it is used.
+    """One batch of `jax.Array`s; see `fuelrail.loader.Batch` for its use.
 
-    "index", "position", "substituted" and "part" are numpy's arrays of this process's rows.
+    "index", "position", "substituted" and "part" are numpy arrays of this process's rows.
     """
 
     __slots__ = ()
@@ -40,14 +40,14 @@ class Batch(loader.Batch[Any]):
 
 @documented(*(name for name in OPTIONS if name not in OF_CUDA))
 class Loader(BaseLoader[Any]):
-    """Iterates over batches of images as `jax.Array`s; all else is as in `fuelrail.torch.Loader`.
+    """Iterates over batches of images as `jax.Array`s; otherwise like `fuelrail.torch.Loader`.
 
     Images have shape (N, C, H, W), or (N, H, W, C) with `layout="nhwc"`, which JAX's libraries expect. Labels are int32
-    (int64 where JAX is told to use 64 bits).
+    (int64 if JAX's 64-bit mode is enabled).
 
-    `device=` takes what `jax.device_put` takes: a `jax.Device`, or a `Sharding`. With a sharding over several processes
-    each brings its rows (`rank=`, `world_size=`) and `jax.make_array_from_process_local_data` makes one global array of
-    them: `batch_size` is per process. The rows must divide among the devices, so give `drop_last=True`.
+    `device=` takes what `jax.device_put` takes: a `jax.Device`, or a `Sharding`. With a sharding over several
+    processes, each contributes its rows (`rank=`, `world_size=`) and `jax.make_array_from_process_local_data` forms one
+    global array: `batch_size` is per process. The rows must divide evenly among the devices, so set `drop_last=True`.
 
     Args:
         source, transforms: as in `fuelrail.torch.Loader`.
@@ -76,7 +76,7 @@ class Loader(BaseLoader[Any]):
     def _tensor(self, batch: _native.Batch, at: int) -> Any:
         field = self._own[at]
         tensor = batch.tensor(at)
-        # numpy has no bfloat16; JAX's own array of it is one of the CPU's.
+        # numpy has no bfloat16, so JAX imports it, on the CPU.
         array = (
             np.asarray(jax.dlpack.from_dlpack(tensor)) if field["dtype"] == "bf16" else np.from_dlpack(tensor)
         )
@@ -94,7 +94,7 @@ class Loader(BaseLoader[Any]):
         return self._put(array) if name in ("label", "weight") else array
 
     def _put(self, array: np.ndarray) -> Any:
-        # JAX keeps what it reads from until it has read it, so the slot goes back no earlier.
+        # JAX keeps the buffer until it has read it, so the slot is not returned earlier.
         array = array.astype(jax.dtypes.canonicalize_dtype(array.dtype), copy=False)
         if self._device is None:
             return jax.device_put(array)

@@ -28,10 +28,10 @@ _COLUMNS: dict[str, type[np.generic]] = {"i64": np.int64, "bool": np.bool_, "f32
 
 @documented(*(name for name in OPTIONS if name not in OF_DEVICES))
 class Loader(BaseLoader[np.ndarray]):
-    """Iterates over batches of images as numpy arrays; all else is as in `fuelrail.torch.Loader`, without
-    the options of devices.
+    """Iterates over batches of images as numpy arrays; otherwise like `fuelrail.torch.Loader`, without the device
+    options.
 
-    Images are views of shared memory of shape (N, C, H, W); a slot is given back when the last array over it
+    Images are views of shared memory of shape (N, C, H, W); a slot is returned when the last array over it
     is gone. numpy has no bfloat16.
 
     Args:

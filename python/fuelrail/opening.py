@@ -1,4 +1,4 @@
-"""How far opening a source has come: a line that moves on a terminal, else a line in the log now and then."""
+"""Progress of opening a source: a progress line on a terminal, else an occasional line in the log."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ logger = logging.getLogger("fuelrail")
 
 
 def log(level: str, text: str) -> None:
-    """A line of the daemon's log, in this process's."""
+    """Passes a line of the daemon's log to this process's."""
     logger.log(logging.getLevelNamesMapping().get(level.upper(), logging.WARNING), "%s", text)
 
 
 class Opening:
-    """Shows an opening that takes long. Called by the native feed about ten times a second while it gets on."""
+    """Shows progress if opening takes long. Called by the native feed about ten times a second while there is
+    progress."""
 
-    #: Nothing is shown before this many seconds: most sources are open by then.
+    #: Nothing is shown before this many seconds; most sources are open by then.
     PATIENCE = 1.0
     #: Seconds between lines in the log.
     LOG_EVERY = 10.0
@@ -44,12 +45,12 @@ class Opening:
             logger.info("%s", text)
 
     def log(self, level: str, text: str) -> None:
-        """A line of the daemon's log, above the one that moves. After the opening, too."""
+        """Prints a line of the daemon's log above the progress line. Also used after opening."""
         self.close()
         log(level, text)
 
     def close(self) -> None:
-        """Takes the line off the terminal."""
+        """Clears the line."""
         if self._drawn:
             self._draw("")
 
@@ -61,12 +62,12 @@ class Opening:
         try:
             self._stream.write(f"\r{text}{blank}" if text else f"\r{blank}\r")
             self._stream.flush()
-        except (OSError, ValueError):  # closed meanwhile: no reason to end the opening
+        except (OSError, ValueError):  # closed meanwhile; not a reason to stop opening
             self._on_terminal, self._drawn = False, 0
 
 
 def _is_terminal(stream: TextIO | None) -> bool:
-    """Whether it is one; what programs put in place of `sys.stderr` may not know, or be closed."""
+    """Whether it is a terminal; a replacement for `sys.stderr` may lack `isatty`, or be closed."""
     try:
         return stream is not None and stream.isatty()
     except (AttributeError, ValueError):

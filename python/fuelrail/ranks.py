@@ -1,4 +1,4 @@
-"""Which of a job's processes this is: what launchers say, and what a Loader makes of it.
+"""Finds this process's rank in its job from the launcher's variables, and its rows of each batch.
 
 ```
  torch.distributed, jax.distributed ─┐
@@ -8,9 +8,9 @@
 
 Nothing here imports torch or jax: a process that is part of a process group has imported them.
 
-MPI's variables come before Slurm's: mpirun starts its own helpers by srun, one on each node, and the ranks inherit what
-Slurm told these. Slurm's are taken in a job step only. The batch script, and a notebook or shell in an allocation, are
-told of the allocation's tasks as well, and are none of them: they would train on a part of the data without a word.
+MPI's variables come before Slurm's: mpirun starts its own helpers with srun, one on each node, and the ranks inherit
+their Slurm variables. Slurm's are used only in a job step. A batch script, and a notebook or shell in an allocation,
+also see the allocation's tasks, but are not one of them: they would silently train on a part of the data.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _REMEDY = "correct that, or give the Loader rank= and world_size="
 
 @dataclass(frozen=True)
 class World:
-    """The processes of a job, as a launcher told this one of them. Alone it is rank 0 of 1."""
+    """This process's place in its job, from the launcher. A single process is rank 0 of 1."""
 
     rank: int = 0
     """number of this process."""
@@ -57,7 +57,7 @@ class World:
 
 @dataclass(frozen=True)
 class _Launcher:
-    """The variables of a launcher. What names the job differs between two that run at once on a node."""
+    """The variables of a launcher. The job's name differs between jobs that run at once on a node."""
 
     rank: str
     size: str
@@ -97,29 +97,29 @@ _OPEN_MPI = _Launcher(
 )
 _PMI = _Launcher("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS", ())
 
-#: Steps that Slurm numbers from here on are none: batch script, interactive shell, external.
+#: Slurm's step numbers from here on are not job steps: batch script, interactive shell, external.
 _NO_STEPS = 0xFFFF_FFF0
 
 
 def from_env() -> World:
-    """Which of the job's processes this is, and how many there are: what `rank="auto"` means.
+    """This process's rank and the world size, as `rank="auto"` finds them.
 
-    From torch.distributed (or jax.distributed) when it is initialised; else from the variables of torchrun, Open MPI,
-    PMI or Slurm. `fuelrail.ConfigError` where these contradict themselves.
+    From torch.distributed (or jax.distributed) if it is initialised; else from the environment variables of torchrun,
+    Open MPI, PMI or Slurm. Raises `fuelrail.ConfigError` if these are inconsistent.
     """
     return _initialised() or from_variables(os.environ)
 
 
 def from_variables(environment: Mapping[str, str]) -> World:
-    """What the variables of launchers say."""
+    """The world according to the launchers' variables."""
     said = {name: value.strip() for name, value in environment.items() if value.strip()}
-    # What init_process_group would take is taken, also where it is one process of one.
+    # The variables that init_process_group uses take precedence, even for a single process.
     if (world := _TORCHRUN.told(said)) is not None:
         return world
     found = []
     for told in (_OPEN_MPI.told, _PMI.told, _slurm):
         if (world := told(said)) is not None:
-            # One task of Slurm's may be the mpirun of many.
+            # A single Slurm task may be an mpirun with many ranks.
             if world.size > 1:
                 return world
             found.append(world)
@@ -132,7 +132,7 @@ def from_variables(environment: Mapping[str, str]) -> World:
 
 
 def _initialised() -> World | None:
-    """What a process group says that stands."""
+    """The world according to an initialised process group."""
     told_by, rank, size = max(_of_torch(), _of_jax(), key=lambda told: told[2])
     if not size:
         return None
@@ -164,13 +164,13 @@ def _of_jax() -> tuple[str, int, int]:
 def _slurm(said: Mapping[str, str]) -> World | None:
     if "SLURM_PROCID" not in said or _number(said, "SLURM_STEP_ID", _NO_STEPS) >= _NO_STEPS:
         return None
-    # What runs is counted by the step; SLURM_NTASKS may be what the allocation was asked for.
+    # The step has the number of running tasks; SLURM_NTASKS may be the allocation's.
     size = next(
         (name for name in ("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS", "SLURM_NPROCS") if name in said), None
     )
     if size is None:
         raise ConfigError(f"SLURM_PROCID={said['SLURM_PROCID']} is set and SLURM_NTASKS is not: {_REMEDY}")
-    # The allocation's may differ from what runs.
+    # The allocation's may differ from the running tasks.
     tasks = said.get("SLURM_STEP_TASKS_PER_NODE", "")
     return _world(
         said,
@@ -183,7 +183,7 @@ def _slurm(said: Mapping[str, str]) -> World | None:
 
 
 def _on_node(tasks: str, node: int) -> int | None:
-    """Tasks on a node, of "4(x2),3": four on each of the first two nodes, three on the third."""
+    """Tasks on a node, from "4(x2),3": four on each of the first two nodes, three on the third."""
     each = [
         int(found[1])
         for part in tasks.split(",")
@@ -223,38 +223,38 @@ def _world(
 
 
 def _named(said: Mapping[str, str], names: Sequence[str]) -> str | None:
-    """The variables among these that are set, as one text."""
+    """Those of these variables that are set, as one text."""
     return " ".join(f"{name}={said[name]}" for name in names if said.get(name)) or None
 
 
 def _parent() -> str | None:
-    """The process that started this one, which is the other ranks' too where they were started side by side."""
+    """The process that started this one; the same for all ranks started side by side."""
     parent = os.getppid()
     try:
         began = Path(f"/proc/{parent}/stat").read_text().rpartition(") ")[2].split()[19]
     except (OSError, IndexError):
         return None
-    # That of all whose parent has ended says nothing.
+    # The parent of all orphans identifies nothing.
     return f"child of {parent} since {began}" if parent > 1 else None
 
 
-# What a Loader makes of it ------------------------------------------------------------------------------------
+# Rows and node of a Loader ------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Seat:
-    """Whose rows of each global batch a Loader delivers, and the job that its process is part of."""
+    """The rank whose rows of each global batch a Loader delivers, and the job of its process."""
 
     rank: int
     world_size: int
     world: World
-    #: Whether they are left to the job.
+    #: Whether rank and world size come from the job.
     is_auto: bool
-    #: Whether the other processes of the job make the same Loader for their part.
+    #: Whether the other processes of the job make the same Loader for their rows.
     is_of_all: bool
 
     def check(self) -> None:
-        """ConfigError where a process group that was made meanwhile says something else."""
+        """Raises ConfigError if a process group initialised meanwhile has a different rank or size."""
         now = _initialised() if self.is_auto else None
         if now is not None and (now.rank, now.size) != (self.world.rank, self.world.size):
             raise ConfigError(
@@ -264,19 +264,19 @@ class Seat:
 
     @property
     def job(self) -> str | None:
-        """Names the job whose processes here share a daemon; None where this process has one of its own."""
+        """The job whose processes on this node share a daemon; None if this process has its own."""
         return self.world.job if self.world.size > 1 and self.world.local_size != 1 else None
 
     @property
     def is_first_here(self) -> bool:
-        """Whether it speaks for the processes of its node where one is enough."""
+        """Whether this process logs and shows progress for its node."""
         return self.job is None or not (
             self.world.rank if self.world.local_rank is None else self.world.local_rank
         )
 
     @contextmanager
     def member(self) -> Iterator[tuple[int, int, int, int | None]]:
-        """Which of the job's processes and Loaders attaches; one that fails is none of them."""
+        """Numbers the Loaders of each process that attach; one that fails is not counted."""
         process = (self.world.rank, self.world.size, self.world.local_size or 1)
         if not self.is_of_all:
             yield (*process, None)
@@ -294,7 +294,7 @@ class Seat:
 
 
 _lock = threading.Lock()
-#: The last Loader of each process and job, counted from 0.
+#: The number of the last Loader of each process and job, counted from 0.
 _made: dict[tuple[int, str], int] = {}
 _said: set[tuple[int, str]] = set()
 
@@ -306,7 +306,7 @@ def seat(
     data_dims: Sequence[str] | None,
     replication: int,
 ) -> Seat:
-    """Whose rows: as the arguments of a Loader say, or the job where they leave it to that."""
+    """The seat from a Loader's arguments, or from the job if they are "auto"."""
     if mesh is not None:
         return _of_mesh(rank, world_size, mesh, data_dims, replication)
     if data_dims is not None:
@@ -338,7 +338,7 @@ def seat(
 def _completed(
     rank: int | Literal["auto"], world_size: int | Literal["auto"], world: World
 ) -> tuple[int, int]:
-    """A rank and a number of ranks, of which one at most is given."""
+    """Rank and world size, if at most one of them is given."""
     if world_size == "auto":
         if rank == "auto":
             return world.rank, world.size
@@ -386,7 +386,7 @@ def _of_mesh(
 
 
 def warn_of_empty_batches(batching: Mapping[str, Any]) -> None:
-    """Says once that ranks get a batch without rows at the end of every epoch."""
+    """Warns once that ranks get a batch without rows at the end of every epoch."""
     samples, ranks = batching["len"], batching["world_size"]
     if samples is None or batching["drop_last"] or (batching["batch_size"] > 1 and samples >= ranks):
         return

@@ -1,9 +1,9 @@
-"""Batches on their way to a GPU, a few ahead of whoever takes them. What a framework does for it is a `Place`.
+"""Copies batches to a GPU, a few ahead of the consumer. A `Place` is the framework's part.
 
     daemon ──▶ slot ──copy on the side stream──▶ arrays on the GPU ──▶ waiting ──▶ the consumer's stream waits ──▶ taken
                 └── goes back when the copy is done, by a thread of the native half
 
-Never waits for the batch behind the one that is due: the next copy begins when that batch is there already.
+Never waits for a batch after the one that is due: the next copy starts only if that batch is already there.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ logger = logging.getLogger("fuelrail")
 
 Array = TypeVar("Array")
 
-#: Batches on the GPU ahead of the one that is taken.
+#: Batches on the GPU ahead of the consumer.
 AHEAD = 2
 
 _HELD = ("text", "bytes", "json")
@@ -38,14 +38,14 @@ class Room(NamedTuple, Generic[Array]):
 
 
 class Place(ABC, Generic[Array]):
-    """What a framework does: memory on one GPU, and who waits for what."""
+    """The framework's part: memory on one GPU, and waits between streams."""
 
     #: Which GPU, among those that the process sees.
     ordinal: int
 
     @abstractmethod
     def begin(self, batch: int) -> AbstractContextManager[object]:
-        """Around the making of a batch's arrays, counted from 0: their memory is that of the side stream."""
+        """A context for creating the arrays of batch N, counted from 0: their memory belongs to the side stream."""
 
     @property
     @abstractmethod
@@ -58,27 +58,27 @@ class Place(ABC, Generic[Array]):
 
     @abstractmethod
     def finish(self, at: int, array: Array, left: Mapping[str, Any], beside: Array | None) -> Array:
-        """Floats of field `at`, whose bytes have come, by what is left to do, and the field beside it."""
+        """Converts field `at`, copied as bytes, to floats, using the remaining steps and the field beside it."""
 
     @abstractmethod
     def mark(self, copied: _native.Copied) -> Any:
-        """A mark behind all that was begun."""
+        """A mark after all work started so far."""
 
     @abstractmethod
     def hand_over(self, mark: Any, arrays: Sequence[Array]) -> None:
-        """Lets the consumer's stream wait for a mark, and keeps the arrays until it is done with them."""
+        """Makes the consumer's stream wait for a mark, and keeps the arrays until it has finished with them."""
 
     @abstractmethod
     def asked(self) -> None:
-        """The consumer asks for the next batch: whatever it does with the one before is on its stream."""
+        """The consumer requests the next batch: all its work on the previous one is already queued on its stream."""
 
     def copy_wait_s(self) -> float | None:
-        """Seconds that the consumer's stream waited for copies, as far as that is known; None where it is not."""
+        """Seconds that the consumer's stream waited for copies, as far as known; None if unknown."""
         return None
 
     @abstractmethod
     def drop(self, mark: Any) -> None:
-        """What lies behind a mark is not handed out: waits until it is done."""
+        """The arrays of a mark are discarded: waits until their work is done."""
 
 
 def finished(
@@ -86,7 +86,7 @@ def finished(
     arrays: list[Array],
     finish: Callable[[int, Array, Mapping[str, Any], Array | None], Array],
 ) -> None:
-    """Does with each array what is left to the client: `finish(number, array, what is left, the array beside)`."""
+    """Applies to each array the steps left to the client: `finish(number, array, left, the array beside)`."""
     for at, field in enumerate(fields):
         if (left := field.get("finishing")) is not None:
             arrays[at] = finish(at, arrays[at], left, arrays[at + 1] if left["erasings"] else None)
@@ -94,7 +94,7 @@ def finished(
 
 @dataclass(slots=True)
 class _Coming(Generic[Array]):
-    """A batch on its way."""
+    """A batch being copied."""
 
     iteration: int
     #: Without its slot.
@@ -108,7 +108,7 @@ class _Coming(Generic[Array]):
 
 
 class Uploads(Generic[Array]):
-    """The way of one loader's batches to its GPU."""
+    """Copies one loader's batches to its GPU."""
 
     def __init__(
         self,
@@ -122,11 +122,11 @@ class Uploads(Generic[Array]):
         self._feed = feed
         self._place = place
         self._own: list[dict[str, Any]] = layout["fields"]
-        # What the daemon knows of rows stays on the CPU, where it is looked at; labels are trained with.
+        # The daemon's columns about rows stay on the CPU, where they are used; labels go to the GPU.
         self._labels = {
             at: column for at, column in enumerate(layout["columns"]) if column["name"] == "label"
         }
-        # With the lengths behind each.
+        # With the lengths after each.
         text = [at for at, field in enumerate(self._own) if field.get("content") in _HELD]
         self._text = [each for at in text for each in (at, at + 1)]
         self._coming: deque[_Coming[Array]] = deque()
@@ -175,11 +175,11 @@ class Uploads(Generic[Array]):
         return due.native, due.tensors, due.columns
 
     def waiting(self, iteration: int) -> int:
-        """Batches of an iteration that have left the feed and were not taken."""
+        """Batches of an iteration that have left the feed but have not been taken."""
         return sum(coming.iteration == iteration for coming in list(self._coming))
 
     def close(self) -> None:
-        """Gives up what is on its way."""
+        """Discards batches being copied."""
         while self._coming:
             self._place.drop(self._coming.popleft().mark)
 
@@ -200,7 +200,7 @@ class Uploads(Generic[Array]):
             try:
                 native = self._feed.poll(iteration)
             except Exception as error:
-                # What is due comes first.
+                # The batch that is due comes first.
                 self._failed = error
                 return
             if native is None:
@@ -225,5 +225,5 @@ class Uploads(Generic[Array]):
             self.bytes += sum(size for _, _, size in [*uploads, *labels])
             finished(self._own, tensors, place.finish)
             mark = place.mark(copied)
-        # The slot is the copy's alone now.
+        # Only the copy holds the slot now.
         return _Coming(iteration, native.held(self._text), tensors, columns, mark)

@@ -1,4 +1,4 @@
-"""What a batch holds that is not one array: rows of differing length, text, JSON, and crops."""
+"""Fields of a batch that are not a single array: rows of varying length, text, JSON, and crops."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ Array = TypeVar("Array")
 
 
 class Ragged(Generic[Array]):
-    """Rows of differing length: padded with zeros, and how much of each row counts.
+    """Rows of varying length, padded with zeros, and their lengths.
 
-    `padded` is (N, max_rows, ...), `lengths` (N,) int64. `list()` has an array per row, as long as it is. Iterating and
-    indexing give these too.
+    `padded` is (N, max_rows, ...), `lengths` (N,) int64. `list()` has an array per row, without padding. Iterating and
+    indexing give the same arrays.
     """
 
     __slots__ = ("lengths", "padded")
@@ -24,7 +24,7 @@ class Ragged(Generic[Array]):
     def __init__(self, padded: Array, lengths: Array) -> None:
         #: All rows, with zeros after their ends: (N, max_rows, ...).
         self.padded = padded
-        #: How much of each row counts: (N,) int64.
+        #: The length of each row: (N,) int64.
         self.lengths = lengths
 
     def list(self) -> list[Array]:
@@ -51,22 +51,22 @@ class Ragged(Generic[Array]):
 
 
 class Crops(NamedTuple, Generic[Array]):
-    """Where images were cropped, in pixels of the originals as they are seen: (N,) float32 each."""
+    """Where images were cropped, in pixels of the upright originals: (N,) float32 each."""
 
     top: Array
     left: Array
     height: Array
     width: Array
-    #: 1 where left and right are mirrored.
+    #: 1 if left and right are mirrored.
     flip_x: Array
-    #: 1 where top and bottom are mirrored.
+    #: 1 if top and bottom are mirrored.
     flip_y: Array
     original_height: Array
     original_width: Array
 
 
 class Held(Mapping[str, Any], Generic[Array]):
-    """The fields of a batch by name, of which some are made when they are asked for."""
+    """The fields of a batch by name; some are created on access."""
 
     __slots__ = ("_made", "_ragged", "_text")
 
@@ -76,7 +76,7 @@ class Held(Mapping[str, Any], Generic[Array]):
         self._text: dict[str, Callable[[], list[Any]]] = {}
 
     def __getitem__(self, name: str) -> Any:
-        # Forgotten only once its value is there: another thread may ask for it meanwhile, or making it may fail.
+        # Removed only once its value exists: another thread may access it meanwhile, or creating it may fail.
         if (make := self._text.get(name)) is not None:
             self._made[name] = make()
             self._text.pop(name, None)
@@ -92,11 +92,11 @@ class Held(Mapping[str, Any], Generic[Array]):
         return len(self._made)
 
     def ragged(self, name: str) -> Ragged[Array] | None:
-        """A field of differing length as padded rows and their lengths, if it is one."""
+        """A field of varying length as padded rows and their lengths, or None for other fields."""
         return self._ragged.get(name)
 
     def mapped(self, change: Callable[[Array], Array]) -> Held[Array]:
-        """The same with all arrays changed; text and JSON stay as they are."""
+        """The same with all arrays changed; text and JSON are unchanged."""
         fields: Held[Array] = Held()
         rows = {
             name: type(each)(change(each.padded), change(each.lengths)) for name, each in self._ragged.items()
@@ -122,20 +122,20 @@ class Held(Mapping[str, Any], Generic[Array]):
             columns: Any = value
             self._made[name] = Crops(*(columns[:, at] for at in range(8)))
         if content in ("text", "bytes", "json"):
-            # Its place among the others; the value comes when it is asked for.
+            # Its place among the others; the value is created on access.
             self._made[name] = None
             self._text[name] = rows.texts(content)
 
 
 class Rows(NamedTuple, Generic[Array]):
-    """How rows of differing length are made of one field of a native batch."""
+    """Creates rows of varying length from one field of a native batch."""
 
     kind: type[Ragged[Array]]
     native: _native.Batch
     at: int
 
     def texts(self, content: str) -> Callable[[], list[Any]]:
-        """What makes the values of a field of text, bytes or JSON."""
+        """The function that creates the values of a field of text, bytes or JSON."""
         native, at = self.native, self.at
         if content == "bytes":
             return lambda: native.blobs(at)

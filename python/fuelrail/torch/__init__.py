@@ -42,7 +42,7 @@ class Ragged(values.Ragged[torch.Tensor]):
     __slots__ = ()
 
     def nested(self) -> torch.Tensor:
-        """The rows as one nested tensor of jagged layout: a copy without the padding."""
+        """The rows as one nested tensor with jagged layout: a copy without the padding."""
         return torch.nested.nested_tensor(self.list(), layout=torch.jagged)
 
     def to(self, device: torch.device | str | int, *, non_blocking: bool = False) -> Self:
@@ -53,16 +53,16 @@ class Ragged(values.Ragged[torch.Tensor]):
 
 
 class Batch(loader.Batch[torch.Tensor]):
-    """One batch of tensors; `fuelrail.loader.Batch` says how it is used."""
+    """One batch of tensors; see `fuelrail.loader.Batch` for its use."""
 
     __slots__ = ()
 
     def to(self, device: torch.device | str | int, *, non_blocking: bool = False) -> Self:
-        """The batch with all of its fields on a device; what is there already is not copied."""
+        """The batch with all fields on a device; tensors already there are not copied."""
         return self._with(self._fields.mapped(lambda field: field.to(device, non_blocking=non_blocking)))
 
     def pin_memory(self, device: torch.device | str | None = None) -> Self:
-        """The batch in pinned memory, which a device copies from without waiting (`to(device, non_blocking=True)`)."""
+        """The batch in pinned memory, for asynchronous copies to a device (`to(device, non_blocking=True)`)."""
         del device  # torch's own argument; it knows the device that pins
         return self._with(self._fields.mapped(lambda field: field.pin_memory()))
 
@@ -71,23 +71,24 @@ class Batch(loader.Batch[torch.Tensor]):
 class Loader(BaseLoader[torch.Tensor]):
     """Iterates over batches of images as torch tensors, prepared by a daemon in Rust.
 
-    Images have shape (N, C, H, W); on the CPU they are views of shared memory, and a slot is given back when
+    Images have shape (N, C, H, W); on the CPU they are views of shared memory, and a slot is returned when
     the last tensor over it is gone. Labels are int64 of shape (N,).
 
     Args:
-        source: a folder of class folders, tar shards, Parquet, Arrow, CSV, JSONL, HDF5, .npy or .npz files, here or
-            behind s3://, gs://, az:// or https:// (see `fuelrail.Source`); "synthetic://?count=1000&width=500&height=375";
-            a `fuelrail.Mix` of several; or "unix:///path/to/socket" of a running `fuelrail serve`, with `pipeline=`.
-        transforms: what happens to each image: a list of steps from `fuelrail.transforms`, or torchvision's own objects
-            (also a `Compose`, and `weights.transforms()`), which are translated. The last size must be fixed.
+        source: a folder of class folders, tar shards, Parquet, Arrow, CSV, JSONL, HDF5, .npy or .npz files, local or at
+            s3://, gs://, az:// or https:// (see `fuelrail.Source`); "synthetic://?count=1000&width=500&height=375"; a
+            `fuelrail.Mix` of several; or "unix:///path/to/socket" of a running `fuelrail serve`, with `pipeline=`.
+        transforms: the transforms for each image: a list of steps from `fuelrail.transforms`, or torchvision's own
+            objects (also a `Compose`, and `weights.transforms()`), which are translated. The final size must be fixed.
         ...: as the fields of `fuelrail.options.LoaderOptions`.
 
-    None stands for the default, but for batch_size. Arguments of torch's DataLoader that ask for nothing
-    (`sampler=None`, `persistent_workers=False`) are accepted; others that it has are answered with what to use instead.
+    None means the default, except for batch_size. Arguments of torch's DataLoader with a value that has no effect
+    (`sampler=None`, `persistent_workers=False`) are accepted; for its other arguments, the error says what to use
+    instead.
 
-    Its methods can be called from any thread, from signal handlers, callbacks, `__del__` and `atexit`, also while a
-    thread is in `next()`. A handler that ends the iteration (`close`, `load_state_dict`, `iter`) leads to an error
-    in the `next()` that it interrupted; one that calls `next()` takes the batch that was due.
+    Its methods can be called from any thread, from signal handlers, callbacks, `__del__` and `atexit`, even while a
+    thread is in `next()`. A handler that ends the iteration (`close`, `load_state_dict`, `iter`) causes an error in the
+    `next()` that it interrupted; one that calls `next()` gets the batch that was due.
 
     Raises:
         ConfigError, SourceError, EnvironmentFailure: at once. DataError, DaemonDied, LoaderTimeout: while

@@ -1,8 +1,8 @@
-"""torch's names of what the daemon makes."""
+"""torch's dtypes for the daemon's."""
 
 import torch
 
-#: By the daemon's names.
+#: By the daemon's name.
 DTYPES = {
     "bool": torch.bool,
     "u8": torch.uint8,

@@ -1,4 +1,4 @@
-"""Floats from the bytes that travelled: cast, normalise and erase on the device that has the batch."""
+"""Converts copied bytes to floats: cast, normalise and erase on the batch's device."""
 
 from __future__ import annotations
 
@@ -17,16 +17,17 @@ def finish(
     erased: torch.Tensor | None,
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """What the daemon's last pass would have made of images of bytes, in their memory order.
+    """Does the daemon's last pass on images of bytes, keeping their memory format.
 
     Args:
         images: uint8 (..., C, H, W).
-        left: what is left to do: "dtype", and for each channel "scale" and "bias"; "erasings", a value a channel each.
+        left: the remaining steps: "dtype", and for each channel "scale" and "bias"; "erasings", a value per channel
+            each.
         erased: float32 (..., erasings, 4): top, left, height and width of each rectangle; None without erasings.
-        out: where to; of the right dtype and shape.
+        out: the output tensor, with the right dtype and shape.
 
     One kernel reads the bytes and writes the floats. Its product and sum may be fused, so float32 is within 1e-6 of the
-    daemon's. Each erasing is one more over the whole batch, and a few over its edges.
+    daemon's. Each erasing adds one kernel over the whole batch, and a few over its edges.
     """
     dtype = DTYPES[left["dtype"]]
     scale = _channels(tuple(left["scale"]), torch.float32, images.device)
@@ -46,7 +47,7 @@ def finish(
 
 
 def _inside(rectangles: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """Which pixels (..., 1, H, W) lie in rectangles (..., 4)."""
+    """A mask (..., 1, H, W) of the pixels inside rectangles (..., 4)."""
     top, left, tall, wide = (each[..., None] for each in rectangles.unbind(-1))
     rows = torch.arange(height, device=rectangles.device)
     columns = torch.arange(width, device=rectangles.device)

@@ -1,13 +1,13 @@
-"""MixUp and CutMix on delivered batches, on the device that has them.
+"""MixUp and CutMix on delivered batches, on their device.
 
-What is drawn is a function of (seed, epoch, position): a run that goes on mixes as the one that was stopped would have.
+The random numbers are a function of (seed, epoch, position): a resumed run mixes as an uninterrupted one would.
 
     mix = CutMix(num_classes=len(loader.classes), seed=1)
     for batch in loader:
         images, labels = mix(batch)  # labels are float (N, C) now
 
-Sources: MixUp, arXiv 1710.09412; CutMix, arXiv 1905.04899. `MixUp` and `CutMix` do what torchvision.transforms.v2 does
-with its draws, `Mixup` what timm.data.Mixup does.
+Sources: MixUp, arXiv 1710.09412; CutMix, arXiv 1905.04899. For the same random numbers, `MixUp` and `CutMix` do what
+torchvision.transforms.v2 does, `Mixup` what timm.data.Mixup does.
 """
 
 from __future__ import annotations
@@ -38,19 +38,19 @@ class Box(NamedTuple):
     right: int
 
     def share(self, height: int, width: int) -> float:
-        """How much of an image it is."""
+        """Its share of the image's area."""
         return (self.bottom - self.top) * (self.right - self.left) / (height * width)
 
 
 class Mix(ABC):
-    """What all of them share: takes a batch, gives one with mixed images and labels of float (N, C).
+    """The common base: takes a batch and returns one with mixed images and float labels (N, C).
 
     Args:
-        num_classes: classes of integer labels; may be left out where labels are (N, C) already.
-        seed: of the draws.
+        num_classes: number of classes for integer labels; may be omitted if labels are already (N, C).
+        seed: the random seed.
         p: probability that a batch is mixed at all.
         image, label: the names of the fields.
-        label_smoothing: how much of each label goes to all classes alike.
+        label_smoothing: the share of each label spread evenly over all classes.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class Mix(ABC):
         self.label_smoothing = _share("label_smoothing", label_smoothing)
 
     def __call__(self, batch: AnyBatch) -> AnyBatch:
-        """The batch with mixed images and labels; the one that was given stays as it is."""
+        """The batch with mixed images and labels; the given batch is not changed."""
         if not isinstance(batch, base.Batch):
             raise TypeError(
                 f"{type(self).__name__} takes a batch of a Loader, which knows its place in the epoch, not "
@@ -92,7 +92,7 @@ class Mix(ABC):
         Args:
             images: of a floating type.
             labels: whole numbers (N,), or shares of classes (N, C).
-            epoch, position: where in the run the batch begins; what is drawn depends on it.
+            epoch, position: where in the run the batch starts; the random numbers depend on it.
 
         Raises:
             ConfigError: images are not floats, or labels are whole numbers and num_classes= was not given.
@@ -138,12 +138,12 @@ class Mix(ABC):
 
 
 class MixUp(Mix):
-    """Each image with the one before it in the batch: `lam * image + (1 - lam) * before`, lam of Beta(alpha, alpha).
+    """Each image with the one before it in the batch: `lam * image + (1 - lam) * before`, lam from Beta(alpha, alpha).
 
-    As torchvision.transforms.v2.MixUp; the arguments of `Mix` besides.
+    Like torchvision.transforms.v2.MixUp, with the arguments of `Mix` in addition.
 
     Args:
-        alpha: of the Beta distribution; more mixes more evenly.
+        alpha: parameter of the Beta distribution; higher values mix more evenly.
     """
 
     def __init__(self, *, alpha: float = 1.0, **common: Any) -> None:
@@ -158,12 +158,12 @@ class MixUp(Mix):
 
 
 class CutMix(Mix):
-    """A rectangle of each image from the one before it in the batch; labels are shared by area.
+    """Replaces a rectangle of each image with that of the one before it in the batch; labels are mixed by area.
 
-    As torchvision.transforms.v2.CutMix; the arguments of `Mix` besides.
+    Like torchvision.transforms.v2.CutMix, with the arguments of `Mix` in addition.
 
     Args:
-        alpha: of the Beta distribution that the rectangle's area is drawn from.
+        alpha: parameter of the Beta distribution that the rectangle's area is drawn from.
     """
 
     def __init__(self, *, alpha: float = 1.0, **common: Any) -> None:
@@ -180,16 +180,16 @@ class CutMix(Mix):
 
 
 class Mixup(Mix):
-    """Either of them, with timm.data.Mixup's arguments and meaning: partners are the batch from its other end.
+    """Either of them, with timm.data.Mixup's arguments and meaning: partners are the batch in reverse order.
 
     Args:
-        mixup_alpha, cutmix_alpha: of the Beta distributions; 0 leaves one out.
-        cutmix_minmax: bounds of the rectangle's share of each side, in place of cutmix_alpha.
+        mixup_alpha, cutmix_alpha: parameters of the Beta distributions; 0 disables one.
+        cutmix_minmax: bounds of the rectangle's share of each side, instead of cutmix_alpha.
         prob: probability that a batch (or an element, or a pair) is mixed.
-        switch_prob: probability of CutMix where both are on.
+        switch_prob: probability of CutMix if both are enabled.
         mode: "batch" draws once for all, "pair" for each pair, "elem" for each image.
-        correct_lam: whether labels follow the rectangle's area after it was cut at the border.
-        label_smoothing, num_classes: of the labels.
+        correct_lam: whether labels use the rectangle's area after clipping at the border.
+        label_smoothing, num_classes: as in `Mix`.
     """
 
     def __init__(
@@ -275,7 +275,7 @@ class Mixup(Mix):
 
 
 def blended(ours: torch.Tensor, others: torch.Tensor, lam: float | torch.Tensor) -> torch.Tensor:
-    """`lam` of ours, the rest of the others."""
+    """`lam * ours + (1 - lam) * others`."""
     if isinstance(lam, torch.Tensor):
         return ours * lam + others * (1 - lam)
     return others.mul(1.0 - lam).add_(ours, alpha=lam)
@@ -290,7 +290,7 @@ def pasted(ours: torch.Tensor, others: torch.Tensor, box: Box) -> torch.Tensor:
 
 
 def drawn_box(draws: random.Random, lam: float, height: int, width: int) -> Box:
-    """A rectangle around a random pixel, of (1 - lam) of the area before it is cut at the border."""
+    """A rectangle around a random pixel, with (1 - lam) of the area before clipping at the border."""
     x, y = draws.randrange(width), draws.randrange(height)
     half = 0.5 * math.sqrt(1.0 - lam)
     tall, wide = int(half * height), int(half * width)

@@ -1,4 +1,4 @@
-"""Tensors on a CUDA device, filled on a stream beside the training step's."""
+"""Tensors on a CUDA device, filled on a separate stream from the training step's."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ class _Mark(NamedTuple):
 class Cuda(Place[torch.Tensor]):
     """One CUDA device.
 
-    Tensors are allocated for the side stream. The allocator gives a tensor's memory to a later batch once the streams
-    that used it (`record_stream`) have come past its end; on the side stream itself everything is in order, so a batch
-    that nobody takes needs no wait.
+    Tensors are allocated for the side stream. The allocator reuses a tensor's memory for a later batch once
+    the streams that used it (`record_stream`) have finished with it. Work on the side stream itself is in order, so a
+    batch that nobody takes needs no wait.
 
-    With `buffers`, batch k lies in buffer k % buffers. It is filled when the consumer's stream has come past what it did
-    before it asked for the batch behind the one that lay there.
+    With `buffers`, batch k is in buffer k % buffers. The buffer is filled once the consumer's stream has finished the
+    work queued before the consumer requested the batch after the buffer's previous one.
     """
 
     def __init__(self, device: torch.device, *, rows: int, buffers: int | None) -> None:
         self.ordinal = torch.cuda.current_device() if device.index is None else device.index
         self.device = torch.device("cuda", self.ordinal)
-        # Of the pool of streams with priority: kernels that finish a batch do not queue behind the step's.
+        # From the pool of high-priority streams: kernels that finish a batch do not queue after the step's.
         self._side = torch.cuda.Stream(self.device, priority=-1)  # type: ignore[no-untyped-call]
         self._rows = rows
         self._buffers = buffers
@@ -48,7 +48,7 @@ class Cuda(Place[torch.Tensor]):
 
     @contextmanager
     def begin(self, batch: int) -> Iterator[None]:
-        """Allocates for the side stream; in the batch's own buffer, where there are buffers."""
+        """Allocates for the side stream; with buffers, in the batch's buffer."""
         with torch.cuda.stream(self._side):
             self._buffer = None
             if self._buffers is not None:
@@ -64,7 +64,7 @@ class Cuda(Place[torch.Tensor]):
         return int(self._side.cuda_stream)
 
     def room(self, at: int, field: Mapping[str, Any], rows: int) -> Room[torch.Tensor]:
-        """A tensor of the field's strides."""
+        """A tensor with the field's strides."""
         dtype = DTYPES[field["dtype"]]
         shape, strides = field.get("shape", ()), field.get("strides", ())
         row = field.get("row_bytes", dtype.itemsize)
@@ -83,7 +83,7 @@ class Cuda(Place[torch.Tensor]):
     def finish(
         self, at: int, tensor: torch.Tensor, left: Mapping[str, Any], beside: torch.Tensor | None
     ) -> torch.Tensor:
-        """Floats, in the batch's own buffer where there are buffers."""
+        """Floats; with buffers, in the batch's buffer."""
         if self._buffer is None:
             return finish(tensor, left, beside)
         whole = self._fixed[self._buffer, at]
@@ -94,14 +94,14 @@ class Cuda(Place[torch.Tensor]):
         return finish(tensor, left, beside, floats[: len(tensor)])
 
     def mark(self, copied: _native.Copied) -> _Mark:
-        """An event behind the copy and what finishes it."""
+        """An event after the copy and its finishing kernels."""
         del copied  # on the side stream, too
         return _Mark(self._side.record_event(), self._buffer)
 
     def hand_over(self, mark: _Mark, arrays: Sequence[torch.Tensor]) -> None:
-        """Lets the current stream wait, and tells the allocator that it uses the tensors."""
+        """Makes the current stream wait, and tells the allocator that it uses the tensors."""
         stream = self._consumer()
-        # What lies between the two on the stream is the wait.
+        # The time between the two on the stream is the wait.
         begins, ends = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
         begins.record(stream)
         stream.wait_event(mark.done)
@@ -113,23 +113,23 @@ class Cuda(Place[torch.Tensor]):
         self._taken = mark.buffer
 
     def copy_wait_s(self) -> float:
-        """Seconds between the events around each wait, of those that the stream has come past."""
+        """Seconds between the events around each wait that the stream has passed."""
         while self._waits and self._waits[0][1].query():  # type: ignore[no-untyped-call]
             begins, ends = self._waits.popleft()
             self._waited += begins.elapsed_time(ends) / 1e3
         return self._waited
 
     def asked(self) -> None:
-        """Notes where the consumer's stream is done with the buffer it had."""
+        """Records the point where the consumer's stream has finished with its previous buffer."""
         self.copy_wait_s()
         taken, self._taken = self._taken, None
         if taken is not None:
             self._free[taken] = self._consumer().record_event()
 
     def drop(self, mark: _Mark) -> None:
-        """Nothing: what comes next on the side stream comes behind it."""
+        """Does nothing: later work on the side stream comes after it."""
 
     def _consumer(self) -> torch.cuda.Stream:
         stream = torch.cuda.current_stream(self.device)
-        # A signal handler may have interrupted the making of a batch.
+        # A signal handler may have interrupted the creation of a batch.
         return torch.cuda.default_stream(self.device) if stream == self._side else stream
