@@ -15,7 +15,9 @@ from typing import Any
 import formats
 import numpy as np
 import pytest
+from fuelrail.numpy import Loader
 from PIL import Image
+from support import Daemon
 
 ROOT = Path(__file__).parents[1]
 
@@ -160,3 +162,63 @@ def test_fsdp_shards_a_model_and_splits_the_rows(images: Path, tensor: int, rows
     assert len(held) == 2 and all(int(part) < 0.6 * int(whole) * tensor for part, whole in held), said
     split = re.findall(r"rows by rank (\d+), (\d+); 61 different samples of 61", said)
     assert [set(each) for each in split] == [rows] * 2, said
+
+
+def has_flags(command: list[str]) -> None:
+    """Asserts that a `fuelrail` command has the flags it is given."""
+    manual = subprocess.run(
+        [sys.executable, "-m", *command[:2], "--help"], capture_output=True, text=True, timeout=60, check=True
+    ).stdout
+    for flag in (word for word in command if word.startswith("-")):
+        assert re.search(rf"(?<![\w-]){flag}(?![\w-])", manual), command
+
+
+def test_the_batch_file_of_slurm_starts_a_training(tmp_path: Path) -> None:
+    batch = ROOT / "examples" / "slurm.sbatch"
+    # What Slurm would have: the names of the nodes, and a launcher, which here says what it was to launch and where.
+    for name, says in {
+        "scontrol": "echo node1; echo node2",
+        "srun": 'echo "$MASTER_ADDR:$MASTER_PORT $*"',
+    }.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{says}\n")
+        (tmp_path / name).chmod(0o755)
+    environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_NODELIST": "node[1-2]"}
+    done = subprocess.run(["bash", batch], capture_output=True, text=True, timeout=60, env=environment)
+    assert done.returncode == 0, done.stderr
+    where, *command = done.stdout.split()
+    assert where == "node1:29500" and command[:2] == ["fuelrail", "train"], done.stdout
+    has_flags(command)
+
+
+def test_the_daemon_of_the_kubernetes_manifest_serves_its_trainer(images: Path, tmp_path: Path) -> None:
+    yaml = pytest.importorskip("yaml")
+    parts = {
+        part["kind"]: part for part in yaml.safe_load_all((ROOT / "examples/kubernetes.yaml").read_text())
+    }
+    pod = parts["Job"]["spec"]["template"]["spec"]
+    (daemon,), (trainer,) = pod["initContainers"], pod["containers"]
+    # The daemon checks its clients' user, and watches their processes.
+    assert pod["shareProcessNamespace"] is True and pod["securityContext"]["runAsUser"]
+    assert not any("securityContext" in container for container in (daemon, trainer))
+    volumes = {volume["name"]: volume for volume in pod["volumes"]}
+    assert "emptyDir" in volumes["socket"]
+    mounts = [
+        {each["name"]: each["mountPath"] for each in container["volumeMounts"]}
+        for container in (daemon, trainer)
+    ]
+    assert mounts[0]["socket"] == mounts[1]["socket"] and set(mounts[0]) | set(mounts[1]) == set(volumes)
+    has_flags(daemon["command"])
+    _, serve, config, flag, socket = daemon["command"]
+    assert (serve, flag) == ("serve", "--socket") and Path(socket).parent == Path(mounts[0]["socket"])
+    assert daemon["startupProbe"]["exec"]["command"] == ["test", "-S", socket]
+    assert config == f"{mounts[0]['pipelines']}/pipelines.toml"
+    assert volumes["pipelines"]["configMap"]["name"] == parts["ConfigMap"]["metadata"]["name"]
+
+    pipelines = parts["ConfigMap"]["data"]["pipelines.toml"]
+    assert f"{mounts[0]['data']}/train" in pipelines
+    (tmp_path / "pipelines.toml").write_text(pipelines.replace("/data/train", str(images)))
+    with (
+        Daemon(tmp_path / "pipelines.toml", socket=tmp_path / "s.sock"),
+        Loader(f"unix://{tmp_path}/s.sock", pipeline="train", rank=0, world_size=1) as loader,
+    ):
+        assert sum(len(batch["label"]) for batch in loader) == 61
