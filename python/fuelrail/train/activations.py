@@ -1,11 +1,11 @@
 """Activation checkpointing: less memory for the backward pass, at the price of a second forward pass.
 
-Of n blocks only the inputs of about sqrt(n) segments are kept; what lies between is computed again when its gradient
-is due (Chen et al., "Training Deep Nets with Sublinear Memory Cost", arXiv 1604.06174). Blocks are the children of a
+Of n blocks, only the inputs of about sqrt(n) segments are kept; activations in between are recomputed for the backward
+pass (Chen et al., "Training Deep Nets with Sublinear Memory Cost", arXiv 1604.06174). Blocks are the children of a
 model's outermost `nn.Sequential`s: the stages of a ResNet, the encoder of a ViT, the features of a VGG.
 
-Gradients are the same. So are running statistics: batch norms of a segment are shown copies while it is computed
-again, else each batch would count twice. Dropout draws the same numbers.
+Gradients are the same. So are running statistics: batch norms use copies while a segment is recomputed, because each
+batch would otherwise count twice. Dropout uses the same random numbers.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch.utils.checkpoint import checkpoint
 
 
 class _Segmented(nn.Sequential):
-    """What a Sequential becomes: the same modules under the same names, run in segments of `_segment` blocks."""
+    """The replacement for a Sequential: the same modules under the same names, run in segments of `_segment` blocks."""
 
     _segment: int
 
@@ -45,9 +45,9 @@ class _Segmented(nn.Sequential):
 
 
 def checkpoint_activations(model: nn.Module) -> int:
-    """Makes `model` compute activations again in segments, in place; returns the blocks of a segment.
+    """Makes `model` recompute activations in segments, in place; returns the number of blocks per segment.
 
-    Names of parameters stay what they are. Raises ValueError for a model without an `nn.Sequential` of two blocks.
+    Parameter names do not change. Raises ValueError for a model without an `nn.Sequential` of two blocks.
     """
     found = list(_outermost(model))
     blocks = sum(len(each) for each in found)
@@ -80,7 +80,7 @@ def _outermost(module: nn.Module) -> Iterator[nn.Sequential]:
 
 @contextlib.contextmanager
 def _spare_statistics(part: list[nn.Module]) -> Iterator[None]:
-    """Running statistics do not see what is computed again."""
+    """Running statistics are not updated by recomputation."""
     kept: list[tuple[nn.Module, str, torch.Tensor]] = []
     for block in part:
         for module in block.modules():

@@ -1,9 +1,9 @@
-"""`fuelrail eval`, `predict` and `export`: what a trained model says of images, and the model in other formats.
+"""`fuelrail eval`, `predict` and `export`: a trained model's predictions, and the model in other formats.
 
-    fuelrail eval runs/first                      its accuracy on what the training held out
-    fuelrail eval runs/first data/test            on something else
-    fuelrail predict runs/first photos            a JSON line per image: its path, the class, how sure
-    fuelrail export runs/first                    safetensors, ONNX, and ONNX in 8 bits, compared on what was held out
+    fuelrail eval runs/first                      its accuracy on the data held out in training
+    fuelrail eval runs/first data/test            on other data
+    fuelrail predict runs/first photos            a JSON line per image: path, class, score
+    fuelrail export runs/first                    safetensors, ONNX, and 8-bit ONNX, compared on the held-out data
 
 Exit codes: 0 done, 1 failed, 2 a wrong argument, 130 stopped by ctrl-C.
 """
@@ -76,7 +76,7 @@ def _evaluate(run: Run, arguments: argparse.Namespace) -> None:
 
 
 def _held_out(run: Run, arguments: argparse.Namespace) -> tuple[str, str | None]:
-    """The data that was named, else what the training held out: an address and its part."""
+    """The given data, else the data held out in training: an address and its split."""
     data, split = arguments.data, None
     if data is None:
         data, split = run.describe.get("held_out") or (None, None)

@@ -1,6 +1,6 @@
-"""What a trainer needs of a loader: `fuelrail.torch.Loader` has all of it, and a loader of your own can.
+"""What a trainer needs from a loader. `fuelrail.torch.Loader` provides all of it, and your own loader can, too.
 
-Evaluation needs less: anything that can be iterated over and gives such batches.
+Evaluation needs less: any iterable of such batches.
 """
 
 from __future__ import annotations
@@ -17,51 +17,51 @@ class LabelledBatch(Protocol):
     def __iter__(self) -> Iterator[torch.Tensor]: ...
 
     def __getitem__(self, name: str, /) -> torch.Tensor:
-        """By name: "index", the record numbers of the rows, and "substituted", whether a row is of another record."""
+        """By name: "index", the record numbers of the rows, and "substituted", whether a row holds another record."""
         ...
 
 
 class BatchSource(Protocol):
-    """Batches epoch by epoch, and a state to go on from."""
+    """Batches epoch by epoch, and a state to resume from."""
 
     def __iter__(self) -> Iterator[LabelledBatch]:
-        """The rest of the epoch under way, or the next one."""
+        """The rest of the current epoch, or the next one."""
         ...
 
     def __len__(self) -> int:
-        """Batches per epoch; TypeError where epochs have no length (`Recipe.steps_per_epoch` gives them one)."""
+        """Batches per epoch; TypeError if epochs have no length (`Recipe.steps_per_epoch` sets one)."""
         ...
 
     @property
     def epoch(self) -> int:
-        """The epoch under way, or the next one when none is."""
+        """The current epoch, or the next one if none has started."""
         ...
 
     @property
     def endless(self) -> bool:
-        """Whether iterating never ends; all epochs of the recipe are then of one iteration."""
+        """Whether iteration never ends; all epochs of the recipe then come from one iteration."""
         ...
 
     @property
     def batch_size(self) -> int:
-        """Rows of a full batch, which the default learning rate is scaled to."""
+        """Rows of a full batch; the default learning rate is scaled to it."""
         ...
 
     @property
     def classes(self) -> Sequence[str]:
-        """Class names, or none; a checkpoint is of the classes it was trained with."""
+        """Class names, or none; a checkpoint belongs to the classes it was trained with."""
         ...
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the run stands after the batch in hand, as plain data."""
+        """The position after the current batch, as plain data."""
         ...
 
     def load_state_dict(self, state: dict[str, Any], /) -> None:
-        """Goes on from such a state; ValueError where it is of another run."""
+        """Resumes from such a state; ValueError if it belongs to another run."""
         ...
 
     def checkpoint_saved(self, state: dict[str, Any], /) -> None:
-        """Told when a checkpoint with this state is safely stored; may do nothing."""
+        """Called when a checkpoint with this state is safely stored; may do nothing."""
         ...
 
 

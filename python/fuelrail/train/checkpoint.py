@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or absent, and a folder that does not grow.
+"""Checkpoints that are complete or absent, and a folder of bounded size.
 
     RUN/checkpoints/step-00001200.pt     the newest K
     RUN/best.pt                          a hard link to the best one (a copy where links are not possible)
@@ -45,7 +45,7 @@ class Checkpoints:
         return path
 
     def paths(self) -> list[Path]:
-        """The step checkpoints there are, newest first. Temporary files are not among them."""
+        """The step checkpoints, newest first, without temporary files."""
         if not self.folder.is_dir():
             return []
         found = [
@@ -54,10 +54,10 @@ class Checkpoints:
         return [path for _, path in sorted(found, reverse=True)]
 
     def newest(self) -> tuple[Path, dict[str, Any]] | None:
-        """The newest checkpoint that can be read, or None when there is none at all.
+        """The newest checkpoint that can be read, or None if there are no checkpoints.
 
-        An unreadable one is named on stderr and passed over. Raises ValueError when there are some and none
-        is readable: starting again from nothing would throw the run away in silence.
+        An unreadable one is reported on stderr and skipped. Raises ValueError if checkpoints exist but none is
+        readable: starting from scratch would silently discard the run.
         """
         self._sweep()
         refused: list[str] = []
@@ -75,7 +75,7 @@ class Checkpoints:
         return None
 
     def _sweep(self) -> None:
-        """Removes what writers that died have left; called where no other writer of this run is alive."""
+        """Removes temporary files of writers that died; called only if no other writer of this run is alive."""
         if self.folder.is_dir():
             for path in self.folder.glob(".*.tmp"):
                 path.unlink(missing_ok=True)
@@ -118,7 +118,7 @@ def random_states() -> dict[str, Any]:
 
 
 def restore_random_states(states: dict[str, Any]) -> None:
-    """Puts back what `random_states` returned. GPU states go back only onto as many GPUs."""
+    """Puts back what `random_states` returned. GPU states are restored only on the same number of GPUs."""
     version, words, gauss_next = states["python"]
     random.setstate((version, tuple(words), gauss_next))
     torch.set_rng_state(states["torch"])
@@ -147,7 +147,7 @@ def _link_atomically(source: Path, target: Path) -> None:
 def _sync_folder(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        # Some network file systems have no fsync for folders; the rename was atomic all the same.
+        # Some network file systems have no fsync for folders; the rename was still atomic.
         with contextlib.suppress(OSError):
             os.fsync(descriptor)
     finally:

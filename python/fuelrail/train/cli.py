@@ -1,4 +1,4 @@
-"""`fuelrail train`: images, wherever they are, to a trained model.
+"""`fuelrail train`: from images, wherever they are, to a trained model.
 
     fuelrail train --data photos --model resnet18 --size 224 --epochs 20 --batch-size 64 --out runs/photos
     torchrun --nproc-per-node 8 -m fuelrail train …        one model on eight devices, one run folder
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
     from .trainer import Trainer
 
-#: Images per step where the data set is not tiny.
+#: Images per step, unless the dataset is tiny.
 BATCH = 64
 
 
@@ -109,7 +109,7 @@ def _main(arguments: argparse.Namespace) -> int:
 
 
 class OneLabel(Exception):
-    """Nothing can be learned from labels that are all the same."""
+    """All labels are the same, so nothing can be learned."""
 
     def __init__(self, label: object) -> None:
         super().__init__(
@@ -124,7 +124,7 @@ def _open(
     place: World | None,
     opened: contextlib.ExitStack,
 ) -> tuple[Trainer, Loader]:
-    """Everything a wrong argument can break: recipe, model, folders, run folder. Says what will be
+    """Prepares everything that a wrong argument can break: recipe, model, folders, run folder. Prints what will be
     trained.
     """
     from . import precision
@@ -134,7 +134,7 @@ def _open(
     recipe = _recipe(arguments)
     half = precision.choose(recipe.precision, device).half
     places = find_data(arguments.data, arguments.val, arguments.val_fraction)
-    # A wrong name or size is told before any folder is read.
+    # A wrong name or size is reported before any folder is read.
     check_size(arguments.model, arguments.size)
     # NHWC bytes are torch's channels_last as they are; the trainer uses that order exactly in these cases.
     layout = "nhwc" if half or device.type == "cuda" else "nchw"
@@ -175,8 +175,8 @@ def _open(
 def _loaders(
     arguments: argparse.Namespace, places: Places, device: torch.device, layout: str, place: World | None
 ) -> tuple[Loader, Loader | None]:
-    """The loaders of this rank. Without --batch-size a tiny data set has smaller batches, else an epoch of it would be
-    a step or two."""
+    """The loaders of this rank. Without --batch-size, a tiny dataset gets smaller batches; otherwise its epoch would
+    be only a step or two."""
     from fuelrail.torch import Loader
     from fuelrail.torch import transforms as T
 
@@ -203,7 +203,7 @@ def _loaders(
         return train, val
     small = _small_batch(samples, ranks)
     try:
-        # A batch larger than the data set is a typo: the learning rate would be scaled to it.
+        # A batch larger than the dataset is a typo: the learning rate would be scaled to it.
         if arguments.batch_size is not None and arguments.batch_size * ranks > samples:
             each = f" on each of {ranks} ranks" if ranks > 1 else ""
             raise ValueError(
@@ -220,7 +220,7 @@ def _loaders(
 
 
 def _small_batch(samples: int, ranks: int) -> int:
-    """A power of two of which an epoch has about eight or more, at most `BATCH`."""
+    """A power of two, at most `BATCH`, that gives about eight or more steps per epoch."""
     wanted = max(1, samples // (8 * ranks))
     return min(BATCH, max(4, 1 << (wanted.bit_length() - 1)), max(1, samples // ranks))
 
@@ -232,7 +232,7 @@ def _close(*loaders: Loader | None) -> None:
 
 
 def _classes(train: Loader, arguments: argparse.Namespace) -> int:
-    """The number of classes; ValueError where there is none to be known, or nothing to tell apart."""
+    """The number of classes; ValueError if it is unknown, or if there is only one class."""
     if not train.labelled:
         raise ValueError(
             f"--data {arguments.data}: it has no labels to train on; say where they are (--source-option label=...)"
@@ -249,7 +249,7 @@ def _classes(train: Loader, arguments: argparse.Namespace) -> int:
 
 
 def _begin_with(model: torch.nn.Module, arguments: argparse.Namespace) -> list[str]:
-    """Weights of another training and what stays frozen; says what was taken."""
+    """Loads weights of another training run and freezes parameters; returns a line about each."""
     from .finetune import freeze, load_weights
 
     said = []
@@ -277,7 +277,7 @@ def _mixing(arguments: argparse.Namespace, classes: int) -> Any:
 
 
 def _device(name: str | None, place: World | None) -> torch.device:
-    """The device asked for; of several ranks on one machine each has a GPU of its own."""
+    """The requested device; with several ranks on one machine, each has its own GPU."""
     import torch
 
     device = chosen_device(name)

@@ -1,7 +1,7 @@
-"""`fuelrail runs`: what runs reached, side by side, and in what they differ.
+"""`fuelrail runs`: the results of runs side by side, and the settings that differ.
 
     fuelrail runs runs                    a table of all runs in a folder
-    fuelrail runs runs --pages            makes the page of each again, as of one that was killed
+    fuelrail runs runs --pages            recreates the page of each, for example of one that was killed
 
 Exit codes: 0 done, 1 failed, 2 a wrong argument.
 """
@@ -53,7 +53,7 @@ def _main(arguments: argparse.Namespace) -> int:
 
 
 def compared(runs: Sequence[History], folder: Path) -> list[str]:
-    """The lines of the table, oldest run first, and of a second one with the settings that are not the same in all."""
+    """The lines of the table, oldest run first, and of a second one with the settings that differ."""
     from .page import duration, moment, worded
 
     head = [
@@ -92,7 +92,7 @@ def compared(runs: Sequence[History], folder: Path) -> list[str]:
             ]
         )
     lines = _aligned([head, *rows])
-    # A run of an older version, or one that has hardly begun, does not say everything: that is no difference.
+    # A run of an older version, or one that has just started, lacks some settings; that is not a difference.
     said = {
         name: [worded(_of(each, name)) if _says(each, name) else "" for each in runs] for name in _names(runs)
     }
@@ -105,7 +105,7 @@ def compared(runs: Sequence[History], folder: Path) -> list[str]:
 
 
 def _names(runs: Sequence[History]) -> list[str]:
-    """Settings and versions of packages; where a run lies is not one."""
+    """Settings and versions of packages, without the run's location."""
     names = dict.fromkeys(name for history in runs for name in history.settings)
     names.update(dict.fromkeys(name for history in runs for name in history.versions))
     return [name for name in names if name not in ("code", "machine", "model")]
@@ -148,7 +148,7 @@ def _figure(name: str, value: float) -> str:
 
 
 def _short(version: Any) -> str:
-    """The first digits; of code that differs from its commit with a star."""
+    """The first digits, with a star if the code differs from its commit."""
     text = str(version or "")
     return text.removesuffix("-dirty")[:8] + ("*" if text.endswith("-dirty") else "")
 

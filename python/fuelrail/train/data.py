@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 #: Folder names that mean "train on this" and "measure on this", in the order they are looked for.
 TRAIN_NAMES = ("train", "training")
 VAL_NAMES = ("val", "validation", "valid")
-#: Measured once, when all is decided: a checkpoint that was chosen on it says nothing about new images.
+#: Measured once, at the end: if a checkpoint is chosen on it, its accuracy no longer predicts that on new images.
 TEST_NAMES = ("test", "testing")
-#: Held out where nothing else is.
+#: Held out if nothing else is.
 FRACTION = 0.1
 AUGMENTS = ("standard", "strong", "none")
 
@@ -34,9 +34,9 @@ class Places:
 
 
 def find_data(data: str, val: str | None, val_fraction: float | None) -> Places:
-    """Decides what is trained on and what is held out: of a folder as `find_folders` says, of anything else `val`,
-    or `val_fraction` by a hash of each key (None: 0.1 where nothing is named); of a stream only what `val` names.
-    ValueError where two of these are asked for.
+    """Decides what to train on and what to hold out: for a folder as in `find_folders`; otherwise `val`, or
+    `val_fraction` by a hash of each key (None: 0.1 if nothing is given); for a stream only `val`. ValueError if two of
+    these are given.
     """
     if val is not None and val_fraction is not None:
         raise ValueError(
@@ -56,11 +56,11 @@ def find_data(data: str, val: str | None, val_fraction: float | None) -> Places:
 
 
 def find_folders(data: Path, val: Path | None, val_fraction: float | None) -> Places:
-    """Decides what is trained on and what is held out.
+    """Decides what to train on and what to hold out.
 
     In this order: the `val` given; a `val_fraction` given, of the training images; `data/train` with `data/val` (or
-    validation, valid); a `data` called train with such a folder beside it; else a tenth of the training images, chosen
-    by a hash of each key (so a picture stays on its side when others are added). A test folder is left alone.
+    validation, valid); a `data` called train with such a folder next to it; else a tenth of the training images, chosen
+    by a hash of each key (so an image stays on its side when others are added). A test folder is not used.
     """
     if val is not None:
         return Places(data, val, None, None, f"held out: {val}")
@@ -128,11 +128,10 @@ def open_loaders(
     rank: int = 0,
     world_size: int = 1,
 ) -> tuple[frames.Loader, frames.Loader | None]:
-    """The training and the validation loader (None where nothing is held out), with one numbering of the
-    classes. `options` are the training source's; of these the validation source has `image` and `label`.
+    """The training and the validation loader (None if nothing is held out), with the same class numbers.
+    `options` are the training source's; the validation source gets only `image` and `label` of them.
 
-    Errors are the loader's own (SourceError, ConfigError). When the second cannot be opened the first is
-    closed.
+    Errors are the loader's own (SourceError, ConfigError). If the second cannot be opened, the first is closed.
     """
     common: dict[str, Any] = {
         "batch_size": batch_size,

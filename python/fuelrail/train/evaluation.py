@@ -17,7 +17,7 @@ from .ranks import Ranks
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What `evaluate` found: mean cross entropy, top-1 and top-5 in [0, 1], and the rows behind them.
+    """The result of `evaluate`: mean cross entropy, top-1 and top-5 in [0, 1], and the number of rows.
 
     `left_out` counts rows whose record could not be read and was substituted by another: counting the
     substitute would weigh that record twice.
@@ -42,9 +42,9 @@ def evaluate(
     """Runs `model` in evaluation mode over one epoch of `loader` and returns the figures, weighted by rows.
 
     Batches are fuelrail batches: `images, labels = batch`, and `batch["substituted"]`. A batch may have no
-    rows. Labels are class numbers (N,), or shares (N, classes), of which the largest is what must come first. With
-    fewer than five classes top-5 counts all of them. The model's mode is restored. Of several `ranks` the figures are
-    those of all rows together, whether each measures its share or all of them.
+    rows. Labels are class numbers (N,), or shares (N, classes), of which the largest counts as correct. With
+    fewer than five classes, top-5 counts all of them. The model's mode is restored. With several `ranks`, the figures
+    are over all rows together, whether each measures its share or all of them.
     """
     modes = {module: module.training for module in model.modules()}
     ranks, ids = ranks or Ranks(), IdChain()
@@ -88,7 +88,7 @@ def _sums(logits: torch.Tensor, labels: torch.Tensor, kept: torch.Tensor) -> tor
 
 
 def training_mode(model: nn.Module) -> None:
-    """Training mode, but for norms whose weights are frozen: their running statistics are frozen with them."""
+    """Training mode, except for norms with frozen weights: their running statistics are frozen, too."""
     model.train()
     for module in model.modules():
         own = list(module.parameters(recurse=False))

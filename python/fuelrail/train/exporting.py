@@ -1,9 +1,9 @@
-"""A trained model for use without fuelrail: weights apart from what they are of, ONNX, and ONNX in 8 bits.
+"""A trained model for use without fuelrail: weights with a description, ONNX, and 8-bit ONNX.
 
-    model.safetensors, model.json    the weights; the model's name, its classes and what images go through
+    model.safetensors, model.json    the weights; the model's name, its classes and the preprocessing
     model.onnx                       float32, any batch size; model.json is in its metadata
-    model-int8-dynamic.onnx          weights in 8 bits, activations quantised as they come
-    model-int8-static.onnx           both in 8 bits, scales found on held-out images
+    model-int8-dynamic.onnx          8-bit weights, activations quantised dynamically
+    model-int8-static.onnx           8-bit weights and activations, scales calibrated on held-out images
 
 Each is loaded back and compared on held-out images with the model as it was trained, in float32.
 """
@@ -37,9 +37,9 @@ FORMATS = {
     "int8-dynamic": ("model-int8-dynamic.onnx", ("onnx", "onnxruntime")),
     "int8-static": ("model-int8-static.onnx", ("onnx", "onnxruntime")),
 }
-#: A quantised model may be this much worse in top-1 before it is warned of.
+#: A quantised model may lose this much top-1 without a warning.
 TOLERATED = 0.01
-#: Held-out images from which the static model's scales are found.
+#: Held-out images for calibrating the static model's scales.
 CALIBRATION = 256
 #: The newest that the installed exporter writes for all of torchvision's classifiers.
 OPSET = 17
@@ -50,7 +50,7 @@ Model = Callable[[torch.Tensor], torch.Tensor]
 
 @dataclass(frozen=True)
 class Measured:
-    """One format on the held-out images. `same` is the share of images of which it says what the trained model says."""
+    """One format on the held-out images. `same` is the share of images with the trained model's prediction."""
 
     name: str
     file: Path | None
@@ -62,7 +62,7 @@ class Measured:
 
 
 def check_formats(formats: Sequence[str]) -> None:
-    """ValueError for a format that there is not, or whose packages are not installed."""
+    """Raises ValueError for an unknown format, or one whose packages are not installed."""
     for name in formats:
         if name not in FORMATS:
             raise ValueError(f"--format {name}: not a format; there are {', '.join(FORMATS)}")
@@ -75,7 +75,7 @@ def check_formats(formats: Sequence[str]) -> None:
 
 
 def described(run: Run) -> dict[str, Any]:
-    """What the weights are of: everything that is needed to use them, as plain data."""
+    """The description of the weights: everything needed to use them, as plain data."""
     mean, std = _imagenet()
     return {
         "format": 1,
@@ -106,10 +106,10 @@ def described(run: Run) -> dict[str, Any]:
 def export(
     run: Run, batches: Callable[[], Iterable[Any]], to: Path, formats: Sequence[str]
 ) -> list[Measured]:
-    """Writes the formats into the folder `to`, loads each back, and returns how they do, the trained model first.
+    """Writes the formats into the folder `to`, loads each back, and returns their results, the trained model first.
 
     `batches` opens a loader over labelled held-out images, with `run.transforms()`. Files of an earlier export are
-    replaced whole or not at all. ValueError as `check_formats` says, and where there are no images.
+    replaced completely or not at all. Raises ValueError as `check_formats` does, and if there are no images.
     """
     check_formats(formats)
     trained = run.model.cpu().float().eval()
@@ -140,7 +140,7 @@ def export(
 
 
 def load_exported(folder: str | Path) -> nn.Module:
-    """The model of an export's model.json and model.safetensors, in evaluation mode."""
+    """Loads the model from an export's model.json and model.safetensors, in evaluation mode."""
     place = Path(folder)
     about = json.loads((place / "model.json").read_text(encoding="utf-8"))
     return _from_safetensors(place / FORMATS["safetensors"][0], about)
@@ -278,7 +278,7 @@ def _from_safetensors(path: Path, about: Mapping[str, Any]) -> nn.Module:
 def _session(path: Path) -> Model:
     onnxruntime: Any = import_module("onnxruntime")
     options = onnxruntime.SessionOptions()
-    # As many threads as torch has, so that their speeds can be compared.
+    # As many threads as torch has, so that speeds can be compared.
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
@@ -293,7 +293,7 @@ def _session(path: Path) -> Model:
 def _compare(
     models: Mapping[str, Model], batches: Iterable[Any]
 ) -> dict[str, tuple[int, float, float, float]]:
-    """Rows, top-1, agreement with the first, and images per second of each model, all on the same batches."""
+    """Rows, top-1, agreement with the first model, and images per second of each model, all on the same batches."""
     right, same = dict.fromkeys(models, 0), dict.fromkeys(models, 0)
     seconds = dict.fromkeys(models, 0.0)
     rows = 0
@@ -306,7 +306,7 @@ def _compare(
         first = None
         for name, model in models.items():
             if not rows:
-                model(images)  # buffers and threads are made at the first use
+                model(images)  # buffers and threads are created at first use
             began = time.perf_counter()
             said = model(images).argmax(dim=1)
             seconds[name] += time.perf_counter() - began

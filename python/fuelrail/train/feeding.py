@@ -1,4 +1,4 @@
-"""What the daemon's counters say of the time between two looks: how deep its queues were."""
+"""Queue depths from the daemon's counters, averaged over each poll interval."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from typing import Any
 
 
 class Queues:
-    """Asks a loader that has `stats()`; of others there is nothing to say."""
+    """Polls a loader that has `stats()`; others give nothing."""
 
     def __init__(self, loader: Any) -> None:
         self._stats: Callable[[], Mapping[str, Any]] | None = getattr(loader, "stats", None)
         self._before: dict[str, int] = {}
 
     def since_last(self) -> dict[str, float]:
-        """Means since it was asked before: `queued`, images read and waiting for a decoding thread, and `ring_full`, the
+        """Means since the last call: `queued`, images read and waiting for a decoding thread, and `ring_full`, the
         share of time in which every batch of the ring was ready."""
         now = self._counters()
         before, self._before = self._before or dict.fromkeys(_COUNTERS, 0), now
@@ -32,7 +32,7 @@ class Queues:
         try:
             daemon = self._stats().get("daemon", {})
         except Exception:
-            # Whatever is wrong with the daemon, the next batch says it, at a place where the run is saved.
+            # If something is wrong with the daemon, the next batch reports it, at a point where the run is saved.
             return {}
         return {name: int(daemon[name]) for name in _COUNTERS} if all(n in daemon for n in _COUNTERS) else {}
 

@@ -1,7 +1,7 @@
-"""Weights of another training as a beginning: a safetensors file, torchvision's or timm's .pth, a run of one's own.
+"""Initial weights from another training run: a safetensors file, torchvision's or timm's .pth, or a run.
 
-What fits is taken. A head of another number of classes stays as it was made, and is named; anything else that does not
-fit is refused by name, with both shapes: half a model would train on without a word.
+Matching tensors are loaded. A head with a different number of classes keeps its new weights and is named; any other
+mismatch is refused, with the name and both shapes: otherwise half a model would silently be trained.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .state import difference
 
 @dataclass(frozen=True)
 class Loaded:
-    """What `load_weights` did: how many tensors it took, the head's name, and whether that stayed new and why."""
+    """The result of `load_weights`: the number of tensors loaded, the head's name, and whether that is new and why."""
 
     tensors: int
     head: str
@@ -35,13 +35,13 @@ class Loaded:
 
 
 def load_weights(model: nn.Module, path: str | Path) -> Loaded:
-    """Puts the weights of a file into `model`; see the module's text.
+    """Loads the weights of a file into `model`; see the module's documentation.
 
-    Raises ValueError for a file that holds none, or others, and OSError where it cannot be read.
+    Raises ValueError for a file without weights or with those of another model, and OSError if it cannot be read.
     """
     theirs = read_weights(Path(path))
     ours = model.state_dict()
-    # Parts that this model was made without, such as the auxiliary heads of an Inception.
+    # Parts that this model does not have, such as the auxiliary heads of an Inception.
     off = {name for name, child in model._modules.items() if child is None}
     off |= {name for name, value in vars(model).items() if value is None}
     theirs = {name: value for name, value in theirs.items() if name.partition(".")[0] not in off}
@@ -66,10 +66,9 @@ def load_weights(model: nn.Module, path: str | Path) -> Loaded:
 
 
 def freeze(model: nn.Module, pattern: str) -> list[str]:
-    """Takes parameters out of training; returns their names. "backbone" is all but the head; else names with * and ?.
+    """Freezes parameters; returns their names. "backbone" is all but the head; otherwise names with * and ?.
 
-    Norms whose weights are frozen keep their running statistics too. Raises ValueError where nothing, or everything, is
-    meant.
+    Norms with frozen weights keep their running statistics, too. Raises ValueError if nothing or everything matches.
     """
     names = [name for name, _ in model.named_parameters()]
     if pattern == "backbone":
@@ -92,12 +91,12 @@ def freeze(model: nn.Module, pattern: str) -> list[str]:
 
 
 def head_of(model: nn.Module) -> str:
-    """The name of the module that makes the classes: the one with the last parameter."""
+    """The name of the classification layer: the module with the last parameter."""
     return [name for name, _ in model.named_parameters()][-1].rpartition(".")[0]
 
 
 def read_weights(path: Path) -> dict[str, torch.Tensor]:
-    """The weights in a file by name, on the CPU; of a checkpoint of ours the averaged ones where there are some."""
+    """The weights in a file by name, on the CPU; from our own checkpoints the averaged ones, if any."""
     if path.suffix == ".safetensors":
         return read_safetensors(path)
     try:
@@ -158,12 +157,12 @@ def write_safetensors(file: IO[bytes], tensors: Mapping[str, torch.Tensor], abou
     text += b" " * (-len(text) % 8)
     file.write(len(text).to_bytes(8, "little") + text)
     for tensor in tensors.values():
-        # By way of bytes: NumPy has no bfloat16.
+        # As bytes: NumPy has no bfloat16.
         file.write(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
 
 
 def _bare(name: str) -> str:
-    """Without what data parallelism and torch.compile put before names."""
+    """Removes the prefixes that data parallelism and torch.compile add to names."""
     for prefix in ("module.", "_orig_mod."):
         name = name.removeprefix(prefix)
     return name

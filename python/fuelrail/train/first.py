@@ -1,6 +1,6 @@
-"""What `fuelrail train` can tell before torch is there: importing that takes seconds, and a typo should not.
+"""Checks that `fuelrail train` makes before importing torch, which takes seconds; a typo should not.
 
-Nothing here is the last word: what passes is checked again where it is used.
+None of these checks is final: arguments are checked again where they are used.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from pathlib import Path
 
 from .data import find_data
 
-#: The model that needs nothing but torch.
+#: The model that needs only torch.
 BUILT_IN = "small_cnn"
 
 
 def check(arguments: Namespace) -> None:
-    """Raises ValueError for what is wrong with the arguments, and ImportError where there is no torch."""
+    """Raises ValueError for wrong arguments, and ImportError if torch is missing."""
     if find_spec("torch") is None:
         raise ImportError("torch is not installed: pip install torch torchvision (a CPU build is enough)")
     for flag, address in (("--data", arguments.data), ("--val", arguments.val)):
@@ -31,7 +31,7 @@ def check(arguments: Namespace) -> None:
 
 
 def _check_address(flag: str, address: str) -> None:
-    """A path without patterns exists."""
+    """Checks that a path without patterns exists."""
     if address == "-":
         raise ValueError(f"{flag} -: data cannot be read from standard input; give a path or URL")
     if not address.strip():
@@ -47,13 +47,13 @@ def _check_address(flag: str, address: str) -> None:
 
 def _check_model(name: str) -> None:
     known = model_names()
-    # Without names nothing can be said yet: torchvision is absent, or keeps them in another way.
+    # Without names, there is nothing to check yet: torchvision is absent, or stores them differently.
     if name != BUILT_IN and (find_spec("torchvision") is None or (known and name not in known)):
         raise ValueError(unknown_model(name, known))
 
 
 def unknown_model(name: str, known: list[str]) -> str:
-    """What to say of a model that nobody knows."""
+    """The error text for an unknown model."""
     close = difflib.get_close_matches(name, [BUILT_IN, *known], n=4, cutoff=0.5)
     if find_spec("torchvision") is None:
         hint = f"without torchvision there is only {BUILT_IN}; `pip install torchvision` adds the others"
@@ -65,7 +65,7 @@ def unknown_model(name: str, known: list[str]) -> str:
 
 
 def model_names() -> list[str]:
-    """torchvision's classifiers, found by reading its files instead of importing it; empty where that fails."""
+    """torchvision's classifiers, found by reading its files instead of importing it; empty if that fails."""
     spec = find_spec("torchvision")
     places = spec.submodule_search_locations if spec is not None else None
     names: list[str] = []

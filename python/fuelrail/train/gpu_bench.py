@@ -1,14 +1,14 @@
-"""`fuelrail bench --gpu`: how much of a training step's time the input leaves to the GPU, part by part.
+"""`fuelrail bench --gpu`: how much the input slows a training step on the GPU, stage by stage.
 
     S    the step on one batch that stays on the device
-    S+L  the same while the daemon decodes as many batches, which nobody takes to the device
-    R    batches that need no decoding: the way from shared memory to the device alone
+    S+L  the same while the daemon decodes as many batches, which are not copied to the device
+    R    batches that need no decoding: only the copy from shared memory to the device
     P    photographs decoded from the page cache
     C    the same from a cold disk
 
     contention = S+L - S    transfer = R - S    preparation = P - max(R, S+L)    fetch = C - P    fed = S / P
 
-Everything is measured in one process, in turns (S, S+L, R, P, C, then the peers, and again), so that a machine that
+Everything is measured in one process, interleaved (S, S+L, R, P, C, then the peers, and again), so that a machine that
 slows down slows all of them. Figures are medians over the repeats.
 """
 
@@ -48,18 +48,18 @@ WARM = 5
 
 @dataclass
 class Case:
-    """One model, and milliseconds a step of each way to feed it."""
+    """One model, and milliseconds per step for each way of feeding it."""
 
     model: str
     times: dict[str, list[float]] = field(default_factory=dict)
     exposed: list[float] = field(default_factory=list)
 
     def note(self, way: str, milliseconds: float) -> None:
-        """Takes down one measurement."""
+        """Records one measurement."""
         self.times.setdefault(way, []).append(milliseconds)
 
     def median(self, way: str) -> float | None:
-        """Of a way; None where it was not measured."""
+        """The median for one way; None if it was not measured."""
         found = self.times.get(way)
         return statistics.median(found) if found else None
 
@@ -170,7 +170,7 @@ class Bench:
         return 0
 
     def _needed(self) -> int:
-        """Images for a measurement without a second epoch, in bounds."""
+        """The number of images for a measurement within one epoch, within bounds."""
         return min(self.batch_size * (self.steps + WARM + 4), 8192)
 
     def _where(self) -> str:
@@ -218,7 +218,7 @@ class Bench:
             yield step.images, step.labels
 
     def _beside(self, step: Step, loader: Loader) -> Iterator[Any]:
-        """The batch that stays, while a loader decodes as many: each is let go if it is there."""
+        """The batch that stays, while a loader decodes as many: each is released if it is there."""
         iteration = loader._feed.begin()[0]
         while True:
             if loader._feed.poll(iteration) is None and loader._feed.batches_left(iteration) == 0:
@@ -226,7 +226,7 @@ class Bench:
             yield step.images, step.labels
 
     def _timed(self, step: Step, feed: Callable[[], Iterator[Any]]) -> float:
-        """Milliseconds a step."""
+        """Milliseconds per step."""
         batches = feed()
         for _ in range(WARM):
             step(*next(batches))
@@ -266,7 +266,7 @@ class Step:
 
 
 def model(name: str, size: int) -> nn.Module:
-    """torchvision's, and ViT-S/16, which it does not have."""
+    """A torchvision model, or ViT-S/16, which torchvision does not have."""
     if name != "vit_s_16":
         return build_model(name, 1000)
     made: nn.Module = import_module("torchvision.models").VisionTransformer(
@@ -276,7 +276,7 @@ def model(name: str, size: int) -> nn.Module:
 
 
 def epochs(loader: Any) -> Iterator[Any]:
-    """Batches without end."""
+    """Endless batches."""
     while True:
         for batch in loader:
             images, labels = batch
@@ -327,7 +327,7 @@ PEER: dict[str, Callable[[Bench, Path], Iterator[Any]]] = {
 
 
 def memory_folder() -> str | None:
-    """Where files are in memory: the page cache is warm from the start."""
+    """A folder in memory: the page cache is warm from the start."""
     return "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 
 
@@ -397,7 +397,7 @@ def chill(folder: Path) -> None:
                 os.close(opened)
 
 
-# What is said ---------------------------------------------------------------------------------------------------------
+# Output ---------------------------------------------------------------------------------------------------------------
 
 
 def names(text: str) -> list[str]:
@@ -406,7 +406,7 @@ def names(text: str) -> list[str]:
 
 
 def device(name: str | None) -> torch.device:
-    """The device that is asked for, or the first GPU."""
+    """The requested device, or the first GPU."""
     if name is None:
         if not torch.cuda.is_available():
             raise ValueError("torch finds no CUDA device here; --device cpu tries the command without one")
@@ -420,7 +420,7 @@ def device(name: str | None) -> torch.device:
 
 
 def print_table(rows: list[dict[str, Any]]) -> None:
-    """One line a model; milliseconds a step, but for percentages."""
+    """One line per model; milliseconds per step, except percentages."""
     ways = ["S", "S+L", "R", "P", "C", *PEERS]
     columns = [way for way in ways if any(way in row for row in rows)]
     further = {"fed_percent": "fed %", "exposed_copy_percent": "exposed copy %", "spread_percent": "spread %"}
