@@ -1,6 +1,6 @@
-"""What a run was and what it reached, read from its metrics.jsonl; and the versions that a run writes there.
+"""A run's settings and results, read from its metrics.jsonl; and the versions that a run records there.
 
-Needs no torch: `fuelrail runs` answers at once.
+Does not import torch, so `fuelrail runs` responds at once.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from typing import Any
 
 from .metrics import read_metrics
 
-#: How far below a folder runs are looked for.
+#: How many levels below a folder to search for runs.
 DEPTH = 4
 
 
 @dataclass(frozen=True)
 class History:
-    """One run folder. `settings` is flat: the recipe's and what the training was told."""
+    """One run folder. `settings` is flat: the recipe's and the training's arguments."""
 
     path: Path
     settings: dict[str, Any]
@@ -37,7 +37,7 @@ class History:
 
     @classmethod
     def read(cls, folder: Path) -> History:
-        """ValueError where there is no run."""
+        """Raises ValueError if there is no run."""
         metrics = folder / "metrics.jsonl"
         if not metrics.is_file():
             raise ValueError(f"{folder}: there is no run here: it has no metrics.jsonl")
@@ -46,7 +46,7 @@ class History:
         told = {name: value for name, value in run.items() if name not in ("event", "step", "time")}
         recipe, versions = told.pop("recipe", {}), told.pop("versions", {})
         times = [line["time"] for line in lines if "time" in line]
-        # A resume of a run that was over goes on; then the end is not the last word.
+        # If a finished run was resumed, its end record is not the last state.
         last = lines[-1]["event"] if lines else ""
         return cls(
             folder,
@@ -62,7 +62,7 @@ class History:
 
     @property
     def best(self) -> tuple[str, float, int] | None:
-        """The figure that chose best.pt, its best value and the epoch it is of (from 1); None without evaluation."""
+        """The metric that selected best.pt, its best value and that epoch (from 1); None without evaluation."""
         wanted = str(self.settings.get("best_by", "top1"))
         name, sign = wanted.removeprefix("-"), -1 if wanted.startswith("-") else 1
         found = [
@@ -76,7 +76,7 @@ class History:
         return name, value, epoch
 
     def mean(self, name: str) -> float | None:
-        """A figure's mean over the run, each epoch by its time; of the steps where no epoch has ended."""
+        """A metric's mean over the run, with epochs weighted by time; over the steps if no epoch has ended."""
         lines = [line for line in self.epochs if line.get(name) is not None]
         weights = [line.get("seconds") or 1.0 for line in lines]
         if not lines:
@@ -89,19 +89,19 @@ class History:
 
     @property
     def seconds(self) -> float | None:
-        """Time in epochs that have ended."""
+        """Time in finished epochs."""
         return sum(line.get("seconds") or 0.0 for line in self.epochs) if self.epochs else None
 
     @property
     def state(self) -> str:
-        """Where it stands, in words."""
+        """The run's state, in words."""
         done, wanted = len(self.epochs), self.settings.get("epochs")
         told = f"{done}/{wanted} epochs" if wanted is not None else f"{done} epochs"
         return told if self.ended else f"{told}, not ended"
 
 
 def find_runs(folder: Path) -> Iterator[Path]:
-    """The run folders in a folder, which may be one itself; by name."""
+    """The run folders in a folder, or the folder itself if it is one; sorted by name."""
     if (folder / "metrics.jsonl").is_file():
         yield folder
         return
@@ -114,7 +114,7 @@ def find_runs(folder: Path) -> Iterator[Path]:
 
 
 def versions(token: Mapping[str, Any], device: str) -> dict[str, Any]:
-    """What a run was made with: the data's fingerprint, the code's commit, the packages, the machine."""
+    """The versions used by a run: the data's fingerprint, the code's commit, the packages, the machine."""
     identity = token.get("identity")
     data = identity.get("dataset") if isinstance(identity, Mapping) else None
     return {
@@ -129,7 +129,7 @@ def versions(token: Mapping[str, Any], device: str) -> dict[str, Any]:
 
 
 def _commit() -> str | None:
-    """The commit of the script that runs, else of the current folder; "-dirty" where files differ from it."""
+    """The commit of the running script, else of the current folder; "-dirty" if files differ from it."""
     script = getattr(sys.modules.get("__main__"), "__file__", None)
     place = Path(script).resolve().parent if script else Path.cwd()
     if place.is_relative_to(Path(sys.prefix)) or place.is_relative_to(Path(__file__).parents[1]):

@@ -1,4 +1,4 @@
-"""What a run writes down: one JSON object per line in RUN/metrics.jsonl.
+"""A run's measurements: one JSON object per line in RUN/metrics.jsonl.
 
     {"event": "run",    "step": 0, ...settings}
     {"event": "step",   "step": 40, "epoch": 1, "loss": 1.93, "lr": 0.05, "images_per_s": 812.0, "data_wait":
@@ -8,11 +8,11 @@
     {"event": "epoch",  "step": 48, "epoch": 1, "train_loss": …, "val_top1": …}
     {"event": "resume", "step": 32, "epoch": 0, "dropped_lines": 3}
 
-`loss` is the mean over the rows since the line before. `ids` of a step line is a chain: a hash over the
-indices of every sample of every step so far, so one equal line proves that two runs have read the same
+`loss` is the mean over the rows since the previous line. `ids` of a step line is a chain: a hash over the
+indices of every sample of every step so far, so a single equal line proves that two runs have read the same
 samples in the same order. `data_wait` is the share of time spent waiting for the next batch, in [0, 1].
 
-After a resume the lines of steps that will be run again are dropped, so that the file reads as one unbroken
+After a resume, the lines of steps that will be run again are dropped, so that the file reads like one uninterrupted
 run.
 """
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 class MetricsLog:
-    """Appends records to a JSON-lines file; each line is handed to the system at once."""
+    """Appends records to a JSON-lines file; each line is written at once."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -39,7 +39,7 @@ class MetricsLog:
         self._file: IO[str] = path.open("a", encoding="utf-8")
 
     def write(self, event: str, step: int, **fields: Any) -> None:
-        """One line. Numbers that are not finite become null: JSON has no word for them."""
+        """One line. Numbers that are not finite become null, as JSON cannot represent them."""
         record = {"event": event, "step": step, **fields, "time": round(time.time(), 3)}
         self._file.write(json.dumps(_finite(record)) + "\n")
         self._file.flush()
@@ -57,7 +57,7 @@ class MetricsLog:
 
         kept = [line for line in lines if stays(line)]
         if len(kept) != len(lines):
-            from .checkpoint import write_atomically  # with torch, which reading has no use for
+            from .checkpoint import write_atomically  # imports torch, which reading does not need
 
             self._file.close()
             write_atomically(
@@ -72,7 +72,7 @@ class MetricsLog:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The records of a metrics file, oldest first; a torn line is left out."""
+    """The records of a metrics file, oldest first; a torn line is skipped."""
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     return [record for line in lines if (record := _parse(line))]
 
@@ -92,7 +92,7 @@ class IdChain:
 
 
 class Mean:
-    """A mean weighted by rows that never waits for the accelerator until it is read."""
+    """A mean weighted by rows, which waits for the accelerator only when it is read."""
 
     def __init__(self, total: float = 0.0, rows: int = 0) -> None:
         self._total: torch.Tensor | float = total
@@ -115,7 +115,7 @@ class Mean:
 
     @property
     def value(self) -> float:
-        """The mean so far, or NaN when nothing was added."""
+        """The mean so far, or NaN if nothing was added."""
         return self.total / self.rows if self.rows else math.nan
 
 

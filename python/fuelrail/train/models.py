@@ -1,4 +1,4 @@
-"""Models by name: torchvision's classifiers where it is installed, and one small CNN that needs nothing."""
+"""Models by name: torchvision's classifiers if it is installed, and one small CNN without dependencies."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def build_model(name: str, num_classes: int) -> nn.Module:
 
 
 def check_size(name: str, size: int) -> None:
-    """Raises ValueError where images of `size` x `size` pixels are too small for the model `name`.
+    """Raises ValueError if images of `size` x `size` pixels are too small for the model `name`.
 
     Tried on torch's meta device: shapes only, no arithmetic and no random numbers.
     """

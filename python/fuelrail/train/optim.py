@@ -1,7 +1,7 @@
-"""torch's optimizers, with weight decay only where it regularises.
+"""torch's optimizers, with weight decay only on parameters that it regularises.
 
 Decay pulls weights towards zero; on a norm's scale or a bias that only fights the normalisation, so those
-parameters form a group of their own without it.
+parameters form a separate group without decay.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class _Default:
     weight_decay: float
 
 
-#: Peak learning rate for a batch of 256 rows, and weight decay, where the recipe names none.
+#: Peak learning rate for a batch of 256 rows, and weight decay, if the recipe sets none.
 _DEFAULTS = {"sgd": _Default(0.1, 5e-4), "adamw": _Default(1e-3, 0.05)}
 OPTIMIZERS = tuple(_DEFAULTS)
 
@@ -49,10 +49,11 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
 
 
 def default_lr(name: str, batch_size: int) -> float:
-    """The peak learning rate for a step of `batch_size` rows: linear in it for SGD, its square root for AdamW.
+    """The peak learning rate for a step of `batch_size` rows: scaled linearly with it for SGD, with its square root for
+    AdamW.
 
-    Beyond 8,192 rows it grows no more: linear scaling is known to hold up to there (Goyal et al., arXiv 1706.02677).
-    Below 32 it falls no further: batches are that small where there are few images, and so few steps.
+    It does not grow beyond 8,192 rows: linear scaling is known to hold up to there (Goyal et al., arXiv 1706.02677).
+    It does not fall below 32 rows: batches are that small if there are few images, and so few steps.
     """
     scale = min(max(batch_size, 32), 8192) / 256
     return _DEFAULTS[name].lr_per_256 * (scale if name == "sgd" else scale**0.5)
@@ -61,7 +62,7 @@ def default_lr(name: str, batch_size: int) -> float:
 def build_optimizer(
     name: str, model: nn.Module, *, lr: float, weight_decay: float | None = None, momentum: float = 0.9
 ) -> torch.optim.Optimizer:
-    """SGD with Nesterov momentum, or AdamW; ValueError for another name or a model with nothing to train."""
+    """SGD with Nesterov momentum, or AdamW; ValueError for an unknown name or a model without trainable parameters."""
     if name not in _DEFAULTS:
         raise ValueError(f"optimizer={name!r}: use one of {', '.join(OPTIMIZERS)}")
     groups = parameter_groups(model, _DEFAULTS[name].weight_decay if weight_decay is None else weight_decay)
@@ -74,16 +75,16 @@ def build_optimizer(
     return torch.optim.AdamW(groups, lr=lr)
 
 
-#: An optimizer, or what makes one of parameter groups.
+#: An optimizer, or a callable that makes one from parameter groups.
 OptimizerLike = torch.optim.Optimizer | Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
 
 
 def taken_optimizer(
     optimizer: OptimizerLike, model: nn.Module, lr: float | None, weight_decay: float | None
 ) -> torch.optim.Optimizer:
-    """An optimizer the user brought: an object as it is, a callable with the groups of `parameter_groups`.
+    """The user's optimizer: an object is used unchanged, a callable gets the groups of `parameter_groups`.
 
-    TypeError where it makes none, ValueError where it holds parameters that are not the model's.
+    Raises TypeError if it makes none, ValueError if it holds parameters that are not the model's.
     """
     if not isinstance(optimizer, torch.optim.Optimizer):
         decayed_by = 1.0 if weight_decay is None else weight_decay

@@ -1,4 +1,4 @@
-"""What the commands of this package share: how options are read, refused and helped with, and how a command ends."""
+"""Shared by this package's commands: parsing, errors and help of options, and how a command exits."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ if TYPE_CHECKING:
 
 
 def short_parser(command: str, description: str) -> argparse.ArgumentParser:
-    """A parser for `fuelrail COMMAND`: errors are one line, defaults are in the help once."""
+    """A parser for `fuelrail COMMAND`: errors are one line, and the help shows each default once."""
     return _Parser(
         prog=f"fuelrail {command}", description=description, formatter_class=_Help, allow_abbrev=False
     )
 
 
 def add_loading(parser: argparse._ActionsContainer) -> None:
-    """The options that any loader takes."""
+    """The options of every loader."""
     parser.add_argument(
         "--source-option",
         type=option,
@@ -35,7 +35,7 @@ def add_loading(parser: argparse._ActionsContainer) -> None:
 
 
 def add_device(parser: argparse._ActionsContainer) -> None:
-    """Where the model runs."""
+    """The device option."""
     parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: cuda if available)")
 
 
@@ -55,13 +55,13 @@ def chosen_device(name: str | None) -> torch.device:
 
 
 def fail(command: str, error: object, code: int) -> int:
-    """Says what went wrong in one line; returns the exit code."""
+    """Prints the error in one line; returns the exit code."""
     print(f"fuelrail {command}: error: {' '.join(str(error).split())}", file=sys.stderr)
     return code
 
 
 def quiet_pipe() -> int:
-    """Nobody reads the output any more (`| head`). What Python would still write at its end goes nowhere."""
+    """The reader of the output has gone (`| head`). Discards what Python would still write at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 141
 
@@ -80,7 +80,8 @@ def option(text: str) -> tuple[str, Any]:
 
 
 def _properties(path: Path) -> dict[str, str]:
-    """Kafka's properties from a file, NAME=VALUE a line as for its own clients; errors do not show what a line holds."""
+    """Kafka's properties from a file, one NAME=VALUE per line as for its own clients; errors do not show a line's
+    contents."""
     try:
         lines = path.read_text().splitlines()
     except OSError as error:
@@ -121,7 +122,7 @@ def share(text: str) -> float:
 
 
 class _Help(argparse.HelpFormatter):
-    """Adds each default once: not where the help says it in words, nor where there is none."""
+    """Adds each default once: not if the help states it in words, nor if there is none."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         text = action.help
@@ -133,6 +134,6 @@ class _Help(argparse.HelpFormatter):
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        """One line and exit code 2; the usage text of this many options would bury it."""
+        """Prints one line and exits with 2; the usage text of this many options would bury the error."""
         print(f"{self.prog}: error: {message} (see {self.prog} --help)", file=sys.stderr)
         raise SystemExit(2)

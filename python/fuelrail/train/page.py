@@ -1,6 +1,6 @@
-"""The run's page: one HTML file that needs no other, and run.png, the same as one picture.
+"""The run's page: one self-contained HTML file, and run.png, the same as one picture.
 
-Made of what lies in the run folder (metrics.jsonl and the pictures), so that it can be made again at any time.
+Made from the files in the run folder (metrics.jsonl and the pictures), so it can be recreated at any time.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ PAGE, PICTURE = "run.html", "run.png"
 
 
 def write_page(run: Path, title: str | None = None) -> list[Path]:
-    """Writes run.html, and run.png where matplotlib is installed, into a run folder; returns what was written.
+    """Writes run.html, and run.png if matplotlib is installed, to a run folder; returns the files written.
 
-    ValueError where there is no run.
+    Raises ValueError if there is no run.
     """
-    from .checkpoint import write_atomically  # with torch, which a table of runs does not wait for
+    from .checkpoint import write_atomically  # imports torch, which a table of runs does not need
 
     history = History.read(run)
     title = title or f"{history.settings.get('model', 'run')}: {run.resolve().name}"
@@ -42,7 +42,7 @@ def write_page(run: Path, title: str | None = None) -> list[Path]:
 
 
 def headline(history: History) -> list[tuple[str, str]]:
-    """The figures that a run is known by, named and in words; those that it has."""
+    """The available key figures of a run, as names and texts."""
     found = []
     if (best := history.best) is not None:
         name, highest, epoch = best
@@ -65,12 +65,12 @@ def duration(seconds: float) -> str:
 
 
 def moment(seconds: float | None) -> str:
-    """A time of this machine's clock."""
+    """A time in this machine's time zone."""
     return "" if seconds is None else time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
 
 
 def worded(value: Any) -> str:
-    """A setting as it would be read out."""
+    """A setting as readable text."""
     if value is None:
         return "default"
     if isinstance(value, bool):
@@ -93,14 +93,14 @@ def _draw(history: History, title: str) -> Path:
 
 
 def _svg(history: History) -> str:
-    """The curves as a part of an HTML page."""
+    """The curves as part of an HTML page."""
     from .pictures import draw_overview
 
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "run.svg"
         draw_overview(history.path / "metrics.jsonl", target, "")
         text = target.read_text(encoding="utf-8")
-    # Without the head, whose document type names an address; nor the note of who made it.
+    # Without the header, whose document type contains a URL, and without the creator's note.
     text = text[text.index("<svg") :]
     return re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
 
@@ -121,7 +121,7 @@ def _versions(history: History) -> list[tuple[str, str]]:
 
 
 def _said(history: History) -> dict[str, Any]:
-    """Settings that were said, or that follow from the data; not the many that were left at nothing."""
+    """Settings that were given, or that follow from the data, without the unset ones."""
     return {name: value for name, value in history.settings.items() if value not in (None, [], "", False)}
 
 
@@ -175,7 +175,7 @@ def _text(value: object) -> str:
     return html.escape(str(value))
 
 
-#: A commit, of which the first digits do.
+#: A commit, shown by its first digits.
 _DIGITS = r"\1"
 _COMMIT = re.compile(r"\b([0-9a-f]{12})[0-9a-f]{28}\b")
 _NAMES = {"top1": "top-1", "top5": "top-5"}

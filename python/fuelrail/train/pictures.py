@@ -1,4 +1,4 @@
-"""The pictures a run leaves: its curves, images with a line under each, and what is taken for what. Needs matplotlib."""
+"""The pictures of a run: its curves, images with captions, and the confusion matrix. Needs matplotlib."""
 
 from __future__ import annotations
 
@@ -10,12 +10,11 @@ import torch
 
 from .metrics import read_metrics
 
-#: ImageNet's channel means and standard deviations, of pixels in [0, 1]; what `Normalize` of `fuelrail train`
-#: uses.
+#: ImageNet's channel means and standard deviations, of pixels in [0, 1], as in `Normalize` of `fuelrail train`.
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 _INK, _FAINT, _GRAY, _BLUE, _ORANGE = "#1c1e21", "#c9ced6", "#8a929e", "#2b6cb0", "#c2571a"
-#: Inches of eight pictures beside each other.
+#: Width of eight pictures side by side, in inches.
 _WIDTH, _DPI = 10.8, 130
 
 
@@ -34,8 +33,8 @@ def draw_curves(metrics: Path, target: Path, title: str) -> None:
 def draw_overview(
     metrics: Path, target: Path, title: str, below: str = "", sheet: Path | None = None
 ) -> None:
-    """Draws a whole run into `target`, a PNG or an SVG: loss, accuracy, speed, how it was fed, how deep the queues
-    were; then the picture `sheet`, pixel by pixel, and the text `below`. Raises ImportError without matplotlib."""
+    """Draws a whole run into `target`, a PNG or an SVG: loss, accuracy, speed, waiting for data, queue depths; then the
+    picture `sheet`, pixel by pixel, and the text `below`. Raises ImportError without matplotlib."""
     pyplot = _pyplot()
     records = read_metrics(metrics)
     picture = None
@@ -120,7 +119,7 @@ def _draw_accuracy(axes: Any, held_out: list[int], measured: list[dict[str, Any]
 
 
 def _draw_feeding(speed: Any, fed: Any, queue: Any, records: list[dict[str, Any]]) -> None:
-    """Images per second, where the time went, and what was ready, over epochs; every figure is of one line's steps."""
+    """Images per second, time by stage, and ready batches, over epochs; every figure covers one line's steps."""
     lines = [record for record in records if record["event"] == "step" and "images_per_s" in record]
     per_epoch = _steps_per_epoch(records)
     at = [record["step"] / per_epoch for record in lines]
@@ -197,7 +196,7 @@ def draw_contact_sheet(images: torch.Tensor, names: Sequence[str], target: Path,
     for place, axes in enumerate(grid.flat):
         axes.axis("off")
         if place < len(pixels):
-            # Small pictures are shown as the squares they are, not as a blur that was never in the batch.
+            # Small pictures are shown as squares, not with a blur that was never in the batch.
             axes.imshow(
                 pixels[place].numpy(), interpolation="nearest" if pixels.shape[1] < 64 else "antialiased"
             )
@@ -229,7 +228,7 @@ def draw_confusion(confusion: torch.Tensor, names: Sequence[str], target: Path, 
 
 
 def _legend_below(axes: Any, drop: float = 0.14) -> None:
-    """Where no curve is."""
+    """Puts the legend below the axes, where there are no curves."""
     if axes.get_legend_handles_labels()[0]:
         axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -drop), ncols=3, fontsize=8)
 

@@ -1,9 +1,9 @@
-"""Which number format the forward pass runs in, chosen from the hardware.
+"""The number format of the forward pass, chosen from the hardware.
 
 bf16 keeps fp32's range, so it needs no loss scaling; weights, gradients of weights and the optimizer stay
-fp32 (autocast). It is chosen where the hardware multiplies it natively; emulated bf16 is slower than fp32.
+fp32 (autocast). It is chosen if the hardware multiplies it natively; emulated bf16 is slower than fp32.
 fp16 has a short range: small gradients would become zero, so the loss is multiplied by a large number before the
-backward pass and gradients are divided by it afterwards (GradScaler). tf32 is fp32 whose products a GPU rounds.
+backward pass and gradients are divided by it afterwards (GradScaler). tf32 is fp32 with products rounded by the GPU.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 
 REQUESTS = ("auto", "bf16", "fp16", "tf32", "fp32")
 
-#: Words of /proc/cpuinfo ("flags" on x86, "Features" on Arm) that mean native products of a format.
+#: Words of /proc/cpuinfo ("flags" on x86, "Features" on Arm) that indicate native products of a format.
 _CPU_FLAGS = {
     "bf16": {"avx512_bf16", "amx_bf16", "bf16"},
     "fp16": {"avx512_fp16", "amx_fp16", "asimdhp"},
@@ -45,11 +45,11 @@ class Precision:
         return contextlib.nullcontext()
 
     def scaler(self) -> torch.amp.GradScaler | None:
-        """What scales the loss, where the format needs that."""
+        """The loss scaler, if the format needs one."""
         return torch.amp.GradScaler(self.device_type) if self.name == "fp16" else None
 
     def prepare(self) -> None:
-        """Sets what is set for the whole process: whether a GPU may round the products of fp32 numbers."""
+        """Sets, for the whole process, whether a GPU may round the products of fp32 numbers."""
         if self.device_type == "cuda" and not self.half:
             rounded = self.name == "tf32"
             torch.set_float32_matmul_precision("high" if rounded else "highest")
@@ -57,9 +57,9 @@ class Precision:
 
 
 def choose(request: str, device: torch.device) -> Precision:
-    """The precision for `device`: what was asked for, or with "auto" what its hardware does natively.
+    """The precision for `device`: the requested one, or with "auto" one that its hardware supports natively.
 
-    Raises ValueError when `request` is none of `REQUESTS`, or when the device cannot do it.
+    Raises ValueError if `request` is not in `REQUESTS`, or if the device does not support it.
     """
     if request not in REQUESTS:
         raise ValueError(f"precision={request!r}: use one of {', '.join(REQUESTS)}")

@@ -1,4 +1,4 @@
-"""The run on a terminal: one line that moves, or plain lines where nobody is looking."""
+"""The run's progress: a progress bar on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TextIO
 
 @dataclass
 class Pace:
-    """Images, time and waiting since it was made or reset, and what follows from them."""
+    """Images, time and waiting since creation or reset, and rates derived from them."""
 
     images: int = 0
     seconds: float = 0.0
@@ -42,11 +42,11 @@ class Pace:
 
     @property
     def state(self) -> list[float]:
-        """What `Pace(*state)` makes again."""
+        """The arguments that recreate it: `Pace(*state)`."""
         return [self.images, self.seconds, self.waited, self.copied]
 
     def figures(self) -> dict[str, float]:
-        """What metrics.jsonl has of it."""
+        """The values for metrics.jsonl."""
         return {
             "images_per_s": round(self.images_per_s, 1),
             "data_wait": round(self.data_wait, 4),
@@ -60,11 +60,11 @@ class Pace:
 
 
 class Progress:
-    """Shows steps of an epoch: a moving bar on a terminal, else a plain line now and then."""
+    """Shows the steps of an epoch: a progress bar on a terminal, else an occasional plain line."""
 
     #: A plain line at most this often (seconds); a log file of a long run stays readable.
     PLAIN_EVERY = 10.0
-    #: The bar is redrawn at most this often (seconds): drawing must never be what limits the loop.
+    #: The bar is redrawn at most this often (seconds): drawing must never be the bottleneck.
     REDRAW_EVERY = 0.1
 
     def __init__(self, epochs: int, stream: TextIO | None = None, *, silent: bool = False) -> None:
@@ -72,8 +72,7 @@ class Progress:
         self.silent = silent
         self.stream = stream if stream is not None else sys.stderr
         self.on_terminal = self.stream.isatty()
-        # The first plain line of a run waits its turn too: a run shorter than that needs only its epoch
-        # lines.
+        # The first plain line of a run also waits: a shorter run needs only its epoch lines.
         self._last = time.monotonic() if not self.on_terminal else 0.0
         self._drawn = False
 
@@ -95,7 +94,7 @@ class Progress:
         left = int((total - done) * pace.seconds / max(done, 1))
         ends = f"{pace.text()}  {left // 60}:{left % 60:02d} left"
         columns = shutil.get_terminal_size().columns
-        # On a narrow terminal the rate goes first, then the bar: speed and waiting are what the line is for.
+        # On a narrow terminal, the learning rate is dropped first, then the bar: speed and waiting matter most.
         for figures in (f"{done}/{total}  {read}lr {lr:.2g}  {ends}", f"{done}/{total}  {read}{ends}"):
             room = columns - len(head) - len(figures) - 5
             if room >= 8:
@@ -106,14 +105,14 @@ class Progress:
         self._drawn = True
 
     def line(self, text: str) -> None:
-        """Prints one whole line, over the bar if there is one."""
+        """Prints one full line, over the bar if there is one."""
         if not self.silent:
             self.clear()
             self.stream.write(text + "\n")
             self.stream.flush()
 
     def clear(self) -> None:
-        """Takes the bar off the terminal, so that whatever is printed next has a line of its own."""
+        """Clears the bar, so that the next output starts on its own line."""
         if self._drawn:
             self.stream.write("\r\x1b[K")
             self.stream.flush()

@@ -1,7 +1,7 @@
-"""The ranks of one training: who takes part, and what they tell each other between batches.
+"""The ranks of one training run, and the messages between them before each batch.
 
-Gradients travel in DistributedDataParallel. Here is the small talk, on the CPU (gloo, also beside nccl), so that it
-never waits for an accelerator: before each batch every rank says whether it has one, of how many rows, of which
+Gradients travel in DistributedDataParallel. The messages here are exchanged on the CPU (gloo, even with nccl), so that
+they never wait for an accelerator: before each batch, every rank says whether it has one, its number of rows and its
 samples, how long it waited, and whether it was told to stop. So all ranks stop, save and end an epoch at the same step.
 """
 
@@ -20,12 +20,12 @@ from fuelrail.ranks import World
 
 
 class Elsewhere(ValueError):
-    """What rank 0 has said already."""
+    """An error that rank 0 has already reported."""
 
 
 @dataclass
 class Ranks:
-    """This process among the ranks of a run; alone it is rank 0 of 1."""
+    """This process among the ranks of a run; a single process is rank 0 of 1."""
 
     rank: int = 0
     size: int = 1
@@ -33,13 +33,13 @@ class Ranks:
 
     @classmethod
     def found(cls) -> Ranks:
-        """The ranks of the process group that there is, or this process alone."""
+        """The ranks of the process group, or this process alone if there is none."""
         if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
             return cls()
         return cls(dist.get_rank(), dist.get_world_size(), dist.new_group(backend="gloo"))
 
     def share(self, numbers: Sequence[int]) -> list[list[int]]:
-        """What every rank says, by rank: as many whole numbers of each."""
+        """The numbers of every rank, by rank; each rank gives the same count of whole numbers."""
         if self.size == 1:
             return [list(numbers)]
         mine = torch.tensor(numbers, dtype=torch.int64)
@@ -48,7 +48,7 @@ class Ranks:
         return [each.tolist() for each in theirs]
 
     def gather(self, value: Any) -> list[Any]:
-        """A plain value of every rank, by rank."""
+        """A plain value from every rank, by rank."""
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
@@ -64,7 +64,8 @@ class Ranks:
         return [float(each) for each in total.tolist()]
 
     def first(self, work: Callable[[], Any]) -> Any:
-        """What `work` returns on rank 0, on all ranks; where it raises ValueError or OSError there, `Elsewhere` here."""
+        """The result of `work` on rank 0, returned on all ranks; if it raises ValueError or OSError there, `Elsewhere`
+        here."""
         value, error = None, None
         if self.rank == 0:
             try:
@@ -79,17 +80,17 @@ class Ranks:
         return value
 
     def wait(self) -> None:
-        """Returns when every rank has come here."""
+        """A barrier: returns when every rank has called it."""
         if self.size > 1:
             dist.barrier(group=self._group)
 
 
 @contextlib.contextmanager
 def joined(place: World, device_type: str) -> Iterator[None]:
-    """Makes this process one of the ranks while inside: torch's process group, by the address the launcher gave.
+    """A context that joins torch's process group, at the launcher's address.
 
-    Where it gave none (srun, mpirun) and all ranks are on this machine they meet here, at a port made of the job's name.
-    Raises ValueError where they are on several and no address is known.
+    If there is none (srun, mpirun) and all ranks are on this machine, they meet at a local port derived from the job's
+    name. Raises ValueError if they are on several machines and no address is known.
     """
     if "MASTER_ADDR" not in os.environ or "MASTER_PORT" not in os.environ:
         if (place.local_size or place.size) < place.size:

@@ -1,4 +1,4 @@
-"""How to train, as plain data: every setting of the loop, its default, and what it takes."""
+"""How to train, as plain data: every setting of the loop, its default, and its accepted values."""
 
 from __future__ import annotations
 
@@ -12,34 +12,34 @@ from .schedule import SCHEDULES
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to train: every setting of the loop, with its default. A wrong one is refused by its name.
+    """How to train: every setting of the loop, with its default. An invalid value raises an error that names it.
 
     epochs            passes over the data
     steps_per_epoch   for streams, which have no length: steps that count as one epoch (of a bounded stream: about
                       as many as it has, for the learning rate)
-    accumulate        batches per step: their gradients are added up before the weights change, as if they had been
+    accumulate        batches per step: their gradients are added up before the weights change, as if they were
                       one batch
-    optimizer         "sgd" (Nesterov momentum) or "adamw"; the Trainer takes any other as an object
+    optimizer         "sgd" (Nesterov momentum) or "adamw"; pass others to the Trainer as an object
     lr                peak learning rate; None: 0.1 (sgd) or 0.001 (adamw) for 256 rows, scaled to the rows of a
                       step over all ranks
     momentum          SGD's momentum
     weight_decay      None: 0.0005 (sgd) or 0.05 (adamw); never applied to norms and biases
     schedule          "cosine" to zero, "step" (times `step_factor` every `step_epochs`), or "constant"
-    step_epochs       epochs between two falls of the "step" schedule
-    step_factor       what the rate is multiplied by at each of them
+    step_epochs       epochs between drops of the "step" schedule
+    step_factor       factor for the learning rate at each drop
     warmup_epochs     epochs of linear warm-up before the schedule
-    clip_norm         the largest norm of all gradients together; larger ones are scaled down to it
-    ema_decay         keeps a moving average of the weights, which is then what is evaluated and called best
+    clip_norm         maximum norm of all gradients together; larger ones are scaled down to it
+    ema_decay         decay of a moving average of the weights, which is then used for evaluation and best.pt
     label_smoothing   share of the target spread over all classes, in [0, 1)
-    precision         "auto" (bf16 where the hardware has it), "bf16", "fp16" (with loss scaling), "tf32", "fp32"
+    precision         "auto" (bf16 if the hardware has it), "bf16", "fp16" (with loss scaling), "tf32", "fp32"
     channels_last     memory order of images and kernels; None: for 16-bit formats and on GPUs
-    activation_checkpointing  keep the activations of about sqrt(blocks) segments and compute the others again: less
+    activation_checkpointing  keep the activations of about sqrt(blocks) segments and recompute the others: less
                       memory, more time, the same gradients
     compile           run the model through torch.compile
-    best_by           the figure of the evaluation that chooses best.pt, with "-" before it when lower is better
+    best_by           the evaluation metric that selects best.pt, with "-" before it if lower is better
                       ("-loss")
-    save_every        steps between checkpoints inside an epoch; each epoch ends with one anyway
-    keep              how many checkpoints stay (the best one stays beside them)
+    save_every        steps between checkpoints within an epoch; each epoch also ends with one
+    keep              number of recent checkpoints to keep (the best is always kept)
     log_every         steps per line of metrics.jsonl
     log_ids           write the sample indices of every step into metrics.jsonl
     """

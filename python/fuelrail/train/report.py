@@ -1,4 +1,4 @@
-"""The end of a run: what it reached, what limited it, and pictures of what the model sees and mistakes."""
+"""The end of a run: its results, its bottleneck, and pictures of the model's inputs and mistakes."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 
     from .trainer import Trainer
 
-#: Held-out images that are shown: those the model is furthest from.
+#: The number of held-out images shown: those with the highest loss.
 WORST = 24
 
 
 @dataclass(frozen=True)
 class Look:
-    """How a model does on each class: `confusion[truth, said]` counts images. `worst` has the images of the highest
-    loss, with truth, what was said, and how sure that was."""
+    """A model's results by class: `confusion[truth, said]` counts images. `worst` has the images with the highest
+    loss, with true class, predicted class, and the prediction's score."""
 
     confusion: torch.Tensor
     worst: list[tuple[torch.Tensor, int, int, float]]
@@ -41,7 +41,7 @@ def look(
     precision: Precision,
     device: torch.device,
 ) -> Look:
-    """Goes over a loader once more, for the pictures."""
+    """Iterates over a loader once more, for the pictures."""
     confusion = torch.zeros(classes, classes, dtype=torch.int64)
     worst: list[tuple[float, int, torch.Tensor, int, int, float]] = []
     seen = 0
@@ -62,7 +62,7 @@ def look(
         )
         order = losses.masked_fill(~kept, -1.0).argsort(descending=True)[: min(WORST, int(kept.sum()))]
         for row in order.tolist():
-            # The running number: equal losses are never compared by their images.
+            # The running number, so that equal losses are never compared by their images.
             seen += 1
             found = images[row].detach().cpu().clone(), int(labels[row]), int(said[row]), float(scores[row])
             worst.append((-float(losses[row]), seen, *found))
@@ -77,7 +77,7 @@ def report(
     out: Path,
     title: str,
 ) -> None:
-    """The end of a run in a few lines: accuracy, what limited it, where things are. All ranks come here."""
+    """Prints the end of a run in a few lines: accuracy, bottleneck, files. Called on all ranks."""
     if trainer.ranks.rank == 0:
         _say(trainer, loader)
     try:
@@ -146,7 +146,7 @@ def _draw(
 
 
 def _look_again(trainer: Trainer, out: Path) -> tuple[Look | None, int]:
-    """The best model on what was held out, each rank its share; and the step it is of."""
+    """Evaluates the best model on the held-out data, each rank its share; also returns its step."""
     if trainer.val_loader is None or not trainer.history:
         return None, 0
     step = trainer.step
@@ -161,7 +161,7 @@ def _look_again(trainer: Trainer, out: Path) -> tuple[Look | None, int]:
 
 
 def _most_confused(confusion: torch.Tensor, names: Sequence[str]) -> str:
-    """The pair of classes that is taken for each other most often, where there is one."""
+    """The pair of classes confused most often, if there is one."""
     wrong = confusion.clone().fill_diagonal_(0)
     if int(wrong.sum()) == 0:
         return ""

@@ -1,4 +1,4 @@
-"""A run's folder: one training at a time writes into it, and a new one never over an old one."""
+"""A run's folder: only one training run at a time writes to it, and a new one never overwrites an old one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .metrics import read_metrics
 
 
 class RunFolder:
-    """The folder of a run, held by one process. The lock goes with the process, however that ends."""
+    """The folder of a run, held by one process. The lock is released when the process ends, however it ends."""
 
     def __init__(self, path: Path, keep: int) -> None:
         self.path = path
@@ -23,7 +23,7 @@ class RunFolder:
         self._lock: IO[str] | None = None
 
     def hold(self) -> None:
-        """Takes the folder; ValueError when another training has it."""
+        """Locks the folder; raises ValueError if another training run has it."""
         if self._lock is not None:
             return
         self.path.mkdir(parents=True, exist_ok=True)
@@ -39,7 +39,7 @@ class RunFolder:
                     f"{self.path}: another training is writing into this folder ({holder}): stop it or name another "
                     "folder. Ranks of one training say so first: torch.distributed.init_process_group()"
                 ) from None
-            # A file system without locks: as if it were ours.
+            # A file system without locks: proceed without one.
         lock.seek(0)
         lock.truncate()
         lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
@@ -47,13 +47,13 @@ class RunFolder:
         self._lock = lock
 
     def release(self) -> None:
-        """Lets others have it."""
+        """Releases it."""
         if self._lock is not None:
             self._lock.close()
             self._lock = None
 
     def refuse_used(self) -> None:
-        """ValueError when a run is in it."""
+        """Raises ValueError if it already holds a run."""
         used = self.metrics.exists() and any(line["step"] for line in read_metrics(self.metrics))
         if self.checkpoints.paths() or used:
             raise ValueError(

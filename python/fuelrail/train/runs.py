@@ -1,4 +1,4 @@
-"""A run that has ended, or is still going: its model, ready to be used.
+"""The model of a finished or current run, ready for use.
 
 run = load_run("runs/first")
 loader = Loader("photos", transforms=run.transforms(), batch_size=64)
@@ -25,8 +25,8 @@ from .models import build_model
 
 @dataclass(frozen=True)
 class Run:
-    """A trained model: in evaluation mode, with the names of its classes (empty where labels were numbers), the side of
-    its images, and `describe`, what the training was told."""
+    """A trained model: in evaluation mode, with the names of its classes (empty if labels were numbers), the side of
+    its images, and `describe`, the training's arguments."""
 
     model: nn.Module
     classes: list[str]
@@ -36,20 +36,20 @@ class Run:
     describe: dict[str, Any]
 
     def transforms(self) -> list[Any]:
-        """What its images go through, for a Loader: the same as when it was evaluated."""
+        """The preprocessing of its images, for a Loader: the same as in evaluation."""
         from fuelrail import transforms as T
 
         return val_transforms(T, self.size)
 
     def name(self, label: int) -> str:
-        """A class by its number."""
+        """The name of a class, by its number."""
         return self.classes[label] if label < len(self.classes) else str(label)
 
 
 def load_run(run: str | os.PathLike[str], device: str | torch.device = "cpu") -> Run:
-    """The model of a run of `fuelrail train`: of its folder best.pt, else the newest checkpoint; or of one file.
+    """The model of a `fuelrail train` run: best.pt of its folder, else the latest checkpoint; or from one file.
 
-    With `--ema-decay` it is the average that was evaluated. Raises ValueError where there is none.
+    With `--ema-decay`, it is the evaluated average. Raises ValueError if there is no checkpoint.
     """
     path = _file(Path(run))
     state = checkpoint.load(path)
@@ -68,7 +68,7 @@ def load_run(run: str | os.PathLike[str], device: str | torch.device = "cpu") ->
 
 @torch.no_grad()
 def predict(run: Run, loader: Any, top: int = 5) -> Iterator[dict[str, Any]]:
-    """For every record of a loader its key, the most likely class, how likely that is (0 to 1), and the `top` ones."""
+    """For every record of a loader: its key, the most likely class, its probability (0 to 1), and the `top` classes."""
     device = next(run.model.parameters()).device
     for batch in loader:
         if not batch.rows:
