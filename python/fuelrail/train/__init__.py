@@ -4,19 +4,19 @@
     from fuelrail.train import Recipe, Trainer
 
     trainer = Trainer(model, train_loader, val_loader, Recipe(epochs=20, lr=0.1), out="runs/first")
-    trainer.fit()                       # or:  for step in trainer.steps(): ...  with a body of your own
+    trainer.fit()                       # or:  for step in trainer.steps(): ...  with your own loop body
 
-What it promises:
+Guarantees:
 
 - **Exact resume.** A checkpoint holds weights, optimizer, random states, step and the loader's token, all
   taken at the same step boundary; a run that was killed and resumed reads the same samples in the same order
-  as an unbroken one.
-- **Atomic checkpoints.** A reader sees a whole file or none, whenever the process or the machine dies.
+  as an uninterrupted one.
+- **Atomic checkpoints.** A reader sees a complete file or none, whenever the process or the machine dies.
 - **One step is a step.** Signals, saving and evaluation happen between steps, never inside one.
 
 What it does not do: own optimizers, own models beyond one small CNN, callbacks, learning-rate finders.
 
-torch is imported when a name of this package is first used, so that `fuelrail train --help` answers at once.
+torch is imported when a name of this package is first used, so that `fuelrail train --help` responds at once.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The learning rate as a pure function of how far the run is.
+"""The learning rate as a pure function of the run's progress.
 
 Progress is counted in epochs (a float), not in steps: a run resumed with another batch size stays on its
 curve, and there is no state that could disagree with the step counter.
@@ -14,25 +14,25 @@ import torch
 
 @dataclass(frozen=True)
 class Schedule:
-    """Linear warm-up over `warmup_epochs`, then the peak to the end: what the others begin with."""
+    """Linear warm-up over `warmup_epochs`, then the peak to the end; the base of the other schedules."""
 
     epochs: float
     warmup_epochs: float = 0.0
 
     def factor(self, progress: float) -> float:
-        """What the peak learning rate is multiplied by at `progress` epochs; within [0, 1]."""
+        """The factor for the peak learning rate at `progress` epochs; within [0, 1]."""
         if progress < self.warmup_epochs:
             return progress / self.warmup_epochs
         return self.after_warmup(progress)
 
     def after_warmup(self, progress: float) -> float:
-        """The factor where the warm-up is over."""
+        """The factor after the warm-up."""
         return 1.0
 
     def apply(self, optimizer: torch.optim.Optimizer, progress: float) -> float:
         """Sets every group's `lr` to its `peak_lr` times the factor; returns the first group's new rate.
 
-        A group without `peak_lr` (an optimizer the user brought) gets its present `lr` as its peak.
+        A group without `peak_lr` (from the user's optimizer) gets its current `lr` as its peak.
         """
         factor = self.factor(progress)
         for group in optimizer.param_groups:
@@ -52,7 +52,7 @@ class CosineSchedule(Schedule):
     floor: float = 0.0
 
     def after_warmup(self, progress: float) -> float:
-        """Falls slowly at first and at last."""
+        """Falls slowly at the start and at the end."""
         span = self.epochs - self.warmup_epochs
         done = min((progress - self.warmup_epochs) / span, 1.0) if span > 0 else 1.0
         return self.floor + (1.0 - self.floor) * 0.5 * (1.0 + math.cos(math.pi * done))
@@ -66,11 +66,11 @@ class StepSchedule(Schedule):
     step_factor: float = 0.1
 
     def after_warmup(self, progress: float) -> float:
-        """Falls at once, at multiples of `step_epochs` from the start of the run."""
+        """Drops at multiples of `step_epochs` from the start of the run."""
         return float(self.step_factor ** math.floor(progress / self.step_epochs))
 
 
-#: The schedules a recipe names.
+#: The schedules that a recipe can name.
 SCHEDULES = ("cosine", "step", "constant")
 
 

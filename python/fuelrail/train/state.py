@@ -1,7 +1,7 @@
-"""What a checkpoint holds of a trainer, how it is put back, and what is said when it does not fit.
+"""A trainer's state in a checkpoint: saving, restoring, and errors for mismatches.
 
-Nothing in it depends on the clock: the checkpoint of a run that was killed and resumed is that of an unbroken one, byte
-for byte. How long things took is in metrics.jsonl.
+Nothing in it depends on the clock: the checkpoint of a run that was killed and resumed is byte for byte that of an
+uninterrupted one. Durations are in metrics.jsonl.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def capture(trainer: Trainer, *, alone: bool) -> dict[str, Any]:
-    """The state at the last step boundary. All ranks take part, unless the others are gone (`alone`)."""
+    """The state at the last step boundary. Called on all ranks, unless the others are gone (`alone`)."""
     window, epoch = trainer._window, trainer._epoch_loss
     sums = [window.total, window.rows, epoch.total, epoch.rows]
     if not alone:
@@ -56,9 +56,9 @@ def capture(trainer: Trainer, *, alone: bool) -> dict[str, Any]:
 
 
 def restore(trainer: Trainer, state: dict[str, Any]) -> dict[str, list[Any]]:
-    """Puts a state back; returns the settings that are not those of the run, with what they were and are.
+    """Restores a state; returns the settings that differ from the saved run's, with old and new values.
 
-    Raises ValueError, KeyError, RuntimeError or TypeError where it is of another run.
+    Raises ValueError, KeyError, RuntimeError or TypeError if it belongs to another run.
     """
     before, now = state["describe"].get("model"), trainer.describe.get("model")
     if before and now and before != now:
@@ -83,11 +83,11 @@ def restore(trainer: Trainer, state: dict[str, Any]) -> dict[str, list[Any]]:
     trainer._ids = IdChain(state["ids"])
     sums = state["sums"]
     if trainer.ranks.rank == 0:
-        # They are of all ranks together.
+        # These are totals over all ranks.
         trainer._window, trainer._epoch_loss = Mean(*sums["window"]), Mean(*sums["epoch"])
     trainer._last_loss = sums["last_loss"]
     trainer.best = state["best"]
-    # Put back when training begins: what the user does until then must not disturb the sequence.
+    # Restored when training starts: whatever the user does until then must not disturb the sequence.
     if trainer.ranks.rank < len(state["random"]):
         trainer._random = state["random"][trainer.ranks.rank]
     recipe = asdict(trainer.recipe)
@@ -105,13 +105,13 @@ def _restore_updater(trainer: Trainer, state: dict[str, Any]) -> None:
     ]
     trainer.optimizer.load_state_dict(state["optimizer"])
     for group, setting in zip(trainer.optimizer.param_groups, settings, strict=True):
-        # Moments are the saved ones; rates and decay are what this run asks for.
+        # Moments come from the checkpoint; rates and decay from this run's settings.
         group.update(setting)
     updater = trainer._updater
     if updater.scaler is not None and state["scaler"]:
         updater.scaler.load_state_dict(state["scaler"])
     if updater.average is not None:
-        # A run that begins to average now begins with the weights there are.
+        # A run that starts averaging now starts from the current weights.
         updater.average.load(state["ema"] or state["model"])
 
 
@@ -147,7 +147,8 @@ def _other_classes(before: list[str], now: list[str]) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """The same data without history: pickle writes shared objects once, and what is shared differs after a resume."""
+    """The same data without shared objects: pickle writes those once, and which objects are shared differs after a
+    resume."""
     if isinstance(value, Mapping):
         return {_plain(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list):

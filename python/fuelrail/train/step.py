@@ -1,4 +1,4 @@
-"""What the body of a training loop holds: one batch, and the end that a signal makes."""
+"""One batch in the body of a training loop, and the exception for a signal."""
 
 from __future__ import annotations
 
@@ -35,12 +35,11 @@ class Stopped(SystemExit):
 
 
 class Step:
-    """One batch in hand, and what to do with it exactly once: `train()`, or `update(loss)` after your own
-    forward.
+    """The current batch, to be used exactly once: `train()`, or `update(loss)` after your own forward pass.
 
     `images` (N, C, H, W) and `labels` (N,), or (N, classes) after a `batch_transform`, are on the trainer's device;
-    `batch` is what the loader gave, with all of its fields. They belong to the body of the loop: the step lets go of
-    them afterwards. `number` counts the run's steps from 1; with `Recipe(accumulate=k)` k batches have one number.
+    `batch` is the loader's batch, with all of its fields. They belong to the body of the loop: the step releases them
+    afterwards. `number` counts the run's steps from 1; with `Recipe(accumulate=k)` k batches have one number.
     """
 
     def __init__(
@@ -63,7 +62,7 @@ class Step:
         self._updated = False
 
     def train(self) -> torch.Tensor:
-        """The usual body: forward, cross entropy with label smoothing, update; returns the loss."""
+        """The default body: forward, cross entropy with label smoothing, update; returns the loss."""
         trainer = self._trainer
         with trainer.autocast():
             logits = trainer.model(self.images)
@@ -74,7 +73,7 @@ class Step:
         """Backward from `loss` (a scalar, the mean over the rows); at the last batch of a step also the optimizer's
         step, and gradients cleared.
 
-        Returns `loss`. Raises RuntimeError when this batch was updated before.
+        Returns `loss`. Raises RuntimeError if `update` was already called for this batch.
         """
         if self._updated:
             raise RuntimeError(
@@ -85,7 +84,7 @@ class Step:
         return loss
 
     def log(self, **figures: float | torch.Tensor) -> None:
-        """Figures of your own for metrics.jsonl: the next line has their means, weighted by rows."""
+        """Logs your own metrics to metrics.jsonl: the next line has their means, weighted by rows."""
         for name, value in figures.items():
             self._trainer._note(name, torch.as_tensor(value), self.rows)
 
@@ -100,7 +99,7 @@ class Step:
 
 
 def unpacked(batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """The images and labels of a batch; where a source has no labels, none: a body of your own may not need any."""
+    """The images and labels of a batch; no labels if the source has none, as your own body may not need any."""
     if hasattr(batch, "keys") and "label" not in batch.keys():  # noqa: SIM118  (iterating gives values)
         images = batch[0]
         return images, torch.empty(len(images), 0)

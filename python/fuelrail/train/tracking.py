@@ -1,7 +1,7 @@
-"""Figures for those who show them: TensorBoard, MLflow and Weights & Biases, where they are installed.
+"""Metrics for experiment trackers: TensorBoard, MLflow and Weights & Biases, if they are installed.
 
-Nothing leaves the machine unless it was set up to: TensorBoard and W&B (offline) write into the run folder, MLflow goes
-to MLFLOW_TRACKING_URI or into the run folder. One that fails is named once and left out; a training does not end for it.
+Nothing leaves the machine unless configured: TensorBoard and W&B (offline) write to the run folder, MLflow to
+MLFLOW_TRACKING_URI or the run folder. A tracker that fails is reported once and dropped; training continues.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from typing import Any, Protocol
 
 
 class Tracker(Protocol):
-    """Who is told figures."""
+    """A tracker that receives metrics."""
 
     def write(self, step: int, figures: Mapping[str, float]) -> None:
-        """Figures of a step."""
+        """The metrics of a step."""
         ...
 
     def close(self) -> None:
-        """Nothing more comes."""
+        """Closes it."""
         ...
 
 
@@ -39,7 +39,7 @@ class Trackers:
             self._try(name, lambda name=name: self._open.update({name: _KINDS[name][1](run, settings)}))  # type: ignore[misc]
 
     def write(self, step: int, figures: Mapping[str, Any]) -> None:
-        """Tells all of them the finite numbers among `figures`."""
+        """Sends the finite numbers among `figures` to all of them."""
         numbers = {
             name: float(value)
             for name, value in figures.items()
@@ -49,7 +49,7 @@ class Trackers:
             self._try(name, lambda tracker=tracker: tracker.write(step, numbers))  # type: ignore[misc]
 
     def close(self) -> None:
-        """Ends all of them."""
+        """Closes all of them."""
         for name, tracker in list(self._open.items()):
             self._try(name, tracker.close)
         self._open.clear()
@@ -64,7 +64,7 @@ class Trackers:
 
 
 def _chosen(names: str | Iterable[str]) -> list[str]:
-    """The trackers meant. ValueError for one that is unknown or, when named, not installed."""
+    """The selected trackers. Raises ValueError for one that is unknown or, if named, not installed."""
     if names == "auto":
         return [name for name, (module, _) in _KINDS.items() if find_spec(module) is not None]
     chosen = [names] if isinstance(names, str) else list(names)
@@ -78,7 +78,7 @@ def _chosen(names: str | Iterable[str]) -> list[str]:
 
 class _TensorBoard:
     def __init__(self, run: Path, settings: Mapping[str, Any]) -> None:
-        # By name: none of these packages has to be there for the types to be checked.
+        # By name, so that types can be checked without these packages installed.
         self._writer: Any = import_module("torch.utils.tensorboard").SummaryWriter(str(run / "tensorboard"))
         self._writer.add_text("settings", _listed(settings))
 

@@ -1,12 +1,12 @@
-"""The loop: batch, step, and between two steps everything else.
+"""The loop: batch, step, and everything else between steps.
 
     Recipe    settings as plain data (recipe.py)
-    Trainer   owns model, optimizer, schedule and counters; reads loaders it is given and does not close them
-    Step      one batch in hand: `train()` for the usual body, or your own body that ends in `update(loss)` (step.py)
+    Trainer   owns model, optimizer, schedule and counters; reads the given loaders and does not close them
+    Step      the current batch: `train()` for the default body, or your own body that ends in `update(loss)` (step.py)
 
-A *step boundary* is the moment after a step's update and before the next batch is asked for. Only there are
-checkpoints saved, signals obeyed and evaluation begun; the loader's token is read there too, so weights,
-counters and data position always belong together. With several ranks all of them come to each boundary together.
+A *step boundary* is the moment after a step's update and before the next batch is requested. Only there, checkpoints
+are saved, signals handled and evaluations started. The loader's token is read there too, so weights, counters and data
+position always match. All ranks reach each boundary together.
 """
 
 from __future__ import annotations
@@ -47,30 +47,29 @@ from .updating import Average, Updater
 
 __all__ = ["Recipe", "Step", "Stopped", "Trainer"]
 
-#: Own figures of a model: takes it in evaluation mode.
+#: A user's metrics: called with the model in evaluation mode.
 Evaluate = Callable[[nn.Module], Mapping[str, float]]
-#: Images and labels to images and labels, (N,) or (N, classes); or `fuelrail.torch.MixUp` and its like.
+#: Maps images and labels to images and labels, (N,) or (N, classes); or `fuelrail.torch.MixUp` and similar.
 BatchTransform = Callable[..., Any]
 
 
 class Trainer:
-    """Trains `model` on the batches of `train_loader`; see the module's text for the guarantees.
+    """Trains `model` on the batches of `train_loader`; see the module's documentation for the guarantees.
 
     `val_loader` is evaluated after every epoch, and so is `evaluate(model)`, which returns figures by name. With
-    `out`, metrics and checkpoints go to that folder; `resume=True` continues from its newest readable checkpoint, or
-    starts where there is none. `optimizer` replaces the recipe's: an object, or a callable that is given parameter
-    groups (`torch.optim.RMSprop`). `batch_transform(images, labels)` runs on the device before each step; so does
-    `fuelrail.torch.MixUp` and its like.
-    `describe` is recorded in the metrics and in every checkpoint; a resume must bring the same `describe["model"]`
-    where both have one. `trackers` names who is told the figures beside metrics.jsonl: "tensorboard", "mlflow",
-    "wandb", or "auto" for those that are installed. The model is moved to `device` (default: the GPU when there is one,
-    else the CPU).
+    `out`, metrics and checkpoints go to that folder; `resume=True` continues from its latest readable checkpoint, or
+    starts a new run if there is none. `optimizer` replaces the recipe's: an object, or a callable that takes parameter
+    groups (`torch.optim.RMSprop`). `batch_transform(images, labels)` runs on the device before each step; it can be
+    `fuelrail.torch.MixUp` or similar. `describe` is recorded in the metrics and in every checkpoint; a resume must have
+    the same `describe["model"]` if both have one. `trackers` names further destinations for metrics: "tensorboard",
+    "mlflow", "wandb", or "auto" for those that are installed. The model is moved to `device` (default: the GPU if there
+    is one, else the CPU).
 
-    In a process group (`torch.distributed.init_process_group`) all ranks train one model; each needs a loader of its
-    own share (`rank=`, `world_size=`). `trainer.model` is what a body calls; `trainer.module` is the model itself.
+    In a process group (`torch.distributed.init_process_group`) all ranks train one model; each needs a loader with its
+    own share (`rank=`, `world_size=`). Your own body calls `trainer.model`; `trainer.module` is the model itself.
 
-    Raises ValueError when `out` holds a run and `resume` is off, or when a checkpoint does not fit; TypeError when
-    `train_loader` is no `BatchSource`.
+    Raises ValueError if `out` holds a run and `resume` is off, or if a checkpoint does not match; TypeError if
+    `train_loader` is not a `BatchSource`.
     """
 
     def __init__(
@@ -117,7 +116,7 @@ class Trainer:
         self.history: list[dict[str, Any]] = []
         self.best: float | None = None
         self.total_pace = Pace()
-        self._done = 0.0  # steps of this epoch behind us; a fraction after a resume with another batch size
+        self._done = 0.0  # completed steps of this epoch; a fraction after a resume with another batch size
         self._ids = IdChain()
         self._window, self._epoch_loss = Mean(), Mean()
         self._own: dict[str, Mean] = {}
@@ -141,19 +140,19 @@ class Trainer:
             self._open_run(self._folder, resume, trackers)
 
     def fit(self) -> list[dict[str, Any]]:
-        """Trains to the end of the recipe; returns one record per epoch, those before a resume too."""
+        """Trains to the end of the recipe; returns one record per epoch, including those before a resume."""
         for step in self.steps():
             step.train()
         return self.history
 
     def steps(self) -> Iterator[Step]:
-        """The steps still to do; the body of the loop calls `step.train()`, or computes a loss and
+        """The remaining steps; the body of the loop calls `step.train()`, or computes a loss and
         `step.update(loss)`.
 
-        Evaluation, metrics, checkpoints and signals are taken care of between the steps. Batches without rows
-        (a rank can have one in the tail of an epoch) advance the counters and are not handed out. On SIGINT,
-        SIGTERM or SIGUSR1 it saves and raises `Stopped`; a second SIGINT or SIGTERM kills at once. When the loader
-        raises, the last step boundary is saved before the error goes on.
+        Evaluation, metrics, checkpoints and signals are handled between the steps. Batches without rows
+        (a rank can have one in the tail of an epoch) advance the counters and are not yielded. On SIGINT,
+        SIGTERM or SIGUSR1, it saves and raises `Stopped`; a second SIGINT or SIGTERM kills at once. If the loader
+        raises, the last step boundary is saved before the error propagates.
         """
         if self._folder is not None and self.ranks.rank == 0:
             self._folder.hold()
@@ -161,7 +160,7 @@ class Trainer:
             checkpoint.restore_random_states(self._random)
             self._random = None
         elif self.ranks.rank > 0:
-            # Ranks begin with the same weights, and drop out other activations.
+            # Ranks start with the same weights, and drop out different activations.
             seed = (torch.initial_seed() + self.ranks.rank) % 2**63
             torch.manual_seed(seed)
             random.seed(seed)
@@ -190,24 +189,24 @@ class Trainer:
                 self._folder.release()
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
-        """The context for forward passes of a body of your own: the recipe's precision."""
+        """The context for forward passes in your own body: the recipe's precision."""
         return self.precision.autocast()
 
     def save(self) -> Path | None:
-        """Saves a checkpoint of the last step boundary; returns its path, or None without a run folder. All ranks of
-        a run call it together."""
+        """Saves a checkpoint of the last step boundary; returns its path, or None without a run folder. Must be
+        called on all ranks together."""
         return self._save(best=False)
 
     @property
     def averaged(self) -> nn.Module:
-        """The model that is evaluated: with `ema_decay` the one of averaged weights."""
+        """The model used for evaluation: with `ema_decay`, the one with averaged weights."""
         average = self._updater.average
         return self.module if average is None else average.module
 
     # One step ---------------------------------------------------------------------------------------------
 
     def _epoch_steps(self, epoch: int) -> Iterator[Step]:
-        # Of a stream without an end this goes on where the last epoch stopped.
+        # For an endless stream, this continues where the last epoch stopped.
         batches = iter(self.train_loader)
         ended = False
         while not ended and not (self.train_loader.endless and self._done >= self.steps_per_epoch):
@@ -225,7 +224,7 @@ class Trainer:
                         self._put_away()
                     elif turn.rows:
                         self._stand_in()
-                # While we wait for the next batch nobody here holds the last one's slot: the daemon may fill it.
+                # While waiting for the next batch, nothing here holds the last one's slot, so the daemon may fill it.
                 turn.batch = None
                 group.seconds += time.perf_counter() - began
             if group.batches == 0:
@@ -238,7 +237,7 @@ class Trainer:
         self._group = None
 
     def _turn(self, batches: Iterator[LabelledBatch]) -> _Turn | None:
-        """The next batch here and what the other ranks have; None at the end of the epoch."""
+        """The next batch of this rank, and the other ranks' row counts; None at the end of the epoch."""
         began = time.perf_counter()
         batch, error = self._next(batches)
         waited = time.perf_counter() - began
@@ -255,7 +254,7 @@ class Trainer:
                 f"rank {self.ranks.rank} lost another rank after step {self.step}; its own message says why"
             ) from (error or gone)
         if error is not None:
-            # The run is whole up to the last boundary whatever happened to the data; do not lose it with the error.
+            # The run is complete up to the last boundary, whatever happened to the data; do not lose it with the error.
             self._save(best=False)
             raise error
         if failed := [rank for rank, each in enumerate(heard) if each[0] == _FAILED]:
@@ -276,9 +275,9 @@ class Trainer:
         )
 
     def _next(self, batches: Iterator[LabelledBatch]) -> tuple[LabelledBatch | None, Exception | None]:
-        """The next batch, or None at the end of the epoch and where a signal ended the wait; or the loader's error."""
+        """The next batch, or None at the end of the epoch or if a signal ended the wait; or the loader's error."""
         try:
-            # While we wait, a signal may end the wait: the token in hand is still that of the last step boundary.
+            # A signal may end the wait: the current token is still that of the last step boundary.
             with self._signals.interrupting():
                 return next(batches, None), None
         except _Interrupted:
@@ -308,7 +307,8 @@ class Trainer:
     def _transformed(
         self, batch: Any, epoch: int, images: torch.Tensor, labels: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """A batch that is mixed: fuelrail's own draw by its place in the run, so that a resume draws the same."""
+        """Applies the batch transform; fuelrail's own are seeded by the position in the run, so that a resume is the
+        same."""
         transform: Any = self.batch_transform
         if not hasattr(transform, "mixed"):
             images, labels = transform(images, labels)
@@ -335,7 +335,7 @@ class Trainer:
         self._updater.apply(group.rows, number, want_norm=number % self.recipe.log_every == 0)
 
     def _stand_in(self) -> None:
-        """Takes part in the others' step where this rank has no row: gradients of zero, and no statistics."""
+        """Takes part in the others' step if this rank has no rows: zero gradients, and no statistics."""
         self.schedule.apply(self.optimizer, Schedule.middle(self.epoch, self._done, self.steps_per_epoch))
         self.module.eval()
         try:
@@ -346,13 +346,13 @@ class Trainer:
         self._update(loss, 0)
 
     def _unsynchronised(self, wanted: bool) -> contextlib.AbstractContextManager[Any]:
-        """Gradients of all but the last batch of a step stay here."""
+        """Gradients of all but the last batch of a step are not synchronised."""
         if wanted and isinstance(self._parallel, nn.parallel.DistributedDataParallel):
             return self._parallel.no_sync()
         return contextlib.nullcontext()
 
     def _average_gradients(self) -> None:
-        """What DistributedDataParallel would have done, of a step whose last batch did not come."""
+        """Does what DistributedDataParallel would have done, for a step whose last batch did not arrive."""
         if self.ranks.size > 1:
             for parameter in self.module.parameters():
                 if parameter.grad is not None:
@@ -362,7 +362,7 @@ class Trainer:
     # Between steps ----------------------------------------------------------------------------------------
 
     def _boundary(self, epoch: int, group: _Group) -> None:
-        """After a step: its figures, the token that belongs to it, a due checkpoint, signals."""
+        """After a step: its metrics, its token, a due checkpoint, signals."""
         for loss, rows in group.losses:
             self._window.add(loss, rows)
             self._epoch_loss.add(loss, rows)
@@ -418,8 +418,7 @@ class Trainer:
 
     def _end_of_epoch(self) -> None:
         found = self._evaluate()
-        # Only now: a stop during evaluation must save the boundary before it, so that a resume evaluates
-        # again.
+        # Only now, because a stop during evaluation must save the boundary before it, so that a resume evaluates again.
         self._token = self.train_loader.state_dict()
         total, rows = self.ranks.sum([self._epoch_loss.total, self._epoch_loss.rows])
         record: dict[str, Any] = {
@@ -442,7 +441,7 @@ class Trainer:
         self._obey_signal()
 
     def _improved(self, found: dict[str, Any]) -> bool:
-        """Whether these figures are the best so far, which they then are."""
+        """Whether these results are the best so far; if so, records them."""
         name = self.recipe.best_by.removeprefix("-")
         if found and name not in found:
             if not self.history[:-1]:
@@ -462,12 +461,12 @@ class Trainer:
     def _evaluate(self) -> dict[str, Any]:
         if self.val_loader is None and self.evaluate is None:
             return {}
-        # A copy of rank 0's running statistics is what a checkpoint has.
+        # A checkpoint has rank 0's running statistics.
         self._broadcast_buffers()
         model = self.averaged
         figures: dict[str, Any] = {}
-        # Evaluation changes nothing that is saved: a signal may end it anywhere, a resume does it again. Several ranks
-        # have to come out of it together.
+        # Evaluation changes nothing that is saved: a signal may end it anywhere, and a resume repeats it. Several ranks
+        # have to leave it together.
         alone = self.ranks.size == 1
         try:
             with self._signals.interrupting() if alone else contextlib.nullcontext():
@@ -502,12 +501,12 @@ class Trainer:
 
     def _stop(self, signum: int) -> None:
         saved = self._save(best=False)
-        # A launcher ends the others as soon as one has ended.
+        # A launcher ends the other ranks as soon as one has ended.
         self.ranks.wait()
         raise Stopped(signum, self.step, saved)
 
     def _save(self, *, best: bool, alone: bool = False) -> Path | None:
-        # Before the first step there is nothing to keep; inside one, weights and token are of two moments.
+        # Before the first step there is nothing to save; within a step, weights and token do not match.
         if self._folder is None or self._current is not None or self.step == 0:
             return None
         window = [self._window.total, self._window.rows]
@@ -521,7 +520,7 @@ class Trainer:
         return path
 
     def _snapshot(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]] | None:
-        """What a forward pass changes before the step is whole: random states and running statistics."""
+        """The state that a forward pass changes before the step is complete: random states and running statistics."""
         if self._batches_per_step == 1:
             return None
         buffers = {name: buffer.clone() for name, buffer in self.module.named_buffers()}
@@ -572,7 +571,7 @@ class Trainer:
                 self.progress.line(f"settings differ from the run's: {said}")
 
     def _take_history(self, records: list[dict[str, Any]]) -> None:
-        """The clock's part of the state, which no checkpoint holds."""
+        """Timing, which is not in checkpoints."""
         for record in records:
             if record["event"] == "epoch":
                 kept = {
@@ -582,7 +581,7 @@ class Trainer:
             elif record["event"] == "checkpoint" and record["step"] == self.step and self._done:
                 self._epoch_pace = Pace(*record["pace"])
 
-    # Making -----------------------------------------------------------------------------------------------
+    # Construction -----------------------------------------------------------------------------------------
 
     def _take_model(self, model: nn.Module) -> None:
         self.channels_last = self._wants_channels_last(model)
@@ -596,7 +595,7 @@ class Trainer:
             on = [self.device] if self.device.type == "cuda" else None
             self._parallel = nn.parallel.DistributedDataParallel(self.module, device_ids=on)
         self.model: Any = torch.compile(self._parallel) if self.recipe.compile else self._parallel
-        # What a rank without rows shows the model; of the images' shape once there were some.
+        # The model's input on a rank without rows; with the images' shape once known.
         shape = tuple(getattr(self.train_loader, "shape", ())) or (3, 32, 32)
         self._zeros = torch.zeros(1, *shape, device=self.device)
 
@@ -641,7 +640,7 @@ class Trainer:
     # Ranks ------------------------------------------------------------------------------------------------
 
     def _agree(self) -> None:
-        """ValueError where the ranks do not mean the same run."""
+        """Raises ValueError if the ranks do not have the same run."""
         mine = {
             "batch_size": self.train_loader.batch_size,
             "steps per epoch": self.steps_per_epoch,
@@ -658,7 +657,8 @@ class Trainer:
                     )
 
     def _check_shares(self, ids: list[list[int]]) -> None:
-        """At the first step: ranks that read the same rows were not told that there are others."""
+        """At the first step: detects ranks that read the same rows because their loaders do not know about the
+        others."""
         if self.step == 0 and len(ids[0]) > 1:
             for rank, theirs in enumerate(ids[1:], 1):
                 if theirs == ids[0]:
@@ -674,7 +674,7 @@ class Trainer:
                 f"the epoch ended after step {self.step} on rank {ended[0]} only: loaders of one run have one length"
             )
 
-    # What is said -----------------------------------------------------------------------------------------
+    # Output -----------------------------------------------------------------------------------------------
 
     def _lr(self) -> float:
         return float(self.optimizer.param_groups[0]["lr"])
@@ -699,7 +699,7 @@ class Trainer:
 
 @dataclass
 class _Turn:
-    """One batch of this rank, and what all ranks have of it."""
+    """One batch of this rank, and the totals over all ranks."""
 
     batch: LabelledBatch | None
     mine: int  # rows here
@@ -737,12 +737,12 @@ class _Interrupted(BaseException):
 class _Signals:
     """Signals are noted for the next step boundary; a wait may be interrupted by one.
 
-    A second ctrl-C or SIGTERM has the system's own behaviour: it ends the process at once, whatever it is doing. After
-    a SIGUSR1, which Slurm sends some time ahead of the end, that holds from the one after. `patient`: a launcher repeats
-    the terminal's signal to its ranks, which is no second wish.
+    A second ctrl-C or SIGTERM has the default behaviour: it ends the process at once, whatever it is doing. A SIGUSR1,
+    which Slurm sends some time before the limit, does not count as the first. `patient`: a launcher repeats the
+    terminal's signal to its ranks, which does not count as a second one.
     """
 
-    #: The same signal within this many seconds is the same wish, where a launcher repeats it.
+    #: The same signal within this many seconds counts as one, as a launcher repeats it.
     REPEATED = 2.0
 
     def __init__(self, patient: bool) -> None:
@@ -784,7 +784,7 @@ class _Signals:
         self.pending, self._at = signum, now
         if not self._patient and signum in _AT_ONCE:
             for each in _AT_ONCE:
-                # Also where Python does not get to run a handler.
+                # Also if Python does not get to run a handler.
                 signal.signal(each, signal.SIG_DFL)
         if self._waiting:
             self._waiting = False
@@ -792,7 +792,7 @@ class _Signals:
 
 
 class _CopyWait:
-    """Seconds that a loader with a device of its own waited for copies to it, where it tells."""
+    """Seconds that a loader with its own device waited for copies to it, if it reports them."""
 
     def __init__(self, loader: Any) -> None:
         self._stats: Callable[[], Mapping[str, Any]] | None = getattr(loader, "stats", None)
@@ -801,7 +801,7 @@ class _CopyWait:
             self._stats = None
 
     def since_last(self) -> float:
-        """Since it was asked before."""
+        """Since the last call."""
         if self._stats is None:
             return 0.0
         before, self._last = self._last, float(self._stats()["copy_wait_s"])
@@ -825,7 +825,7 @@ def _own_figures(model: nn.Module, evaluate: Evaluate) -> dict[str, float]:
 
 
 def _means(said: list[dict[str, tuple[float, int]]]) -> dict[str, float]:
-    """Means over all ranks of what each has summed up."""
+    """Means over all ranks of their sums."""
     sums: dict[str, list[float]] = {}
     for each in said:
         for name, (total, rows) in each.items():

@@ -1,7 +1,7 @@
 """From losses to new weights: backward, accumulation, unscaling, clipping, the optimizer, the moving average.
 
-Of several batches of a step, here and on other ranks, the gradient is that of one batch of all their rows: each mean
-over rows is weighted by its rows. So a short tail counts for what it holds.
+For several batches in a step, here and on other ranks, the gradient is that of one batch with all their rows: each mean
+over rows is weighted by its number of rows. So a short tail counts in proportion to its rows.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from torch.optim.swa_utils import AveragedModel
 
 
 class Updater:
-    """Owns what happens between a loss and the next forward pass.
+    """Does everything between a loss and the next forward pass.
 
-    `unit` is the rows of a full batch: losses are weighted by their share of it, which keeps them in range. `single`
-    says that a step is one batch of one rank, whose loss is taken as it is.
+    `unit` is the number of rows in a full batch: losses are weighted by their share of it, which keeps them in range.
+    `single` means that a step is one batch of one rank, whose loss is used unchanged.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class Updater:
         self.module, self.optimizer = module, optimizer
         self.scaler, self.average, self.clip_norm = scaler, average, clip_norm
         self._unit, self._ranks, self._single = unit, ranks, single
-        #: The norm of the last gradients that it was asked of, before clipping.
+        #: The norm of the last gradients for which it was requested, before clipping.
         self.norm: torch.Tensor | None = None
 
     def backward(self, loss: torch.Tensor, rows: int) -> None:
@@ -60,7 +60,7 @@ class Updater:
         elif want_norm:
             self.norm = norm(gradients)
         if self.scaler is not None:
-            # Leaves the weights alone where a gradient is not finite, and lowers the scale.
+            # Skips the update if a gradient is not finite, and lowers the scale.
             self.scaler.step(self.optimizer)
             self.scaler.update()
         else:
@@ -74,7 +74,7 @@ class Updater:
         self.optimizer.zero_grad(set_to_none=True)
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps of this."""
+        """The state for a checkpoint."""
         return {
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict() if self.scaler is not None else None,
@@ -91,8 +91,8 @@ class Updater:
 class Average:
     """An exponential moving average of weights and running statistics.
 
-    The decay of step n is at most (1 + n) / (10 + n): the weights a run began with are soon forgotten, also in a short
-    one.
+    The decay of step n is at most (1 + n) / (10 + n): the initial weights are soon forgotten, even in a short
+    run.
     """
 
     def __init__(self, module: nn.Module, decay: float) -> None:
@@ -117,7 +117,7 @@ class Average:
         return self.module.state_dict()
 
     def load(self, state: dict[str, Any]) -> None:
-        """Takes averaged weights back."""
+        """Restores averaged weights."""
         self.module.load_state_dict(state)
         self._averaged.n_averaged.fill_(1)
 
