@@ -218,7 +218,7 @@ def test_the_daemon_of_the_kubernetes_manifest_serves_its_trainer(images: Path, 
     assert f"{mounts[0]['data']}/train" in pipelines
     (tmp_path / "pipelines.toml").write_text(pipelines.replace("/data/train", str(images)))
     with (
-        Daemon(tmp_path / "pipelines.toml", socket=tmp_path / "s.sock"),
-        Loader(f"unix://{tmp_path}/s.sock", pipeline="train", rank=0, world_size=1) as loader,
+        Daemon(tmp_path / "pipelines.toml", socket=tmp_path / "s.sock") as running,
+        Loader(running.listens().url, pipeline="train", rank=0, world_size=1) as loader,
     ):
         assert sum(len(batch["label"]) for batch in loader) == 61
