@@ -779,7 +779,7 @@ fn what_cannot_be_opened_says_why() {
     let error = open(serde_json::json!({"topics": ["images"], "start": {"labels": {"0": 0}}}));
     assert!(error.contains("labels/0"), "{error}");
     let error = open(serde_json::json!({"topics": ["images"], "end": "2999-01-01T00:00:00Z"}));
-    assert!(error.contains("yet to come"), "{error}");
+    assert!(error.contains("in the future"), "{error}");
     let error = open(serde_json::json!({"topics": ["images"], "properties": {"fetch.max.byte": 1}}));
     assert!(error.contains("did you mean \"fetch.max.bytes\""), "{error}");
     cluster.topic_error("images", RDKafkaRespErr::RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED).unwrap();

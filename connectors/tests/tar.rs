@@ -356,7 +356,7 @@ fn labels_are_found_where_they_are() {
     // All images first, then all labels: what belongs together does not stand together.
     let apart = [image("a"), image("b"), text("a", "cls", "1"), text("b", "cls", "2")];
     let error = labels(&apart, None, None).unwrap_err();
-    assert!(error.contains("do not stand one after the other") && error.contains("--sort=name"), "{error}");
+    assert!(error.contains("are not next to each other") && error.contains("--sort=name"), "{error}");
     assert_eq!(labels(&apart, Some("none"), None).unwrap().0, [0, 0]);
 }
 
@@ -443,13 +443,13 @@ fn what_is_no_record_is_refused_with_its_place() {
             "longer than",
         ),
         ("a damaged PAX header", archive(&[pax("99 path=b.jpg\n"), image()]), "PAX header is damaged"),
-        ("a PAX size", archive(&[pax("12 size=xyz\n"), image()]), "no number"),
+        ("a PAX size", archive(&[pax("12 size=xyz\n"), image()]), "not a number"),
         ("a PAX size beyond all", archive(&[pax("29 size=18446744073709551615\n"), image()]), "cut off"),
         ("a name for all", archive(&[raw_member(b"g", b'g', 14, b"14 path=b.jpg\n"), image()]), "global"),
         ("headers without end", pax("6 a=b\n").repeat(40), "too many headers"),
         ("a header for nothing", archive(&[pax("8 a=bcd\n")]), "the archive ends"),
-        ("a negative size", base_256([0xff; 12]), "no number"),
-        ("a size of 2^80", base_256([0x80, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0]), "no number"),
+        ("a negative size", base_256([0xff; 12]), "not a number"),
+        ("a size of 2^80", base_256([0x80, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0]), "not a number"),
         (
             "a size of 2^63",
             base_256([0x80, 0, 0, 0, 0x7f, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff]),
@@ -582,7 +582,7 @@ fn a_record_whose_members_are_wrong_is_one_bad_record_and_moves_no_other() {
         (broken(10, r#"{"box": [1, 2, 3]}"#), "it is i64 of shape [3]; most records have i64 of shape [2]"),
         (broken(11, r#"{"box": [0.5]}"#), "it is f32 of shape [1]"),
         (broken(12, r#"{"box": [1, [2]]}"#), "nested"),
-        (broken(13, r#"{"box": [1, 2]"#), "its json member is no JSON"),
+        (broken(13, r#"{"box": [1, 2]"#), "its json member is not JSON"),
         (broken(14, &huge), "where 1,048,576 are the most"),
         (broken(15, &many), "more than 512 numbers"),
         (twice(16), "two members with the ending \"emb.npy\""),
@@ -653,7 +653,7 @@ fn a_record_whose_members_are_apart_is_one_bad_record_unless_most_are() {
     );
     assert_eq!(found.iter().map(|found| found.1.is_some()).collect::<Vec<_>>(), [true, false, false]);
     let why = found[0].1.as_deref().unwrap();
-    assert!(why.contains("do not stand one after the other") && why.contains("--sort=name"), "{why}");
+    assert!(why.contains("are not next to each other") && why.contains("--sort=name"), "{why}");
 }
 
 #[test]

@@ -363,9 +363,9 @@ fn what_can_never_be_a_part_is_refused_by_name() {
     let row = |row: &[u64]| Wanted { row: Some(row.to_vec()), ..want("list", WantedKind::Ragged) };
     for file in binary_files(folder.path(), &all) {
         for (wanted, why) in [
-            (want("captoin", WantedKind::Text), "\"captoin\" is no column of"),
+            (want("captoin", WantedKind::Text), "\"captoin\" is not a column of"),
             (want("captoin", WantedKind::Text), "text (Utf8)"),
-            (want("captoin", WantedKind::Numbers), "\"captoin\" are no column of"),
+            (want("captoin", WantedKind::Numbers), "\"captoin\" are not a column of"),
             (want("age", WantedKind::Text), "ask for numbers: Numbers(\"age\")"),
             (want("age", WantedKind::Bytes), "ask for numbers: Numbers(\"age\")"),
             (want("age", WantedKind::Ragged), "without max_rows"),
@@ -385,14 +385,14 @@ fn what_can_never_be_a_part_is_refused_by_name() {
     let path = folder.path().join("t.jsonl");
     fs::write(&path, "{\"age\": 1, \"text\": \"a\", \"meta\": {\"caption\": 1, \"b\": {}}}\n").unwrap();
     let found = refused(&deliver(&path, &[want("meta.captoin", WantedKind::Text)]));
-    assert!(found.contains("\"meta.captoin\" is in none of the first records"), "{found}");
+    assert!(found.contains("\"meta.captoin\" is not in the first records"), "{found}");
     assert!(found.contains("\"meta\" has b, caption there"), "{found}");
     for part in ["meta.captoin", "captoin"] {
         let wanted = Wanted { optional: true, ..want(part, WantedKind::Text) };
         assert_eq!(parts(&deliver(&path, &[want("age", WantedKind::Json), wanted]))[0][1], None);
     }
     let found = refused(&deliver(&path, &[want("captoin", WantedKind::Text)]));
-    assert!(found.contains("\"captoin\" is no column of") && found.contains("text"), "{found}");
+    assert!(found.contains("\"captoin\" is not a column of") && found.contains("text"), "{found}");
 }
 
 #[test]
