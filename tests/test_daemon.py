@@ -660,8 +660,8 @@ def test_a_pipeline_may_leave_the_floats_to_its_clients(config: Path, tmp_path: 
     other = tmp_path / "other.toml"
     other.write_text(config.read_text().replace('"client"', '"daemon"'))
     with (
-        Daemon(config, socket=tmp_path / "one.sock") as one,
-        Daemon(other, socket=tmp_path / "other.sock") as two,
+        Daemon(config, socket=tmp_path / "a.s") as one,
+        Daemon(other, socket=tmp_path / "b.s") as two,
         Loader(one.listens().url, pipeline="train") as parts,
         Loader(two.listens().url, pipeline="train") as whole,
     ):

@@ -279,7 +279,8 @@ def test_every_command_is_in_the_list() -> None:
     listed = re.search(r"Commands:\n(.*?)\n\n", fuelrail("--help").stdout, re.DOTALL)
     assert listed is not None
     names = set(re.findall(r"^  (\w+)", listed[1], re.MULTILINE))
-    assert names - {"help"} == set(ENDLESS)
+    # What works on a run that has ended is over before a signal comes.
+    assert names - {"help"} == {*ENDLESS, "eval", "predict", "runs", "export"}
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])

@@ -120,7 +120,10 @@ fn a_part_that_a_file_cannot_give_is_refused_by_name() {
     let source = open(&SourceConfig::Hdf5(config)).unwrap();
     let records = conformance::try_all(&source, Backend::Threads, 2);
     let error = records[1].as_ref().unwrap_err().to_string();
-    assert!(error.contains("part \"train/boxes\": it has 4 numbers, which do not divide into rows of 3"), "{error}");
+    assert!(
+        error.contains("part \"train/boxes\": it has 4 numbers, which do not divide into rows of 3"),
+        "{error}"
+    );
     assert!(records[0].is_ok() && records[3].is_ok());
 }
 

@@ -26,15 +26,15 @@ pub(super) struct Consumer {
     out: Out,
     /// Which of its seeks it hears of.
     pub generation: u64,
-    /// The batch that it is to get next.
-    pub wants: Cursor,
+    /// The batch that it is to get next; `None` until it seeks again, where its last seek was refused.
+    pub wants: Option<Cursor>,
     /// It released a slot that it did not hold, and was told so.
     forgery_seen: bool,
 }
 
 impl Consumer {
     fn new(id: ConsumerId, out: Out, wants: Cursor) -> Self {
-        Self { id, out, generation: 0, wants, forgery_seen: false }
+        Self { id, out, generation: 0, wants: Some(wants), forgery_seen: false }
     }
 
     pub fn say(&self, reply: Reply) {
@@ -79,15 +79,15 @@ impl Consumers {
 
     /// The place of whoever is furthest behind.
     pub fn wanted(&self) -> Option<Cursor> {
-        self.list.iter().map(|consumer| consumer.wants).min()
+        self.list.iter().filter_map(|consumer| consumer.wants).min()
     }
 
     /// Those who want the batch that begins at `cursor`, and now the one at `next`.
     pub fn served(&mut self, cursor: Cursor, next: Cursor) -> Vec<ConsumerId> {
-        let wanting = self.list.iter_mut().filter(|consumer| consumer.wants == cursor);
+        let wanting = self.list.iter_mut().filter(|consumer| consumer.wants == Some(cursor));
         wanting
             .map(|consumer| {
-                consumer.wants = next;
+                consumer.wants = Some(next);
                 consumer.id
             })
             .collect()

@@ -532,7 +532,7 @@ impl Coordinator {
             return self.seek_shared(consumer, generation, cursor);
         }
         if let Some(consumer) = self.consumers.get(consumer) {
-            (consumer.generation, consumer.wants) = (generation, cursor);
+            (consumer.generation, consumer.wants) = (generation, Some(cursor));
         }
         self.go_to(generation, cursor, place);
     }

@@ -107,9 +107,12 @@ impl Coordinator {
                  exactly, or begin anew: a Loader that joins starts with the next epoch",
                 at.epoch, at.position, cursor.epoch
             );
-            return seeking.say(Reply::Failed { generation, kind: ErrorKind::Config, message });
+            // Nothing is due to it before it seeks again, and nobody waits for it.
+            seeking.wants = None;
+            seeking.say(Reply::Failed { generation, kind: ErrorKind::Config, message });
+            return self.align();
         }
-        seeking.wants = cursor;
+        seeking.wants = Some(cursor);
         self.align();
     }
 
