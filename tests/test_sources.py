@@ -483,7 +483,8 @@ def test_a_source_that_changes_under_a_run_stops_it_by_name_and_never_mixes_vers
             error = str(raised)
     for batch in seen:
         for place, row in row_digests([batch]).items():
-            assert row == before[batch.epoch, place], f"{(batch.epoch, place)} is of another version"
+            of = f"record {batch['index'].tolist()}, substituted {batch['substituted'].tolist()}"
+            assert row == before[batch.epoch, place], f"{(batch.epoch, place)} is of another version: {of}"
     if error is None:
         assert name in COPIES, f"nothing was noticed in {len(seen)} rows"
     else:
