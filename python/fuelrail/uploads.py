@@ -179,9 +179,10 @@ class Uploads(Generic[Array]):
         return sum(coming.iteration == iteration for coming in list(self._coming))
 
     def close(self) -> None:
-        """Discards batches being copied."""
+        """Drop what is on its way, and wait until no copy reads shared memory any more."""
         while self._coming:
             self._place.drop(self._coming.popleft().mark)
+        self._uploader.wait()
 
     def _due(self, iteration: int) -> _Coming[Array] | None:
         while True:

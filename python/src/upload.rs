@@ -35,6 +35,11 @@ impl Uploader {
         self.0.refused()
     }
 
+    /// Returns when no copy reads shared memory any more.
+    fn wait(&self, py: Python<'_>) {
+        py.detach(|| self.0.wait());
+    }
+
     /// Begins to copy fields and columns of a batch, each given as (its number, address on the GPU, bytes there), on a
     /// stream. The batch's slot goes back by itself.
     ///

@@ -94,6 +94,11 @@ impl Uploader {
         self.refused.as_deref()
     }
 
+    /// Returns when all copies that were begun are done, and their slots have gone back.
+    pub fn wait(&self) {
+        self.waiter.wait();
+    }
+
     /// Begins to copy a batch. Its slot goes back once that is done, and `memory` is not needed any more.
     ///
     /// # Safety
@@ -272,10 +277,10 @@ impl Drop for Event {
     }
 }
 
-/// What is kept until an event.
-struct Kept {
-    until: Arc<Event>,
-    memory: Memory,
+/// What is kept until an event; or who wants to know that all before it is done.
+enum Kept {
+    Until(Arc<Event>, Memory),
+    Mark(Sender<()>),
 }
 
 /// The thread that gives slots back.
@@ -296,10 +301,19 @@ impl Waiter {
         Ok(Self { queue: Some(queue), thread: Some(thread), pid: std::process::id() })
     }
 
+    fn wait(&self) {
+        let (done, reached) = channel();
+        let queue = self.queue.as_ref().expect("a queue until it is dropped");
+        // A forked child has no thread that would answer.
+        if self.pid == std::process::id() && queue.send(Kept::Mark(done)).is_ok() {
+            let _ = reached.recv();
+        }
+    }
+
     fn wait_for(&self, until: Arc<Event>, memory: Memory) {
         // The thread ends after the queue only.
         let queue = self.queue.as_ref().expect("a queue until it is dropped");
-        let _ = queue.send(Kept { until, memory });
+        let _ = queue.send(Kept::Until(until, memory));
     }
 }
 
@@ -315,12 +329,19 @@ impl Drop for Waiter {
 
 fn give_back(gpu: &Gpu, kept: &Receiver<Kept>) {
     for kept in kept {
+        let (until, memory) = match kept {
+            Kept::Until(until, memory) => (until, memory),
+            Kept::Mark(done) => {
+                let _ = done.send(());
+                continue;
+            }
+        };
         if let Ok(_current) = gpu.enter() {
-            // SAFETY: the event lives in `kept`. An error means that the context is lost, and its copies with it.
-            let _ = unsafe { result::event::synchronize(kept.until.0) };
+            // SAFETY: the event lives in `until`. An error means that the context is lost, and its copies with it.
+            let _ = unsafe { result::event::synchronize(until.0) };
         }
         // The copy has been waited for: only now.
-        drop(kept.memory);
+        drop(memory);
     }
 }
 

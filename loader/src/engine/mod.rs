@@ -206,9 +206,12 @@ impl Engine {
             .map_err(|_| Refusal::new(ErrorKind::Environment, "the shared feed has just ended; try again"))
     }
 
-    /// A consumer is gone; what it held is free.
+    /// A consumer is gone; what it held of a shared feed is free. A feed of one ends with it, and its slots are not
+    /// written any more: the client's views of them outlive the connection.
     pub fn leave(&self, consumer: ConsumerId) {
-        let _ = self.events.send(Event::Leave { consumer });
+        if self.is_shared {
+            let _ = self.events.send(Event::Leave { consumer });
+        }
     }
 
     /// A consumer goes on from elsewhere; everything of older generations of it is void.

@@ -484,3 +484,16 @@ fn a_client_that_holds_up_the_others_is_detached_by_name() {
         "{told:?}"
     );
 }
+
+#[test]
+fn slots_that_a_client_holds_are_not_written_when_it_leaves() {
+    let client = Client::start(json!({"prefetch_factor": 1}), 0, 1, at(0, 0));
+    let held: Vec<Ready> = (0..3).map(|_| client.ready().unwrap()).collect();
+    let seen: Vec<Taken> = held.iter().map(|ready| client.read(ready)).collect();
+    let reads = client.stats().reads;
+    client.engine.leave(FIRST);
+    for _ in 0..500 {
+        assert_eq!(client.stats().reads, reads, "nothing is made for nobody");
+    }
+    assert_eq!(held.iter().map(|ready| client.read(ready)).collect::<Vec<_>>(), seen);
+}
