@@ -583,7 +583,7 @@ fn a_record_whose_members_are_wrong_is_one_bad_record_and_moves_no_other() {
         (broken(11, r#"{"box": [0.5]}"#), "it is f32 of shape [1]"),
         (broken(12, r#"{"box": [1, [2]]}"#), "nested"),
         (broken(13, r#"{"box": [1, 2]"#), "its json member is not JSON"),
-        (broken(14, &huge), "where 1,048,576 are the most"),
+        (broken(14, &huge), "the maximum is 1,048,576"),
         (broken(15, &many), "more than 512 numbers"),
         (twice(16), "two members with the ending \"emb.npy\""),
     ];
