@@ -51,4 +51,6 @@ with Loader(
             print(f"epoch {epoch + 1}: rank 0 holds {held} of {whole} weights; loss {loss.item():.3f}")
             print(f"rows by rank {rows}; {different} different samples of {loader.num_samples}")
 
+# None leaves while another still talks to it.
+dist.barrier()
 dist.destroy_process_group()

@@ -73,4 +73,6 @@ with Loader(folder, transforms=chain, batch_size=8, shuffle=True, seed=1) as loa
     if dist.get_rank() == 0:
         print(f"{len(set(digests))} different models on {len(digests)} ranks: {digests[0]}")
 
+# None leaves while another still talks to it.
+dist.barrier()
 dist.destroy_process_group()

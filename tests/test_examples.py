@@ -17,9 +17,12 @@ import numpy as np
 import pytest
 from fuelrail.numpy import Loader
 from PIL import Image
-from support import Daemon
+from support import GATE, Daemon
 
 ROOT = Path(__file__).parents[1]
+
+#: Several processes that each import torch and meet: on a busy machine gloo now and then aborts at its end.
+long_form = pytest.mark.skipif(not GATE, reason="the long form: FUELRAIL_GATE=1")
 
 
 def example(name: str, *arguments: Any, ranks: int | None = None) -> str:
@@ -141,6 +144,7 @@ def test_searches_of_hyperopt_share_a_feed(images: Path) -> None:
     assert len(losses) == 6 and best and float(best[1]) == min(losses), said
 
 
+@long_form
 @pytest.mark.deadline(300)
 def test_local_sgd_averages_and_continues_from_its_checkpoint(images: Path, tmp_path: Path) -> None:
     pytest.importorskip("torch")
@@ -153,6 +157,7 @@ def test_local_sgd_averages_and_continues_from_its_checkpoint(images: Path, tmp_
     assert len(ends[0]) == 1 and ends[0] == ends[1], (unbroken, resumed)
 
 
+@long_form
 @pytest.mark.deadline(300)
 @pytest.mark.parametrize("tensor, rows", [(1, {"31", "30"}), (2, {"61"})], ids=["2x1", "1x2"])
 def test_fsdp_shards_a_model_and_splits_the_rows(images: Path, tensor: int, rows: set[str]) -> None:
