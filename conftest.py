@@ -25,8 +25,9 @@ FAILED = pytest.StashKey[bool]()
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
     """Makes the folder."""
-    # Short: paths of sockets lie below it.
-    room = Path(tempfile.mkdtemp(prefix="fuelrail-tests-"))
+    # Short: sockets lie below it, also those of a worker (-n), whose folder is in this one, and Python's own
+    # (pymp-…/listener-…). Beyond 107 bytes they cannot be bound, and a DataLoader waits for ever.
+    room = Path(tempfile.mkdtemp(prefix="fr-"))
     config.stash[ROOM] = room
     (room / "tmp").mkdir()
     # This process, whatever it starts, and the tempfile module, which may have looked already.
