@@ -7,7 +7,6 @@ import multiprocessing
 import os
 import signal
 import socket
-import tempfile
 import textwrap
 import time
 from collections.abc import Iterator
@@ -69,16 +68,10 @@ CONTEXT.set_forkserver_preload(["fuelrail.train.trainer", "torch._dynamo"])
 @pytest.fixture(scope="module", autouse=True)
 def server() -> Iterator[None]:
     """It has a folder among the temporary ones, which goes before these are looked at for the last time."""
-    # Its socket has a short name, whatever the temporary folder is called.
-    with (
-        tempfile.TemporaryDirectory(prefix="fr-", dir="/tmp") as folder,
-        pytest.MonkeyPatch.context() as patch,
-    ):
-        patch.setitem(multiprocessing.process.current_process()._config, "tempdir", folder)
-        forkserver.ensure_running()
-        yield
-        forkserver._forkserver._stop()
-        multiprocessing.util._run_finalizers(-100)
+    forkserver.ensure_running()
+    yield
+    forkserver._forkserver._stop()
+    multiprocessing.util._run_finalizers(-100)
 
 
 def start(out: Path, body: str, size: int) -> list[Any]:
