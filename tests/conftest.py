@@ -11,9 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import photographs
 import pytest
 from kafka.broker import Broker, missing
+from PIL import Image
 from support import GATE, Footprint, seeds
 
 
@@ -107,3 +109,16 @@ def footprint(tmp_path: Path) -> Footprint:
 def rng() -> random.Random:
     """Random choices; the seed is printed with a failure."""
     return seeds()
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """61 small pictures of noise in two classes, with a text beside each: no two have a row in common."""
+    folder = tmp_path_factory.mktemp("pictures")
+    random = np.random.default_rng(11)
+    for at in range(61):
+        file = folder / "ab"[at % 2] / f"{at:03}.png"
+        file.parent.mkdir(exist_ok=True)
+        Image.fromarray(random.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(file)
+        file.with_suffix(".txt").write_text(f"number {at}")
+    return folder

@@ -45,6 +45,11 @@ AUGMENT = [
     T.RandomErasing(0.5, value="random"),
 ]
 
+#: Flags of a training of seconds.
+QUICK_TRAINING = [
+    *("--model", "small_cnn", "--size", "16", "--num-workers", "2", "--precision", "fp32", "--track", "none"),
+]
+
 #: The cheapest chain with a fixed size: for tests of order and life cycle.
 TINY = [T.Resize((8, 8))]
 

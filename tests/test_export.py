@@ -28,20 +28,9 @@ from fuelrail.train import load_exported, load_run
 from fuelrail.train.applying import main as apply
 from fuelrail.train.cli import main as train
 from fuelrail.train.exporting import FORMATS, Measured, losses
+from support import QUICK_TRAINING
 
 ROOT = Path(__file__).parents[1]
-QUICK = [
-    "--model",
-    "small_cnn",
-    "--size",
-    "16",
-    "--num-workers",
-    "2",
-    "--precision",
-    "fp32",
-    "--track",
-    "none",
-]
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +40,20 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     data = photographs.folder(tmp_path_factory.mktemp("data"), 90, seed=3, least=24, most=40)
     out = tmp_path_factory.mktemp("runs") / "run"
     assert (
-        train(["--data", str(data), "--out", str(out), "--epochs", "2", "--val-fraction", "0.3", *QUICK]) == 0
+        train(
+            [
+                "--data",
+                str(data),
+                "--out",
+                str(out),
+                "--epochs",
+                "2",
+                "--val-fraction",
+                "0.3",
+                *QUICK_TRAINING,
+            ]
+        )
+        == 0
     )
     return out
 

@@ -18,7 +18,6 @@ import pytest
 from fuelrail import ConfigError
 from fuelrail import fields as F
 from fuelrail.numpy import Loader
-from PIL import Image
 from support import T, at_most
 
 READER = Path(__file__).parent / "cuda" / "reader.py"
@@ -45,18 +44,6 @@ def driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ],
         check=True,
     )
-    return folder
-
-
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("pictures")
-    random = np.random.default_rng(11)
-    for at in range(61):
-        file = folder / "ab"[at % 2] / f"{at:03}.png"
-        file.parent.mkdir(exist_ok=True)
-        Image.fromarray(random.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(file)
-        file.with_suffix(".txt").write_text(f"number {at}")
     return folder
 
 

@@ -7,10 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from fuelrail import fields as F
-from PIL import Image
 from support import T
 
 torch = pytest.importorskip("torch")
@@ -20,18 +18,6 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is 
 
 #: About a millisecond of a busy stream.
 MILLISECOND = 1_500_000
-
-
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("pictures")
-    random = np.random.default_rng(11)
-    for at in range(61):
-        file = folder / "ab"[at % 2] / f"{at:03}.png"
-        file.parent.mkdir(exist_ok=True)
-        Image.fromarray(random.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(file)
-        file.with_suffix(".txt").write_text(f"number {at}")
-    return folder
 
 
 def options(**further: Any) -> dict[str, Any]:

@@ -22,20 +22,9 @@ from fuelrail.train.feeding import Queues
 from fuelrail.train.history import History, find_runs, versions
 from fuelrail.train.metrics import read_metrics
 from fuelrail.train.page import write_page
+from support import QUICK_TRAINING
 
-QUICK = [
-    "--model",
-    "small_cnn",
-    "--size",
-    "16",
-    "--num-workers",
-    "2",
-    "--precision",
-    "fp32",
-    "--track",
-    "none",
-]
-QUICK += ["--batch-size", "8", "--log-every", "2"]
+QUICK = [*QUICK_TRAINING, "--batch-size", "8", "--log-every", "2"]
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,8 @@
 //! Weights of rows for bagging: so that models that are trained on one feed are trained on a bootstrap sample each.
 //!
-//! Online bagging (Oza and Russell, 2001): of a data set of n rows, a bootstrap sample has a row Binomial(n, 1/n) times,
-//! which for large n is Poisson(1) times, independently of the others. The weight is a function of (seed, client, epoch,
-//! position) alone.
+//! Online bagging (Oza and Russell, 2001): of a data set of n rows, a bootstrap sample has a row Binomial(n, 1/n)
+//! times, which for large n is Poisson(1) times, independently of the others. The weight is a function of (seed,
+//! client, epoch, position) alone.
 
 use xxhash_rust::xxh3::xxh3_64;
 

@@ -144,7 +144,8 @@ pub enum Finish {
     /// The daemon: batches are what was asked for.
     #[default]
     Daemon,
-    /// The client, on its device: bytes are sent, a quarter of the floats. Erasing with random values stays the daemon's.
+    /// The client, on its device: bytes are sent, a quarter of the floats. Erasing with random values stays the
+    /// daemon's.
     Client,
 }
 

@@ -150,8 +150,9 @@ impl Column {
     }
 }
 
-/// What is left to the client to do to a field of u8: `x * scale + bias` in f32, rounded to `dtype`; then for each erasing
-/// its value in a rectangle of each row, which the [`Content::Erased`] behind the field tells, if there are erasings.
+/// What is left to the client to do to a field of u8: `x * scale + bias` in f32, rounded to `dtype`; then for each
+/// erasing its value in a rectangle of each row, which the [`Content::Erased`] behind the field tells, if there are
+/// erasings.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Finishing {

@@ -93,8 +93,8 @@ impl Metrics {
 ///
 /// A consumer that hardly waited for data was the limit itself. Otherwise it is the workers when they were busy for
 /// most of the time in which a slot was free, and reading when they were not. Without a consumer's figures the share of
-/// the time in which every slot was taken stands for them. Threads that `sharers` have together are busy for all of them
-/// when each has them busy for its part.
+/// the time in which every slot was taken stands for them. Threads that `sharers` have together are busy for all of
+/// them when each has them busy for its part.
 pub fn verdict(stats: &Stats, sharers: usize, consumer: Consumer) -> (String, String) {
     let share = |part: u64, whole: u64| if whole == 0 { 0.0 } else { part as f64 / whole as f64 };
     let active_ns = stats.wall_ns.saturating_sub(stats.ring_full_ns);

@@ -1,12 +1,12 @@
 //! Cutting an epoch into batches: which positions are in a batch, and which of its rows belong to a rank.
 //!
 //! A *global batch* is `batch_size x world_size` consecutive positions; its row `j` belongs to rank `j mod world_size`.
-//! All ranks get the same number of batches, and in each of them row counts differ by at most one. A last batch of fewer
-//! rows than ranks would leave ranks with none, and a mean loss of nothing is nan: the batch before it gives up some of
-//! its rows, so that every rank has one. What remains are ranks without a row where a rank's batch is a single row, where
-//! an epoch has fewer records than ranks, and at the end of a stream, which nobody knows beforehand. Batches are counted
-//! from wherever the epoch was entered, so a resume at any position, at any world size, goes on exactly. Daemon and client
-//! share this file, so neither has to tell the other when an epoch ends.
+//! All ranks get the same number of batches, and in each of them row counts differ by at most one. A last batch of
+//! fewer rows than ranks would leave ranks with none, and a mean loss of nothing is nan: the batch before it gives up
+//! some of its rows, so that every rank has one. What remains are ranks without a row where a rank's batch is a single
+//! row, where an epoch has fewer records than ranks, and at the end of a stream, which nobody knows beforehand. Batches
+//! are counted from wherever the epoch was entered, so a resume at any position, at any world size, goes on exactly.
+//! Daemon and client share this file, so neither has to tell the other when an epoch ends.
 
 use serde::{Deserialize, Serialize};
 

@@ -248,8 +248,8 @@ impl RowWriter {
     }
 }
 
-/// The client's side: the whole ring of one feed, mapped read and write (torch ignores a read-only mark), or to read where
-/// others read it too: then nobody outside gets an address in it but to copy from.
+/// The client's side: the whole ring of one feed, mapped read and write (torch ignores a read-only mark), or to read
+/// where others read it too: then nobody outside gets an address in it but to copy from.
 #[derive(Debug)]
 pub struct Mapping {
     base: *mut u8,

@@ -203,7 +203,8 @@ impl Sharing {
         if matches!(pipeline.supply, Supply::Stream { .. }) {
             return Err(Refusal::new(
                 ErrorKind::Config,
-                "share: a stream has no epochs that a client could join with; leave share out, or read a bounded copy of it",
+                "share: a stream has no epochs that a client could join with; leave share out, or read a bounded \
+                 copy of it",
             ));
         }
         // Held while a feed is started, so that two that come at once share one.
@@ -216,8 +217,8 @@ impl Sharing {
                 return Err(Refusal::new(
                     ErrorKind::Config,
                     format!(
-                        "the shared feed {:?} runs with other settings: {differs}. Clients of one feed get the same batches: give \
-                         it the same settings, or another name",
+                        "the shared feed {:?} runs with other settings: {differs}. Clients of one feed get the same \
+                         batches: give it the same settings, or another name",
                         share.name
                     ),
                 ));

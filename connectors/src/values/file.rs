@@ -5,8 +5,8 @@
 //!  made of     the file   a value in its JSON     the file without its header
 //! ```
 //!
-//! What JSON and arrays hold shows when the first records are looked into, at opening: the shape of rows, and whether there
-//! is such a key at all.
+//! What JSON and arrays hold shows when the first records are looked into, at opening: the shape of rows, and whether
+//! there is such a key at all.
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;
@@ -159,8 +159,8 @@ impl Part {
             return Ok(self.wanted.spec(dtype, self.wanted.row.as_deref().unwrap_or_default()));
         }
         Err(SourceError::data(format!(
-            "part {name:?}: none of the first {LOOKED_AT} records of {place} that have it holds rows of numbers there, so \
-             nobody knows the shape of one; say it with row (() for numbers, (4,) for boxes)"
+            "part {name:?}: none of the first {LOOKED_AT} records of {place} that have it holds rows of numbers there, \
+             so nobody knows the shape of one; say it with row (() for numbers, (4,) for boxes)"
         )))
     }
 
@@ -191,8 +191,8 @@ impl Part {
             (_, false) => format!("the first has the keys {listed}{near}"),
         };
         Err(SourceError::data(format!(
-            "part {:?}: none of the first {count} records of {place} has {path:?} in its JSON; {why}. If later ones have \
-             it, say missing=\"empty\"",
+            "part {:?}: none of the first {count} records of {place} has {path:?} in its JSON; {why}. If later ones \
+             have it, say missing=\"empty\"",
             self.wanted.part,
         )))
     }

@@ -46,8 +46,11 @@ fn positive(text: &str) -> Result<f64, String> {
 impl Bench {
     pub fn run(self) -> Result<(), Failure> {
         if self.gpu {
-            return Err("bench --gpu runs in Python, with torch: use the `fuelrail` command of the Python package (pip install)"
-                .into());
+            return Err(
+                "bench --gpu runs in Python, with torch: use the `fuelrail` command of the Python package \
+                        (pip install)"
+                    .into(),
+            );
         }
         signals::watch()?;
         let asked = Instant::now();

@@ -512,8 +512,8 @@ impl Encode {
     }
 }
 
-/// A part's name as a reader of the messages writes it: what would mean something else there gets the word in front that
-/// says that it is a place in the value.
+/// A part's name as a reader of the messages writes it: what would mean something else there gets the word in front
+/// that says that it is a place in the value.
 fn spelled(name: &str) -> String {
     let is_other =
         ["key", "value"].contains(&name) || ["header:", "json:"].iter().any(|word| name.starts_with(word));

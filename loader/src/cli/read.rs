@@ -17,7 +17,8 @@ use crate::client::ClientError;
 const AHEAD_RECORDS: usize = 256;
 const AHEAD_BYTES: u64 = 256 << 20;
 
-/// A source by its address, with `KEY=VALUE` options of its configuration, asked for the parts that `--fields` is made of.
+/// A source by its address, with `KEY=VALUE` options of its configuration, asked for the parts that `--fields` is made
+/// of.
 pub(super) fn open(
     address: &str,
     options: &[String],

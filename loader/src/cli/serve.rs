@@ -23,8 +23,8 @@ pub(super) struct Serve {
     /// Serve the one process at the other end of standard input, and end with it (used by the Python package)
     #[arg(long, hide = true, conflicts_with_all = ["config", "socket", "root"])]
     private: bool,
-    /// Serve the processes of a job on this node over the listening socket that is standard input, and end with the last
-    /// of them (used by the Python package)
+    /// Serve the processes of a job on this node over the listening socket that is standard input, and end with the
+    /// last of them (used by the Python package)
     #[arg(long, hide = true, conflicts_with_all = ["config", "socket", "root", "private"])]
     job: bool,
 }

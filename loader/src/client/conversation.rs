@@ -294,8 +294,8 @@ impl Conversation {
                  checkpoint to continue exactly"
             ),
             (Some(pid), None) if matches!(self.own, Some(Own::Node(_))) => format!(
-                "the fuelrail daemon (pid {pid}) of this job is gone: {how}. Make a new Loader in all its processes and \
-                 load the state of your last checkpoint to continue exactly"
+                "the fuelrail daemon (pid {pid}) of this job is gone: {how}. Make a new Loader in all its processes \
+                 and load the state of your last checkpoint to continue exactly"
             ),
             (Some(pid), None) => format!(
                 "the fuelrail daemon (pid {pid}) is gone: {how}. Start it again, make a new Loader and load the state of \

@@ -6,7 +6,8 @@
 //!  C wants 20 ──┘                       batch 16 ──▶ A, B
 //! ```
 //!
-//! The feed is where the consumer is that is furthest behind, so a batch is made once for all who want it then. Promises
+//! The feed is where the consumer is that is furthest behind, so a batch is made once for all who want it then.
+//! Promises
 //! - each consumer gets the batches from its own place on, in order, each once: its token is exact, whoever comes and
 //!   goes;
 //! - who joins, begins with the epoch that begins next; nobody is moved for it;
@@ -102,9 +103,9 @@ impl Coordinator {
         seeking.generation = generation;
         if cursor.epoch < at.epoch && !alone {
             let message = format!(
-                "the shared feed is at epoch {}, position {}, and the place that is to be gone to is of epoch {}: the others \
-                 would have to wait for all that lies between. Load the state in a Loader without share=, which continues \
-                 exactly, or begin anew: a Loader that joins starts with the next epoch",
+                "the shared feed is at epoch {}, position {}, and the place that is to be gone to is of epoch {}: the \
+                 others would have to wait for all that lies between. Load the state in a Loader without share=, which \
+                 continues exactly, or begin anew: a Loader that joins starts with the next epoch",
                 at.epoch, at.position, cursor.epoch
             );
             // Nothing is due to it before it seeks again, and nobody waits for it.
@@ -141,9 +142,9 @@ impl Coordinator {
         }
         for (consumer, slots) in lagging {
             let message = format!(
-                "this client was detached from the shared feed: it held {slots} batches for {} s, and the others waited for \
-                 it (laggards = \"detach\"; \"wait\" waits as long as it takes, patience_s is how long). A new Loader joins \
-                 with the next epoch",
+                "this client was detached from the shared feed: it held {slots} batches for {} s, and the others \
+                 waited for it (laggards = \"detach\"; \"wait\" waits as long as it takes, patience_s is how long). A new Loader \
+                 joins with the next epoch",
                 patience.as_secs()
             );
             let detached = |generation| Reply::Failed {

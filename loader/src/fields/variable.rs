@@ -92,8 +92,8 @@ fn text(value: &[u8]) -> Result<&str, String> {
     })
 }
 
-/// Checks that a value is JSON, as Python writes and reads it (`NaN` is a number there), and one that a parser which calls
-/// itself can take.
+/// Checks that a value is JSON, as Python writes and reads it (`NaN` is a number there), and one that a parser which
+/// calls itself can take.
 fn json(value: &[u8]) -> Result<(), String> {
     let (mut depth, mut deepest, mut in_text, mut escaped) = (0usize, 0, false, false);
     for &byte in value {

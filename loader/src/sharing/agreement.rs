@@ -61,8 +61,8 @@ impl Agreement {
                     ErrorKind::Config,
                     format!(
                         "process {} and process {other} of this job disagree about their Loader number {}: {}{more}. \
-                         Make the same Loaders in the same order in all of them; one for a single process takes rank=0, \
-                         world_size=1",
+                         Make the same Loaders in the same order in all of them; one for a single process takes \
+                         rank=0, world_size=1",
                         member.process,
                         loader + 1,
                         differences.join("; "),

@@ -137,7 +137,15 @@ class Mix(ABC):
         return f"{type(self).__name__}({shown_})"
 
 
-class MixUp(Mix):
+class _OfBeta(Mix):
+    """One draw of Beta(alpha, alpha) for the whole batch."""
+
+    def __init__(self, *, alpha: float = 1.0, **common: Any) -> None:
+        super().__init__(**common)
+        self.alpha = _positive("alpha", alpha)
+
+
+class MixUp(_OfBeta):
     """Each image with the one before it in the batch: `lam * image + (1 - lam) * before`, lam from Beta(alpha, alpha).
 
     Like torchvision.transforms.v2.MixUp, with the arguments of `Mix` in addition.
@@ -146,10 +154,6 @@ class MixUp(Mix):
         alpha: parameter of the Beta distribution; higher values mix more evenly.
     """
 
-    def __init__(self, *, alpha: float = 1.0, **common: Any) -> None:
-        super().__init__(**common)
-        self.alpha = _positive("alpha", alpha)
-
     def _mix(
         self, images: torch.Tensor, shares: torch.Tensor, draws: random.Random
     ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -157,7 +161,7 @@ class MixUp(Mix):
         return blended(images, images.roll(1, 0), lam), blended(shares, shares.roll(1, 0), lam)
 
 
-class CutMix(Mix):
+class CutMix(_OfBeta):
     """Replaces a rectangle of each image with that of the one before it in the batch; labels are mixed by area.
 
     Like torchvision.transforms.v2.CutMix, with the arguments of `Mix` in addition.
@@ -165,10 +169,6 @@ class CutMix(Mix):
     Args:
         alpha: parameter of the Beta distribution that the rectangle's area is drawn from.
     """
-
-    def __init__(self, *, alpha: float = 1.0, **common: Any) -> None:
-        super().__init__(**common)
-        self.alpha = _positive("alpha", alpha)
 
     def _mix(
         self, images: torch.Tensor, shares: torch.Tensor, draws: random.Random

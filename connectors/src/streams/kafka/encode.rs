@@ -14,8 +14,8 @@
 //! | image | text in base64 | binary |
 //! | rows of numbers | lists | a list of numbers, or of lists of fixed length |
 //!
-//! A part that a record lacks is absent in JSON and null in Arrow. What would not be read back as it is in the record is
-//! refused.
+//! A part that a record lacks is absent in JSON and null in Arrow. What would not be read back as it is in the record
+//! is refused.
 
 use std::sync::Arc;
 
