@@ -9,8 +9,9 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use fuelrail_connectors::{IndexedSource, Opening};
+use serde_json::Value;
 
-use crate::config::PipelineConfig;
+use crate::config::{Finish, PipelineConfig};
 use crate::engine::flow::Flows;
 use crate::engine::{ConsumerId, Engine, FIRST, Out};
 use crate::pipeline::{Opened, Pipeline, Supply};
@@ -43,8 +44,10 @@ pub(crate) type Given = (Seat, Attached, OwnedFd);
 
 /// A feed that clients share, for as long as one of them is there.
 struct SharedFeed {
-    config: PipelineConfig,
-    seat: (u64, u64),
+    /// What its clients must all ask for.
+    asked: Value,
+    finish: Finish,
+    rank: u64,
     engine: Weak<Engine>,
     attached: Attached,
     ring: Ring,
@@ -190,13 +193,12 @@ impl Sharing {
         workers: Option<Arc<rayon::ThreadPool>>,
         out: Out,
     ) -> Result<Given, Refusal> {
-        let config = pipeline.config.clone();
         let descriptor = |ring: &Ring| {
             ring.as_fd().try_clone_to_owned().map_err(|error| {
                 Refusal::new(ErrorKind::Environment, format!("no descriptor is left: {error}"))
             })
         };
-        let Some(share) = &config.share else {
+        let Some(share) = pipeline.config.share.clone() else {
             let (engine, attached, ring) = Engine::start(pipeline, rank, world_size, start, workers, out)?;
             return Ok((Seat { engine: Arc::new(engine), consumer: FIRST }, attached, descriptor(&ring)?));
         };
@@ -207,13 +209,14 @@ impl Sharing {
                  copy of it",
             ));
         }
+        let asked = agreement::asked(&pipeline.config, world_size);
         // Held while a feed is started, so that two that come at once share one.
         let mut feeds = self.feeds.lock().unwrap_or_else(PoisonError::into_inner);
         feeds.retain(|_, feed| feed.engine.strong_count() > 0);
         if let Some(feed) = feeds.get(&share.name)
             && let Some(engine) = feed.engine.upgrade()
         {
-            if let Some(differs) = difference(feed, &pipeline, &config, (rank, world_size)) {
+            if let Some(differs) = difference(feed, &pipeline, &asked, rank) {
                 return Err(Refusal::new(
                     ErrorKind::Config,
                     format!(
@@ -228,13 +231,11 @@ impl Sharing {
             let attached = Attached { share: Some(joined), ..feed.attached.clone() };
             return Ok((seat, attached, descriptor(&feed.ring)?));
         }
-        let name = share.name.clone();
+        let finish = pipeline.config.finish;
         let (engine, attached, ring) = Engine::start(pipeline, rank, world_size, start, workers, out)?;
         let (engine, memory) = (Arc::new(engine), descriptor(&ring)?);
-        let seat = (rank, world_size);
-        let feed =
-            SharedFeed { config, seat, engine: Arc::downgrade(&engine), attached: attached.clone(), ring };
-        feeds.insert(name, feed);
+        let (weak, told) = (Arc::downgrade(&engine), attached.clone());
+        feeds.insert(share.name, SharedFeed { asked, finish, rank, engine: weak, attached: told, ring });
         Ok((Seat { engine, consumer: FIRST }, attached, memory))
     }
 
@@ -278,31 +279,22 @@ impl Sharing {
     }
 }
 
-/// What a client asks for that differs from a shared feed, if anything does.
-fn difference(
-    feed: &SharedFeed,
-    pipeline: &Pipeline,
-    config: &PipelineConfig,
-    seat: (u64, u64),
-) -> Option<String> {
-    if feed.seat != seat {
-        let named = |(rank, world_size)| format!("rank {rank} of {world_size}");
-        return Some(format!("{} there, {} here", named(feed.seat), named(seat)));
+/// Where what a client asks for differs from a shared feed, if it does.
+fn difference(feed: &SharedFeed, pipeline: &Pipeline, asked: &Value, rank: u64) -> Option<String> {
+    if let Some(differences) = agreement::differences(asked, &feed.asked) {
+        return Some(differences);
     }
-    let value = |config: &PipelineConfig| serde_json::to_value(config).expect("configuration is plain data");
-    let (theirs, ours) = (value(&feed.config), value(config));
-    let keys = ours.as_object().expect("a table").keys().chain(theirs.as_object().expect("a table").keys());
-    let differing = keys.into_iter().find(|key| ours.get(key.as_str()) != theirs.get(key.as_str()));
-    let shown = |value: Option<&serde_json::Value>| value.map_or("none".to_owned(), ToString::to_string);
-    match differing {
-        Some(key) => {
-            Some(format!("{key} is {} there, {} here", shown(theirs.get(key)), shown(ours.get(key))))
-        }
-        None if feed.attached.identity != pipeline.identity => {
-            Some("files of the source changed since it began".to_owned())
-        }
-        None => None,
+    if feed.rank != rank {
+        return Some(format!("rank is {rank} here, {} there", feed.rank));
     }
+    // One ring holds either bytes or floats.
+    if feed.finish != pipeline.config.finish {
+        return Some(
+            "some of its clients copy batches to a GPU (device=\"cuda\") and some do not".to_owned(),
+        );
+    }
+    (feed.attached.identity != pipeline.identity)
+        .then(|| "files of the source changed since it began".to_owned())
 }
 
 /// Ranks whose daemons do not know of each other must cut the same windows of a stream. Those of a job whose processes

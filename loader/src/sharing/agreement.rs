@@ -51,21 +51,15 @@ impl Agreement {
         let parties = loaders.entry(loader).or_default();
         for (other, theirs) in parties.iter().filter(|(other, _)| *other != member.process) {
             let Some(theirs) = theirs.upgrade() else { continue };
-            let mut differences = Vec::new();
-            differ("", &asked, &theirs, &mut differences);
-            if !differences.is_empty() {
-                let more = differences.len().saturating_sub(MOST);
-                differences.truncate(MOST);
-                let more = if more > 0 { format!("; {more} more") } else { String::new() };
+            if let Some(differences) = differences(&asked, &theirs) {
                 return Err(Refusal::new(
                     ErrorKind::Config,
                     format!(
-                        "process {} and process {other} of this job disagree about their Loader number {}: {}{more}. \
-                         Make the same Loaders in the same order in all of them; one for a single process takes \
-                         rank=0, world_size=1",
+                        "process {} and process {other} of this job disagree about their Loader number {}: \
+                         {differences}. Make the same Loaders in the same order in all of them; one for a single \
+                         process takes rank=0, world_size=1",
                         member.process,
                         loader + 1,
-                        differences.join("; "),
                     ),
                 ));
             }
@@ -75,8 +69,8 @@ impl Agreement {
     }
 }
 
-/// A pipeline as all processes must have it.
-fn asked(config: &PipelineConfig, world_size: u64) -> Value {
+/// A pipeline as all processes must have it. Files of weights are read for it: they do not stay.
+pub(super) fn asked(config: &PipelineConfig, world_size: u64) -> Value {
     let mut asked = serde_json::to_value(config).expect("configuration is plain data");
     let fields = asked.as_object_mut().expect("a pipeline has keys");
     OWN.iter().for_each(|key| drop(fields.remove(*key)));
@@ -89,6 +83,18 @@ fn asked(config: &PipelineConfig, world_size: u64) -> Value {
         sampling.insert("file".into(), format!("weights with hash {:016x}", xxh3_64(&bytes)).into());
     }
     asked
+}
+
+/// Where a pipeline differs from another one, if it does: the first few places.
+pub(super) fn differences(here: &Value, there: &Value) -> Option<String> {
+    let mut differences = Vec::new();
+    differ("", here, there, &mut differences);
+    let more = differences.len().saturating_sub(MOST);
+    differences.truncate(MOST);
+    if more > 0 {
+        differences.push(format!("{more} more"));
+    }
+    (!differences.is_empty()).then(|| differences.join("; "))
 }
 
 /// Adds where two values differ, as "seed is 1 in one, 2 in the other", leaf by leaf.
