@@ -10,13 +10,15 @@ import signal
 import socket
 import stat
 import struct
+import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from fuelrail import ConfigError, DaemonDied, FuelrailError, TokenError
+from fuelrail import ConfigError, DaemonDied, EnvironmentFailure, FuelrailError, TokenError
+from fuelrail.loader import binary
 from support import (
     AUGMENT,
     SLACK,
@@ -667,3 +669,21 @@ def test_a_pipeline_may_leave_the_floats_to_its_clients(config: Path, tmp_path: 
     ):
         assert digests(parts) == digests(whole)
         assert parts.stats()["ring_bytes"] < whole.stats()["ring_bytes"] / 2, "bytes are sent"
+
+
+def test_a_client_that_the_daemon_cannot_see_is_told_so(config: Path, tmp_path: Path, images: Path) -> None:
+    """A daemon in a PID namespace of its own, as in a container, and a client outside of it."""
+    unshare = ["unshare", "--user", "--map-current-user", "--pid", "--fork", "--kill-child"]
+    if subprocess.run([*unshare, "true"], capture_output=True).returncode:
+        pytest.skip("this user may not make a PID namespace")
+    socket = tmp_path / "s.sock"
+    command = [*unshare, str(binary()), "serve", str(config), "--socket", str(socket)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as apart:
+        try:
+            assert apart.stderr is not None
+            while "listening on" not in (line := apart.stderr.readline()):
+                assert line, "it ended"
+            with pytest.raises(EnvironmentFailure, match="PID namespace that this daemon cannot see"):
+                Loader(f"unix://{socket}", pipeline="train")
+        finally:
+            apart.kill()

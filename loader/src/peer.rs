@@ -21,9 +21,20 @@ impl Peer {
     /// # Errors
     /// When it has another uid than this process, or none can be had.
     pub fn identify(socket: impl AsFd) -> io::Result<Self> {
-        let peer = rustix::net::sockopt::socket_peercred(socket)?;
+        let peer = rustix::net::sockopt::socket_peercred(socket).map_err(|error| match error.raw_os_error() {
+            // The kernel names process 0 where it can name none.
+            0 => io::Error::other(
+                "the client's process is in a PID namespace that this daemon cannot see: share the namespace \
+                 (Kubernetes: shareProcessNamespace, Docker: --pid), or start the daemon outside of it",
+            ),
+            _ => error.into(),
+        })?;
         if peer.uid != rustix::process::geteuid() {
-            return Err(io::Error::other(format!("uid {} is not this daemon's", peer.uid.as_raw())));
+            return Err(io::Error::other(format!(
+                "the client runs as user {} and this daemon as {}: start both as the same user",
+                peer.uid.as_raw(),
+                rustix::process::geteuid().as_raw()
+            )));
         }
         let death = rustix::process::pidfd_open(peer.pid, PidfdFlags::NONBLOCK).ok().and_then(|pidfd| {
             // SAFETY: the descriptor must stay registered to the same open file for as long as the AsyncFd lives: it

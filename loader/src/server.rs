@@ -47,6 +47,9 @@ use crate::sharing::{self, Party, Seat, Sharing};
 /// A client that does not say hello within this time is let go.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// A client that may not be served has this long to say hello and hear why.
+const REFUSAL_TIMEOUT: Duration = Duration::from_secs(1);
+
 /// Connections at a time; each costs a descriptor or two and a little memory before it attaches.
 const MAX_CONNECTIONS: usize = 512;
 
@@ -325,12 +328,25 @@ fn answer(outbox: &Outbox, reply: &Reply, place: OwnedSemaphorePermit) -> bool {
     outbox.send((protocol::encode(reply), None, Some(place))).is_ok()
 }
 
+/// Says why to a client that may not be served, in answer to its hello: one that still sends would not listen.
+async fn refuse(stream: StdStream, message: String) {
+    let Ok(stream) = stream.set_nonblocking(true).and_then(|()| UnixStream::from_std(stream)) else { return };
+    if tokio::time::timeout(REFUSAL_TIMEOUT, stream.readable()).await.is_ok() {
+        let refused = Reply::Refused { kind: ErrorKind::Environment, message };
+        // What the socket does not take at once is not waited for.
+        let _ = protocol::send_all(&stream, &refused, None);
+    }
+}
+
 async fn connection(stream: StdStream, server: Arc<Server>) {
     let alive = server.alive.clone();
     let mut stop = server.stop.clone();
     let peer = match Peer::identify(&stream) {
         Ok(peer) => peer,
-        Err(error) => return tracing::warn!("a connection was refused: {error}"),
+        Err(error) => {
+            tracing::warn!("a connection was refused: {error}");
+            return refuse(stream, error.to_string()).await;
+        }
     };
     let Ok(()) = stream.set_nonblocking(true) else { return };
     let Ok(stream) = UnixStream::from_std(stream) else { return };
