@@ -324,8 +324,8 @@ def test_a_run_goes_on_although_what_lies_before_its_token_is_gone(broker: Broke
 def test_records_deleted_ahead_of_a_slow_training_stop_it_with_the_range(broker: Broker) -> None:
     topic = Topic(broker, partitions=1)
     topic.write(4000, value=lambda number: picture(number) + bytes(2000))
-    # It has a few windows in memory; what is deleted lies behind them.
-    options = {"source_options": {"window_records": 20}, "prefetch_factor": 1}
+    # About 1 MiB of windows is read ahead, of 9 MiB; what is deleted lies behind that.
+    options = {"source_options": {"window_records": 20, "window_bytes": 64 << 10}, "prefetch_factor": 1}
     options["source_options"]["properties"] = {
         "queued.max.messages.kbytes": 64,
         "fetch.message.max.bytes": 20_000,
