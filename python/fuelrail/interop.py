@@ -124,6 +124,13 @@ class _Translator:
     def _translate(self, place: str, name: str, item: Any, known: dict[str, Any]) -> None:
         step: type[Transform] = getattr(ours, name)
         arguments = dict(known)
+        if name == "RandomIoUCrop":
+            arguments["sampler_options"] = item.options
+        if name == "SanitizeBoundingBoxes" and callable(getattr(item, "labels_getter", None)):
+            raise ConfigError(
+                f"{place} ({name}): labels_getter is a function, and the daemon runs no Python: say which fields follow the "
+                'boxes, as F.Numbers("labels", like="boxes")'
+            )
         for parameter in inspect.signature(step).parameters:
             if parameter not in arguments and hasattr(item, parameter):
                 value = getattr(item, parameter)

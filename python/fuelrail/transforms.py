@@ -108,6 +108,121 @@ class RandomResizedCrop(Transform):
         )
 
 
+class Letterbox(Transform):
+    """Resize into a frame of `size` with the aspect ratio kept, and fill the rest (as Ultralytics' LetterBox).
+
+    scaleup=False never enlarges. center=False puts the image into the upper left corner.
+    """
+
+    def __init__(
+        self,
+        size: Size,
+        fill: Number | Sequence[Number] = 114,
+        scaleup: bool = True,
+        center: bool = True,
+        interpolation: Any = "bilinear",
+        antialias: bool = True,
+    ) -> None:
+        super().__init__(
+            size=size,
+            fill=fill,
+            scaleup=scaleup,
+            center=center,
+            interpolation=interpolation,
+            antialias=antialias,
+        )
+
+
+class ScaleJitter(Transform):
+    """Resize by a random factor from `scale_range`; 1 fits the image into `target_size` (width, height).
+
+    The size then depends on the image: add a RandomCrop with pad_if_needed, or a Letterbox.
+    """
+
+    def __init__(
+        self,
+        target_size: Size,
+        scale_range: Sequence[float] = (0.1, 2.0),
+        interpolation: Any = "bilinear",
+        antialias: bool = True,
+    ) -> None:
+        super().__init__(
+            target_size=target_size,
+            scale_range=scale_range,
+            interpolation=interpolation,
+            antialias=antialias,
+        )
+
+
+class RandomShortestSize(Transform):
+    """Resize so that the shorter edge has one of the lengths `min_size`, and the longer edge at most `max_size`."""
+
+    def __init__(
+        self,
+        min_size: Size,
+        max_size: int | None = None,
+        interpolation: Any = "bilinear",
+        antialias: bool = True,
+    ) -> None:
+        super().__init__(
+            min_size=min_size, max_size=max_size, interpolation=interpolation, antialias=antialias
+        )
+
+
+class RandomZoomOut(Transform):
+    """Put the image at a random place of a canvas that is larger by a factor from `side_range`, with probability `p`."""
+
+    def __init__(
+        self,
+        fill: Number | Sequence[Number] = 0,
+        side_range: Sequence[float] = (1.0, 4.0),
+        p: float = 0.5,
+    ) -> None:
+        super().__init__(fill=fill, side_range=side_range, p=p)
+
+
+class RandomIoUCrop(Transform):
+    """Crop a random region that contains the centre of a box and overlaps a box by a minimum that is drawn from
+    `sampler_options` (default: 0, 0.1, 0.3, 0.5, 0.7, 0.9, 1; 1 keeps the whole image).
+
+    It needs a Boxes field. Boxes whose centre is outside become 0, 0, 0, 0: add a SanitizeBoundingBoxes after it.
+    """
+
+    def __init__(
+        self,
+        min_scale: float = 0.3,
+        max_scale: float = 1.0,
+        min_aspect_ratio: float = 0.5,
+        max_aspect_ratio: float = 2.0,
+        sampler_options: Sequence[float] | None = None,
+        trials: int = 40,
+    ) -> None:
+        super().__init__(
+            min_scale=min_scale,
+            max_scale=max_scale,
+            min_aspect_ratio=min_aspect_ratio,
+            max_aspect_ratio=max_aspect_ratio,
+            sampler_options=sampler_options,
+            trials=trials,
+        )
+
+
+class ClampBoundingBoxes(Transform):
+    """Clip boxes to the image. Crops, padding and rotations do so themselves."""
+
+    def __init__(self) -> None:
+        super().__init__()
+
+
+class SanitizeBoundingBoxes(Transform):
+    """Remove boxes with a side below `min_size`, an area below `min_area`, or a part outside the image; the keypoints and
+    numbers that follow the boxes (`like=`) are removed with them.
+    """
+
+    def __init__(self, min_size: float = 1.0, min_area: float = 1.0) -> None:
+        super().__init__(min_size=min_size, min_area=min_area)
+
+
 class RandomHorizontalFlip(Transform):
     """Mirror left and right with probability `p`."""
 
@@ -243,20 +358,27 @@ def __getattr__(name: str) -> Any:
 __all__ = [
     "IMAGENET",
     "CenterCrop",
+    "ClampBoundingBoxes",
     "ColorJitter",
     "Compose",
     "GaussianBlur",
     "GaussianNoise",
     "Grayscale",
+    "Letterbox",
     "Normalize",
     "Pad",
     "RandomCrop",
     "RandomErasing",
     "RandomGrayscale",
     "RandomHorizontalFlip",
+    "RandomIoUCrop",
     "RandomResizedCrop",
     "RandomRotation",
+    "RandomShortestSize",
     "RandomVerticalFlip",
+    "RandomZoomOut",
     "Resize",
+    "SanitizeBoundingBoxes",
+    "ScaleJitter",
     "Transform",
 ]

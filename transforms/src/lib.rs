@@ -61,7 +61,7 @@
 //! `docs/images.md` says the same for users.
 //!
 //! # What it does not do
-//! Read files, know labels or batches, use global randomness or clocks, or transform boxes and keypoints.
+//! Read files, know labels or batches, or use global randomness or clocks.
 
 mod color;
 mod compile;
@@ -76,6 +76,7 @@ mod plan;
 mod random;
 mod resize;
 mod steps;
+mod targets;
 #[cfg(test)]
 mod tests;
 
@@ -90,10 +91,13 @@ pub use pictures::{
 pub use random::SampleKey;
 pub use resize::Interpolation;
 pub use steps::{
-    CenterCrop, ColorJitter, EraseValue, GaussianBlur, GaussianNoise, Grayscale, Normalize, Numbers, Pad,
-    PaddingMode, RandomCrop, RandomErasing, RandomGrayscale, RandomHorizontalFlip, RandomResizedCrop,
-    RandomRotation, RandomVerticalFlip, Resize, Sides, Size, TRANSFORM_NAMES, TransformConfig,
+    CenterCrop, ClampBoundingBoxes, ColorJitter, EraseValue, GaussianBlur, GaussianNoise, Grayscale,
+    Letterbox, Normalize, Numbers, Pad, PaddingMode, RandomCrop, RandomErasing, RandomGrayscale,
+    RandomHorizontalFlip, RandomIoUCrop, RandomResizedCrop, RandomRotation, RandomShortestSize,
+    RandomVerticalFlip, RandomZoomOut, Resize, SanitizeBoundingBoxes, ScaleJitter, Sides, Size,
+    TRANSFORM_NAMES, TransformConfig,
 };
+pub use targets::{Points, TargetSet, Targets};
 
 /// Checks a chain and resolves it; no image is needed for that.
 ///

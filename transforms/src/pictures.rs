@@ -19,6 +19,7 @@ use crate::limits::Limits;
 use crate::output::{Finishing, OutputSpec};
 use crate::plan::{Picture, Sketch};
 use crate::steps::TransformConfig;
+use crate::targets::Targets;
 use crate::{SampleKey, Scratch, compile_program};
 
 /// One picture that a record's row is to hold.
@@ -146,7 +147,7 @@ pub fn compile_pictures(
         let size = sizes.get(config.image).copied().flatten();
         let program =
             compile_program(&config.transforms, &config.output, limits, size).map_err(at(picture))?;
-        chains.push(Some(Chain { program, first: streams, views }));
+        chains.push(Some(Chain { picture, program, first: streams, views }));
         streams += views;
     }
     let mut plan = Pictures { groups: Vec::new(), erased: Vec::new(), outputs: Vec::new(), limits };
@@ -293,6 +294,8 @@ struct Member {
 /// A program, run once or as views, each with the next stream of draws.
 #[derive(Clone, Debug)]
 struct Chain {
+    /// The picture whose own chain it is.
+    picture: usize,
     program: Program,
     first: u32,
     views: u32,
@@ -336,6 +339,26 @@ impl Pictures {
         scratch: &mut Scratch,
         rows: &mut [&mut [u8]],
     ) -> Result<(), PictureFault> {
+        self.apply_with(encoded, key, scratch, rows, &mut [])
+    }
+
+    /// As [`Pictures::apply`], with the `targets` that move with pictures: each with the place in the list of its
+    /// [`What::Image`], which no two share. They come in pixels of the upright original, and leave in pixels of the
+    /// picture.
+    ///
+    /// # Errors
+    /// As [`Pictures::apply`].
+    ///
+    /// # Panics
+    /// As [`Pictures::apply`].
+    pub fn apply_with(
+        &self,
+        encoded: &[Option<&[u8]>],
+        key: SampleKey,
+        scratch: &mut Scratch,
+        rows: &mut [&mut [u8]],
+        targets: &mut [(usize, Targets)],
+    ) -> Result<(), PictureFault> {
         assert_eq!(rows.len(), self.outputs.len(), "a row for each picture");
         for (row, spec) in rows.iter().zip(&self.outputs) {
             assert_eq!(row.len(), spec.row_bytes(), "a row has the size that its picture announced");
@@ -344,17 +367,50 @@ impl Pictures {
             member.write_erased(key, rows[member.picture]);
         }
         let mut sizes = Vec::new();
+        let mut moved = Vec::with_capacity(targets.len());
         let result = self.groups.iter().try_for_each(|group| {
             let Some(encoded) = encoded[group.image] else {
                 group.absent(rows);
                 return Ok(());
             };
-            let header = group.run(encoded, key, &self.limits, scratch, &sizes, rows)?;
+            let mut record = Record { key, limits: &self.limits, sizes: &sizes, targets, moved: &mut moved };
+            let header = group.run(encoded, &mut record, scratch, rows)?;
             sizes.push((group.image, header.upright()));
             Ok(())
         });
         scratch.settle();
+        for (picture, after) in moved {
+            let place = targets.iter().position(|(of, _)| *of == picture).expect("they were there before");
+            targets[place].1 = after;
+        }
         result
+    }
+
+    /// Why the chain of a picture cannot do without boxes, if it cannot; with the place of the step that needs them.
+    pub fn needs_boxes(&self, picture: usize) -> Option<usize> {
+        let mut members = self.groups.iter().flat_map(|group| &group.members);
+        members.find(|member| member.picture == picture)?.chain.program.needs_boxes()
+    }
+}
+
+/// What the pictures of one record have in common.
+struct Record<'a> {
+    key: SampleKey,
+    limits: &'a Limits,
+    sizes: &'a Sizes,
+    /// Before any step.
+    targets: &'a [(usize, Targets)],
+    /// After all of them.
+    moved: &'a mut Vec<(usize, Targets)>,
+}
+
+impl Record<'_> {
+    /// The targets that a chain decides by.
+    fn targets_for(&self, chain: &Chain) -> Targets {
+        match self.targets.iter().find(|(picture, _)| *picture == chain.picture) {
+            Some((_, targets)) if chain.program.needs_boxes().is_some() => targets.clone(),
+            _ => Targets::default(),
+        }
     }
 }
 
@@ -378,24 +434,30 @@ impl Group {
     fn run(
         &self,
         encoded: &[u8],
-        key: SampleKey,
-        limits: &Limits,
+        record: &mut Record<'_>,
         scratch: &mut Scratch,
-        sizes: &Sizes,
         rows: &mut [&mut [u8]],
     ) -> Result<Header, PictureFault> {
         let fault = |picture| move |error| PictureFault { picture, error };
         let Scratch { decoders, buffers } = scratch;
+        let (key, limits) = (record.key, record.limits);
         let first = self.members[0].picture;
         let opened = decoders.open(encoded, limits, self.want).map_err(fault(first))?;
         let header = opened.header();
         for member in &self.members {
-            member.check_size(header, sizes).map_err(fault(member.picture))?;
+            member.check_size(header, record.sizes).map_err(fault(member.picture))?;
+            if let Some((_, targets)) = record.targets.iter().find(|(of, _)| *of == member.picture) {
+                let stream = Stream { key, number: member.chain.first };
+                let picture = Picture::sketch(header, buffers, *limits).with(targets.clone());
+                let sketch = member.chain.program.sketch(picture, stream, limits);
+                record.moved.push((member.picture, sketch.map_err(fault(member.picture))?.targets));
+            }
         }
         for geometry in &self.geometries {
             let row = &mut *rows[geometry.picture];
             for stream in geometry.chain.streams(key) {
-                let picture = Picture::sketch(header, buffers, *limits);
+                let targets = record.targets_for(&geometry.chain);
+                let picture = Picture::sketch(header, buffers, *limits).with(targets);
                 let sketch = geometry.chain.program.sketch(picture, stream, limits);
                 write_geometry(&sketch.map_err(fault(geometry.picture))?, header.upright(), row);
             }
@@ -404,7 +466,8 @@ impl Group {
             && member.chain.views == 1
         {
             // Alone it decodes what it needs by itself, and into the buffer where it goes on.
-            let picture = Picture::encoded(opened, buffers, *limits);
+            let targets = record.targets_for(&member.chain);
+            let picture = Picture::encoded(opened, buffers, *limits).with(targets);
             let stream = Stream { key, number: member.chain.first };
             let done = member.chain.program.run(picture, stream, false, limits, rows[member.picture]);
             return done.map(|()| header).map_err(fault(member.picture));
@@ -412,7 +475,8 @@ impl Group {
         let mut needed: Option<Rect> = None;
         for member in &self.members {
             for stream in member.chain.streams(key) {
-                let picture = Picture::sketch(header, buffers, *limits);
+                let targets = record.targets_for(&member.chain);
+                let picture = Picture::sketch(header, buffers, *limits).with(targets);
                 let sketch = member.chain.program.sketch(picture, stream, limits);
                 let stored = sketch.map_err(fault(member.picture))?.stored;
                 needed = Some(needed.map_or(stored, |needed| needed.around(stored)));
@@ -424,7 +488,8 @@ impl Group {
             let Chain { program, .. } = &member.chain;
             let parts = rows[member.picture].chunks_exact_mut(program.pass.spec.row_bytes());
             for (stream, row) in member.chain.streams(key).zip(parts) {
-                let picture = Picture::shared(shared, buffers, *limits);
+                let targets = record.targets_for(&member.chain);
+                let picture = Picture::shared(shared, buffers, *limits).with(targets);
                 program.run(picture, stream, false, limits, row).map_err(fault(member.picture))?;
             }
         }
@@ -477,5 +542,7 @@ fn write_geometry(sketch: &Sketch, (w, h): (usize, usize), row: &mut [u8]) {
     }
 }
 
+#[cfg(test)]
+mod targets;
 #[cfg(test)]
 mod tests;

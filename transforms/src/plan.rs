@@ -24,6 +24,7 @@ use crate::geometry::{Image, Rect, Symmetry, View, flip_rect};
 use crate::limits::Limits;
 use crate::resize::{Resize, Resizer};
 use crate::steps::Sides;
+use crate::targets::Targets;
 
 /// The buffers of a thread, reused from sample to sample.
 #[derive(Default)]
@@ -127,11 +128,13 @@ pub(crate) struct Shared {
 }
 
 /// What the geometry of a chain says of one image.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Sketch {
     /// The rectangle of the stored image that is needed, or a little more.
     pub stored: Rect,
     pub origin: Origin,
+    /// What moved with it.
+    pub targets: Targets,
 }
 
 /// Where the result lies in the upright original, in the original's pixels: fractions where a resized image was cut,
@@ -186,6 +189,8 @@ pub(crate) struct Picture<'a> {
     source: Source<'a>,
     geometry: Geometry,
     origin: Origin,
+    /// What moves with the image.
+    targets: Targets,
     buffers: &'a mut Buffers,
     limits: Limits,
 }
@@ -193,7 +198,8 @@ pub(crate) struct Picture<'a> {
 impl<'a> Picture<'a> {
     fn new(source: Source<'a>, header: Header, buffers: &'a mut Buffers, limits: Limits) -> Self {
         let geometry = Geometry::new(header.stored, header.symmetry);
-        Picture { source, geometry, origin: Origin::whole(header.upright()), buffers, limits }
+        let (origin, targets) = (Origin::whole(header.upright()), Targets::default());
+        Picture { source, geometry, origin, targets, buffers, limits }
     }
 
     /// Decodes what it needs.
@@ -212,6 +218,26 @@ impl<'a> Picture<'a> {
         Picture::new(Source::Sketch(None), header, buffers, limits)
     }
 
+    /// The picture with what moves with it.
+    pub(crate) fn with(self, targets: Targets) -> Self {
+        Picture { targets, ..self }
+    }
+
+    /// What moves with the image, where it is by now.
+    pub(crate) fn targets(&self) -> &Targets {
+        &self.targets
+    }
+
+    pub(crate) fn targets_mut(&mut self) -> &mut Targets {
+        &mut self.targets
+    }
+
+    /// Says that the image is about to be replaced by one of `size`, in which a point is where `forward` says.
+    pub(crate) fn carry(&mut self, size: (usize, usize), forward: impl Fn([f64; 2]) -> [f64; 2]) {
+        self.targets.carry(forward);
+        self.targets.clamp(size);
+    }
+
     /// Pixels of the original to one of the image, along the axis that has more.
     #[cfg(test)]
     pub(crate) fn pitch(&self) -> f64 {
@@ -227,7 +253,7 @@ impl<'a> Picture<'a> {
     pub(crate) fn sketched(mut self) -> Result<Sketch, SampleError> {
         self.settle()?;
         match self.source {
-            Source::Sketch(Some(stored)) => Ok(Sketch { stored, origin: self.origin }),
+            Source::Sketch(Some(stored)) => Ok(Sketch { stored, origin: self.origin, targets: self.targets }),
             _ => unreachable!("a sketch that is settled knows what it needs"),
         }
     }
@@ -240,15 +266,20 @@ impl<'a> Picture<'a> {
     /// Cuts `rect` out, which must lie inside the image and not be empty.
     pub(crate) fn crop(&mut self, rect: Rect) {
         self.origin.cut(rect, self.size());
+        self.targets.shift(-(rect.x as f64), -(rect.y as f64));
+        self.targets.clamp((rect.w, rect.h));
         self.geometry.crop(rect);
     }
 
     /// Says that the image is about to be replaced by one with borders.
     pub(crate) fn widen(&mut self, sides: Sides) {
         self.origin.widen(sides, self.size());
+        self.targets.shift(f64::from(sides.left), f64::from(sides.top));
+        self.targets.clamp(sides.around(self.size()));
     }
 
     pub(crate) fn flip(&mut self, x: bool, y: bool) {
+        self.targets.flip(self.size(), x, y);
         self.origin.flip_x ^= x;
         self.origin.flip_y ^= y;
         self.geometry.flip_x ^= x;
@@ -260,6 +291,7 @@ impl<'a> Picture<'a> {
         if self.size() == (resize.w, resize.h) {
             return Ok(());
         }
+        self.targets.scale(self.size(), (resize.w, resize.h));
         if self.geometry.resize.is_some() {
             self.settle()?;
         }

@@ -97,6 +97,11 @@ pub(crate) fn any_step() -> impl Strategy<Value = Value> {
         1 => Just(json!({"type": "GaussianBlur", "kernel_size": 1})),
         1 => Just(json!({"type": "GaussianNoise"})),
         1 => Just(json!({"type": "RandomErasing", "value": 9})),
+        1 => (1u32..60, any::<bool>()).prop_map(|(s, scaleup)| json!(
+            {"type": "Letterbox", "size": s, "scaleup": scaleup})),
+        1 => Just(json!({"type": "RandomZoomOut", "side_range": [1, 2]})),
+        1 => Just(json!({"type": "ScaleJitter", "target_size": 40})),
+        1 => Just(json!({"type": "RandomShortestSize", "min_size": [20, 30], "max_size": 50})),
     ]
 }
 
@@ -367,23 +372,19 @@ fn a_refused_configuration_says_where_what_and_what_to_do() {
 
 #[test]
 fn every_transform_has_torchvisions_defaults_and_survives_a_round_trip() {
-    for (name, needed) in TRANSFORM_NAMES.iter().zip([
-        json!({"size": 8}),
-        json!({"size": [8]}),
-        json!({"size": [8, 9]}),
-        json!({"size": 8}),
-        json!({}),
-        json!({}),
-        json!({"degrees": 10}),
-        json!({}),
-        json!({}),
-        json!({}),
-        json!({"kernel_size": [3, 5]}),
-        json!({"padding": [1, 2]}),
-        json!({}),
-        json!({}),
-        json!({"mean": [0.1, 0.2, 0.3], "std": [0.1, 0.2, 0.3]}),
-    ]) {
+    for name in TRANSFORM_NAMES {
+        let needed = match *name {
+            "Resize" | "RandomResizedCrop" | "Letterbox" => json!({"size": 8}),
+            "CenterCrop" => json!({"size": [8]}),
+            "RandomCrop" => json!({"size": [8, 9]}),
+            "ScaleJitter" => json!({"target_size": [8, 9]}),
+            "RandomShortestSize" => json!({"min_size": [8, 9]}),
+            "RandomRotation" => json!({"degrees": 10}),
+            "GaussianBlur" => json!({"kernel_size": [3, 5]}),
+            "Pad" => json!({"padding": [1, 2]}),
+            "Normalize" => json!({"mean": [0.1, 0.2, 0.3], "std": [0.1, 0.2, 0.3]}),
+            _ => json!({}),
+        };
         let mut entry = needed.clone();
         entry["type"] = json!(name);
         let transform: TransformConfig = serde_json::from_value(entry).unwrap();

@@ -10,13 +10,13 @@ use crate::decode::jpeg::tests::{PLAIN, Style, encode};
 use crate::erasings_left;
 use crate::tests::{any_step, at, oriented, parse, png, run as run_chain, save, u8_chain};
 
-fn config(what: What, transforms: Value) -> PictureConfig {
+pub(super) fn config(what: What, transforms: Value) -> PictureConfig {
     let output = OutputConfig { layout: Layout::Nhwc, ..OutputConfig::default() };
     PictureConfig { image: 0, what, transforms: parse(transforms).unwrap(), output }
 }
 
 /// A mask of the record's second image.
-fn mask(like: usize, dtype: Dtype) -> PictureConfig {
+pub(super) fn mask(like: usize, dtype: Dtype) -> PictureConfig {
     let output = OutputConfig { dtype: Some(dtype), ..OutputConfig::default() };
     PictureConfig { image: 1, what: What::Mask { like }, transforms: Vec::new(), output }
 }
@@ -30,7 +30,7 @@ fn geometry(of: usize) -> PictureConfig {
     }
 }
 
-fn compiled(pictures: &[PictureConfig]) -> Pictures {
+pub(super) fn compiled(pictures: &[PictureConfig]) -> Pictures {
     compile_pictures(pictures, Limits::default(), &[]).unwrap()
 }
 
@@ -46,7 +46,11 @@ fn rows_of(
     Ok(rows)
 }
 
-fn rows(pictures: &Pictures, encoded: &[&[u8]], key: SampleKey) -> Result<Vec<Vec<u8>>, PictureFault> {
+pub(super) fn rows(
+    pictures: &Pictures,
+    encoded: &[&[u8]],
+    key: SampleKey,
+) -> Result<Vec<Vec<u8>>, PictureFault> {
     rows_of(pictures, encoded, key, &mut Scratch::default())
 }
 
@@ -169,7 +173,7 @@ fn numbers(row: &[u8]) -> Vec<u16> {
 }
 
 /// Steps that move pixels, for images of up to 250 pixels a side.
-fn geometric_step() -> impl Strategy<Value = Value> {
+pub(super) fn geometric_step() -> impl Strategy<Value = Value> {
     let filter =
         prop_oneof![Just("nearest"), Just("bilinear"), Just("bicubic"), Just("lanczos"), Just("box")];
     let side = 8u32..250;
@@ -195,7 +199,7 @@ fn geometric_step() -> impl Strategy<Value = Value> {
 
 /// How far, in pixels of the original, a nearest neighbour may lie from what the image shows: of every resize and
 /// rotation the reach of its filter, before or after it, whichever are the larger pixels.
-fn reach(program: &Program, (w, h): (usize, usize), stream: Stream) -> f64 {
+pub(super) fn reach(program: &Program, (w, h): (usize, usize), stream: Stream) -> f64 {
     let (limits, mut scratch) = (Limits::default(), Scratch::default());
     let header = Header { stored: (w, h), symmetry: crate::geometry::Symmetry::IDENTITY };
     let (mut reach, mut pitch) = (1.0, 1.0f64);

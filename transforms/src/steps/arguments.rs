@@ -67,7 +67,7 @@ pub struct Sides {
 
 impl Sides {
     /// (width, height) of an image of `(w, h)` with these borders.
-    pub(super) fn around(self, (w, h): (usize, usize)) -> (usize, usize) {
+    pub(crate) fn around(self, (w, h): (usize, usize)) -> (usize, usize) {
         (w + (self.left + self.right) as usize, h + (self.top + self.bottom) as usize)
     }
 }

@@ -11,6 +11,7 @@
 
 mod arguments;
 mod blur;
+mod boxes;
 mod color;
 mod crop;
 mod erase;
@@ -20,6 +21,7 @@ mod normalize;
 mod pad;
 mod resize;
 mod rotation;
+mod scale;
 
 use std::fmt::Debug;
 
@@ -34,6 +36,7 @@ use crate::random::Draws;
 
 pub use arguments::{Numbers, Sides, Size};
 pub use blur::GaussianBlur;
+pub use boxes::{ClampBoundingBoxes, RandomIoUCrop, SanitizeBoundingBoxes};
 pub use color::{ColorJitter, Grayscale, RandomGrayscale};
 pub use crop::{CenterCrop, RandomCrop, RandomResizedCrop};
 pub use erase::{EraseValue, RandomErasing};
@@ -43,6 +46,7 @@ pub use normalize::Normalize;
 pub use pad::{Pad, PaddingMode};
 pub use resize::Resize;
 pub use rotation::RandomRotation;
+pub use scale::{Letterbox, RandomShortestSize, RandomZoomOut, ScaleJitter};
 
 pub(crate) use arguments::At;
 #[cfg(test)]
@@ -73,6 +77,11 @@ pub(crate) trait Step: Debug + Send + Sync {
     /// What it does to a mask that goes with the image, with the same draws: the same geometry, each pixel one of those
     /// there were. `None` where it only changes colours.
     fn like_mask(&self) -> Option<Box<dyn Step>>;
+
+    /// Whether it decides by the boxes of the image, or changes which there are.
+    fn needs_boxes(&self) -> bool {
+        false
+    }
 
     /// Whether a rectangle of the image was one before, with sides along the same axes.
     fn keeps_rectangles(&self) -> bool {
@@ -133,6 +142,20 @@ transforms! {
     RandomCrop,
     /// Cuts out a random share of the image at a random aspect and resizes it.
     RandomResizedCrop,
+    /// Resizes the whole image into a frame, and fills the rest of it.
+    Letterbox,
+    /// Resizes the whole image by a random factor.
+    ScaleJitter,
+    /// Resizes the whole image so that its shorter edge has one of several lengths.
+    RandomShortestSize,
+    /// Puts some images at a random place of a larger one.
+    RandomZoomOut,
+    /// Cuts out a random part that overlaps a box by enough.
+    RandomIoUCrop,
+    /// Cuts boxes off where the image ends.
+    ClampBoundingBoxes,
+    /// Removes boxes that are too small or lie outside, with what belongs to them.
+    SanitizeBoundingBoxes,
     /// Mirrors left and right.
     RandomHorizontalFlip,
     /// Mirrors top and bottom.

@@ -79,7 +79,9 @@ impl Transform for RandomRotation {
 impl Step for Turn {
     fn apply(&self, picture: &mut Picture<'_>, draws: &mut Draws, _: &Limits) -> Result<(), SampleError> {
         let degrees = draws.range(self.degrees[0], self.degrees[1]);
-        let size = self.rotation.size(picture.size(), degrees);
+        let (before, size) = (picture.size(), self.rotation.size(picture.size(), degrees));
+        let forward = self.rotation.affine(before, degrees).0.inverse();
+        picture.carry(size, |[x, y]| forward.at(x, y).into());
         picture.replace("the rotated image", size, |image, out| self.rotation.apply(image, degrees, out))
     }
 
@@ -116,6 +118,13 @@ impl Affine {
     fn at(&self, x: f64, y: f64) -> (f64, f64) {
         let [a, b, c, d, e, f] = self.0;
         (a * x + b * y + c, d * x + e * y + f)
+    }
+
+    /// The map from the source to the result. A rotation's determinant is never 0.
+    fn inverse(&self) -> Affine {
+        let [a, b, c, d, e, f] = self.0;
+        let by = a * e - b * d;
+        Affine([e, -b, b * f - c * e, -d, a, c * d - a * f].map(|value| value / by))
     }
 }
 
