@@ -21,10 +21,24 @@ from typing import Any
 from fuelrail import checks, interop
 from fuelrail.errors import ConfigError
 
-__all__ = ["Bytes", "Field", "Geometry", "Image", "Json", "Mask", "Numbers", "Text", "Views"]
+__all__ = [
+    "Boxes",
+    "Bytes",
+    "Field",
+    "Geometry",
+    "Image",
+    "Json",
+    "Keypoints",
+    "Mask",
+    "Numbers",
+    "Text",
+    "Views",
+]
 
 _OVERFLOW = checks.choice("bad", "cut")
 _MISSING = checks.choice("bad", "empty")
+_INVALID = checks.choice("bad", "drop")
+_BOX_FORMAT = checks.choice("xyxy", "xywh", "cxcywh", "xyxyn", "xywhn", "cxcywhn")
 #: The daemon enforces the real maximum.
 _COUNT = checks.whole(1, 1 << 62)
 
@@ -60,6 +74,16 @@ def _row(value: Any) -> list[int]:
     if isinstance(sizes, str) or not isinstance(sizes, Sequence):
         raise checks.Refused("the shape of one row: () for one number, (4,) for a box")
     return [_COUNT(size) for size in sizes]
+
+
+def _indices(value: Any) -> list[int]:
+    if (
+        isinstance(value, str)
+        or not isinstance(value, Sequence)
+        or not all(isinstance(at, int) for at in value)
+    ):
+        raise checks.Refused("a list of whole numbers, such as [0, 2, 1]")
+    return [checks.whole(0, 1 << 30)(at) for at in value]
 
 
 class Field:
@@ -207,6 +231,8 @@ class Numbers(Field):
 
     Args:
         part: the part of the record.
+        like: a Boxes field, if there is one row per box: what removes a box removes its row. `max_rows` and
+            `overflow` are then those of the boxes.
         dtype: their type in the batch. Default: as in the source; float32 from JSON lists of varying length.
         max_rows: the maximum number of rows, if records have different numbers of rows.
         row: the shape of one row, such as (4,) for boxes, if the source does not define it (JSON). Default: as in the
@@ -216,6 +242,7 @@ class Numbers(Field):
     """
 
     part: str
+    like: str | None = field(default=None, kw_only=True)
     dtype: Any = field(default=None, kw_only=True)
     max_rows: int | None = field(default=None, kw_only=True)
     row: Sequence[int] | None = field(default=None, kw_only=True)
@@ -224,7 +251,95 @@ class Numbers(Field):
 
     def __post_init__(self) -> None:
         self._checked(
-            part=_part, dtype=_dtype, max_rows=_COUNT, row=_row, overflow=_OVERFLOW, missing=_MISSING
+            part=_part,
+            like=checks.text("the name of a Boxes field"),
+            dtype=_dtype,
+            max_rows=_COUNT,
+            row=_row,
+            overflow=_OVERFLOW,
+            missing=_MISSING,
+        )
+
+
+@dataclass(frozen=True)
+class Boxes(Field):
+    """Bounding boxes that are cropped, resized, flipped and rotated as their image is: a `Ragged` of (4,) float32.
+
+    Boxes are clipped where a crop ends. They are removed only by `T.SanitizeBoundingBoxes` among the image's transforms.
+    Formats are "xyxy" (left, top, right, bottom), "xywh" (left, top, width, height: COCO) and "cxcywh" (centre, width,
+    height), in pixels; with an n ("cxcywhn": YOLO) as shares of the image's width and height.
+
+    Args:
+        part: the part of the record: rows of four numbers.
+        like: the field of the image.
+        format: the format in the source.
+        to: the format in the batch, in pixels (or shares) of the transformed image. Default: as in the source.
+        max_rows: the maximum number of boxes in a row, after the transforms.
+        overflow: what to do with a record with more boxes: "bad", or "cut" after the first `max_rows`.
+        missing: what to do with a record without them: "bad", or "empty" for no boxes.
+        invalid: what to do with a box with NaN, or with its right edge left of its left one: "bad" makes the record a
+            bad record, "drop" removes the box and the rows that follow it.
+    """
+
+    part: str
+    like: str = field(default="image", kw_only=True)
+    format: str = field(default="xyxy", kw_only=True)
+    to: str | None = field(default=None, kw_only=True)
+    max_rows: int = field(kw_only=True)
+    overflow: str = field(default="bad", kw_only=True)
+    missing: str = field(default="bad", kw_only=True)
+    invalid: str = field(default="bad", kw_only=True)
+
+    def __post_init__(self) -> None:
+        for name in ("format", "to"):
+            value = getattr(self, name)
+            if value is not None:  # torchvision's BoundingBoxFormat, or upper case
+                object.__setattr__(self, name, str(getattr(value, "name", value)).lower())
+        self._checked(
+            part=_part,
+            like=checks.text("the name of a field"),
+            format=_BOX_FORMAT,
+            to=_BOX_FORMAT,
+            max_rows=_COUNT,
+            overflow=_OVERFLOW,
+            missing=_MISSING,
+            invalid=_INVALID,
+        )
+
+
+@dataclass(frozen=True)
+class Keypoints(Field):
+    """Points that move as their image does: a `Ragged` of rows of (points, 2) or (points, 3) float32.
+
+    The part has rows of shape (points, 2), (points, 3), or flat (3 * points) as in COCO. The third number is the
+    visibility: a point with 0, or outside the transformed image, is delivered as 0, 0, 0. Without it, points outside
+    keep their coordinates.
+
+    Args:
+        part: the part of the record.
+        like: a Boxes field, if there is one row per box; or the field of the image.
+        max_rows: the maximum number of rows. Default: that of the boxes.
+        flip_indices: for each place, the point that takes it in a mirrored image (left and right are exchanged), such as
+            [0, 2, 1] for nose, left eye, right eye.
+        overflow: what to do with a record with more rows: "bad", or "cut" after the first `max_rows`.
+        missing: what to do with a record without them: "bad", or "empty" for no rows.
+    """
+
+    part: str
+    like: str = field(default="image", kw_only=True)
+    max_rows: int | None = field(default=None, kw_only=True)
+    flip_indices: Sequence[int] | None = field(default=None, kw_only=True)
+    overflow: str = field(default="bad", kw_only=True)
+    missing: str = field(default="bad", kw_only=True)
+
+    def __post_init__(self) -> None:
+        self._checked(
+            part=_part,
+            like=checks.text("the name of a field"),
+            max_rows=_COUNT,
+            flip_indices=_indices,
+            overflow=_OVERFLOW,
+            missing=_MISSING,
         )
 
 

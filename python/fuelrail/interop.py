@@ -128,8 +128,8 @@ class _Translator:
             arguments["sampler_options"] = item.options
         if name == "SanitizeBoundingBoxes" and callable(getattr(item, "labels_getter", None)):
             raise ConfigError(
-                f"{place} ({name}): labels_getter is a function, and the daemon runs no Python: say which fields follow the "
-                'boxes, as F.Numbers("labels", like="boxes")'
+                f"{place} ({name}): labels_getter is a function, and the daemon runs no Python: say which fields "
+                'follow the boxes, as F.Numbers("labels", like="boxes")'
             )
         for parameter in inspect.signature(step).parameters:
             if parameter not in arguments and hasattr(item, parameter):

@@ -406,9 +406,11 @@ struct Record<'a> {
 
 impl Record<'_> {
     /// The targets that a chain decides by.
-    fn targets_for(&self, chain: &Chain) -> Targets {
+    fn targets_for(&self, chain: &Chain, header: Header) -> Targets {
         match self.targets.iter().find(|(picture, _)| *picture == chain.picture) {
-            Some((_, targets)) if chain.program.needs_boxes().is_some() => targets.clone(),
+            Some((_, targets)) if chain.program.needs_boxes().is_some() => {
+                targets.in_pixels(header.upright())
+            }
             _ => Targets::default(),
         }
     }
@@ -448,7 +450,8 @@ impl Group {
             member.check_size(header, record.sizes).map_err(fault(member.picture))?;
             if let Some((_, targets)) = record.targets.iter().find(|(of, _)| *of == member.picture) {
                 let stream = Stream { key, number: member.chain.first };
-                let picture = Picture::sketch(header, buffers, *limits).with(targets.clone());
+                let targets = targets.in_pixels(header.upright());
+                let picture = Picture::sketch(header, buffers, *limits).with(targets);
                 let sketch = member.chain.program.sketch(picture, stream, limits);
                 record.moved.push((member.picture, sketch.map_err(fault(member.picture))?.targets));
             }
@@ -456,7 +459,7 @@ impl Group {
         for geometry in &self.geometries {
             let row = &mut *rows[geometry.picture];
             for stream in geometry.chain.streams(key) {
-                let targets = record.targets_for(&geometry.chain);
+                let targets = record.targets_for(&geometry.chain, header);
                 let picture = Picture::sketch(header, buffers, *limits).with(targets);
                 let sketch = geometry.chain.program.sketch(picture, stream, limits);
                 write_geometry(&sketch.map_err(fault(geometry.picture))?, header.upright(), row);
@@ -466,7 +469,7 @@ impl Group {
             && member.chain.views == 1
         {
             // Alone it decodes what it needs by itself, and into the buffer where it goes on.
-            let targets = record.targets_for(&member.chain);
+            let targets = record.targets_for(&member.chain, header);
             let picture = Picture::encoded(opened, buffers, *limits).with(targets);
             let stream = Stream { key, number: member.chain.first };
             let done = member.chain.program.run(picture, stream, false, limits, rows[member.picture]);
@@ -475,7 +478,7 @@ impl Group {
         let mut needed: Option<Rect> = None;
         for member in &self.members {
             for stream in member.chain.streams(key) {
-                let targets = record.targets_for(&member.chain);
+                let targets = record.targets_for(&member.chain, header);
                 let picture = Picture::sketch(header, buffers, *limits).with(targets);
                 let sketch = member.chain.program.sketch(picture, stream, limits);
                 let stored = sketch.map_err(fault(member.picture))?.stored;
@@ -488,7 +491,7 @@ impl Group {
             let Chain { program, .. } = &member.chain;
             let parts = rows[member.picture].chunks_exact_mut(program.pass.spec.row_bytes());
             for (stream, row) in member.chain.streams(key).zip(parts) {
-                let targets = record.targets_for(&member.chain);
+                let targets = record.targets_for(&member.chain, header);
                 let picture = Picture::shared(shared, buffers, *limits).with(targets);
                 program.run(picture, stream, false, limits, row).map_err(fault(member.picture))?;
             }

@@ -26,6 +26,8 @@ pub struct TargetSet {
     pub rows: Vec<u32>,
     /// Whether the rows are boxes, so that some may be removed.
     pub has_boxes: bool,
+    /// Whether boxes and points come as shares of the image's sides.
+    pub relative: bool,
 }
 
 /// Points of all rows of a set.
@@ -33,8 +35,8 @@ pub struct TargetSet {
 pub struct Points {
     /// Points of one row.
     pub each: usize,
-    /// x and y of all points, row by row.
-    pub points: Vec<[f64; 2]>,
+    /// x, y and visibility of all points, row by row. The visibility is the user's own number and goes with its point.
+    pub points: Vec<[f64; 3]>,
     /// Where the point of each place comes from when the image is mirrored; empty where all stay.
     pub mirrored: Vec<usize>,
 }
@@ -43,12 +45,12 @@ impl TargetSet {
     /// These boxes, with all that belongs to them; `points` have as many rows.
     pub fn of_boxes(boxes: Vec<[f64; 4]>, points: Vec<Points>) -> Self {
         let rows = (0..boxes.len() as u32).collect();
-        TargetSet { boxes, points, rows, has_boxes: true }
+        TargetSet { boxes, points, rows, has_boxes: true, relative: false }
     }
 
     /// Keypoints alone, so many rows.
     pub fn of_points(points: Points, rows: u32) -> Self {
-        TargetSet { boxes: Vec::new(), points: vec![points], rows: (0..rows).collect(), has_boxes: false }
+        TargetSet { points: vec![points], rows: (0..rows).collect(), ..TargetSet::default() }
     }
 
     /// Keeps the rows of which `keep` says so.
@@ -77,8 +79,19 @@ impl Targets {
         self.sets.iter_mut().flat_map(|set| &mut set.boxes)
     }
 
-    fn points_mut(&mut self) -> impl Iterator<Item = &mut [f64; 2]> {
+    fn points_mut(&mut self) -> impl Iterator<Item = &mut [f64; 3]> {
         self.sets.iter_mut().flat_map(|set| &mut set.points).flat_map(|points| &mut points.points)
+    }
+
+    /// The same in pixels of an image of this size (width, height).
+    pub(crate) fn in_pixels(&self, size: (usize, usize)) -> Self {
+        let mut targets = self.clone();
+        for set in targets.sets.iter_mut().filter(|set| set.relative) {
+            let mut alone = Targets { sets: vec![std::mem::take(set)] };
+            alone.scale((1, 1), size);
+            *set = TargetSet { relative: false, ..alone.sets.remove(0) };
+        }
+        targets
     }
 
     /// All boxes of the image.
@@ -104,7 +117,10 @@ impl Targets {
             *right += x;
             *bottom += y;
         });
-        self.points_mut().for_each(|point| *point = [point[0] + x, point[1] + y]);
+        self.points_mut().for_each(|point| {
+            point[0] += x;
+            point[1] += y;
+        });
     }
 
     /// The image of `from` pixels (width, height) becomes one of `to`.
@@ -116,7 +132,10 @@ impl Targets {
             *right *= x;
             *bottom *= y;
         });
-        self.points_mut().for_each(|point| *point = [point[0] * x, point[1] * y]);
+        self.points_mut().for_each(|point| {
+            point[0] *= x;
+            point[1] *= y;
+        });
     }
 
     /// An image of this size (width, height) is flipped.
@@ -167,7 +186,7 @@ impl Targets {
             let most = |axis: usize| corners.iter().fold(f64::NEG_INFINITY, |most, at| most.max(at[axis]));
             *one = [least(0), least(1), most(0), most(1)];
         });
-        self.points_mut().for_each(|point| *point = forward(*point));
+        self.points_mut().for_each(|[x, y, _]| [*x, *y] = forward([*x, *y]));
     }
 
     /// Boxes end where the image (width, height) does.
@@ -189,7 +208,7 @@ mod tests {
     fn set(boxes: &[[f64; 4]]) -> Targets {
         let points = Points {
             each: 2,
-            points: boxes.iter().flat_map(|b| [[b[0], b[1]], [b[2], b[3]]]).collect(),
+            points: boxes.iter().flat_map(|b| [[b[0], b[1], 1.0], [b[2], b[3], 2.0]]).collect(),
             mirrored: vec![1, 0],
         };
         Targets { sets: vec![TargetSet::of_boxes(boxes.to_vec(), vec![points])] }
@@ -202,12 +221,15 @@ mod tests {
         let set = &targets.sets[0];
         assert_eq!(set.rows, [0, 2]);
         assert_eq!(set.boxes, [[0.0, 0.0, 2.0, 2.0], [1.0, 2.0, 3.0, 4.0]]);
-        assert_eq!(set.points[0].points, [[0.0, 0.0], [2.0, 2.0], [1.0, 2.0], [3.0, 4.0]]);
+        assert_eq!(
+            set.points[0].points,
+            [[0.0, 0.0, 1.0], [2.0, 2.0, 2.0], [1.0, 2.0, 1.0], [3.0, 4.0, 2.0]]
+        );
     }
 
     #[test]
     fn keypoints_alone_are_not_removed_with_boxes() {
-        let points = Points { each: 1, points: vec![[1.0, 1.0]], mirrored: Vec::new() };
+        let points = Points { each: 1, points: vec![[1.0, 1.0, 0.0]], mirrored: Vec::new() };
         let mut targets = Targets { sets: vec![TargetSet::of_points(points, 1)] };
         targets.retain(|_| false);
         assert_eq!(targets.sets[0].rows, [0]);
@@ -218,8 +240,8 @@ mod tests {
         let mut targets = set(&[[1.0, 2.0, 3.0, 4.0]]);
         targets.flip((10, 10), true, false);
         assert_eq!(targets.sets[0].boxes, [[7.0, 2.0, 9.0, 4.0]]);
-        assert_eq!(targets.sets[0].points[0].points, [[6.0, 4.0], [8.0, 2.0]]);
+        assert_eq!(targets.sets[0].points[0].points, [[6.0, 4.0, 2.0], [8.0, 2.0, 1.0]]);
         targets.flip((10, 10), true, true);
-        assert_eq!(targets.sets[0].points[0].points, [[3.0, 5.0], [1.0, 7.0]]);
+        assert_eq!(targets.sets[0].points[0].points, [[3.0, 5.0, 2.0], [1.0, 7.0, 1.0]]);
     }
 }

@@ -73,15 +73,45 @@ fn arguments(field: &FieldConfig, fields: &[FieldConfig], config: &PipelineConfi
             }
             Ok(())
         }
-        FieldConfig::Numbers(of) => numbers(of),
+        FieldConfig::Numbers(of) => numbers(of, fields),
+        FieldConfig::Boxes(of) => {
+            room(Some(of.max_rows))?;
+            is_image(&of.like, fields)
+        }
+        FieldConfig::Keypoints(of) => {
+            room(of.max_rows)?;
+            if is_boxes(&of.like, fields) { Ok(()) } else { is_image(&of.like, fields) }
+        }
     }
 }
 
-fn numbers(of: &NumbersField) -> Result<(), String> {
-    match of.max_rows {
+fn room(rows: Option<u64>) -> Result<(), String> {
+    match rows {
         Some(rows) if !(1..=MAX_CAP).contains(&rows) => {
             Err(format!("max_rows = {rows} is not between 1 and {MAX_CAP}"))
         }
+        _ => Ok(()),
+    }
+}
+
+fn is_boxes(of: &str, fields: &[FieldConfig]) -> bool {
+    fields.iter().any(|other| matches!(other, FieldConfig::Boxes(_)) && other.name() == of)
+}
+
+fn numbers(of: &NumbersField, fields: &[FieldConfig]) -> Result<(), String> {
+    room(of.max_rows)?;
+    if let Some(like) = &of.like {
+        if !is_boxes(like, fields) {
+            return Err(format!(
+                "like = {like:?} does not name a field of type Boxes, whose rows these would follow"
+            ));
+        }
+        if of.max_rows.is_some() || of.overflow != Overflow::Bad {
+            return Err("max_rows and overflow are those of the boxes that it follows; leave them out".into());
+        }
+        return Ok(());
+    }
+    match of.max_rows {
         None if of.row.is_some() || of.overflow != Overflow::Bad || of.missing != Missing::Bad => {
             Err("row, overflow and missing apply only to numbers with a varying number of rows: set max_rows"
                 .into())

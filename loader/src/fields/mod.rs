@@ -18,6 +18,7 @@
 mod check;
 mod config;
 pub(crate) mod numbers;
+mod targets;
 mod variable;
 
 use fuelrail_connectors::{Cut, ElementType, FieldSpec, PartKind, Schema};
@@ -27,14 +28,15 @@ use fuelrail_transforms::{
 };
 
 use self::numbers::Cast;
+use self::targets::Moving;
 use self::variable::{Limit, Ragged};
 use crate::config::{Finish, PipelineConfig};
 use crate::layout::{Content, Element, Finishing, RowShape};
 use crate::ring::RowWriter;
 
 pub use self::config::{
-    BytesField, FieldConfig, GeometryField, ImageField, MaskDtype, MaskField, Missing, NumbersField,
-    Overflow, ViewsField, wanted,
+    BoxFormat, BoxesField, BytesField, FieldConfig, GeometryField, ImageField, Invalid, KeypointsField,
+    MaskDtype, MaskField, Missing, NumbersField, Overflow, ViewsField, wanted,
 };
 
 pub use self::check::check;
@@ -74,6 +76,7 @@ pub fn short(config: &PipelineConfig, schema: &Schema) -> Vec<FieldConfig> {
         FieldConfig::Numbers(NumbersField {
             name: field.name.clone(),
             part: field.name.clone(),
+            like: None,
             dtype: None,
             max_rows: None,
             row: None,
@@ -91,6 +94,10 @@ fn output(config: &PipelineConfig) -> OutputConfig {
     };
     OutputConfig { dtype: config.dtype, layout: config.layout, finish }
 }
+
+/// Why a chain cannot stand without boxes.
+const NEEDS_BOXES: &str =
+    "works on boxes: give the image a field of type Boxes that follows it (like = its name), in fields";
 
 /// Where the encoded image of a picture is in a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -124,6 +131,8 @@ pub struct Fields {
     may_lack: Vec<usize>,
     /// Of each picture: its place among the row's fields.
     places: Vec<usize>,
+    /// What moves with pictures.
+    moving: Moving,
     /// Of each picture: its part, for errors; absent for the source's own image.
     parts: Vec<Option<String>>,
 }
@@ -148,8 +157,10 @@ impl Fields {
             images: Vec::new(),
             may_lack: Vec::new(),
             places: Vec::new(),
+            moving: Moving::default(),
             parts: Vec::new(),
         };
+        let mut placed = Vec::new();
         let mut pictures: Vec<(&str, PictureConfig)> = Vec::new();
         for field in fields {
             let name = field.name().to_owned();
@@ -166,11 +177,24 @@ impl Fields {
                 continue;
             }
             let place = made.rows.len();
+            if targets::moves(field) {
+                // What they are is known when all images are.
+                let rows = RowShape::variable(name.clone(), Content::Ragged, Element::F32, Vec::new());
+                made.rows.extend(rows);
+                placed.push((place, field));
+                continue;
+            }
             let (rows, make) = made.other(field).map_err(named)?;
             made.rows.extend(rows);
             made.makes.push((place, make));
         }
         made.may_lack = made.may_lack(fields);
+        let names: Vec<&str> = pictures.iter().map(|(name, _)| *name).collect();
+        let (moving, rows) = Moving::compile(&placed, fields, schema, &names)?;
+        made.moving = moving;
+        for (place, shapes) in rows {
+            made.rows.splice(place..place + 2, shapes);
+        }
         if !pictures.is_empty() {
             let sizes: Vec<_> = made.images.iter().map(|at| size.filter(|_| *at == ImageAt::Own)).collect();
             let limits = Limits { max_sample_bytes: config.max_sample_bytes, truncated: config.truncated };
@@ -181,6 +205,19 @@ impl Fields {
             })?;
             for ((picture, &place), spec) in configs.iter().zip(&made.places).zip(compiled.outputs()) {
                 made.rows[place] = picture_row(&made.rows[place].name, picture, spec);
+            }
+            for (picture, config) in configs.iter().enumerate() {
+                if let Some(place) = compiled.needs_boxes(picture)
+                    && !made.moving.has_boxes(picture)
+                {
+                    let step = config.transforms[place].name();
+                    return Err(match short {
+                        Some(_) => format!("transforms[{place}] {step} {NEEDS_BOXES}"),
+                        None => {
+                            format!("field {:?}: transforms[{place}] {step} {NEEDS_BOXES}", names[picture])
+                        }
+                    });
+                }
             }
             made.pictures = Some(compiled);
         }
@@ -408,7 +445,8 @@ impl Fields {
         scratch: &mut Scratch,
         writer: &mut RowWriter,
     ) -> Result<(), String> {
-        if let ([place], [ImageAt::Own]) = (&self.places[..], &self.images[..]) {
+        if let ([place], [ImageAt::Own], true) = (&self.places[..], &self.images[..], self.moving.is_empty())
+        {
             let drawn = pictures.apply(&[Some(cut.image)], key, scratch, &mut [writer.bytes(*place)]);
             return drawn.map_err(|error| error.to_string());
         }
@@ -430,11 +468,18 @@ impl Fields {
         let mut rows: Vec<_> = writer.all().into_iter().map(Some).collect();
         let mut own: Vec<&mut [u8]> =
             self.places.iter().map(|&place| rows[place].take().expect("each has its own place")).collect();
-        let drawn = pictures.apply(&encoded, key, scratch, &mut own);
+        let mut moved = self.moving.read(&self.schema, cut)?;
+        let drawn = pictures.apply_with(&encoded, key, scratch, &mut own, &mut moved);
         drawn.map_err(|error| match &self.parts[error.picture] {
             None => error.to_string(),
             Some(part) => format!("part {part:?}: {error}"),
-        })
+        })?;
+        let size = |picture: usize| {
+            // (C, H, W)
+            let shape = &self.rows[self.places[picture]].shape;
+            (shape[2] as f64, shape[1] as f64)
+        };
+        self.moving.write(&self.schema, cut, &moved, size, writer)
     }
 }
 

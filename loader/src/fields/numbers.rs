@@ -33,6 +33,11 @@ impl Cast {
         Ok(Self { from, to, count: count as usize })
     }
 
+    /// The type of what is read.
+    pub fn from(self) -> ElementType {
+        self.from
+    }
+
     /// The type of what is written.
     pub fn to(self) -> ElementType {
         self.to

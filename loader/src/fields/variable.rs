@@ -11,7 +11,8 @@ use crate::layout::Content;
 pub(super) const MISSING: &str = "the record does not have it";
 
 /// The same where a field may be empty.
-const MAY_BE_EMPTY: &str = "the record does not have it; missing=\"empty\" delivers an empty value instead";
+pub(super) const MAY_BE_EMPTY: &str =
+    "the record does not have it; missing=\"empty\" delivers an empty value instead";
 
 /// JSON may be nested this deep, as deep as Python's own parser goes without trouble.
 const MAX_DEPTH: usize = 128;
@@ -27,7 +28,7 @@ pub(super) struct Limit {
 
 impl Limit {
     /// How many of `have` are taken.
-    fn take(self, have: u64, what: &str, key: &str) -> Result<u64, String> {
+    pub(super) fn take(self, have: u64, what: &str, key: &str) -> Result<u64, String> {
         match self.overflow {
             _ if have <= self.most => Ok(have),
             Overflow::Cut => Ok(self.most),

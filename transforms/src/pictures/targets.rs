@@ -36,7 +36,7 @@ fn moved(
     let mut parts: Vec<&mut [u8]> = rows.iter_mut().map(Vec::as_mut_slice).collect();
     let (image, map) = (png(w, h, 3), drawn(w, h, one));
     let edges = one.map(|edge| edge as f64);
-    let corner = Points { each: 1, points: vec![[edges[0], edges[1]]], mirrored: Vec::new() };
+    let corner = Points { each: 1, points: vec![[edges[0], edges[1], 2.0]], mirrored: Vec::new() };
     let mut targets = [(0, Targets { sets: vec![TargetSet::of_boxes(vec![edges], vec![corner])] })];
     let (key, scratch) = (at(position), &mut Scratch::default());
     pictures.apply_with(&[Some(&image), Some(&map)], key, scratch, &mut parts, &mut targets).unwrap();
