@@ -125,9 +125,26 @@ def test_random_steps_become_ours_with_all_their_arguments(module: Any) -> None:
         (m.ColorJitter(0.4, (0.5, 2), 0, 0.1), T.ColorJitter([0.6, 1.4], [0.5, 2.0], None, [-0.1, 0.1])),
         (m.GaussianBlur((3, 5), (0.2, 1.5)), T.GaussianBlur([3, 5], [0.2, 1.5])),
         (m.RandomErasing(0.4, (0.1, 0.2), (0.5, 2), value=3), T.RandomErasing(0.4, [0.1, 0.2], [0.5, 2], 3)),
+        (
+            m.RandomAffine(0, (0.1, 0.2), (0.5, 2), (1, 2, 3, 4), Mode.BILINEAR, 5, [1, 2]),
+            T.RandomAffine([0.0, 0.0], [0.1, 0.2], [0.5, 2], [1, 2, 3, 4], "bilinear", 5, [1, 2]),
+        ),
+        (m.RandomAffine(5, shear=3), T.RandomAffine([-5.0, 5.0], shear=[-3.0, 3.0])),
+        (m.RandomPerspective(0.3, 0.2, fill=4), T.RandomPerspective(0.3, 0.2, "bilinear", 4)),
+        (m.ElasticTransform(30.0, 4.0), T.ElasticTransform([30.0, 30.0], [4.0, 4.0])),
+        (m.RandomSolarize(99, 0.3), T.RandomSolarize(99, 0.3)),
+        (m.RandomPosterize(3, 0.3), T.RandomPosterize(3, 0.3)),
+        (m.RandomEqualize(0.3), T.RandomEqualize(0.3)),
+        (m.RandomAutocontrast(0.3), T.RandomAutocontrast(0.3)),
+        (m.RandomInvert(0.3), T.RandomInvert(0.3)),
+        (m.RandomAdjustSharpness(2, 0.3), T.RandomAdjustSharpness(2, 0.3)),
     ]
     if m is v2:
-        pairs.append((m.GaussianNoise(0.1, 0.2), T.GaussianNoise(0.1, 0.2)))
+        pairs += [
+            (m.GaussianNoise(0.1, 0.2), T.GaussianNoise(0.1, 0.2)),
+            (m.RandomPhotometricDistort(p=0.3), T.RandomPhotometricDistort(p=0.3)),
+            (m.RandomChannelPermutation(), T.RandomChannelPermutation()),
+        ]
     flat = lambda config: {  # noqa: E731
         key: _numbers(value) for key, value in config.items() if value is not None
     }
@@ -135,6 +152,47 @@ def test_random_steps_become_ours_with_all_their_arguments(module: Any) -> None:
         steps, dtype = chain(theirs)
         assert [flat(step) for step in steps] == [flat(ours.config())], theirs
         assert dtype is None
+
+
+@pytest.mark.parametrize("module", [v1, v2], ids=["v1", "v2"])
+def test_steps_made_of_steps_become_ours_with_all_that_is_in_them(module: Any) -> None:
+    m = module
+    theirs = m.Compose(
+        [
+            m.RandomApply([m.ColorJitter(0.4, 0.4, 0.4, 0.1)], p=0.8),
+            m.RandomChoice(
+                [m.RandomInvert(), m.Compose([m.RandomEqualize(), m.RandomVerticalFlip()])], p=[1, 3]
+            ),
+            m.RandomOrder(
+                [m.RandomApply(torch.nn.ModuleList([m.RandomAutocontrast()])), m.RandomHorizontalFlip()]
+            ),
+            m.CenterCrop(8),
+            m.ToTensor(),
+            m.RandomApply([m.RandomSolarize(0.5)]),
+        ]
+    )
+    steps, dtype = chain(theirs)
+    assert dtype == "f32" and [step["type"] for step in steps] == [
+        "RandomApply",
+        "RandomChoice",
+        "RandomOrder",
+        "CenterCrop",
+        "RandomApply",
+    ]
+    assert steps[0]["p"] == 0.8 and steps[0]["transforms"][0]["brightness"] == [0.6, 1.4]
+    weights = [weight / sum(steps[1]["p"]) for weight in steps[1]["p"]]
+    assert weights == [0.25, 0.75]
+    both = T.RandomApply([T.RandomEqualize(), T.RandomVerticalFlip()], p=1.0).config()
+    assert steps[1]["transforms"] == [T.RandomInvert().config(), both]
+    assert (
+        steps[2]
+        == T.RandomOrder([T.RandomApply([T.RandomAutocontrast()]), T.RandomHorizontalFlip()]).config()
+    )
+    assert steps[4]["transforms"][0]["threshold"] == 127.5, (
+        "in levels, though 0.5 stands for them after ToTensor"
+    )
+    # Ours may hold theirs.
+    assert T.RandomApply([m.RandomInvert(0.3)]).config() == T.RandomApply([T.RandomInvert(0.3)]).config()
 
 
 def _numbers(value: Any) -> Any:
@@ -164,7 +222,17 @@ def test_erasing_after_normalize_keeps_its_value_and_random_stays_random() -> No
         ),
         (lambda: [v1.Compose([v1.AutoAugment()])], r"transforms\[0\]\[0\] is torchvision's AutoAugment"),
         (lambda: v1.Lambda(lambda image: image), r"Lambda"),
-        (lambda: v2.RandomApply([v2.Grayscale()]), r"RandomApply"),
+        (
+            lambda: v2.RandomApply([v2.RandomInvert(), torch.nn.Flatten()]),
+            r"transforms \(RandomApply\): transforms\[1\] is torch.*Flatten",
+        ),
+        (
+            lambda: [v2.RandomOrder([v2.ToTensor()])],
+            r"transforms\[0\] \(RandomOrder\): .*ToTensor.*move it out",
+        ),
+        (lambda: v2.RandomAffine(5, fill={"others": 3}), r"RandomAffine.*fill=.*number"),
+        (lambda: T.RandomApply(T.RandomInvert()), r"RandomApply: transforms must be a list"),
+        (lambda: T.RandomChoice([T.RandomInvert(), 3]), r"RandomChoice: transforms\[1\] is 3"),
         (lambda: v2.Compose([v2.ToImage(), v2.ToDtype(torch.float32)]), r"scale=True"),
         (lambda: v1.ConvertImageDtype(torch.float64), r"float64.*daemon"),
         (lambda: v2.Pad(2, fill={"others": 3}), r"fill=.*number"),

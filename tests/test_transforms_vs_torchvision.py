@@ -133,6 +133,104 @@ GEOMETRY: dict[str, Chain] = {
     for mode in (Mode.NEAREST, Mode.BILINEAR)
 }
 
+ALL_FILTERS = (Mode.NEAREST, Mode.BILINEAR, Mode.BICUBIC)
+
+# The same integers, or the same floats cut off: not a level may differ. Fixed parameters are numbers that torchvision's
+# float32 holds exactly.
+EXACT: dict[str, Chain] = (
+    {
+        "RandomAffine that does nothing": lambda t: [t.RandomAffine(0), middle(t)],
+        "RandomAffine about a corner": lambda t: [t.RandomAffine((25, 25), center=(0, 0)), middle(t)],
+        "RandomPerspective never": lambda t: [t.RandomPerspective(0.5, p=0), middle(t)],
+        "RandomPerspective by nothing": lambda t: [
+            t.RandomPerspective(0.0, p=1, interpolation=Mode.NEAREST),
+            middle(t),
+        ],
+        "ElasticTransform by nothing": lambda t: [t.ElasticTransform(0.0, 2.0), middle(t)],
+        "RandomSolarize": lambda t: [t.RandomSolarize(100, p=1), middle(t)],
+        "RandomSolarize at a fraction": lambda t: [t.RandomSolarize(127.5, p=1), middle(t)],
+        "RandomSolarize never": lambda t: [t.RandomSolarize(100, p=0), middle(t)],
+        "RandomEqualize": lambda t: [t.RandomEqualize(p=1), middle(t)],
+        "RandomEqualize after a crop": lambda t: [middle(t), t.RandomEqualize(p=1)],
+        "RandomAutocontrast": lambda t: [t.RandomAutocontrast(p=1), middle(t)],
+        "RandomAutocontrast of a dull image": lambda t: [
+            t.ColorJitter(brightness=(0.3, 0.3)),
+            t.RandomAutocontrast(p=1),
+            middle(t),
+        ],
+        "RandomInvert": lambda t: [t.RandomInvert(p=1), middle(t)],
+        "RandomAdjustSharpness after a flip": lambda t: [
+            t.RandomHorizontalFlip(1),
+            t.RandomAdjustSharpness(2, p=1),
+            middle(t),
+        ],
+        "tables of levels after each other": lambda t: [
+            t.RandomInvert(p=1),
+            t.ColorJitter(contrast=(1.4, 1.4)),
+            t.RandomPosterize(4, p=1),
+            t.RandomHorizontalFlip(1),
+            t.RandomEqualize(p=1),
+            middle(t),
+            t.RandomAutocontrast(p=1),
+            t.RandomSolarize(90, p=1),
+            t.Resize((40, 30)),
+            t.RandomEqualize(p=1),
+        ],
+        "gray levels": lambda t: [
+            t.Grayscale(),
+            t.RandomEqualize(1),
+            t.RandomAdjustSharpness(0.3, 1),
+            middle(t),
+        ],
+        "RandomApply always": lambda t: [t.RandomApply([t.RandomInvert(1), t.Pad(3)], p=1), middle(t)],
+        "RandomApply never": lambda t: [t.RandomApply([t.RandomInvert(1)], p=0), middle(t)],
+        "RandomChoice of one": lambda t: [t.RandomChoice([t.RandomInvert(1), t.Pad(9)], p=[1, 0]), middle(t)],
+        "RandomChoice of a Compose": lambda t: [
+            t.RandomChoice([t.Compose([t.RandomInvert(1), t.Pad(3)]), t.Pad(9)], p=[1, 0]),
+            middle(t),
+        ],
+        "RandomOrder of alike": lambda t: [t.RandomOrder([t.Pad(2), t.Pad(3)]), middle(t)],
+        "RandomOrder around RandomApply": lambda t: [
+            t.RandomOrder([t.RandomApply([t.RandomPosterize(2, 1)], p=1), t.RandomHorizontalFlip(1)]),
+            middle(t),
+        ],
+    }
+    | {
+        f"RandomPosterize to {bits} bits": lambda t, bits=bits: [t.RandomPosterize(bits, p=1), middle(t)]
+        for bits in (1, 2, 4, 8)
+    }
+    | {
+        f"RandomAdjustSharpness {factor}": lambda t, factor=factor: [
+            t.RandomAdjustSharpness(factor, p=1),
+            middle(t),
+        ]
+        for factor in (0, 0.4, 1, 1.9, 7.5)
+    }
+    | {
+        f"RandomAffine, {mode.value}": lambda t, mode=mode: [
+            t.RandomAffine(
+                (17, 17), scale=(0.75, 0.75), shear=(11, 11, -6, -6), interpolation=mode, fill=(9, 8, 77)
+            ),
+            middle(t),
+        ]
+        for mode in ALL_FILTERS
+    }
+    | {
+        f"RandomAffine that scales, {mode.value}": lambda t, mode=mode: [
+            t.RandomAffine(0, scale=(1.375, 1.375), interpolation=mode),
+            middle(t),
+        ]
+        for mode in ALL_FILTERS
+    }
+    | {
+        "RandomRotation bicubic": lambda t: [t.RandomRotation((17, 17), Mode.BICUBIC, fill=50), middle(t)],
+        "RandomRotation bicubic that expands": lambda t: [
+            t.RandomRotation((-33, -33), Mode.BICUBIC, expand=True),
+            middle(t),
+        ],
+    }
+)
+
 SQUARE: dict[str, Chain] = {
     "RandomResizedCrop of the whole": lambda t: [t.RandomResizedCrop(40, scale=(1, 1), ratio=(1, 1))],
     "RandomResizedCrop of the whole, bicubic": lambda t: [
@@ -204,6 +302,13 @@ def test_geometry_is_torchvisions(name: str, pictures: list[Image.Image], tmp_pa
     if "(32, 32)" in name:
         chosen = [picture for picture in pictures if min(picture.size) >= 32]
     both(name, GEOMETRY[name], chosen, tmp_path, levels=1)
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_what_pillow_does_in_integers_is_the_same_to_the_last_bit(
+    name: str, pictures: list[Image.Image], tmp_path: Path
+) -> None:
+    both(name, EXACT[name], pictures, tmp_path, levels=0)
 
 
 @pytest.mark.parametrize("name", SQUARE)

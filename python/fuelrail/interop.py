@@ -20,6 +20,9 @@ from fuelrail.transforms import Transform
 # torchvision's containers, and the attribute with their contents.
 _CONTAINERS = ("Compose", "Sequential")
 
+# torchvision's steps that are made of steps.
+_MADE_OF_STEPS = ("RandomApply", "RandomChoice", "RandomOrder")
+
 # Conversions, and their output dtype: None if the object defines it, "" if it does not change.
 _CONVERSIONS = {
     "ToTensor": "f32",
@@ -42,6 +45,32 @@ def chain(given: Any) -> tuple[list[dict[str, Any]], str | None]:
     for place, item in _steps(given, "transforms"):
         translator.add(place, item)
     return translator.steps, translator.dtype
+
+
+def inside(name: str, given: Any) -> list[Any]:
+    """The steps of a step that is made of steps: ours as they are, a list of several as one step, torchvision's
+    translated. `name` is the outer step's.
+    """
+    if isinstance(given, Transform | Mapping | str) or not hasattr(given, "__iter__"):
+        raise ConfigError(f"{name}: transforms must be a list of transforms, not {shown(given)}")
+    return [_one_step(f"{name}: transforms[{at}]", item, _Translator()) for at, item in enumerate(given)]
+
+
+def _one_step(place: str, item: Any, translator: _Translator) -> Any:
+    """One step for an item of a step that is made of steps."""
+    if isinstance(item, Transform):
+        return item
+    dtype = translator.dtype
+    inner = _Translator(on_tensors=translator.on_tensors, normalized=translator.normalized, dtype=dtype)
+    for at, step in _steps(item, place):
+        inner.add(at, step)
+    if inner.dtype != dtype or inner.on_tensors != translator.on_tensors:
+        raise ConfigError(
+            f"{place}: a conversion such as ToTensor changes all images or none; move it out, to the end of the chain"
+        )
+    if len(inner.steps) == 1:
+        return inner.steps[0]
+    return {"type": "RandomApply", "transforms": inner.steps, "p": 1.0}
 
 
 def _steps(given: Any, place: str) -> Iterator[tuple[str, Any]]:
@@ -73,10 +102,11 @@ class _Translator:
     are on the scale where white is 1, and `antialias` has an effect.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, on_tensors: bool = False, normalized: bool = False, dtype: str | None = None) -> None:
         self.steps: list[dict[str, Any]] = []
-        self.dtype: str | None = None
-        self.on_tensors = self.normalized = False
+        self.dtype = dtype
+        self.on_tensors = on_tensors
+        self.normalized = normalized
 
     def add(self, place: str, item: Any) -> None:
         if isinstance(item, Transform):
@@ -94,6 +124,13 @@ class _Translator:
             self._translate(place, "CenterCrop", item, {"size": item.crop_size})
             self.dtype, self.on_tensors = "f32", True
             self._translate(place, "Normalize", item, {})
+        elif type(item).__name__ in _MADE_OF_STEPS:
+            name = type(item).__name__
+            steps = [
+                _one_step(f"{place} ({name}): transforms[{at}]", step, self)
+                for at, step in enumerate(item.transforms)
+            ]
+            self._translate(place, name, item, {"transforms": steps})
         elif type(item).__name__ in _STEPS:
             self._translate(place, type(item).__name__, item, {})
         else:
@@ -135,6 +172,8 @@ class _Translator:
             if parameter not in arguments and hasattr(item, parameter):
                 value = getattr(item, parameter)
                 arguments[parameter] = _one(value) if parameter in ("size", "padding", "fill") else value
+        if "threshold" in arguments:
+            arguments["threshold"] = self._levels(arguments["threshold"])
         for parameter, value in arguments.items():
             if callable(value) or isinstance(value, Mapping):
                 raise ConfigError(

@@ -28,7 +28,7 @@ class Transform:
 
     def config(self) -> dict[str, Any]:
         """The transform as the daemon takes it."""
-        return {"type": type(self).__name__, **self._arguments}
+        return {"type": type(self).__name__, **_config(self._arguments)}
 
     def __repr__(self) -> str:
         arguments = ", ".join(f"{key}={value!r}" for key, value in self._arguments.items())
@@ -41,8 +41,19 @@ class Transform:
         return hash(repr(self))
 
 
+def _config(value: Any) -> Any:
+    """Transforms among arguments as the daemon takes them."""
+    if isinstance(value, Transform):
+        return value.config()
+    if isinstance(value, dict):
+        return {key: _config(item) for key, item in value.items()}
+    return [_config(item) for item in value] if isinstance(value, list) else value
+
+
 def _plain(value: Any) -> Any:
     """Tuples to lists; torchvision's `InterpolationMode` to its name."""
+    if isinstance(value, Transform):
+        return value
     if hasattr(value, "value"):  # an Enum member
         value = value.value
     if isinstance(value, (list, tuple)):
@@ -253,6 +264,60 @@ class RandomRotation(Transform):
         )
 
 
+class RandomAffine(Transform):
+    """Rotate, move, scale and shear by random amounts; the size stays.
+
+    degrees: [min, max], or one number d for [-d, d]. translate: the largest shares of width and height. scale: [min,
+    max]. shear: degrees along x as `degrees`, or [min, max] along x and then along y.
+    """
+
+    def __init__(
+        self,
+        degrees: Number | Sequence[Number],
+        translate: Sequence[float] | None = None,
+        scale: Sequence[float] | None = None,
+        shear: Number | Sequence[Number] | None = None,
+        interpolation: Any = "nearest",
+        fill: Number | Sequence[Number] = 0,
+        center: Sequence[float] | None = None,
+    ) -> None:
+        super().__init__(
+            degrees=degrees,
+            translate=translate,
+            scale=scale,
+            shear=shear,
+            interpolation=interpolation,
+            fill=fill,
+            center=center,
+        )
+
+
+class RandomPerspective(Transform):
+    """With probability `p`, move the corners inwards, by up to half of the image for `distortion_scale=1`."""
+
+    def __init__(
+        self,
+        distortion_scale: float = 0.5,
+        p: float = 0.5,
+        interpolation: Any = "bilinear",
+        fill: Number | Sequence[Number] = 0,
+    ) -> None:
+        super().__init__(distortion_scale=distortion_scale, p=p, interpolation=interpolation, fill=fill)
+
+
+class ElasticTransform(Transform):
+    """Move each pixel by a random field, of strength `alpha` and smoothness `sigma` in pixels."""
+
+    def __init__(
+        self,
+        alpha: Number | Sequence[Number] = 50.0,
+        sigma: Number | Sequence[Number] = 5.0,
+        interpolation: Any = "bilinear",
+        fill: Number | Sequence[Number] = 0,
+    ) -> None:
+        super().__init__(alpha=alpha, sigma=sigma, interpolation=interpolation, fill=fill)
+
+
 class Grayscale(Transform):
     """Make the image gray, with 1 channel or with the same gray value in 3."""
 
@@ -278,6 +343,69 @@ class ColorJitter(Transform):
         hue: Number | Sequence[float] | None = None,
     ) -> None:
         super().__init__(brightness=brightness, contrast=contrast, saturation=saturation, hue=hue)
+
+
+class RandomPhotometricDistort(Transform):
+    """Change brightness, contrast, saturation, hue and the order of channels, each with probability `p`."""
+
+    def __init__(
+        self,
+        brightness: Sequence[float] = (0.875, 1.125),
+        contrast: Sequence[float] = (0.5, 1.5),
+        saturation: Sequence[float] = (0.5, 1.5),
+        hue: Sequence[float] = (-0.05, 0.05),
+        p: float = 0.5,
+    ) -> None:
+        super().__init__(brightness=brightness, contrast=contrast, saturation=saturation, hue=hue, p=p)
+
+
+class RandomChannelPermutation(Transform):
+    """Put the channels into a random order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+
+
+class RandomSolarize(Transform):
+    """With probability `p`, invert all levels of at least `threshold`, from 0 to 255."""
+
+    def __init__(self, threshold: float, p: float = 0.5) -> None:
+        super().__init__(threshold=threshold, p=p)
+
+
+class RandomPosterize(Transform):
+    """With probability `p`, keep the upper `bits` bits of each level."""
+
+    def __init__(self, bits: int, p: float = 0.5) -> None:
+        super().__init__(bits=bits, p=p)
+
+
+class RandomEqualize(Transform):
+    """With probability `p`, spread the levels of each channel so that all are about equally frequent."""
+
+    def __init__(self, p: float = 0.5) -> None:
+        super().__init__(p=p)
+
+
+class RandomAutocontrast(Transform):
+    """With probability `p`, stretch the levels of each channel to the whole range."""
+
+    def __init__(self, p: float = 0.5) -> None:
+        super().__init__(p=p)
+
+
+class RandomInvert(Transform):
+    """With probability `p`, make a negative."""
+
+    def __init__(self, p: float = 0.5) -> None:
+        super().__init__(p=p)
+
+
+class RandomAdjustSharpness(Transform):
+    """With probability `p`, blur (a factor from 0 to 1) or sharpen (a factor above 1)."""
+
+    def __init__(self, sharpness_factor: float, p: float = 0.5) -> None:
+        super().__init__(sharpness_factor=sharpness_factor, p=p)
 
 
 class GaussianBlur(Transform):
@@ -327,6 +455,34 @@ class Normalize(Transform):
         super().__init__(mean=mean, std=std)
 
 
+class RandomApply(Transform):
+    """Apply all of `transforms`, in order, with probability `p`, and none of them otherwise."""
+
+    def __init__(self, transforms: Sequence[Any], p: float = 0.5) -> None:
+        super().__init__(transforms=_inside("RandomApply", transforms), p=p)
+
+
+class RandomChoice(Transform):
+    """Apply one of `transforms`; `p` are their weights. A list among them is applied as a whole."""
+
+    def __init__(self, transforms: Sequence[Any], p: Sequence[float] | None = None) -> None:
+        super().__init__(transforms=_inside("RandomChoice", transforms), p=p)
+
+
+class RandomOrder(Transform):
+    """Apply all of `transforms` in a random order. A list among them stays together, in its own order."""
+
+    def __init__(self, transforms: Sequence[Any]) -> None:
+        super().__init__(transforms=_inside("RandomOrder", transforms))
+
+
+def _inside(name: str, transforms: Sequence[Any]) -> list[Any]:
+    """The steps of a step; a list among them becomes one step, torchvision's objects become ours."""
+    from fuelrail import interop  # which needs this module
+
+    return interop.inside(name, transforms)
+
+
 def Compose(transforms: Sequence[Any]) -> list[Any]:
     """The transforms as a list; a plain list works as well."""
     return list(transforms)
@@ -361,20 +517,34 @@ __all__ = [
     "ClampBoundingBoxes",
     "ColorJitter",
     "Compose",
+    "ElasticTransform",
     "GaussianBlur",
     "GaussianNoise",
     "Grayscale",
     "Letterbox",
     "Normalize",
     "Pad",
+    "RandomAdjustSharpness",
+    "RandomAffine",
+    "RandomApply",
+    "RandomAutocontrast",
+    "RandomChannelPermutation",
+    "RandomChoice",
     "RandomCrop",
+    "RandomEqualize",
     "RandomErasing",
     "RandomGrayscale",
     "RandomHorizontalFlip",
+    "RandomInvert",
     "RandomIoUCrop",
+    "RandomOrder",
+    "RandomPerspective",
+    "RandomPhotometricDistort",
+    "RandomPosterize",
     "RandomResizedCrop",
     "RandomRotation",
     "RandomShortestSize",
+    "RandomSolarize",
     "RandomVerticalFlip",
     "RandomZoomOut",
     "Resize",

@@ -1,16 +1,16 @@
-//! Colour: gray, jitter and blur, with Pillow's arithmetic (jitter, gray) and torchvision's (blur).
+//! Colour: gray, saturation, hue, sharpness and blur, with Pillow's arithmetic (but torchvision's for the blur).
 //!
-//! Half of the time of a chain with a jitter goes by here, so the loops over pixels avoid what costs most in them:
-//! branches that follow the colours, and calls for rounding, which the processors we build for do not all have as an
-//! instruction.
+//! Half of the time of a chain with a `ColorJitter` goes by here, so the loops over pixels avoid what costs most in
+//! them: branches that follow the colours, and calls for rounding, which the processors we build for do not all have as
+//! an instruction.
 
-use crate::geometry::{Image, PIXEL};
-use crate::random::Draws;
+use crate::geometry::{Image, PIXEL, View};
+use crate::levels::{Table, table};
 
 type Pixel = [u8; PIXEL];
 
 /// Pillow's gray of an RGB pixel: ITU-R 601-2 luma in 16-bit fixed point.
-fn luma([r, g, b, _]: Pixel) -> u8 {
+pub(crate) fn luma([r, g, b, _]: Pixel) -> u8 {
     ((u32::from(r) * 19595 + u32::from(g) * 38470 + u32::from(b) * 7471 + 0x8000) >> 16) as u8
 }
 
@@ -52,26 +52,13 @@ fn round(x: f64) -> u8 {
     (rounded.to_bits() as u8).wrapping_add(u8::from(x - (rounded - NO_FRACTION_F64) == 0.5))
 }
 
-fn blend_all(pixels: &mut [Pixel], from: u8, factor: f32) {
-    let table: [u8; 256] = std::array::from_fn(|to| blend(from, to as u8, factor));
-    for [r, g, b, _] in pixels {
-        *r = table[usize::from(*r)];
-        *g = table[usize::from(*g)];
-        *b = table[usize::from(*b)];
-    }
+/// The table of a blend of each level with the level `from`: with 0 it changes the brightness, with the mean gray the
+/// contrast.
+pub(crate) fn blend_table(from: u8, factor: f64) -> Table {
+    table(|to| blend(from, to, factor as f32))
 }
 
-fn brightness(pixels: &mut [Pixel], factor: f64) {
-    blend_all(pixels, 0, factor as f32);
-}
-
-fn contrast(pixels: &mut [Pixel], factor: f64) {
-    let sum: u64 = pixels.iter().map(|pixel| u64::from(luma(*pixel))).sum();
-    let mean = (sum as f64 / pixels.len() as f64 + 0.5) as u8;
-    blend_all(pixels, mean, factor as f32);
-}
-
-fn saturation(pixels: &mut [Pixel], factor: f64) {
+pub(crate) fn saturation(pixels: &mut [Pixel], factor: f64) {
     let factor = factor as f32;
     for pixel in pixels {
         let from = luma(*pixel);
@@ -81,7 +68,7 @@ fn saturation(pixels: &mut [Pixel], factor: f64) {
 }
 
 /// Turns the hue by `turns`, through Pillow's 8-bit HSV.
-fn hue(pixels: &mut [Pixel], turns: f64) {
+pub(crate) fn hue(pixels: &mut [Pixel], turns: f64) {
     // torchvision: int32(turns * 255), then modulo 256.
     let shift = (turns * 255.0) as i32 as u8;
     for pixel in pixels {
@@ -146,35 +133,26 @@ fn rgb([h, s, v]: [u8; 3]) -> [u8; 3] {
     [levels[r], levels[g], levels[b]]
 }
 
-/// The ranges of a `ColorJitter`; `None` leaves that property alone.
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Jitter {
-    pub brightness: Option<[f64; 2]>,
-    pub contrast: Option<[f64; 2]>,
-    pub saturation: Option<[f64; 2]>,
-    pub hue: Option<[f64; 2]>,
-}
-
-impl Jitter {
-    pub(crate) fn jitter(&self, pixels: &mut [Pixel], draws: &mut Draws) {
-        let ranges = [self.brightness, self.contrast, self.saturation, self.hue];
-        // The order is drawn whatever is set, then a factor for each: adding one does not change another's.
-        let mut order = [0usize, 1, 2, 3];
-        for last in (1..4).rev() {
-            order.swap(last, draws.below(last as u64 + 1) as usize);
-        }
-        let factors = ranges.map(|range| {
-            let unit = draws.unit();
-            range.map(|[low, high]| low + (high - low) * unit)
-        });
-        for property in order {
-            let Some(factor) = factors[property] else { continue };
-            match property {
-                0 => brightness(pixels, factor),
-                1 => contrast(pixels, factor),
-                2 => saturation(pixels, factor),
-                _ => hue(pixels, factor),
+/// Writes Pillow's `ImageEnhance.Sharpness` of `source` into `out`: a blend of it with a smoothed copy.
+pub(crate) fn sharpen(source: View<'_>, factor: f64, out: &mut Image) {
+    let (w, h) = (source.w, source.h);
+    source.copy_to(out);
+    if w < 3 || h < 3 {
+        return;
+    }
+    let factor = factor as f32;
+    // The border stays as it is.
+    for y in 1..h - 1 {
+        let [above, here, below] = [y - 1, y, y + 1].map(|y| source.row(y));
+        let (to, whole) = (&mut out.row_mut(y)[PIXEL..(w - 1) * PIXEL], PIXEL..(w - 1) * PIXEL);
+        for (to, at) in to.iter_mut().zip(whole) {
+            let mut sum = 4 * u32::from(here[at]);
+            for row in [above, here, below] {
+                sum += u32::from(row[at - PIXEL]) + u32::from(row[at]) + u32::from(row[at + PIXEL]);
             }
+            // Thirteenths are never halves: rounding has one meaning.
+            let smooth = ((2 * sum + 13) / 26) as u8;
+            *to = blend(smooth, here[at], factor);
         }
     }
 }
@@ -328,10 +306,11 @@ mod tests {
     #[test]
     fn factors_of_1_and_shifts_of_0_change_nothing_but_hsv_rounding() {
         let original: Vec<Pixel> = (0..255u8).map(|i| [i, i.wrapping_mul(7), 255 - i, 255]).collect();
-        for change in [brightness, contrast, saturation] {
-            let mut pixels = original.clone();
-            change(&mut pixels, 1.0);
-            assert_eq!(pixels, original);
+        let mut pixels = original.clone();
+        saturation(&mut pixels, 1.0);
+        assert_eq!(pixels, original);
+        for from in [0, 77, 255] {
+            assert_eq!(blend_table(from, 1.0), table(|level| level));
         }
     }
 
@@ -353,6 +332,32 @@ mod tests {
         image.pixels_mut().fill([200, 100, 0, 255]);
         Blur::default().apply(&mut image, (15, 13), 3.0);
         assert!(image.pixels().iter().all(|pixel| *pixel == [200, 100, 0, 255]));
+    }
+
+    #[test]
+    fn sharpening_by_1_changes_nothing_and_smoothing_is_a_weighted_mean() {
+        let image = crate::resize::tests::noise(9, 8, 1);
+        let mut out = Image::default();
+        sharpen(image.view(), 1.0, &mut out);
+        assert_eq!(out.pixels(), image.pixels());
+        sharpen(image.view(), 0.0, &mut out);
+        for y in 0..8usize {
+            for x in 0..9usize {
+                let border = x % 8 == 0 || y % 7 == 0;
+                let around = (0..9usize).map(|n| {
+                    image
+                        .view()
+                        .pixel((x + n % 3).saturating_sub(1).min(8), (y + n / 3).saturating_sub(1).min(7))
+                });
+                let sum: f64 = around.map(|pixel| f64::from(pixel[1])).sum();
+                let here = f64::from(image.view().pixel(x, y)[1]);
+                let expected = if border { here } else { ((sum + 4.0 * here) / 13.0).round() };
+                assert_eq!(f64::from(out.view().pixel(x, y)[1]), expected, "{x} {y}");
+            }
+        }
+        let thin = crate::resize::tests::noise(9, 2, 1);
+        sharpen(thin.view(), 5.0, &mut out);
+        assert_eq!(out.pixels(), thin.pixels());
     }
 
     #[test]

@@ -164,6 +164,11 @@ impl Program {
         self.steps.iter().find(|(_, step)| step.needs_boxes()).map(|(place, _)| *place)
     }
 
+    /// The place of a step on whose result no mask can lie.
+    pub(crate) fn mixes(&self) -> Option<usize> {
+        self.steps.iter().find(|(_, step)| !step.takes_masks()).map(|(place, _)| *place)
+    }
+
     /// Follows the geometry of all steps, without a pixel.
     pub(crate) fn sketch(
         &self,

@@ -67,10 +67,3 @@ impl std::error::Error for SampleError {}
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct ConfigError(pub(crate) String);
-
-impl ConfigError {
-    /// An error of the transform at `position` (counted from 0) in the chain.
-    pub(crate) fn at(position: usize, name: &str, message: impl fmt::Display) -> Self {
-        ConfigError(format!("transforms[{position}] {name}: {message}"))
-    }
-}

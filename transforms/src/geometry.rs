@@ -139,7 +139,6 @@ impl Image {
         &mut self.data[..self.w * self.h * PIXEL]
     }
 
-    #[cfg(test)]
     pub(crate) fn pixels(&self) -> &[[u8; PIXEL]] {
         self.data[..self.w * self.h * PIXEL].as_chunks().0
     }

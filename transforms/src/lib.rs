@@ -30,10 +30,12 @@
 //! - **Pure**: a row depends on the bytes, the chain and the [`SampleKey`] only, never on the thread, the [`Scratch`]
 //!   or what was done before.
 //! - **torchvision's semantics** on PIL images: names, arguments, defaults, the order of operations, Pillow's rounding
-//!   after every step. Resizing (with antialias), cropping, padding, flipping, gray, jitter and rotation are
-//!   bit-identical to torchvision 0.29 on Pillow 13.0, blurring within one level. `antialias = false` follows
-//!   torchvision's tensors, within two levels. `GaussianNoise` rounds where torchvision cuts off.
-//! - **Exact fusion**: crops, flips and a resize become one plan whose result is that of doing them one by one.
+//!   after every step. Resizing (with antialias), cropping, padding, flipping, rotation, affine maps and all changes of
+//!   colour are bit-identical to torchvision 0.29 on Pillow 13.0; blurring, perspective and elastic maps are within one
+//!   level. `antialias = false` follows torchvision's tensors, within two levels. `GaussianNoise` rounds where
+//!   torchvision cuts off.
+//! - **Exact fusion**: crops, flips and a resize become one plan, and steps that map levels one table, whose result is
+//!   that of doing them one by one.
 //! - **Pictures of one record agree**: each is, byte for byte, what its chain makes alone; a mask and a geometry take
 //!   the draws of their image, and each view has draws of its own.
 //! - **Masks** move as torchvision's `tv_tensors.Mask` do: nearest neighbours, no colour steps, not erased. They keep
@@ -69,6 +71,7 @@ mod config;
 mod decode;
 mod error;
 mod geometry;
+mod levels;
 mod limits;
 mod output;
 mod pictures;
@@ -79,6 +82,7 @@ mod steps;
 mod targets;
 #[cfg(test)]
 mod tests;
+mod warp;
 
 pub use compile::erasings_left;
 pub use config::{Dtype, Finish, Layout, OutputConfig};
@@ -91,11 +95,13 @@ pub use pictures::{
 pub use random::SampleKey;
 pub use resize::Interpolation;
 pub use steps::{
-    CenterCrop, ClampBoundingBoxes, ColorJitter, EraseValue, GaussianBlur, GaussianNoise, Grayscale,
-    Letterbox, Normalize, Numbers, Pad, PaddingMode, RandomCrop, RandomErasing, RandomGrayscale,
-    RandomHorizontalFlip, RandomIoUCrop, RandomResizedCrop, RandomRotation, RandomShortestSize,
-    RandomVerticalFlip, RandomZoomOut, Resize, SanitizeBoundingBoxes, ScaleJitter, Sides, Size,
-    TRANSFORM_NAMES, TransformConfig,
+    CenterCrop, ClampBoundingBoxes, ColorJitter, ElasticTransform, EraseValue, GaussianBlur, GaussianNoise,
+    Grayscale, Letterbox, Normalize, Numbers, Pad, PaddingMode, RandomAdjustSharpness, RandomAffine,
+    RandomApply, RandomAutocontrast, RandomChannelPermutation, RandomChoice, RandomCrop, RandomEqualize,
+    RandomErasing, RandomGrayscale, RandomHorizontalFlip, RandomInvert, RandomIoUCrop, RandomOrder,
+    RandomPerspective, RandomPhotometricDistort, RandomPosterize, RandomResizedCrop, RandomRotation,
+    RandomShortestSize, RandomSolarize, RandomVerticalFlip, RandomZoomOut, Resize, SanitizeBoundingBoxes,
+    ScaleJitter, Sides, Size, TRANSFORM_NAMES, TransformConfig,
 };
 pub use targets::{Points, TargetSet, Targets};
 

@@ -18,7 +18,7 @@ use crate::geometry::Rect;
 use crate::limits::Limits;
 use crate::output::{Finishing, OutputSpec};
 use crate::plan::{Picture, Sketch};
-use crate::steps::TransformConfig;
+use crate::steps::{At, TransformConfig};
 use crate::targets::Targets;
 use crate::{SampleKey, Scratch, compile_program};
 
@@ -155,6 +155,7 @@ pub fn compile_pictures(
         let spec = match (config.what, &chains[picture]) {
             (What::Mask { like }, _) => {
                 let image = followed("mask", config, like, pictures, &chains).map_err(at(picture))?;
+                check_mask(&pictures[like], image).map_err(at(picture))?;
                 let dtype = mask_dtype(&config.output).map_err(at(picture))?;
                 let program = image.program.like_mask(dtype);
                 let spec = program.pass.spec.clone();
@@ -243,17 +244,25 @@ fn mask_dtype(output: &OutputConfig) -> Result<Dtype, ConfigError> {
     }
 }
 
+fn check_mask(image: &PictureConfig, chain: &Chain) -> Result<(), ConfigError> {
+    match chain.program.mixes() {
+        None => Ok(()),
+        Some(place) => Err(At::new(place, image.transforms[place].name()).error(
+            "mixes pictures that are turned and moved differently, so that no mask can lie on the result; leave out \
+             one of the two",
+        )),
+    }
+}
+
 fn check_geometry(config: &PictureConfig, image: &PictureConfig, chain: &Chain) -> Result<(), ConfigError> {
     if let Some(dtype) = config.output.dtype.filter(|dtype| *dtype != Dtype::F32) {
         return Err(ConfigError(format!("a geometry is eight f32, not {}", dtype.name())));
     }
     match chain.program.turns() {
         None => Ok(()),
-        Some(place) => Err(ConfigError::at(
-            place,
-            image.transforms[place].name(),
-            "turns the image, so that the crop is no longer an upright rectangle of the original, which is all a \
-             geometry can describe; leave out one of the two",
+        Some(place) => Err(At::new(place, image.transforms[place].name()).error(
+            "turns or warps the image, so that the crop is no longer an upright rectangle of the original, which is \
+             all a geometry can describe; leave out one of the two",
         )),
     }
 }

@@ -13,6 +13,9 @@
 //! A second resize, a rotation, a padding or a colour step needs pixels: the plan is carried out ("settled") and a new
 //! one begins on the result. Two resizes are therefore always two.
 //!
+//! A colour step that is a table of levels needs them only to be looked at: the table stays pending, through crops and
+//! flips, until the next step that is none ([`Levels`]).
+//!
 //! The same steps can be followed without pixels, as a [`Sketch`]: then what they would do to pixels is left out. It
 //! says which part of the stored image a chain needs, so that several chains can share one decode, and where in the
 //! original its result lies.
@@ -21,10 +24,12 @@ use crate::color::Blur;
 use crate::decode::{Header, Opened};
 use crate::error::SampleError;
 use crate::geometry::{Image, Rect, Symmetry, View, flip_rect};
+use crate::levels::{Levels, Seen, Table};
 use crate::limits::Limits;
 use crate::resize::{Resize, Resizer};
 use crate::steps::Sides;
 use crate::targets::Targets;
+use crate::warp::Map;
 
 /// The buffers of a thread, reused from sample to sample.
 #[derive(Default)]
@@ -191,6 +196,8 @@ pub(crate) struct Picture<'a> {
     origin: Origin,
     /// What moves with the image.
     targets: Targets,
+    /// What the pixels of the region are still to go through.
+    levels: Levels,
     buffers: &'a mut Buffers,
     limits: Limits,
 }
@@ -199,7 +206,7 @@ impl<'a> Picture<'a> {
     fn new(source: Source<'a>, header: Header, buffers: &'a mut Buffers, limits: Limits) -> Self {
         let geometry = Geometry::new(header.stored, header.symmetry);
         let (origin, targets) = (Origin::whole(header.upright()), Targets::default());
-        Picture { source, geometry, origin, targets, buffers, limits }
+        Picture { source, geometry, origin, targets, levels: Levels::default(), buffers, limits }
     }
 
     /// Decodes what it needs.
@@ -238,11 +245,23 @@ impl<'a> Picture<'a> {
         self.targets.clamp(size);
     }
 
+    /// Says that the image is about to be replaced by one of `size`, whose points come from where `map` says. Where the
+    /// plane becomes a line, all that moves with it ends in the corner.
+    pub(crate) fn follow(&mut self, map: &Map, size: (usize, usize)) {
+        let forward = map.inverse();
+        self.carry(size, |[x, y]| forward.map_or([0.0; 2], |forward| forward.at(x, y).into()));
+    }
+
     /// Pixels of the original to one of the image, along the axis that has more.
     #[cfg(test)]
     pub(crate) fn pitch(&self) -> f64 {
         let (w, h) = self.size();
         (self.origin.w / w as f64).max(self.origin.h / h as f64)
+    }
+
+    /// Whether it has pixels, or will have them.
+    pub(crate) fn has_pixels(&self) -> bool {
+        !self.is_sketch()
     }
 
     fn is_sketch(&self) -> bool {
@@ -269,6 +288,7 @@ impl<'a> Picture<'a> {
         self.targets.shift(-(rect.x as f64), -(rect.y as f64));
         self.targets.clamp((rect.w, rect.h));
         self.geometry.crop(rect);
+        self.levels.forget_counts();
     }
 
     /// Says that the image is about to be replaced by one with borders.
@@ -295,6 +315,7 @@ impl<'a> Picture<'a> {
         if self.geometry.resize.is_some() {
             self.settle()?;
         }
+        self.settle_levels();
         self.geometry.resize(resize);
         Ok(())
     }
@@ -319,18 +340,50 @@ impl<'a> Picture<'a> {
 
     /// Changes pixels one by one, without regard to where they are: pending flips stay pending.
     pub(crate) fn each_pixel(&mut self, change: impl FnOnce(&mut [[u8; 4]])) -> Result<(), SampleError> {
-        self.settle()?;
+        self.settle_whole()?;
         if self.is_sketch() {
             return Ok(());
         }
-        if !self.geometry.region.is_whole(self.buffers.front.size()) {
+        self.settle_levels();
+        change(self.buffers.front.pixels_mut());
+        Ok(())
+    }
+
+    /// Changes levels by tables, a channel each, which `make` makes from the image. They stay pending, as flips do.
+    pub(crate) fn look_up(
+        &mut self,
+        make: impl FnOnce(&mut Seen<'_>) -> [Table; 3],
+    ) -> Result<(), SampleError> {
+        self.settle_whole()?;
+        if self.is_sketch() {
+            return Ok(());
+        }
+        let tables = make(&mut Seen { pixels: self.buffers.front.pixels(), levels: &mut self.levels });
+        self.levels.then(&tables);
+        Ok(())
+    }
+
+    /// Carries the geometry out, so that the image is all of the front buffer, with flips and tables pending.
+    fn settle_whole(&mut self) -> Result<(), SampleError> {
+        self.settle()?;
+        if !self.is_sketch() && !self.geometry.region.is_whole(self.buffers.front.size()) {
             let (flip_x, flip_y) = (self.geometry.flip_x, self.geometry.flip_y);
             self.buffers.front.view().crop(self.geometry.region).copy_to(&mut self.buffers.back);
             self.swap();
             (self.geometry.flip_x, self.geometry.flip_y) = (flip_x, flip_y);
         }
-        change(self.buffers.front.pixels_mut());
         Ok(())
+    }
+
+    /// Takes the pixels at hand through the pending tables.
+    fn settle_levels(&mut self) {
+        if self.levels.is_pending() {
+            let Rect { x, y, w, h } = self.geometry.region;
+            for y in y..y + h {
+                self.levels.apply(&mut self.buffers.front.row_mut(y).as_chunks_mut().0[x..x + w]);
+            }
+        }
+        self.levels = Levels::default();
     }
 
     /// Changes the image in place; every step so far has been done to it.
@@ -350,6 +403,7 @@ impl<'a> Picture<'a> {
     /// Carries everything out but the last flips, which it returns with the pixels.
     pub(crate) fn finish(mut self) -> Result<(View<'a>, bool, bool), SampleError> {
         self.settle()?;
+        self.settle_levels();
         let Geometry { region, flip_x, flip_y, .. } = self.geometry;
         let front: &'a Image = &self.buffers.front;
         Ok((front.view().crop(region), flip_x, flip_y))
@@ -423,9 +477,10 @@ impl<'a> Picture<'a> {
         Ok(())
     }
 
-    /// Carries the geometry out, flips included.
+    /// Carries everything out, flips and tables included.
     pub(crate) fn settle_flips(&mut self) -> Result<(), SampleError> {
         self.settle()?;
+        self.settle_levels();
         let Geometry { region, flip_x, flip_y, .. } = self.geometry;
         if self.is_sketch() {
             (self.geometry.flip_x, self.geometry.flip_y) = (false, false);

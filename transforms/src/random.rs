@@ -41,6 +41,14 @@ impl Draws {
         Draws { counter: state, step: mix(state ^ GOLDEN) | 1 }
     }
 
+    /// The sequence of the operation at `place` inside this one. It depends on this sequence as a whole, and not on
+    /// what has been drawn from it: what one part draws changes nothing for another.
+    pub(crate) fn child(&self, place: u64) -> Self {
+        // The step is a digest of all that this sequence depends on, and no value that it draws.
+        let state = mix(self.step.wrapping_add(GOLDEN) ^ mix(place ^ 0x510E_527F_ADE6_82D1));
+        Draws { counter: state, step: mix(state ^ GOLDEN) | 1 }
+    }
+
     pub(crate) fn next_u64(&mut self) -> u64 {
         self.counter = self.counter.wrapping_add(self.step);
         mix(mix(self.counter))
@@ -71,6 +79,34 @@ impl Draws {
             }
         }
         (product >> 64) as u64
+    }
+
+    /// An order of `N` things: the n-th place holds the number of the thing that comes there.
+    pub(crate) fn order<const N: usize>(&mut self) -> [usize; N] {
+        let mut order = std::array::from_fn(|place| place);
+        self.shuffle(&mut order);
+        order
+    }
+
+    /// Puts `things` into a random order (Fisher and Yates, from the end).
+    pub(crate) fn shuffle<T>(&mut self, things: &mut [T]) {
+        for last in (1..things.len()).rev() {
+            things.swap(last, self.below(last as u64 + 1) as usize);
+        }
+    }
+
+    /// A place in `weights`, with a probability in proportion to its weight; their sum must be above 0.
+    pub(crate) fn weighted(&mut self, weights: &[f64]) -> usize {
+        let mut left = self.unit() * weights.iter().sum::<f64>();
+        let mut found = 0;
+        for (place, weight) in weights.iter().enumerate().filter(|(_, weight)| **weight > 0.0) {
+            found = place;
+            if left < *weight {
+                break;
+            }
+            left -= weight;
+        }
+        found
     }
 
     /// Two independent values of the standard normal distribution (Box and Muller, in f32).
@@ -108,6 +144,56 @@ mod tests {
         ] {
             assert_ne!(base, other);
         }
+    }
+
+    #[test]
+    fn a_part_of_an_operation_has_a_sequence_that_nothing_else_changes_or_repeats() {
+        let first = |mut draws: Draws| draws.next_u64();
+        let mut parent = Draws::new(key(1, 2, 3), 4);
+        let child = first(parent.child(0));
+        parent.next_u64();
+        assert_eq!(child, first(parent.child(0)), "whatever the parent has drawn");
+        // All paths of up to three steps below eight operations of a chain, and the operations themselves.
+        let mut seen = std::collections::HashSet::new();
+        for operation in 0..8 {
+            let mut level = vec![Draws::new(key(1, 2, 3), operation)];
+            for _ in 0..4 {
+                level = level
+                    .into_iter()
+                    .flat_map(|mut draws| {
+                        let children: Vec<_> = (0..8).map(|place| draws.child(place)).collect();
+                        assert!((0..3).all(|_| seen.insert(draws.next_u64())), "two sequences meet");
+                        children
+                    })
+                    .collect();
+            }
+        }
+        // Neighbours among the parts are unrelated: half of all bits differ.
+        let differing: u32 = (0..2000)
+            .map(|p| {
+                let draws = Draws::new(key(7, 0, p), 0);
+                (first(draws.child(0)) ^ first(draws.child(1))).count_ones()
+            })
+            .sum();
+        let mean = f64::from(differing) / 2000.0;
+        assert!((mean - 32.0).abs() < 0.5, "{mean} of 64 bits differ");
+    }
+
+    #[test]
+    fn orders_are_even_and_weights_are_kept() {
+        let mut draws = Draws::new(key(3, 1, 4), 1);
+        let mut counts = std::collections::HashMap::new();
+        for _ in 0..60_000 {
+            *counts.entry(draws.order::<3>()).or_insert(0u32) += 1;
+        }
+        assert_eq!(counts.len(), 6);
+        assert!(counts.values().all(|count| (9_500..10_500).contains(count)), "{counts:?}");
+        let mut picked = [0u32; 4];
+        for _ in 0..60_000 {
+            picked[draws.weighted(&[0.0, 2.0, 1.0, 0.0])] += 1;
+        }
+        assert_eq!((picked[0], picked[3]), (0, 0));
+        assert!((39_400..40_600).contains(&picked[1]), "{picked:?}");
     }
 
     #[test]

@@ -94,6 +94,10 @@ impl Targets {
         targets
     }
 
+    pub(crate) fn is_empty(&self) -> bool {
+        self.sets.is_empty()
+    }
+
     /// All boxes of the image.
     pub(crate) fn boxes(&self) -> impl Iterator<Item = &[f64; 4]> {
         self.sets.iter().flat_map(|set| &set.boxes)

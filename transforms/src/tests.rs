@@ -102,6 +102,32 @@ pub(crate) fn any_step() -> impl Strategy<Value = Value> {
         1 => Just(json!({"type": "RandomZoomOut", "side_range": [1, 2]})),
         1 => Just(json!({"type": "ScaleJitter", "target_size": 40})),
         1 => Just(json!({"type": "RandomShortestSize", "min_size": [20, 30], "max_size": 50})),
+        1 => Just(json!(
+            {"type": "RandomAffine", "degrees": 20, "translate": [0.1, 0.2], "scale": [0.7, 1.3], "shear": 9})),
+        1 => Just(json!({"type": "RandomPerspective", "p": 0.8, "interpolation": "bicubic"})),
+        1 => Just(json!({"type": "ElasticTransform", "sigma": 0})),
+        6 => any_levels(),
+        1 => Just(json!({"type": "RandomAdjustSharpness", "sharpness_factor": 2})),
+        1 => Just(json!({"type": "RandomPhotometricDistort"})),
+        1 => Just(json!({"type": "RandomChannelPermutation"})),
+        2 => prop::collection::vec(any_levels(), 1..4).prop_map(|steps| json!(
+            {"type": "RandomApply", "p": 0.7, "transforms": [
+                {"type": "RandomOrder", "transforms": steps},
+                {"type": "RandomChoice", "transforms": [
+                    {"type": "RandomHorizontalFlip"}, {"type": "RandomRotation", "degrees": 30}]},
+            ]})),
+    ]
+}
+
+/// Steps that are tables of levels, and so stay pending.
+fn any_levels() -> impl Strategy<Value = Value> {
+    prop_oneof![
+        Just(json!({"type": "RandomEqualize", "p": 0.8})),
+        Just(json!({"type": "RandomAutocontrast", "p": 0.8})),
+        Just(json!({"type": "RandomPosterize", "p": 0.8, "bits": 3})),
+        Just(json!({"type": "RandomSolarize", "p": 0.8, "threshold": 99.5})),
+        Just(json!({"type": "RandomInvert", "p": 0.8})),
+        Just(json!({"type": "ColorJitter", "brightness": [0.5, 1.5], "contrast": [0.5, 1.5]})),
     ]
 }
 
@@ -303,12 +329,22 @@ fn bytes_that_are_no_image_are_told_apart() {
     assert!(small.to_string().contains("20 x 10") && small.to_string().contains("pad_if_needed"), "{small}");
 }
 
+/// Each of these chains is refused, with these words.
+fn refused(cases: &[(Value, &[&str])]) {
+    for (transforms, words) in cases {
+        let error = refusal(transforms.clone());
+        for word in *words {
+            assert!(error.contains(word), "{transforms}\nsays: {error}\nbut not: {word}");
+        }
+    }
+}
+
 #[test]
 fn a_refused_configuration_says_where_what_and_what_to_do() {
     let crop = json!({"type": "CenterCrop", "size": 8});
     let normalize = json!({"type": "Normalize", "mean": [0.5], "std": [0.5]});
-    for (transforms, words) in [
-        (json!([{"type": "Resise", "size": 8}]), &["Resise", "Resize", "RandomErasing"][..]),
+    refused(&[
+        (json!([{"type": "Resise", "size": 8}]), &["Resise", "Resize", "RandomErasing"]),
         (json!([{"size": 8}]), &["type"]),
         (json!([{"type": "CenterCrop", "sise": 8}]), &["sise", "size"]),
         (json!([{"type": "RandomHorizontalFlip", "prob": 1}]), &["prob", "`p`"]),
@@ -358,16 +394,81 @@ fn a_refused_configuration_says_where_what_and_what_to_do() {
         ),
         (json!([{"type": "Resize", "size": 8, "max_size": 8}, crop]), &["max_size", "greater"]),
         (json!([{"type": "CenterCrop", "size": [65000, 65000]}]), &["65000 x 65000", "limit"]),
-    ] {
-        let error = refusal(transforms.clone());
-        for word in words {
-            assert!(error.contains(word), "{transforms}\nsays: {error}\nbut not: {word}");
-        }
-    }
+    ]);
     let output = OutputConfig { dtype: Some(Dtype::U8), ..OutputConfig::default() };
     let transforms = parse(json!([crop, normalize])).unwrap();
     let error = compile(&transforms, &output, Limits::default()).unwrap_err().to_string();
     assert!(error.contains("u8") && error.contains("f32"), "{error}");
+}
+
+#[test]
+fn steps_made_of_steps_and_warps_are_refused_with_where_what_and_what_to_do() {
+    let crop = json!({"type": "CenterCrop", "size": 8});
+    let flip = json!({"type": "RandomHorizontalFlip"});
+    let normalize = json!({"type": "Normalize", "mean": [0.5], "std": [0.5]});
+    refused(&[
+        (
+            json!([crop, {"type": "RandomApply", "transforms": [
+                flip, {"type": "RandomSolarize", "threshold": 9, "p": 3}]}]),
+            &["transforms[1] RandomApply: transforms[1] RandomSolarize: p", "3"],
+        ),
+        (
+            json!([crop, {"type": "RandomApply", "transforms": [normalize]}]),
+            &["transforms[1]", "Normalize", "move it"],
+        ),
+        (
+            json!([crop, normalize, {"type": "RandomApply", "transforms": [flip]}]),
+            &["transforms[2] RandomApply", "before Normalize"],
+        ),
+        (json!([crop, {"type": "RandomApply", "transforms": []}]), &["transforms is empty"]),
+        (
+            json!([crop, {"type": "RandomApply", "transforms": [{"type": "Grayscale"}]}]),
+            &["1 channel", "Grayscale(3)"],
+        ),
+        (
+            json!([crop, {"type": "RandomApply", "transforms": [{"type": "Resize", "size": [9, 9]}]}]),
+            &["no fixed output size", "transforms[1] RandomApply does not give all images the same size"],
+        ),
+        (
+            json!([crop, {"type": "RandomChoice", "transforms": [flip, {"type": "Resize", "size": 9}]}]),
+            &["no fixed output size", "RandomChoice"],
+        ),
+        (
+            json!([crop, {"type": "RandomOrder", "transforms": [
+                {"type": "Pad", "padding": 1}, {"type": "Resize", "size": 9}]}]),
+            &["no fixed output size", "random order"],
+        ),
+        (
+            json!([crop, {"type": "RandomOrder", "transforms": [{"type": "Grayscale"}, flip]}]),
+            &["Grayscale(3)"],
+        ),
+        (
+            json!([crop, {"type": "RandomChoice", "transforms": [flip, flip], "p": [1]}]),
+            &["p has 1", "2 transforms"],
+        ),
+        (json!([crop, {"type": "RandomChoice", "transforms": [flip], "p": [-1]}]), &["0 or more", "-1"]),
+        (json!([crop, {"type": "RandomChoice", "transforms": [flip], "p": [0]}]), &["p is 0 for all"]),
+        (json!([crop, {"type": "RandomAffine", "degrees": -1}]), &["degrees", "-1"]),
+        (json!([crop, {"type": "RandomAffine", "degrees": 0, "translate": [2, 0]}]), &["translate", "2.0"]),
+        (json!([crop, {"type": "RandomAffine", "degrees": 0, "scale": [0, 1]}]), &["scale", "above 0"]),
+        (
+            json!([crop, {"type": "RandomAffine", "degrees": 0, "shear": [1, 2, 3]}]),
+            &["shear", "[least, most]"],
+        ),
+        (
+            json!([crop, {"type": "RandomAffine", "degrees": 0, "interpolation": "lanczos"}]),
+            &["nearest, bilinear or bicubic"],
+        ),
+        (json!([crop, {"type": "RandomPerspective", "distortion_scale": 1.5}]), &["distortion_scale", "1.5"]),
+        (json!([crop, {"type": "ElasticTransform", "sigma": [0, 5]}]), &["sigma", "both"]),
+        (json!([crop, {"type": "ElasticTransform", "interpolation": "bicubic"}]), &["nearest or bilinear"]),
+        (json!([crop, {"type": "RandomPosterize", "bits": 9}]), &["bits", "9"]),
+        (
+            json!([crop, {"type": "RandomAdjustSharpness", "sharpness_factor": -1}]),
+            &["sharpness_factor", "-1"],
+        ),
+        (json!([crop, {"type": "RandomPhotometricDistort", "hue": [-1, 0]}]), &["hue", "-0.5"]),
+    ]);
 }
 
 #[test]
@@ -380,6 +481,20 @@ fn every_transform_has_torchvisions_defaults_and_survives_a_round_trip() {
             "ScaleJitter" => json!({"target_size": [8, 9]}),
             "RandomShortestSize" => json!({"min_size": [8, 9]}),
             "RandomRotation" => json!({"degrees": 10}),
+            "RandomAffine" => {
+                json!({"degrees": [-3, 10], "translate": [0.1, 0], "shear": [1, 2, 3, 4], "center": [0, 1]})
+            }
+            "ElasticTransform" => json!({"alpha": [1, 2]}),
+            "RandomSolarize" => json!({"threshold": 128}),
+            "RandomPosterize" => json!({"bits": 4}),
+            "RandomAdjustSharpness" => json!({"sharpness_factor": 2}),
+            "RandomApply" => {
+                json!({"transforms": [{"type": "RandomApply", "transforms": [{"type": "Resize", "size": 9}]}]})
+            }
+            "RandomChoice" => {
+                json!({"transforms": [{"type": "RandomInvert"}, {"type": "RandomEqualize"}], "p": [0.1, 0.9]})
+            }
+            "RandomOrder" => json!({"transforms": [{"type": "RandomInvert"}]}),
             "GaussianBlur" => json!({"kernel_size": [3, 5]}),
             "Pad" => json!({"padding": [1, 2]}),
             "Normalize" => json!({"mean": [0.1, 0.2, 0.3], "std": [0.1, 0.2, 0.3]}),
@@ -396,6 +511,51 @@ fn every_transform_has_torchvisions_defaults_and_survives_a_round_trip() {
     let defaults = serde_json::to_value(parse(json!([{"type": "RandomErasing"}])).unwrap()).unwrap();
     let expected = json!([{"type": "RandomErasing", "p": 0.5, "scale": [0.02, 0.33], "ratio": [0.3, 3.3], "value": 0.0}]);
     assert_eq!(defaults, expected);
+}
+
+#[test]
+fn the_size_after_steps_made_of_steps_is_known_where_it_is_the_same_for_all_images() {
+    let crop = json!({"type": "CenterCrop", "size": 40});
+    let pad = json!({"type": "RandomCrop", "size": 32, "padding": 4});
+    let flip = json!({"type": "RandomHorizontalFlip"});
+    for step in [
+        json!({"type": "RandomApply", "p": 1, "transforms": [pad]}),
+        json!({"type": "RandomOrder", "transforms": [pad, flip]}),
+        json!({"type": "RandomChoice", "transforms": [pad, {"type": "Resize", "size": [32, 32]}]}),
+        json!({"type": "RandomChoice", "transforms": [pad, flip], "p": [1, 0]}),
+        json!({"type": "RandomOrder", "transforms": [{"type": "RandomOrder", "transforms": [flip, pad]}, flip]}),
+    ] {
+        let chain = u8_chain(json!([crop, step]));
+        assert_eq!((chain.output().width, chain.output().height), (32, 32), "{step}");
+        assert!(run(&chain, &png(50, 45, 1), at(0), false).is_ok(), "{step}");
+    }
+    let gray =
+        u8_chain(json!([crop, {"type": "RandomApply", "p": 1, "transforms": [{"type": "Grayscale"}]}]));
+    assert_eq!(gray.output().channels, 1);
+    let never = u8_chain(json!([crop, {"type": "RandomApply", "p": 0, "transforms": [pad]}]));
+    assert_eq!(never.output().width, 40);
+}
+
+#[test]
+fn a_step_draws_the_same_whatever_else_is_in_its_list() {
+    let image = png(60, 60, 1);
+    let affine = json!({"type": "RandomAffine", "degrees": 30, "translate": [0.2, 0.2]});
+    let row = |others: Value| {
+        let mut steps = others.as_array().unwrap().clone();
+        steps.insert(1, affine.clone());
+        let chain = u8_chain(
+            json!([{"type": "CenterCrop", "size": 60}, {"type": "RandomApply", "p": 1, "transforms": steps}]),
+        );
+        (0..20).map(|position| run(&chain, &image, at(position), false).unwrap()).collect::<Vec<_>>()
+    };
+    let never = |p: f64| {
+        json!({"type": "RandomChoice", "transforms": [
+        {"type": "RandomHorizontalFlip", "p": 0}, {"type": "RandomRotation", "degrees": [0, 0]}], "p": [p, 1.0 - p]})
+    };
+    let first = row(json!([{"type": "RandomHorizontalFlip", "p": 0}]));
+    assert_eq!(first, row(json!([{"type": "RandomInvert", "p": 0}, {"type": "ColorJitter"}])));
+    assert_eq!(first, row(json!([never(0.3), never(0.6)])));
+    assert!(first.windows(2).any(|pair| pair[0] != pair[1]));
 }
 
 /// The test data folder, or `None` (with a line that says so) where it is not there.

@@ -52,6 +52,38 @@ fn plain_border(mut step: Value) -> Value {
     step
 }
 
+#[test]
+fn a_box_follows_every_warp_and_takes_part_in_the_choices() {
+    let affine = json!({"type": "RandomAffine", "degrees": 30, "translate": [0.1, 0.1], "scale": [0.8, 1.2]});
+    for (step, slack) in [
+        (affine.clone(), 2.0),
+        (json!({"type": "RandomPerspective", "p": 0.9, "interpolation": "nearest"}), 2.0),
+        // Where a corner goes is known nearly, and what lies between two may bulge.
+        (json!({"type": "ElasticTransform", "alpha": 60, "sigma": 6, "interpolation": "nearest"}), 5.0),
+        (
+            json!({"type": "RandomChoice", "transforms": [affine, {"type": "Pad", "padding": 5}, {"type": "RandomInvert"}]}),
+            2.0,
+        ),
+        (json!({"type": "RandomApply", "transforms": [{"type": "RandomHorizontalFlip"}, affine]}), 2.0),
+    ] {
+        let chain = json!([step, {"type": "CenterCrop", "size": [90, 110]}]);
+        let mut places = std::collections::HashSet::new();
+        for position in 0..30 {
+            let (mask, set, _) = moved(&chain, (120, 100), [40, 30, 80, 70], position);
+            let Some(edges) = seen(&mask, 110) else { continue };
+            for (found, expected) in set.boxes[0].iter().zip(edges) {
+                assert!(
+                    (found - expected).abs() <= slack,
+                    "{step} at {position}: {:?}, not {edges:?}",
+                    set.boxes[0]
+                );
+            }
+            places.insert(edges.map(|edge| edge as i64));
+        }
+        assert!(places.len() > 2, "{step}: {places:?}");
+    }
+}
+
 fn detection_step() -> impl Strategy<Value = Value> {
     prop_oneof![
         3 => geometric_step().prop_map(plain_border),

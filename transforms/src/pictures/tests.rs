@@ -316,6 +316,42 @@ fn what_changes_colours_only_does_not_change_a_mask() {
 }
 
 #[test]
+fn a_mask_takes_part_in_every_geometry_and_choice_of_its_image() {
+    // An image whose levels are its mask's numbers, drawn with nearest neighbours, is its mask.
+    let numbers: Vec<u8> = (0..60 * 50).map(|at| (at % 251) as u8).collect();
+    let colours: Vec<u8> = numbers.iter().flat_map(|number| [*number; 3]).collect();
+    let encoded: [&[u8]; 2] = [
+        &save(&colours, 60, 50, ExtendedColorType::Rgb8, ImageFormat::Png),
+        &save(&numbers, 60, 50, ExtendedColorType::L8, ImageFormat::Png),
+    ];
+    let affine = json!(
+        {"type": "RandomAffine", "degrees": 30, "translate": [0.2, 0.2], "scale": [0.7, 1.4], "fill": 255});
+    let turn = json!({"type": "RandomRotation", "degrees": 90, "fill": 255});
+    let pad = json!({"type": "Pad", "padding": 5, "fill": 255});
+    let flip = json!({"type": "RandomHorizontalFlip"});
+    for step in [
+        affine.clone(),
+        json!({"type": "RandomPerspective", "interpolation": "nearest", "fill": 255}),
+        json!({"type": "ElasticTransform", "sigma": 2, "interpolation": "nearest", "fill": 255}),
+        json!({"type": "RandomApply", "transforms": [affine, flip]}),
+        json!({"type": "RandomChoice", "transforms": [turn, pad, {"type": "ColorJitter"}, affine], "p": [1, 2, 1, 1]}),
+        json!({"type": "RandomOrder", "transforms": [
+            turn, {"type": "RandomChannelPermutation"}, {"type": "RandomApply", "transforms": [affine]}, pad, flip]}),
+    ] {
+        let chain = json!([step, {"type": "CenterCrop", "size": [48, 56]}]);
+        let pictures = compiled(&[config(What::Image, chain), mask(0, Dtype::U8)]);
+        let mut seen = std::collections::HashSet::new();
+        for position in 0..24 {
+            let rows = rows(&pictures, &encoded, at(position)).unwrap();
+            let image: Vec<u8> = rows[0].iter().step_by(3).copied().collect();
+            assert_eq!(image, rows[1], "{step} at {position}");
+            seen.insert(image);
+        }
+        assert!(seen.len() > 1, "{step}");
+    }
+}
+
+#[test]
 fn borders_of_a_mask_are_255_where_the_image_has_a_colour_and_repeat_it_where_the_image_is_repeated() {
     let padded = |mode: &str, last: u32| {
         let chain = json!([
@@ -454,6 +490,11 @@ fn a_picture_that_cannot_be_is_refused_with_its_place_and_the_reason() {
         What::Image,
         json!([{"type": "CenterCrop", "size": 8}, {"type": "RandomRotation", "degrees": 5}]),
     );
+    let inside = config(
+        What::Image,
+        json!([{"type": "CenterCrop", "size": 8}, {"type": "RandomApply", "transforms": [
+            {"type": "RandomInvert"}, {"type": "RandomPerspective"}]}]),
+    );
     let with = |config: PictureConfig, dtype| PictureConfig {
         output: OutputConfig { dtype: Some(dtype), ..OutputConfig::default() },
         ..config
@@ -469,6 +510,7 @@ fn a_picture_that_cannot_be_is_refused_with_its_place_and_the_reason() {
         (vec![crop(), own], 1, &["no transforms of its own"]),
         (vec![crop(), with(geometry(0), Dtype::U8)], 1, &["eight f32", "u8"]),
         (vec![turned, geometry(0)], 1, &["transforms[1] RandomRotation", "no longer an upright rectangle"]),
+        (vec![inside, geometry(0)], 1, &["transforms[1] RandomApply", "no longer an upright rectangle"]),
         (vec![crop(), with(crop(), Dtype::U16)], 1, &["u16 is for masks"]),
         (
             vec![config(What::Image, json!([{"type": "CenterCrop", "size": 0}]))],

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::ConfigError;
 use crate::geometry::PIXEL;
 use crate::resize::Interpolation;
+use crate::warp::{Filter, Look};
 
 /// The longest side that a transform may ask for; libjpeg's own bound, and far beyond any training image.
 pub(super) const MAX_SIDE: u32 = 65_500;
@@ -191,22 +192,26 @@ impl<'de> Visitor<'de> for AnyVisitor {
 
 /// The arguments of one transform, for errors that say where they are.
 pub(crate) struct At {
-    place: usize,
-    name: &'static str,
+    text: String,
 }
 
 impl At {
     pub fn new(place: usize, name: &'static str) -> Self {
-        At { place, name }
+        At { text: format!("transforms[{place}] {name}") }
+    }
+
+    /// Of a transform inside this one.
+    pub fn inside(&self, place: usize, name: &'static str) -> Self {
+        At { text: format!("{}: transforms[{place}] {name}", self.text) }
     }
 
     /// The place and the name, as errors have them.
-    pub fn text(&self) -> String {
-        format!("transforms[{}] {}", self.place, self.name)
+    pub fn text(&self) -> &str {
+        &self.text
     }
 
-    pub fn error(&self, message: impl std::fmt::Display) -> ConfigError {
-        ConfigError::at(self.place, self.name, message)
+    pub fn error(&self, message: impl fmt::Display) -> ConfigError {
+        ConfigError(format!("{}: {message}", self.text))
     }
 
     pub fn check(&self, holds: bool, message: impl FnOnce() -> String) -> Result<(), ConfigError> {
@@ -288,6 +293,44 @@ impl At {
         }
         let [r, g, b] = self.per_channel(argument, &numbers.0, channels)?.map(|value| value as u8);
         Ok([r, g, b, 255])
+    }
+
+    /// How an image is drawn through a map.
+    pub fn look(
+        &self,
+        interpolation: Interpolation,
+        fill: &Numbers,
+        channels: usize,
+    ) -> Result<Look, ConfigError> {
+        let filter = match interpolation {
+            Interpolation::Nearest => Filter::Nearest,
+            Interpolation::Bilinear => Filter::Bilinear,
+            Interpolation::Bicubic => Filter::Bicubic,
+            _ => return Err(self.error("interpolation must be nearest, bilinear or bicubic")),
+        };
+        Ok(Look { filter, fill: self.levels("fill", fill, channels)? })
+    }
+
+    /// [least, most] from one number d for [-d, d], or two.
+    pub fn angles(&self, argument: &str, numbers: &[f64]) -> Result<[f64; 2], ConfigError> {
+        let range = match *numbers {
+            [d] => {
+                self.check(d >= 0.0, || {
+                    format!("{argument} as a single number must not be negative, not {d}")
+                })?;
+                [-d, d]
+            }
+            [a, b] => [a, b],
+            _ => return Err(self.error(format!("{argument} must be one number or [least, most]"))),
+        };
+        self.range(argument, range, f64::NEG_INFINITY, f64::INFINITY)
+    }
+
+    pub fn center(&self, center: Option<[f64; 2]>) -> Result<(), ConfigError> {
+        let Some([x, y]) = center else { return Ok(()) };
+        self.check(x.abs() <= 1e6 && y.abs() <= 1e6, || {
+            format!("center must be [x, y] in pixels, not [{x}, {y}]")
+        })
     }
 
     pub fn per_channel(

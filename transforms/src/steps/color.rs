@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::arguments::{At, Numbers};
 use super::{State, Step, Transform};
-use crate::color::{self, Jitter};
+use crate::color::{self, blend_table};
 use crate::error::{ConfigError, SampleError};
 use crate::limits::Limits;
 use crate::plan::Picture;
@@ -55,6 +55,15 @@ fn tenth() -> f64 {
     0.1
 }
 
+/// The ranges of a `ColorJitter`; `None` leaves that property alone.
+#[derive(Clone, Debug, PartialEq)]
+struct Jitter {
+    brightness: Option<[f64; 2]>,
+    contrast: Option<[f64; 2]>,
+    saturation: Option<[f64; 2]>,
+    hue: Option<[f64; 2]>,
+}
+
 #[derive(Debug)]
 struct Gray {
     p: f64,
@@ -89,7 +98,7 @@ impl Step for Gray {
 
 impl ColorJitter {
     /// The range of a property: one number for the half-width of a range around `center`, or the range.
-    fn factor(
+    pub(super) fn factor(
         at: &At,
         argument: &str,
         numbers: Option<&Numbers>,
@@ -135,9 +144,46 @@ impl Transform for ColorJitter {
     }
 }
 
+pub(super) fn brightness(picture: &mut Picture<'_>, factor: f64) -> Result<(), SampleError> {
+    picture.look_up(|_| [blend_table(0, factor); 3])
+}
+
+pub(super) fn contrast(picture: &mut Picture<'_>, factor: f64) -> Result<(), SampleError> {
+    picture.look_up(|seen| [blend_table(seen.mean_gray(), factor); 3])
+}
+
+pub(super) fn saturation(picture: &mut Picture<'_>, factor: f64) -> Result<(), SampleError> {
+    picture.each_pixel(|pixels| color::saturation(pixels, factor))
+}
+
+pub(super) fn hue(picture: &mut Picture<'_>, turns: f64) -> Result<(), SampleError> {
+    picture.each_pixel(|pixels| color::hue(pixels, turns))
+}
+
+pub(super) fn sharpness(picture: &mut Picture<'_>, factor: f64) -> Result<(), SampleError> {
+    let size = picture.size();
+    picture.replace("the sharpened image", size, |image, out| color::sharpen(image, factor, out))
+}
+
 impl Step for Jitter {
     fn apply(&self, picture: &mut Picture<'_>, draws: &mut Draws, _: &Limits) -> Result<(), SampleError> {
-        picture.each_pixel(|pixels| self.jitter(pixels, draws))
+        let ranges = [self.brightness, self.contrast, self.saturation, self.hue];
+        // The order is drawn whatever is set, then a factor for each: adding one does not change another's.
+        let order = draws.order::<4>();
+        let factors = ranges.map(|range| {
+            let unit = draws.unit();
+            range.map(|[low, high]| low + (high - low) * unit)
+        });
+        for property in order {
+            let Some(factor) = factors[property] else { continue };
+            match property {
+                0 => brightness(picture, factor)?,
+                1 => contrast(picture, factor)?,
+                2 => saturation(picture, factor)?,
+                _ => hue(picture, factor)?,
+            }
+        }
+        Ok(())
     }
 
     fn like_mask(&self) -> Option<Box<dyn Step>> {

@@ -9,16 +9,22 @@
 //! Unknown types and arguments are refused; who reads a configuration says which are known. A transform is added by its
 //! file (arguments, how they are checked, what they do, tests) and its line in the list below.
 
+mod affine;
+mod apply;
 mod arguments;
 mod blur;
 mod boxes;
 mod color;
 mod crop;
+mod distort;
+mod elastic;
 mod erase;
 mod flip;
+mod levels;
 mod noise;
 mod normalize;
 mod pad;
+mod perspective;
 mod resize;
 mod rotation;
 mod scale;
@@ -34,16 +40,24 @@ use crate::limits::Limits;
 use crate::plan::Picture;
 use crate::random::Draws;
 
+pub use affine::RandomAffine;
+pub use apply::{RandomApply, RandomChoice, RandomOrder};
 pub use arguments::{Numbers, Sides, Size};
 pub use blur::GaussianBlur;
 pub use boxes::{ClampBoundingBoxes, RandomIoUCrop, SanitizeBoundingBoxes};
 pub use color::{ColorJitter, Grayscale, RandomGrayscale};
 pub use crop::{CenterCrop, RandomCrop, RandomResizedCrop};
+pub use distort::{RandomChannelPermutation, RandomPhotometricDistort};
+pub use elastic::ElasticTransform;
 pub use erase::{EraseValue, RandomErasing};
 pub use flip::{RandomHorizontalFlip, RandomVerticalFlip};
+pub use levels::{
+    RandomAdjustSharpness, RandomAutocontrast, RandomEqualize, RandomInvert, RandomPosterize, RandomSolarize,
+};
 pub use noise::GaussianNoise;
 pub use normalize::Normalize;
 pub use pad::{Pad, PaddingMode};
+pub use perspective::RandomPerspective;
 pub use resize::Resize;
 pub use rotation::RandomRotation;
 pub use scale::{Letterbox, RandomShortestSize, RandomZoomOut, ScaleJitter};
@@ -87,9 +101,15 @@ pub(crate) trait Step: Debug + Send + Sync {
     fn keeps_rectangles(&self) -> bool {
         true
     }
+
+    /// Whether a mask can lie on the result; it cannot where pictures of several geometries are mixed.
+    fn takes_masks(&self) -> bool {
+        true
+    }
 }
 
 /// What is known of the image at a place in the chain.
+#[derive(Clone)]
 pub(crate) struct State {
     /// (width, height) where every image has the same.
     pub size: Option<(usize, usize)>,
@@ -162,18 +182,46 @@ transforms! {
     RandomVerticalFlip,
     /// Rotates by a random angle.
     RandomRotation,
+    /// Rotates, moves, scales and shears.
+    RandomAffine,
+    /// Moves the corners.
+    RandomPerspective,
+    /// Moves each pixel by a smooth random field.
+    ElasticTransform,
     /// Makes the image gray.
     Grayscale,
     /// Makes some images gray.
     RandomGrayscale,
     /// Changes brightness, contrast, saturation and hue.
     ColorJitter,
+    /// Distorts colours as SSD does.
+    RandomPhotometricDistort,
+    /// Puts the channels into a random order.
+    RandomChannelPermutation,
+    /// Inverts bright levels.
+    RandomSolarize,
+    /// Keeps the upper bits.
+    RandomPosterize,
+    /// Spreads levels evenly.
+    RandomEqualize,
+    /// Stretches levels to the whole range.
+    RandomAutocontrast,
+    /// Makes a negative.
+    RandomInvert,
+    /// Sharpens or blurs.
+    RandomAdjustSharpness,
     /// Blurs.
     GaussianBlur,
     /// Adds a border.
     Pad,
     /// Adds normally distributed noise.
     GaussianNoise,
+    /// Carries steps out, or not.
+    RandomApply,
+    /// Carries one of several steps out.
+    RandomChoice,
+    /// Carries steps out in a random order.
+    RandomOrder,
     /// Overwrites a random rectangle.
     RandomErasing,
     /// Subtracts the mean and divides by the standard deviation.

@@ -9,6 +9,7 @@ use crate::geometry::{Image, PIXEL, View};
 use crate::limits::Limits;
 use crate::plan::Picture;
 use crate::random::Draws;
+use crate::warp::{Filter, Look};
 
 /// Adds a border.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -68,6 +69,9 @@ impl Step for Border {
 /// What constant borders and the corners of rotations are in a mask, whatever colour they have in the image: 255, the
 /// class that losses leave out by custom. A border that repeats the image repeats the mask.
 pub(super) const VOID: [u8; PIXEL] = [255, 0, 0, 255];
+
+/// How a mask is drawn through the map of its image.
+pub(super) const MASK: Look = Look { filter: Filter::Nearest, fill: VOID };
 
 /// Puts a border around `picture`.
 pub(super) fn add_border(

@@ -3,14 +3,15 @@
 use serde::{Deserialize, Serialize};
 
 use super::arguments::{At, Numbers};
-use super::pad::VOID;
+use super::pad::MASK;
 use super::{State, Step, Transform};
 use crate::error::{ConfigError, SampleError};
-use crate::geometry::{Image, PIXEL, Symmetry, View};
+use crate::geometry::{Image, Symmetry, View};
 use crate::limits::Limits;
 use crate::plan::Picture;
 use crate::random::Draws;
 use crate::resize::Interpolation;
+use crate::warp::{Look, Map};
 
 /// Rotates by a random angle, counter-clockwise for positive ones.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -18,7 +19,7 @@ use crate::resize::Interpolation;
 pub struct RandomRotation {
     /// [least, most] in degrees, or one number d for [-d, d].
     pub degrees: Numbers,
-    /// `nearest` or `bilinear`.
+    /// `nearest`, `bilinear` or `bicubic`.
     #[serde(default = "nearest_pixel")]
     pub interpolation: Interpolation,
     /// Grows the image so that all of it stays visible; the size then depends on the angle, and a crop or resize
@@ -33,7 +34,7 @@ pub struct RandomRotation {
     pub fill: Numbers,
 }
 
-fn nearest_pixel() -> Interpolation {
+pub(super) fn nearest_pixel() -> Interpolation {
     Interpolation::Nearest
 }
 
@@ -46,48 +47,28 @@ struct Turn {
 impl Transform for RandomRotation {
     fn step(&self, at: &At, state: &mut State) -> Result<Option<Box<dyn Step>>, ConfigError> {
         let &RandomRotation { interpolation, expand, center, .. } = self;
-        at.check(matches!(interpolation, Interpolation::Nearest | Interpolation::Bilinear), || {
-            "interpolation must be nearest or bilinear".to_owned()
-        })?;
-        let range = match self.degrees.0[..] {
-            [d] => {
-                at.check(d >= 0.0, || format!("degrees as a single number must not be negative, not {d}"))?;
-                [-d, d]
-            }
-            [a, b] => [a, b],
-            _ => return Err(at.error("degrees must be one number or [least, most]")),
-        };
-        let degrees = at.range("degrees", range, f64::NEG_INFINITY, f64::INFINITY)?;
-        if let Some([x, y]) = center {
-            at.check(x.abs() <= 1e6 && y.abs() <= 1e6, || {
-                format!("center must be [x, y] in pixels, not [{x}, {y}]")
-            })?;
-        }
+        let degrees = at.angles("degrees", &self.degrees.0)?;
+        at.center(center)?;
         if expand && degrees != [0.0, 0.0] {
             state.size = None;
             state.culprit = Some(format!("{} with expand grows the image with the angle", at.text()));
         }
-        let fill = at.levels("fill", &self.fill, state.channels)?;
+        let look = at.look(interpolation, &self.fill, state.channels)?;
         if degrees == [0.0, 0.0] {
             return Ok(None);
         }
-        let bilinear = interpolation == Interpolation::Bilinear;
-        Ok(Some(Box::new(Turn { degrees, rotation: Rotation { bilinear, expand, center, fill } })))
+        Ok(Some(Box::new(Turn { degrees, rotation: Rotation { look, expand, center } })))
     }
 }
 
 impl Step for Turn {
     fn apply(&self, picture: &mut Picture<'_>, draws: &mut Draws, _: &Limits) -> Result<(), SampleError> {
-        let degrees = draws.range(self.degrees[0], self.degrees[1]);
-        let (before, size) = (picture.size(), self.rotation.size(picture.size(), degrees));
-        let forward = self.rotation.affine(before, degrees).0.inverse();
-        picture.carry(size, |[x, y]| forward.at(x, y).into());
-        picture.replace("the rotated image", size, |image, out| self.rotation.apply(image, degrees, out))
+        self.rotation.turn(picture, draws.range(self.degrees[0], self.degrees[1]))
     }
 
     /// By the image's own map, so that the two lie on each other.
     fn like_mask(&self) -> Option<Box<dyn Step>> {
-        let rotation = Rotation { bilinear: false, fill: VOID, ..self.rotation };
+        let rotation = Rotation { look: MASK, ..self.rotation };
         Some(Box::new(Turn { rotation, ..*self }))
     }
 
@@ -98,11 +79,10 @@ impl Step for Turn {
 
 /// A rotation by one angle, as Pillow's `Image.rotate` does it.
 #[derive(Clone, Debug, PartialEq)]
-struct Rotation {
-    bilinear: bool,
-    expand: bool,
-    center: Option<[f64; 2]>,
-    fill: [u8; PIXEL],
+pub(super) struct Rotation {
+    pub look: Look,
+    pub expand: bool,
+    pub center: Option<[f64; 2]>,
 }
 
 /// Python's `round(x, 15)`, which Pillow applies so that right angles have exact sines.
@@ -111,29 +91,18 @@ fn round_15(x: f64) -> f64 {
     format!("{x:.15}").parse().unwrap_or(x)
 }
 
-/// The map from a pixel of the result to the source: x' = a x + b y + c, y' = d x + e y + f.
-struct Affine([f64; 6]);
-
-impl Affine {
-    fn at(&self, x: f64, y: f64) -> (f64, f64) {
-        let [a, b, c, d, e, f] = self.0;
-        (a * x + b * y + c, d * x + e * y + f)
-    }
-
-    /// The map from the source to the result. A rotation's determinant is never 0.
-    fn inverse(&self) -> Affine {
-        let [a, b, c, d, e, f] = self.0;
-        let by = a * e - b * d;
-        Affine([e, -b, b * f - c * e, -d, a, c * d - a * f].map(|value| value / by))
-    }
-}
-
 impl Rotation {
+    pub(super) fn turn(&self, picture: &mut Picture<'_>, degrees: f64) -> Result<(), SampleError> {
+        let (before, size) = (picture.size(), self.size(picture.size(), degrees));
+        picture.follow(&self.map(before, degrees).0, size);
+        picture.replace("the rotated image", size, |image, out| self.apply(image, degrees, out))
+    }
+
     /// The size of the result, which an expanding rotation computes from the angle.
     fn size(&self, size: (usize, usize), degrees: f64) -> (usize, usize) {
         match self.right_angle(size, degrees) {
             Some(symmetry) => symmetry.size(size),
-            None => self.affine(size, degrees).1,
+            None => self.map(size, degrees).1,
         }
     }
 
@@ -143,21 +112,8 @@ impl Rotation {
             symmetry.apply(source, out);
             return;
         }
-        let (map, (w, h)) = self.affine((source.w, source.h), degrees);
-        out.reset(w, h);
-        out.pixels_mut().fill(self.fill);
-        if self.bilinear {
-            for y in 0..h {
-                for (x, pixel) in out.row_mut(y).as_chunks_mut::<PIXEL>().0.iter_mut().enumerate() {
-                    let (from_x, from_y) = map.at(x as f64 + 0.5, y as f64 + 0.5);
-                    if let Some(value) = bilinear(source, from_x, from_y) {
-                        *pixel = value;
-                    }
-                }
-            }
-        } else {
-            nearest(source, &map, out);
-        }
+        let (map, size) = self.map((source.w, source.h), degrees);
+        self.look.draw(source, &map, size, out);
     }
 
     /// Pillow transposes instead where the result is the same.
@@ -180,13 +136,14 @@ impl Rotation {
         }
     }
 
-    fn affine(&self, (w, h): (usize, usize), degrees: f64) -> (Affine, (usize, usize)) {
+    /// Where pixels come from, and the size of the result.
+    fn map(&self, (w, h): (usize, usize), degrees: f64) -> (Map, (usize, usize)) {
         let (fw, fh) = (w as f64, h as f64);
         // torchvision ignores the centre where the image is expanded.
         let [cx, cy] = self.center.filter(|_| !self.expand).unwrap_or([fw / 2.0, fh / 2.0]);
         let angle = -degrees.rem_euclid(360.0).to_radians();
         let (sin, cos) = (round_15(angle.sin()), round_15(angle.cos()));
-        let mut map = Affine([cos, sin, 0.0, round_15(-angle.sin()), cos, 0.0]);
+        let mut map = Map::affine([cos, sin, 0.0, round_15(-angle.sin()), cos, 0.0]);
         let (c, f) = map.at(-cx, -cy);
         map.0[2] = c + cx;
         map.0[5] = f + cy;
@@ -206,76 +163,10 @@ impl Rotation {
     }
 }
 
-fn nearest(source: View<'_>, map: &Affine, out: &mut Image) {
-    let [a, b, _, d, e, _] = map.0;
-    let (w, h) = out.size();
-    let corners = [(0.0, 0.0), (w as f64, h as f64), (0.0, h as f64), (w as f64, 0.0)];
-    let fits = corners.iter().all(|&(x, y)| {
-        let (x, y) = map.at(x, y);
-        x.abs() < 32768.0 && y.abs() < 32768.0
-    });
-    let (x0, y0) = (map.0[2] + a * 0.5 + b * 0.5, map.0[5] + d * 0.5 + e * 0.5);
-    if fits {
-        // Pillow steps through the source in 16.16 fixed point, so that the rounding of the steps shows.
-        let fix = |v: f64| (v * 65536.0 + 0.5).floor() as i32;
-        let (a, b, d, e) = (fix(a), fix(b), fix(d), fix(e));
-        let (mut row_x, mut row_y) = (fix(x0), fix(y0));
-        for y in 0..h {
-            let (mut x, mut y_) = (row_x, row_y);
-            for pixel in out.row_mut(y).as_chunks_mut::<PIXEL>().0 {
-                let (from_x, from_y) = ((x >> 16) as usize, (y_ >> 16) as usize);
-                // A negative coordinate is a huge one here.
-                if from_x < source.w && from_y < source.h {
-                    *pixel = source.pixel(from_x, from_y);
-                }
-                x = x.wrapping_add(a);
-                y_ = y_.wrapping_add(d);
-            }
-            row_x = row_x.wrapping_add(b);
-            row_y = row_y.wrapping_add(e);
-        }
-        return;
-    }
-    let (mut row_x, mut row_y) = (x0, y0);
-    for y in 0..h {
-        let (mut x, mut y_) = (row_x, row_y);
-        for pixel in out.row_mut(y).as_chunks_mut::<PIXEL>().0 {
-            if x >= 0.0 && y_ >= 0.0 && (x as usize) < source.w && (y_ as usize) < source.h {
-                *pixel = source.pixel(x as usize, y_ as usize);
-            }
-            x += a;
-            y_ += d;
-        }
-        row_x += b;
-        row_y += e;
-    }
-}
-
-fn bilinear(source: View<'_>, x: f64, y: f64) -> Option<[u8; PIXEL]> {
-    if x < 0.0 || y < 0.0 || x >= source.w as f64 || y >= source.h as f64 {
-        return None;
-    }
-    let (x, y) = (x - 0.5, y - 0.5);
-    let (floor_x, floor_y) = (x.floor(), y.floor());
-    let (dx, dy) = (x - floor_x, y - floor_y);
-    // Half a pixel around the border repeats it.
-    let clamp = |v: f64, len: usize| v.clamp(0.0, (len - 1) as f64) as usize;
-    let (x0, x1) = (clamp(floor_x, source.w), clamp(floor_x + 1.0, source.w));
-    let (y0, y1) = (clamp(floor_y, source.h), clamp(floor_y + 1.0, source.h));
-    let (a, b) = (source.pixel(x0, y0), source.pixel(x1, y0));
-    let (c, d) = (source.pixel(x0, y1), source.pixel(x1, y1));
-    Some(std::array::from_fn(|i| {
-        let mix = |from: f64, to: f64, by: f64| from + (to - from) * by;
-        let top = mix(a[i].into(), b[i].into(), dx);
-        let bottom = mix(c[i].into(), d[i].into(), dx);
-        // Cut off, not rounded, as Pillow does here.
-        mix(top, bottom, dy) as u8
-    }))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::warp::Filter;
 
     #[test]
     fn right_angles_are_exact_and_turn_counter_clockwise() {
@@ -284,7 +175,8 @@ mod tests {
         for (i, pixel) in image.pixels_mut().iter_mut().enumerate() {
             *pixel = [i as u8; 4];
         }
-        let rotation = Rotation { bilinear: false, expand: true, center: None, fill: [0; 4] };
+        let look = Look { filter: Filter::Nearest, fill: [0; 4] };
+        let rotation = Rotation { look, expand: true, center: None };
         let mut out = Image::default();
         let mut turned = |degrees| {
             rotation.apply(image.view(), degrees, &mut out);
