@@ -310,6 +310,10 @@ IMAGE = F.Image([T.Resize((8, 8))])
     [
         ({"image": F.Image([T.RandomIoUCrop(), T.Resize((8, 8))])}, "RandomIoUCrop works on boxes"),
         (
+            {"image": F.Image([T.AugMix(), T.Resize((8, 8))]), "b": F.Boxes("json:boxes", max_rows=3)},
+            "transforms[0] AugMix mixes pictures",
+        ),
+        (
             {"image": IMAGE, "b": F.Boxes("json:boxes", like="img", max_rows=3)},
             'the image fields are: "image"',
         ),

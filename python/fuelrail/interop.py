@@ -193,10 +193,9 @@ class _Translator:
 
     def _levels(self, colour: Any) -> Any:
         """A colour in levels, as the daemon takes it before Normalize; after it, both use Normalize's units."""
-        if colour is None:
-            return 0
         if (
-            isinstance(colour, str)
+            colour is None  # no fill given
+            or isinstance(colour, str)
             or self.normalized
             or not (self.on_tensors and self.dtype in ("f32", "f16", "bf16"))
         ):

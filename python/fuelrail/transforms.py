@@ -476,6 +476,78 @@ class RandomOrder(Transform):
         super().__init__(transforms=_inside("RandomOrder", transforms))
 
 
+class RandAugment(Transform):
+    """Apply `num_ops` operations, each drawn from fourteen, of strength `magnitude` out of `num_magnitude_bins`."""
+
+    def __init__(
+        self,
+        num_ops: int = 2,
+        magnitude: int = 9,
+        num_magnitude_bins: int = 31,
+        interpolation: Any = "nearest",
+        fill: Number | Sequence[Number] | None = None,
+    ) -> None:
+        super().__init__(
+            num_ops=num_ops,
+            magnitude=magnitude,
+            num_magnitude_bins=num_magnitude_bins,
+            interpolation=interpolation,
+            fill=fill,
+        )
+
+
+class TrivialAugmentWide(Transform):
+    """Apply one operation, drawn from fourteen, with any of `num_magnitude_bins` strengths of a wide range."""
+
+    def __init__(
+        self,
+        num_magnitude_bins: int = 31,
+        interpolation: Any = "nearest",
+        fill: Number | Sequence[Number] | None = None,
+    ) -> None:
+        super().__init__(num_magnitude_bins=num_magnitude_bins, interpolation=interpolation, fill=fill)
+
+
+class AutoAugment(Transform):
+    """Apply one of the 25 pairs of operations found for `policy`: "imagenet", "cifar10" or "svhn"."""
+
+    def __init__(
+        self,
+        policy: Any = "imagenet",
+        interpolation: Any = "nearest",
+        fill: Number | Sequence[Number] | None = None,
+    ) -> None:
+        super().__init__(policy=policy, interpolation=interpolation, fill=fill)
+
+
+class AugMix(Transform):
+    """Mix the image with `mixture_width` copies, each changed by a chain of operations, with random weights.
+
+    severity: 1 to 10. chain_depth: operations per chain, -1 for 1 to 3 at random. all_ops=False leaves out brightness,
+    contrast, colour and sharpness.
+    """
+
+    def __init__(
+        self,
+        severity: int = 3,
+        mixture_width: int = 3,
+        chain_depth: int = -1,
+        alpha: float = 1.0,
+        all_ops: bool = True,
+        interpolation: Any = "bilinear",
+        fill: Number | Sequence[Number] | None = None,
+    ) -> None:
+        super().__init__(
+            severity=severity,
+            mixture_width=mixture_width,
+            chain_depth=chain_depth,
+            alpha=alpha,
+            all_ops=all_ops,
+            interpolation=interpolation,
+            fill=fill,
+        )
+
+
 def _inside(name: str, transforms: Sequence[Any]) -> list[Any]:
     """The steps of a step; a list among them becomes one step, torchvision's objects become ours."""
     from fuelrail import interop  # which needs this module
@@ -513,6 +585,8 @@ def __getattr__(name: str) -> Any:
 
 __all__ = [
     "IMAGENET",
+    "AugMix",
+    "AutoAugment",
     "CenterCrop",
     "ClampBoundingBoxes",
     "ColorJitter",
@@ -524,6 +598,7 @@ __all__ = [
     "Letterbox",
     "Normalize",
     "Pad",
+    "RandAugment",
     "RandomAdjustSharpness",
     "RandomAffine",
     "RandomApply",
@@ -551,4 +626,5 @@ __all__ = [
     "SanitizeBoundingBoxes",
     "ScaleJitter",
     "Transform",
+    "TrivialAugmentWide",
 ]

@@ -164,7 +164,7 @@ impl Program {
         self.steps.iter().find(|(_, step)| step.needs_boxes()).map(|(place, _)| *place)
     }
 
-    /// The place of a step on whose result no mask can lie.
+    /// The place of a step on whose result no mask can lie, and no box.
     pub(crate) fn mixes(&self) -> Option<usize> {
         self.steps.iter().find(|(_, step)| !step.takes_masks()).map(|(place, _)| *place)
     }

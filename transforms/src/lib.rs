@@ -95,13 +95,14 @@ pub use pictures::{
 pub use random::SampleKey;
 pub use resize::Interpolation;
 pub use steps::{
-    CenterCrop, ClampBoundingBoxes, ColorJitter, ElasticTransform, EraseValue, GaussianBlur, GaussianNoise,
-    Grayscale, Letterbox, Normalize, Numbers, Pad, PaddingMode, RandomAdjustSharpness, RandomAffine,
-    RandomApply, RandomAutocontrast, RandomChannelPermutation, RandomChoice, RandomCrop, RandomEqualize,
-    RandomErasing, RandomGrayscale, RandomHorizontalFlip, RandomInvert, RandomIoUCrop, RandomOrder,
-    RandomPerspective, RandomPhotometricDistort, RandomPosterize, RandomResizedCrop, RandomRotation,
-    RandomShortestSize, RandomSolarize, RandomVerticalFlip, RandomZoomOut, Resize, SanitizeBoundingBoxes,
-    ScaleJitter, Sides, Size, TRANSFORM_NAMES, TransformConfig,
+    AugMix, AutoAugment, AutoAugmentPolicy, CenterCrop, ClampBoundingBoxes, ColorJitter, ElasticTransform,
+    EraseValue, GaussianBlur, GaussianNoise, Grayscale, Letterbox, Normalize, Numbers, Pad, PaddingMode,
+    RandAugment, RandomAdjustSharpness, RandomAffine, RandomApply, RandomAutocontrast,
+    RandomChannelPermutation, RandomChoice, RandomCrop, RandomEqualize, RandomErasing, RandomGrayscale,
+    RandomHorizontalFlip, RandomInvert, RandomIoUCrop, RandomOrder, RandomPerspective,
+    RandomPhotometricDistort, RandomPosterize, RandomResizedCrop, RandomRotation, RandomShortestSize,
+    RandomSolarize, RandomVerticalFlip, RandomZoomOut, Resize, SanitizeBoundingBoxes, ScaleJitter, Sides,
+    Size, TRANSFORM_NAMES, TransformConfig, TrivialAugmentWide,
 };
 pub use targets::{Points, TargetSet, Targets};
 

@@ -23,7 +23,7 @@
 use crate::color::Blur;
 use crate::decode::{Header, Opened};
 use crate::error::SampleError;
-use crate::geometry::{Image, Rect, Symmetry, View, flip_rect};
+use crate::geometry::{Image, PIXEL, Rect, Symmetry, View, flip_rect};
 use crate::levels::{Levels, Seen, Table};
 use crate::limits::Limits;
 use crate::resize::{Resize, Resizer};
@@ -42,6 +42,9 @@ pub(crate) struct Buffers {
     blur: Blur,
     /// What several pictures of one image share.
     shared: Image,
+    /// What is mixed: an image, and sums of bytes of several.
+    mixed: Image,
+    sums: Vec<f32>,
 }
 
 impl Buffers {
@@ -58,6 +61,8 @@ impl Buffers {
             + self.resizer.bytes()
             + self.blur.bytes()
             + self.shared.capacity()
+            + self.mixed.capacity()
+            + 4 * self.sums.capacity()
     }
 
     pub(crate) fn shrink(&mut self, bytes: usize) {
@@ -66,6 +71,10 @@ impl Buffers {
         self.resizer.shrink(bytes);
         self.blur.shrink(bytes);
         self.shared.shrink(bytes);
+        self.mixed.shrink(bytes);
+        if 4 * self.sums.capacity() > bytes {
+            self.sums = Vec::new();
+        }
     }
 }
 
@@ -397,6 +406,47 @@ impl<'a> Picture<'a> {
             self.swap();
         }
         change(&mut self.buffers.front, &mut self.buffers.blur);
+        Ok(())
+    }
+
+    /// Replaces the image by a mixture. `chain` is called for each of `weights`, on a copy of the image whose size it
+    /// keeps; the weighted bytes of the copies are added to those of the image, whose weight is `own`. Each byte
+    /// becomes what `finish` makes of it and of its sum. What moves with the image stays where it is.
+    pub(crate) fn mix(
+        &mut self,
+        own: f32,
+        weights: &[f32],
+        mut chain: impl FnMut(usize, &mut Picture<'_>) -> Result<(), SampleError>,
+        finish: impl Fn(u8, f32) -> u8,
+    ) -> Result<(), SampleError> {
+        let (w, h) = self.size();
+        self.limits.check_pixels("the images to mix, in f32,", w as u64, 4 * h as u64)?;
+        self.settle_flips()?;
+        if self.is_sketch() {
+            return Ok(());
+        }
+        self.buffers.front.view().crop(self.geometry.region).copy_to(&mut self.buffers.mixed);
+        let mut sums = std::mem::take(&mut self.buffers.sums);
+        sums.clear();
+        sums.extend(self.buffers.mixed.view_rows().flatten().map(|byte| own * f32::from(*byte)));
+        let targets = std::mem::take(&mut self.targets);
+        for (number, weight) in weights.iter().enumerate() {
+            self.buffers.mixed.view().copy_to(&mut self.buffers.front);
+            self.geometry = Geometry::new((w, h), Symmetry::IDENTITY);
+            chain(number, self)?;
+            self.settle_flips()?;
+            let copy = self.buffers.front.view().crop(self.geometry.region);
+            for (sums, y) in sums.chunks_exact_mut(w * PIXEL).zip(0..h) {
+                sums.iter_mut().zip(copy.row(y)).for_each(|(sum, byte)| *sum += weight * f32::from(*byte));
+            }
+        }
+        let Buffers { front, mixed, .. } = &mut *self.buffers;
+        mixed.view().copy_to(front);
+        for (byte, sum) in front.bytes_mut().iter_mut().zip(&sums) {
+            *byte = finish(*byte, *sum);
+        }
+        self.geometry = Geometry::new((w, h), Symmetry::IDENTITY);
+        (self.targets, self.buffers.sums) = (targets, sums);
         Ok(())
     }
 

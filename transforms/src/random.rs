@@ -121,6 +121,38 @@ impl Draws {
     }
 }
 
+impl Draws {
+    /// `count` weights that sum to 1, of the symmetric Dirichlet distribution: for `alpha` = 1 all mixtures are alike.
+    pub(crate) fn dirichlet(&mut self, alpha: f64, count: usize) -> Vec<f64> {
+        let parts: Vec<f64> = (0..count).map(|_| self.gamma(alpha)).collect();
+        let sum: f64 = parts.iter().sum();
+        // Of a tiny alpha all parts may be 0.
+        if sum > 0.0 {
+            parts.into_iter().map(|part| part / sum).collect()
+        } else {
+            vec![1.0 / count as f64; count]
+        }
+    }
+
+    /// Of the gamma distribution with this shape and a scale of 1 (Marsaglia and Tsang).
+    fn gamma(&mut self, shape: f64) -> f64 {
+        if shape < 1.0 {
+            return self.gamma(shape + 1.0) * (1.0 - self.unit()).powf(1.0 / shape);
+        }
+        let d = shape - 1.0 / 3.0;
+        let c = 1.0 / (9.0 * d).sqrt();
+        loop {
+            let x = f64::from(self.normal_pair().0);
+            let v = (1.0 + c * x).powi(3);
+            // (0, 1]: the logarithm of 0 must not be taken.
+            let u = 1.0 - self.unit();
+            if v > 0.0 && u.ln() < 0.5 * x * x + d - d * v + d * v.ln() {
+                return d * v;
+            }
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -194,6 +226,24 @@ mod tests {
         }
         assert_eq!((picked[0], picked[3]), (0, 0));
         assert!((39_400..40_600).contains(&picked[1]), "{picked:?}");
+    }
+
+    #[test]
+    fn mixtures_have_the_mean_and_variance_of_the_dirichlet_distribution() {
+        for (alpha, count) in [(1.0, 2), (1.0, 3), (0.3, 2), (4.0, 5)] {
+            let mut draws = Draws::new(key(3, 1, 4), 1);
+            let weights: Vec<Vec<f64>> = (0..40_000).map(|_| draws.dirichlet(alpha, count)).collect();
+            assert!(weights.iter().all(|weights| (weights.iter().sum::<f64>() - 1.0).abs() < 1e-9));
+            let n = count as f64;
+            for place in 0..count {
+                let mean = weights.iter().map(|weights| weights[place]).sum::<f64>() / 40_000.0;
+                let variance =
+                    weights.iter().map(|weights| (weights[place] - mean).powi(2)).sum::<f64>() / 40_000.0;
+                let expected = (n - 1.0) / (n * n * (n * alpha + 1.0));
+                assert!((mean - 1.0 / n).abs() < 0.006, "{alpha} {count}: mean {mean}");
+                assert!((variance / expected - 1.0).abs() < 0.04, "{alpha} {count}: variance {variance}");
+            }
+        }
     }
 
     #[test]

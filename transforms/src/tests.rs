@@ -109,6 +109,11 @@ pub(crate) fn any_step() -> impl Strategy<Value = Value> {
         6 => any_levels(),
         1 => Just(json!({"type": "RandomAdjustSharpness", "sharpness_factor": 2})),
         1 => Just(json!({"type": "RandomPhotometricDistort"})),
+        2 => (0u32..4, any::<bool>()).prop_map(|(n, smooth)| json!(
+            {"type": "RandAugment", "num_ops": n, "interpolation": if smooth { "bilinear" } else { "nearest" }})),
+        1 => Just(json!({"type": "TrivialAugmentWide", "fill": [1, 2, 3]})),
+        1 => prop_oneof![Just("imagenet"), Just("cifar10"), Just("svhn")].prop_map(|policy| json!(
+            {"type": "AutoAugment", "policy": policy})),
         1 => Just(json!({"type": "RandomChannelPermutation"})),
         2 => prop::collection::vec(any_levels(), 1..4).prop_map(|steps| json!(
             {"type": "RandomApply", "p": 0.7, "transforms": [
@@ -468,6 +473,10 @@ fn steps_made_of_steps_and_warps_are_refused_with_where_what_and_what_to_do() {
             &["sharpness_factor", "-1"],
         ),
         (json!([crop, {"type": "RandomPhotometricDistort", "hue": [-1, 0]}]), &["hue", "-0.5"]),
+        (json!([crop, {"type": "RandAugment", "num_ops": 1001}]), &["num_ops", "1001"]),
+        (json!([crop, {"type": "RandAugment", "magnitude": 31}]), &["magnitude", "31"]),
+        (json!([crop, {"type": "AutoAugment", "policy": "coco"}]), &["coco", "imagenet", "cifar10", "svhn"]),
+        (json!([crop, {"type": "AugMix", "severity": 0}]), &["severity", "between 1 and 10"]),
     ]);
 }
 

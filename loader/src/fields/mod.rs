@@ -99,6 +99,9 @@ fn output(config: &PipelineConfig) -> OutputConfig {
 const NEEDS_BOXES: &str =
     "works on boxes: give the image a field of type Boxes that follows it (like = its name), in fields";
 
+const MIXES: &str = "mixes pictures that are turned and moved differently, so that no box or keypoint has one place on the result; \
+     leave out one of the two";
+
 /// Where the encoded image of a picture is in a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum ImageAt {
@@ -207,15 +210,14 @@ impl Fields {
                 made.rows[place] = picture_row(&made.rows[place].name, picture, spec);
             }
             for (picture, config) in configs.iter().enumerate() {
-                if let Some(place) = compiled.needs_boxes(picture)
-                    && !made.moving.has_boxes(picture)
-                {
-                    let step = config.transforms[place].name();
+                let lacking = compiled.needs_boxes(picture).filter(|_| !made.moving.has_boxes(picture));
+                let mixing = compiled.mixes(picture).filter(|_| made.moving.has_any(picture));
+                for (place, why) in [(lacking, NEEDS_BOXES), (mixing, MIXES)] {
+                    let Some(place) = place else { continue };
+                    let step = format!("transforms[{place}] {} {why}", config.transforms[place].name());
                     return Err(match short {
-                        Some(_) => format!("transforms[{place}] {step} {NEEDS_BOXES}"),
-                        None => {
-                            format!("field {:?}: transforms[{place}] {step} {NEEDS_BOXES}", names[picture])
-                        }
+                        Some(_) => step,
+                        None => format!("field {:?}: {step}", names[picture]),
                     });
                 }
             }

@@ -168,6 +168,11 @@ impl Moving {
         self.sets.iter().any(|set| set.picture == picture && set.boxes.is_some())
     }
 
+    /// Whether anything moves with this picture.
+    pub fn has_any(&self, picture: usize) -> bool {
+        self.sets.iter().any(|set| set.picture == picture)
+    }
+
     /// What the record has, for each picture that something moves with.
     pub fn read(&self, schema: &Schema, cut: &Cut<'_>) -> Result<Vec<(usize, Targets)>, String> {
         let mut found: Vec<(usize, Targets)> = Vec::new();

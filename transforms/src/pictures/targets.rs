@@ -65,6 +65,8 @@ fn a_box_follows_every_warp_and_takes_part_in_the_choices() {
             2.0,
         ),
         (json!({"type": "RandomApply", "transforms": [{"type": "RandomHorizontalFlip"}, affine]}), 2.0),
+        (json!({"type": "RandAugment", "magnitude": 20}), 3.0),
+        (json!({"type": "AutoAugment", "policy": "svhn"}), 3.0),
     ] {
         let chain = json!([step, {"type": "CenterCrop", "size": [90, 110]}]);
         let mut places = std::collections::HashSet::new();

@@ -352,6 +352,33 @@ fn a_mask_takes_part_in_every_geometry_and_choice_of_its_image() {
 }
 
 #[test]
+fn a_mask_takes_part_in_the_operations_of_a_policy_that_move_pixels() {
+    let numbers: Vec<u8> = (0..60 * 50).map(|at| (at % 251) as u8).collect();
+    let colours: Vec<u8> = numbers.iter().flat_map(|number| [*number; 3]).collect();
+    let encoded: [&[u8]; 2] = [
+        &save(&colours, 60, 50, ExtendedColorType::Rgb8, ImageFormat::Png),
+        &save(&numbers, 60, 50, ExtendedColorType::L8, ImageFormat::Png),
+    ];
+    for step in [
+        json!({"type": "RandAugment", "num_ops": 1, "magnitude": 20, "fill": 255}),
+        json!({"type": "TrivialAugmentWide", "fill": 255}),
+    ] {
+        let chain = json!([step, {"type": "CenterCrop", "size": [50, 60]}]);
+        let pictures = compiled(&[config(What::Image, chain), mask(0, Dtype::U8)]);
+        let (mut moved, mut coloured) = (0, 0);
+        for position in 0..60 {
+            let rows = rows(&pictures, &encoded, at(position)).unwrap();
+            let image: Vec<u8> = rows[0].iter().step_by(3).copied().collect();
+            // One operation moves the pixels of both, or changes the levels of one.
+            assert!(image == rows[1] || rows[1] == numbers, "{step} at {position}");
+            moved += u32::from(rows[1] != numbers);
+            coloured += u32::from(image != rows[1]);
+        }
+        assert!(moved > 10 && coloured > 10, "{step}: {moved} moved, {coloured} coloured");
+    }
+}
+
+#[test]
 fn borders_of_a_mask_are_255_where_the_image_has_a_colour_and_repeat_it_where_the_image_is_repeated() {
     let padded = |mode: &str, last: u32| {
         let chain = json!([
@@ -490,6 +517,7 @@ fn a_picture_that_cannot_be_is_refused_with_its_place_and_the_reason() {
         What::Image,
         json!([{"type": "CenterCrop", "size": 8}, {"type": "RandomRotation", "degrees": 5}]),
     );
+    let mixed = config(What::Image, json!([{"type": "AugMix"}, {"type": "CenterCrop", "size": 8}]));
     let inside = config(
         What::Image,
         json!([{"type": "CenterCrop", "size": 8}, {"type": "RandomApply", "transforms": [
@@ -510,6 +538,8 @@ fn a_picture_that_cannot_be_is_refused_with_its_place_and_the_reason() {
         (vec![crop(), own], 1, &["no transforms of its own"]),
         (vec![crop(), with(geometry(0), Dtype::U8)], 1, &["eight f32", "u8"]),
         (vec![turned, geometry(0)], 1, &["transforms[1] RandomRotation", "no longer an upright rectangle"]),
+        (vec![mixed.clone(), mask(0, Dtype::U8)], 1, &["transforms[0] AugMix", "no mask can lie"]),
+        (vec![mixed, geometry(0)], 1, &["transforms[0] AugMix", "no longer an upright rectangle"]),
         (vec![inside, geometry(0)], 1, &["transforms[1] RandomApply", "no longer an upright rectangle"]),
         (vec![crop(), with(crop(), Dtype::U16)], 1, &["u16 is for masks"]),
         (

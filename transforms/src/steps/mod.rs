@@ -25,6 +25,7 @@ mod noise;
 mod normalize;
 mod pad;
 mod perspective;
+mod policy;
 mod resize;
 mod rotation;
 mod scale;
@@ -58,6 +59,7 @@ pub use noise::GaussianNoise;
 pub use normalize::Normalize;
 pub use pad::{Pad, PaddingMode};
 pub use perspective::RandomPerspective;
+pub use policy::{AugMix, AutoAugment, AutoAugmentPolicy, RandAugment, TrivialAugmentWide};
 pub use resize::Resize;
 pub use rotation::RandomRotation;
 pub use scale::{Letterbox, RandomShortestSize, RandomZoomOut, ScaleJitter};
@@ -102,7 +104,7 @@ pub(crate) trait Step: Debug + Send + Sync {
         true
     }
 
-    /// Whether a mask can lie on the result; it cannot where pictures of several geometries are mixed.
+    /// Whether a mask can lie on the result, or a box; none can where pictures of several geometries are mixed.
     fn takes_masks(&self) -> bool {
         true
     }
@@ -222,6 +224,14 @@ transforms! {
     RandomChoice,
     /// Carries steps out in a random order.
     RandomOrder,
+    /// Carries out operations of a list, with one magnitude.
+    RandAugment,
+    /// Carries out one operation of a list, with any magnitude.
+    TrivialAugmentWide,
+    /// Carries out one of the pairs of operations that were found on a data set.
+    AutoAugment,
+    /// Mixes the image with what chains of operations make of it.
+    AugMix,
     /// Overwrites a random rectangle.
     RandomErasing,
     /// Subtracts the mean and divides by the standard deviation.
