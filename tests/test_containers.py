@@ -120,10 +120,7 @@ def test_a_path_that_does_not_exist_is_one_bad_record(images: Path) -> None:
 
 
 def test_what_is_no_list_is_named(tmp_path: Path) -> None:
-    coco = {"info": {}, "images": [{"id": 1, "file_name": "1.jpg"}], "annotations": []}
     for name, text, expected in [
-        ("instances.json", json.dumps(coco), "COCO"),
-        ("instances.json", json.dumps(coco, indent=1), "COCO"),
         ("columns.json", json.dumps({"path": ["a.jpg"], "label": [1]}, indent=1), 'orient="records"'),
         ("list.csv", "path\n".encode("utf-16"), "UTF-16"),
         ("list.csv", b"PK\x03\x04rest", "Excel"),

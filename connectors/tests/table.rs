@@ -829,7 +829,11 @@ fn paths_that_leave_the_root_and_lines_that_are_wrong_are_named() {
             "{\n \"path\": [\"a.jpg\"],\n \"x\": {\"y\": 1}\n}\n".to_owned(),
             "one JSON object (with \"path\", \"x\")",
         ),
-        ("{\"info\": {}, \"images\": [], \"annotations\": []}".to_owned(), "COCO"),
+        ("{\"info\": {}, \"images\": [], \"annotations\": []}".to_owned(), "has no images"),
+        (
+            "{\"images\": [{\"id\": 1}], \"annotations\": []}".to_owned(),
+            "these COCO annotations cannot be read",
+        ),
         ("\u{feff}\u{0}".to_owned(), "UTF-16"),
         (format!("{{\"path\": \"{}\"}}\n", "a".repeat(20 << 20)), "longer than 16 MiB"),
     ] {

@@ -26,6 +26,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::bytes::shards::{ends_with, expand_braces};
 use crate::names::{is_image, is_litter, missing, shown};
+use crate::sources::table::coco;
 use crate::streams::kafka::address as kafka;
 use crate::{SourceConfig, SourceError, settings};
 
@@ -293,6 +294,13 @@ impl AddressConfig {
         {
             let root = self.absolute(root);
             value.insert("root".into(), root.into());
+        } else if kind == "table"
+            && let [file] = &self.locations()[..]
+            && ends_with(file, &[".json"])
+            && scheme(file).is_none()
+            && let Some(root) = coco::root_of(Path::new(file))
+        {
+            value.insert("root".into(), root.to_string_lossy().into_owned().into());
         }
         value.insert("type".into(), kind.into());
         // By itself first, so that what is said of an option has the option's own name.

@@ -22,6 +22,7 @@
 //! folder's are, with labels, fields and named parts in memory. Which columns named parts are in, and what lies inside
 //! them, [`named`] says. What this does not do: filter or join.
 
+pub(crate) mod coco;
 pub(crate) mod columns;
 mod dialect;
 mod fetch;
@@ -117,14 +118,17 @@ pub enum TableFormat {
     /// A JSON object on each line, or an array of objects.
     #[serde(alias = "json")]
     Jsonl,
+    /// COCO's annotations, which are also recognised.
+    Coco,
 }
 
-const ENDINGS: [(TableFormat, &[&str]); 5] = [
+const ENDINGS: [(TableFormat, &[&str]); 6] = [
     (TableFormat::Parquet, &[".parquet", ".parq", ".pq"]),
     (TableFormat::Arrow, &[".arrow", ".feather", ".ipc", ".arrows"]),
     (TableFormat::Csv, &[".csv"]),
     (TableFormat::Tsv, &[".tsv"]),
     (TableFormat::Jsonl, &[".jsonl", ".ndjson", ".json"]),
+    (TableFormat::Coco, &[".json"]),
 ];
 
 impl TableConfig {
@@ -193,6 +197,7 @@ enum File {
     Parquet(parquet::File),
     Arrow(ipc::File),
     Text(text::File),
+    Coco(coco::File),
 }
 
 impl File {
@@ -201,6 +206,7 @@ impl File {
             Self::Parquet(file) => file.parts(),
             Self::Arrow(file) => file.parts(),
             Self::Text(file) => file.parts(),
+            Self::Coco(_) => 1,
         }
     }
 
@@ -209,6 +215,7 @@ impl File {
             Self::Parquet(file) => file.part(view, part),
             Self::Arrow(file) => file.part(view, part),
             Self::Text(file) => file.part(view, part),
+            Self::Coco(file) => file.part(),
         }
     }
 
@@ -216,7 +223,7 @@ impl File {
     fn starts(&self, part: usize, rows: u64, run: u64) -> Vec<u64> {
         match self {
             Self::Parquet(file) => file.starts(part, run),
-            Self::Arrow(_) | Self::Text(_) => evenly(rows, run),
+            Self::Arrow(_) | Self::Text(_) | Self::Coco(_) => evenly(rows, run),
         }
     }
 
@@ -225,6 +232,7 @@ impl File {
             Self::Parquet(file) => file.memory(),
             Self::Arrow(file) => file.memory(),
             Self::Text(file) => file.memory(),
+            Self::Coco(file) => file.memory(),
         }
     }
 
@@ -241,6 +249,7 @@ impl File {
             Self::Parquet(file) => file.decode(shards, shard, view, part, rows, pool),
             Self::Arrow(file) => file.decode(shards, shard, view, part, rows, pool),
             Self::Text(file) => file.decode(shards, shard, view, part, rows, pool),
+            Self::Coco(file) => Ok(file.decode(view, rows)),
         }
     }
 }
@@ -335,7 +344,7 @@ pub(crate) fn open(config: &TableConfig) -> Result<Arc<dyn IndexedSource>, Sourc
             )));
         }
     }
-    let first_format = format(0)?;
+    let mut first_format = format(0)?;
     for shard in 1..shards.files().len() {
         if format(shard)? != first_format {
             return Err(SourceError::data(format!(
@@ -345,7 +354,17 @@ pub(crate) fn open(config: &TableConfig) -> Result<Arc<dyn IndexedSource>, Sourc
             )));
         }
     }
+    if first_format == TableFormat::Jsonl && text::is_coco(&shards, 0)? {
+        first_format = TableFormat::Coco;
+    }
+    let mut categories = Vec::new();
+    let mut facts = Vec::new();
     let (choice, files) = match first_format {
+        TableFormat::Coco => {
+            let opened = open_coco(config, &shards)?;
+            (categories, facts) = (opened.categories, opened.facts);
+            (opened.choice, opened.files)
+        }
         TableFormat::Csv | TableFormat::Tsv | TableFormat::Jsonl => {
             open_text(config, &shards, first_format, delimiter)?
         }
@@ -358,8 +377,12 @@ pub(crate) fn open(config: &TableConfig) -> Result<Arc<dyn IndexedSource>, Sourc
     if rows == 0 {
         return Err(SourceError::data(format!("{} has no rows", shards.describe())));
     }
-    let labels = label::read(&shards, &files, &choice, config)?;
+    let mut labels = label::read(&shards, &files, &choice, config)?;
+    if labels.classes.is_empty() {
+        labels.classes = categories;
+    }
     let mut recognised = choice.recognised();
+    facts.into_iter().for_each(|fact| recognised.note(fact));
     if let File::Text(file) = &files[0] {
         file.recognised(first_format).into_iter().for_each(|fact| recognised.note(fact));
     }
@@ -431,6 +454,40 @@ fn open_binary(
         })
     })?;
     Ok((choice, files))
+}
+
+/// An open file of COCO's annotations.
+struct OpenedCoco {
+    choice: Choice,
+    files: Vec<File>,
+    /// Names in the order of their numbers.
+    categories: Vec<String>,
+    facts: Vec<String>,
+}
+
+fn open_coco(config: &TableConfig, shards: &Arc<Shards>) -> Result<OpenedCoco, SourceError> {
+    if shards.files().len() > 1 {
+        return Err(SourceError::config(format!(
+            "{} are {} files of COCO annotations, whose ids may mean different things: give one, or mix them \
+             (sources=[…])",
+            shards.describe(),
+            shards.files().len()
+        )));
+    }
+    let step = Step::begin("reading annotations", Counted::Bytes, Some(shards.files()[0].size));
+    let head = coco::Head::read(shards, 0, &step)?;
+    drop(step);
+    if head.is_empty() {
+        return Err(SourceError::data(format!("{} has no images", shards.describe())));
+    }
+    // Its images are nowhere else, and what it says of an image is no label of it.
+    let image = config.image.clone().or_else(|| Some(coco::PATH.to_owned()));
+    let label = config.label.clone().or_else(|| Some(String::new()));
+    let wanted = TableConfig { image, label, ..config.clone() };
+    let choice = Choice::new(&head.schema(), &wanted, &shards.display(0), Written::Typed)?;
+    let (categories, facts) = (head.classes.clone(), head.facts.clone());
+    let files = vec![File::Coco(coco::File::new(head, &views(&choice)))];
+    Ok(OpenedCoco { choice, files, categories, facts })
 }
 
 /// Text files say what their columns are only after all of them has been read.

@@ -542,6 +542,19 @@ impl Odd {
 }
 
 /// How the JSON at the beginning of a file is written.
+/// Whether a file holds COCO's annotations.
+pub(super) fn is_coco(shards: &Shards, shard: usize) -> Result<bool, SourceError> {
+    let size = shards.files()[shard].size;
+    let mut beginning = vec![0; size.min(BEGINNING as u64) as usize];
+    if beginning.is_empty() {
+        return Ok(false);
+    }
+    shards.read_at(shard, 0, &mut beginning).map_err(|error| SourceError::data(error.to_string()))?;
+    let Ok(skip) = text_begins(&beginning) else { return Ok(false) };
+    let text = beginning[skip..].trim_ascii_start();
+    Ok(text.starts_with(b"{") && super::coco::has_its_keys(&outer_keys(text), beginning.len() as u64 == size))
+}
+
 fn json_form(beginning: &[u8], whole: bool) -> Result<Form, String> {
     let text = beginning.trim_ascii_start();
     if text.first() == Some(&b'[') {
@@ -560,11 +573,6 @@ fn json_form(beginning: &[u8], whole: bool) -> Result<Form, String> {
     }
     let keys = outer_keys(text);
     let has = |key: &str| keys.iter().any(|known| known == key);
-    if has("images") && (has("annotations") || has("categories") || has("info") || has("licenses")) {
-        return Err("these are COCO annotations, which are not read yet; write a list with an object for each image, like \
-                    {\"path\": \"val2017/1.jpg\", \"label\": 3}"
-            .into());
-    }
     // A line that goes on beyond what is known may be a long record.
     if is_cut || alone && is_object && !has("columns") && !has("data") {
         return Ok(Form::Lines);
