@@ -194,7 +194,7 @@ def changed(change: Any) -> dict[str, Any]:
         (lambda d: d["annotations"][1].update(bbox=[1, 2, 3]), "annotation 3: bbox has 3 numbers"),
         (lambda d: d["annotations"][0].update(keypoints=[1, 2]), "2 numbers of keypoints"),
         (lambda d: d["images"][0].pop("file_name"), "file_name"),
-        (lambda d: d.update(images=[]), "no images"),
+        (lambda d: d.update(images=[], annotations=[]), "no images"),
         (lambda d: d.update(images={"1": {}}), "cannot be read"),
     ],
 )

@@ -377,3 +377,14 @@ def test_boxes_do_not_depend_on_threads_and_resume_exactly(shards: str) -> None:
     assert first == again
     rest, _ = rows(2, state=token)
     assert rest == first[2:]
+
+
+def test_boxes_that_are_plain_numbers_beside_a_moved_image_are_said(
+    shards: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    plain = F.Numbers("json:boxes", max_rows=16)
+    for chain, is_said in [([T.Resize((8, 8))], True), ([T.ColorJitter(0.1), T.CenterCrop(8)], True)]:
+        caplog.clear()
+        caplog.set_level("WARNING", "fuelrail")
+        with Loader(shards, batch_size=8, fields={"image": F.Image(chain), "bbox": plain}, label=None):
+            assert ("bbox stay as they are in the source" in caplog.text) == is_said

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import re
 import subprocess
@@ -92,6 +93,50 @@ def test_clip_learns_which_caption_belongs_to_which_image(tmp_path: Path) -> Non
     losses = [float(loss) for loss in re.findall(r"loss ([\d.]+)", said)]
     # Four captions in 32 pairs: better than guessing (3.47) is knowing the colour (2.08).
     assert len(losses) == 4 and losses[-1] < 2.8 and "square on gray" in said, said
+
+
+def coco(folder: Path, count: int) -> Path:
+    """Coloured rectangles on noise, with COCO's annotations of them; every fifth image has none."""
+    generator = np.random.default_rng(2)
+    colours = {"red": (220, 40, 40), "green": (40, 190, 40), "blue": (40, 60, 230)}
+    data: dict[str, list[dict[str, object]]] = {"images": [], "annotations": []}
+    data["categories"] = [{"id": 3 + at, "name": name} for at, name in enumerate(colours)]
+    (folder / "train2017").mkdir()
+    for image in range(count):
+        w, h = (int(side) for side in generator.integers(120, 320, 2))
+        picture = generator.integers(90, 150, (h, w, 3), dtype=np.uint8)
+        for _ in range(int(generator.integers(1, 5)) if image % 5 else 0):
+            left, top = int(generator.integers(0, w - 40)), int(generator.integers(0, h - 40))
+            wide, high = (int(side) for side in generator.integers(16, 40, 2))
+            kind = int(generator.integers(3))
+            picture[top : top + high, left : left + wide] = list(colours.values())[kind]
+            data["annotations"].append(
+                {
+                    "id": len(data["annotations"]),
+                    "image_id": image,
+                    "category_id": 3 + kind,
+                    "bbox": [left, top, wide, high],
+                }
+            )
+        name = f"{image:012}.jpg"
+        data["images"].append({"id": image, "file_name": name, "width": w, "height": h})
+        (folder / "train2017" / name).write_bytes(encoded(picture, "JPEG"))
+    path = folder / "annotations" / "instances_train2017.json"
+    path.parent.mkdir()
+    path.write_text(json.dumps(data))
+    return path
+
+
+@pytest.mark.deadline(300)
+def test_boxes_of_coco_follow_their_images_into_a_sheet(tmp_path: Path) -> None:
+    pytest.importorskip("torchvision")
+    sheet = tmp_path / "sheet.png"
+    said = example("detection.py", coco(tmp_path, 64), sheet)
+    counts = dict(re.findall(r"(\w+): (\d+) boxes", said))
+    assert list(counts) == ["red", "green", "blue"] and all(int(count) > 10 for count in counts.values()), (
+        said
+    )
+    assert Image.open(sheet).size == (4 * 258 + 2, 4 * 258 + 2)
 
 
 @pytest.mark.deadline(300)

@@ -201,6 +201,13 @@ impl Pipeline {
             has_images(&config, &schema, &source)?;
         }
         let fields = Fields::compile(&config, &schema, size).map_err(refuse)?;
+        if let left @ [_, ..] = &fields.left_behind()[..] {
+            tracing::warn!(
+                "{} stay as they are in the source while transforms move the images: fields of type Boxes and Keypoints \
+                 follow their image",
+                left.join(", ")
+            );
+        }
         let (supply, dataset, order) = match source {
             Opened::Indexed(source) => {
                 let (order, fingerprint) = ordering::order(&config, &*source)?;

@@ -159,6 +159,11 @@ impl Program {
         self.steps.iter().find(|(_, step)| !step.keeps_rectangles()).map(|(place, _)| *place)
     }
 
+    /// Whether a step may move what the image shows.
+    pub(crate) fn moves(&self) -> bool {
+        self.steps.iter().any(|(_, step)| step.like_mask().is_some())
+    }
+
     /// The place of the first step that decides by boxes, or changes which there are.
     pub(crate) fn needs_boxes(&self) -> Option<usize> {
         self.steps.iter().find(|(_, step)| step.needs_boxes()).map(|(place, _)| *place)

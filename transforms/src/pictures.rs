@@ -395,10 +395,18 @@ impl Pictures {
         result
     }
 
-    /// Why the chain of a picture cannot do without boxes, if it cannot; with the place of the step that needs them.
+    /// The place of the first step in the chain of a picture that needs boxes, if there is one.
     pub fn needs_boxes(&self, picture: usize) -> Option<usize> {
-        let mut members = self.groups.iter().flat_map(|group| &group.members);
-        members.find(|member| member.picture == picture)?.chain.program.needs_boxes()
+        self.members().find(|member| member.picture == picture)?.chain.program.needs_boxes()
+    }
+
+    /// Whether some chain may move what its image shows.
+    pub fn moves(&self) -> bool {
+        self.members().any(|member| member.chain.program.moves())
+    }
+
+    fn members(&self) -> impl Iterator<Item = &Member> {
+        self.groups.iter().flat_map(|group| &group.members)
     }
 
     /// The place of a step of a picture's chain on whose result nothing that moves with the picture has one place.

@@ -358,6 +358,23 @@ impl Fields {
         Ok((rows.into(), Make::Ragged { part, ragged: Ragged { limit, cast } }))
     }
 
+    /// Fields that are probably boxes or keypoints, by their names, and stay as they are while images move.
+    pub fn left_behind(&self) -> Vec<&str> {
+        let moves = self.pictures.as_ref().is_some_and(Pictures::moves);
+        let numbers =
+            self.makes.iter().filter(|(_, make)| matches!(make, Make::Numbers { .. } | Make::Ragged { .. }));
+        let is_place = |row: &&RowShape| {
+            let name = row.name.to_ascii_lowercase();
+            let last = row.shape.last().copied();
+            let is_box = name.contains("box") && last == Some(4);
+            is_box
+                || (["keypoint", "landmark"].iter().any(|word| name.contains(word))
+                    && matches!(last, Some(2 | 3)))
+        };
+        let rows = numbers.map(|(place, _)| &self.rows[*place]).filter(is_place);
+        rows.filter(|_| moves).map(|row| row.name.as_str()).collect()
+    }
+
     /// The fields of a row, lengths included.
     pub fn rows(&self) -> &[RowShape] {
         &self.rows
