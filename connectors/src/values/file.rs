@@ -12,6 +12,7 @@ use std::borrow::Cow;
 use std::collections::BTreeSet;
 
 use super::npy::NpyHeader;
+use super::yolo::Taken;
 use super::{fault, json};
 use crate::json::plain;
 use crate::schema::{PartKind, PartSpec, Wanted, WantedKind};
@@ -32,6 +33,8 @@ pub(crate) struct Part {
     pub file: usize,
     /// Where in its JSON.
     pub path: Option<String>,
+    /// What of YOLO's labels; then there is no path.
+    pub labels: Option<Taken>,
 }
 
 impl Part {
@@ -46,6 +49,28 @@ impl Part {
         end: impl Fn(&str) -> bool,
     ) -> Result<Self, SourceError> {
         let name = &wanted.part;
+        let of_labels = path.as_deref().filter(|_| end("txt")).and_then(Taken::of);
+        if let Some(taken) = of_labels {
+            if wanted.kind != WantedKind::Ragged {
+                return Err(SourceError::config(format!(
+                    "part {name:?}: the labels of an image are rows of numbers: ask for them as Boxes, Keypoints, or \
+                     Numbers with max_rows or like"
+                )));
+            }
+            if let Some(dtype) = wanted.dtype.filter(|dtype| *dtype != taken.dtype()) {
+                // It is cast when it is delivered.
+                tracing::debug!("part {name:?} is read as {} and delivered as {dtype}", taken.dtype());
+            }
+            return Ok(Self { wanted: wanted.clone(), file, path: None, labels: Some(taken) });
+        }
+        if let Some(path) = &path
+            && end("txt")
+        {
+            let words = super::yolo::WORDS.map(|(word, _)| format!("\"txt:{word}\"")).join(", ");
+            return Err(SourceError::config(format!(
+                "part {name:?}: a text file has no {path:?}; of labels in YOLO's form there are {words}"
+            )));
+        }
         if let Some(path) = &path
             && (!end("json") || path.split('.').any(str::is_empty) || wanted.kind == WantedKind::Image)
         {
@@ -61,7 +86,7 @@ impl Part {
                  (\"boxes.npy\")"
             )));
         }
-        Ok(Self { wanted: wanted.clone(), file, path })
+        Ok(Self { wanted: wanted.clone(), file, path, labels: None })
     }
 
     /// The part's bytes of its file's.
@@ -74,6 +99,9 @@ impl Part {
         kind: &PartKind,
     ) -> Result<Option<Cow<'file, [u8]>>, String> {
         let named = |why: String| fault(&self.wanted.part, &why);
+        if let (Some(taken), PartKind::Ragged { row, .. }) = (self.labels, kind) {
+            return Ok(Some(Cow::Owned(taken.rows(file, row).map_err(named)?)));
+        }
         if let Some(path) = &self.path {
             let made = self.value(file, path, |value| match value {
                 Some(value) => Ok(json::value(value, kind)?.map(Cow::into_owned)),
@@ -121,9 +149,9 @@ impl Part {
 
     /// Bytes that the part has at most, of a file of this size.
     pub fn most_bytes(&self, size: u64) -> u64 {
-        match (&self.path, self.wanted.kind) {
+        match (self.path.is_some() || self.labels.is_some(), self.wanted.kind) {
             // "1," becomes a number of eight bytes at most.
-            (Some(_), WantedKind::Ragged) => size * 4,
+            (true, WantedKind::Ragged) => size * 4,
             _ => size,
         }
     }
@@ -142,6 +170,9 @@ impl Part {
         let dtype = self.wanted.dtype.unwrap_or(ElementType::F32);
         if self.wanted.kind != WantedKind::Ragged {
             return Ok(self.wanted.spec(dtype, &[]));
+        }
+        if let Some((taken, row)) = self.labels.and_then(|taken| Some((taken, taken.row()?))) {
+            return Ok(self.wanted.spec(taken.dtype(), &row));
         }
         if let Some(row) = self.wanted.row.as_ref().filter(|_| self.path.is_some()) {
             return Ok(self.wanted.spec(dtype, row));
@@ -199,6 +230,9 @@ impl Part {
 
     /// Type and row of the rows in a file, if they show there.
     fn rows(&self, file: &[u8]) -> Option<(ElementType, Vec<u64>)> {
+        if let Some(taken) = self.labels {
+            return Some((taken.dtype(), taken.row_in(file)?));
+        }
         match &self.path {
             Some(path) => {
                 let shape = |value: Option<&str>| Ok(value.and_then(json::shape_of_rows));
@@ -227,7 +261,7 @@ mod tests {
 
     fn part(text: &str, kind: WantedKind, optional: bool) -> Part {
         let path = text.split_once(':').map(|(_, path)| path.to_owned());
-        Part { wanted: Wanted { optional, ..Wanted::new(text, kind) }, file: 0, path }
+        Part { wanted: Wanted { optional, ..Wanted::new(text, kind) }, file: 0, path, labels: None }
     }
 
     fn settled(part: &Part, files: &[&str]) -> Result<PartSpec, String> {
