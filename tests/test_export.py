@@ -207,9 +207,12 @@ def test_the_page_says_in_a_browser_what_predict_says(
     run: Path, exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
 ):
     runtime = Path(os.environ.get("FUELRAIL_ORT_WEB") or ROOT / "build/web/node_modules/onnxruntime-web")
-    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    names = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
+    browser = next(filter(None, map(shutil.which, names)), None)
     if browser is None or not (runtime / "dist").is_dir():
-        pytest.skip("needs chromium, and: npm install --prefix build/web onnxruntime-web")
+        pytest.skip(
+            "needs what make setup installs: chromium-headless-shell, and npm's onnxruntime-web in build/web"
+        )
     Image = pytest.importorskip("PIL.Image")
     site = tmp_path / "site"
     shutil.copytree(exported, site)

