@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from fuelrail.loader import binary
 from fuelrail.numpy import Loader, transforms
 from fuelrail.values import Crops, Ragged
@@ -300,6 +301,19 @@ def fuelrail(*arguments: Any, seconds: float = 120, **options: Any) -> subproces
     )
 
 
+def mpirun(mpi: str) -> list[str]:
+    """The launcher of an MPI that `make setup` has installed, for any number of ranks, also for root."""
+    venv, apart = Path(sys.executable).parent, Path(__file__).parents[1] / "build" / "mpich" / "bin"
+    options = {
+        "openmpi": [venv / "mpirun", "--oversubscribe", "--allow-run-as-root"],
+        "mpich": [apart / "mpiexec"],
+    }
+    launcher, *rest = map(str, options[mpi])
+    if not os.access(launcher, os.X_OK):
+        pytest.skip(f"needs {launcher}: run make setup")
+    return [launcher, *rest]
+
+
 class Daemon:
     """`fuelrail serve` in the background."""
 
@@ -367,6 +381,7 @@ __all__ = [
     "digests",
     "fuelrail",
     "indices",
+    "mpirun",
     "row_digests",
     "seeds",
     "state_of",

@@ -21,9 +21,11 @@ from typing import Any
 import numpy as np
 import pytest
 from fuelrail import ConfigError, World, from_env, ranks
-from support import SLACK, TINY, Footprint, Loader, Script, state_of, wait_until
+from support import GATE, QUICK_TRAINING, SLACK, TINY, Footprint, Loader, Script, mpirun, state_of, wait_until
 
 SOURCE = "synthetic://?count=203&width=8&height=8"
+
+long_form = pytest.mark.skipif(not GATE, reason="the long form: FUELRAIL_GATE=1")
 
 
 @pytest.fixture(autouse=True)
@@ -287,6 +289,25 @@ RANK = """
 """
 
 
+#: A rank of MPI's, which ends when the other has its rows, too.
+OF_MPI = """
+    import json, os, sys, time
+    from pathlib import Path
+    from fuelrail import from_env
+    from fuelrail.numpy import Loader, transforms as T
+
+    world = from_env()
+    with Loader("synthetic://?count=203&width=8&height=8", transforms=[T.Resize((8, 8))], batch_size=4) as loader:
+        rows = [index for batch in loader for index in batch["index"].tolist()]
+        told = {"world": str(world), "daemon": loader.daemon_pid, "rows": rows}
+        made = Path(sys.argv[1], f"{world.rank}.json")
+        made.with_suffix(".new").write_text(json.dumps(told))
+        made.with_suffix(".new").rename(made)
+        while not all(Path(sys.argv[1], f"{rank}.json").exists() for rank in range(world.size)):
+            time.sleep(0.005)
+"""
+
+
 class Job:
     """Processes that were told by torchrun's variables that they are ranks of one job."""
 
@@ -430,6 +451,39 @@ def test_a_rank_that_is_killed_takes_no_other_with_it_nor_the_daemon(
     footprint.is_clean()
 
 
+def test_the_daemon_of_rays_workers_is_no_child_of_the_one_that_started_it(
+    tmp_path: Path, footprint: Footprint
+) -> None:
+    """When a worker of Ray ends, Ray kills the worker's children."""
+    with Job(tmp_path / "job", footprint, 3, variables={"RAY_RAYLET_PID": 1}) as job:
+        (daemon,) = {one["daemon"] for one in job.attaches()}
+        assert parent(daemon) not in {rank.pid for rank in job.ranks}
+        job.goes_on()
+        assert indices([one for rank in job.ranks for one in rank.rest()]) == once()
+    footprint.is_clean()
+
+
+@pytest.mark.parametrize("mpi", ["openmpi", "mpich"])
+def test_the_ranks_of_mpirun_have_one_daemon_and_each_sample_once(
+    tmp_path: Path, footprint: Footprint, mpi: str
+) -> None:
+    script = tmp_path / "rank.py"
+    script.write_text(textwrap.dedent(OF_MPI))
+    done = subprocess.run(
+        [*mpirun(mpi), "-n", "2", sys.executable, str(script), str(tmp_path)],
+        env=footprint.environment,
+        capture_output=True,
+        text=True,
+        timeout=110,
+    )
+    assert done.returncode == 0, done.stderr
+    told = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
+    assert told[0]["daemon"] == told[1]["daemon"]
+    assert all(re.match(r"rank \d of 2 \(from (OMPI|PMI)_", one["world"]) for one in told), told
+    assert Counter(index for one in told for index in one["rows"]) == once()
+    footprint.is_clean()
+
+
 def test_a_daemon_that_is_killed_is_an_error_on_all_ranks_and_a_resume_is_exact(
     tmp_path: Path, footprint: Footprint
 ) -> None:
@@ -498,17 +552,21 @@ def test_ranks_that_disagree_hear_about_what(
     footprint.is_clean()
 
 
+@pytest.mark.parametrize("variables", [{}, {"RAY_RAYLET_PID": 1}], ids=["child", "orphan"])
 def test_a_daemon_that_cannot_start_is_an_error_on_all_ranks_in_its_own_words(
-    tmp_path: Path, footprint: Footprint
+    tmp_path: Path, footprint: Footprint, variables: dict[str, Any]
 ) -> None:
     broken = tmp_path / "broken"
-    broken.write_text("#!/bin/sh\nsleep 0.2\necho 'no such luck' >&2\nexit 3\n")
+    orphan = '[ "$2" = --job ] || { exec 3<&0; "$0" serve --job <&3 & exit 0; }'
+    broken.write_text(f"#!/bin/sh\n{orphan}\nsleep 0.2\necho 'no such luck' >&2\nexit 3\n")
     broken.chmod(0o755)
-    with Job(tmp_path / "job", footprint, 3, variables={"FUELRAIL_BINARY": broken}) as job:
+    with Job(tmp_path / "job", footprint, 3, variables={"FUELRAIL_BINARY": broken, **variables}) as job:
         for rank in job.ranks:
             told = rank.hears()
             assert told["error"] == "EnvironmentFailure", told
-            assert "exit status 3" in told["text"] and "no such luck" in told["text"]
+            assert "could not start" in told["text"] and "no such luck" in told["text"], told
+            # The status of an orphan is told to nobody.
+            assert ("exit status 3" in told["text"]) == (not variables), told
     footprint.is_clean()
 
 
@@ -589,6 +647,29 @@ def test_a_ddp_script_that_never_mentions_rank_trains_each_sample_once(
     replicas = {tuple(coordinate): rows for coordinate, rows in (one["replica"] for one in told)}
     assert replicas[0, 0] == replicas[0, 1] and replicas[1, 0] == replicas[1, 1]
     assert not set(replicas[0, 0]) & set(replicas[1, 0])
+    footprint.is_clean()
+
+
+@pytest.mark.parametrize("mpi", ["openmpi", pytest.param("mpich", marks=long_form)])
+def test_mpirun_makes_one_training_in_one_folder(
+    images: Path, tmp_path: Path, footprint: Footprint, mpi: str
+) -> None:
+    pytest.importorskip("torch")
+    out = tmp_path / "run"
+    settings = ["--data", str(images), "--out", str(out), "--epochs", "1", "--batch-size", "8", "--log-ids"]
+    done = subprocess.run(
+        [*mpirun(mpi), "-n", "2", sys.executable, "-m", "fuelrail", "train", *settings, *QUICK_TRAINING],
+        env=footprint.environment | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=110,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("held-out accuracy") == 1 and "steps of 16 (2 ranks)" in done.stdout, done.stdout
+    told = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    seen = Counter(index for line in told if line["event"] == "ids" for index in line["ids"])
+    (held_out,) = (line["val_rows"] for line in told if line["event"] == "epoch")
+    assert seen == once(61 - held_out)
     footprint.is_clean()
 
 

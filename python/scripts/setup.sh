@@ -125,6 +125,7 @@ virtual_environment() {
     fi
     say "installing the Python tools"
     .venv/bin/uv pip install --python .venv/bin/python -r python/requirements-dev.txt
+    .venv/bin/uv pip install --quiet --python .venv/bin/python --target build/mpich -r python/requirements-mpich.txt
     .venv/bin/python -c 'import torchvision' 2>/dev/null \
         || say "torchvision is not there: only the built-in small_cnn can be trained, and some tests are skipped"
     stamp venv "$wanted"

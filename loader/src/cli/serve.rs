@@ -1,6 +1,8 @@
 //! `fuelrail serve`.
 
+use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
+use std::process::Command;
 
 use clap::Args;
 
@@ -27,6 +29,9 @@ pub(super) struct Serve {
     /// last of them (used by the Python package)
     #[arg(long, hide = true, conflicts_with_all = ["config", "socket", "root", "private"])]
     job: bool,
+    /// As --job, in a process that is no child of the one which starts it
+    #[arg(long, hide = true, conflicts_with_all = ["config", "socket", "root", "private", "job"])]
+    orphaned_job: bool,
 }
 
 impl Serve {
@@ -36,6 +41,11 @@ impl Serve {
         }
         if self.job {
             return Ok(server::serve_job()?);
+        }
+        if self.orphaned_job {
+            // Not waited for: with the end of this process it belongs to nobody.
+            Command::new(std::env::current_exe()?).args(["serve", "--job"]).process_group(0).spawn()?;
+            return Ok(());
         }
         let mut config = match &self.config {
             None => DaemonConfig::default(),

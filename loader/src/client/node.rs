@@ -123,20 +123,26 @@ impl Node {
         if daemon.is_some_and(|daemon| daemon != child.id()) {
             return None;
         }
-        ended(child, Duration::from_millis(500)).map(how)
+        // What started an orphan, and ended at once, is no daemon.
+        ended(child, Duration::from_millis(500)).filter(|status| !status.success()).map(how)
     }
 
     /// Why the daemon that this process started did not come to greet anybody, if it ended for a reason.
     pub fn why_not_started(&self) -> Option<ClientError> {
         let mut started = self.started();
         let Started { child, words } = started.as_mut()?;
-        let status = ended(child, Duration::from_millis(500)).filter(|status| !status.success())?;
+        let status = ended(child, Duration::from_millis(500))?;
         let mut said = Vec::new();
         let _ = words.rewind().and_then(|()| words.take(WORDS as u64).read_to_end(&mut said));
         let said = String::from_utf8_lossy(&said);
         let said = said.trim();
+        // An orphan's status is nobody's to know.
+        let status = if status.success() { String::new() } else { format!(" ({})", how(status)) };
+        if said.is_empty() && status.is_empty() {
+            return None;
+        }
         let said = if said.is_empty() { String::new() } else { format!(": {said}") };
-        Some(refused(format!("the daemon of this job could not start ({}){said}", how(status))))
+        Some(refused(format!("the daemon of this job could not start{status}{said}")))
     }
 }
 
@@ -175,7 +181,9 @@ fn start(binary: &Path, listener: UnixListener) -> io::Result<Started> {
     let later = rustix::io::dup(rustix::stdio::stderr()).map_or_else(|_| Stdio::null(), Stdio::from);
     // Its own process group, until it has a session: what ends our group is not meant for the others' daemon.
     let child = Command::new(binary)
-        .args(["serve", "--job"])
+        .arg("serve")
+        // Ray kills the children of a worker that has ended, and the daemon may be needed by others.
+        .arg(if std::env::var_os("RAY_RAYLET_PID").is_some() { "--orphaned-job" } else { "--job" })
         .stdin(Stdio::from(OwnedFd::from(listener)))
         .stdout(later)
         .stderr(Stdio::from(words.as_fd().try_clone_to_owned()?))
