@@ -6,19 +6,22 @@ import io
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
 import tempfile
+import uuid
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import formats
 import numpy as np
 import pytest
-from fuelrail.numpy import Loader
+from fuelrail.numpy import Loader, fields
 from PIL import Image
-from support import GATE, Daemon
+from support import GATE, Daemon, Footprint
 
 ROOT = Path(__file__).parents[1]
 
@@ -26,10 +29,12 @@ ROOT = Path(__file__).parents[1]
 long_form = pytest.mark.skipif(not GATE, reason="the long form: FUELRAIL_GATE=1")
 
 
-def example(name: str, *arguments: Any, ranks: int | None = None) -> str:
+def example(
+    name: str, *arguments: Any, ranks: int | None = None, environment: Mapping[str, str] = os.environ
+) -> str:
     """Runs an example to its end, by torchrun if it has ranks, and gives what it printed."""
     # Threads that spin for each other starve on a busy machine.
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    environment = {**environment, "OMP_NUM_THREADS": "1"}
     with tempfile.TemporaryDirectory() as logs:
         torchrun = ["-m", "torch.distributed.run", "--standalone", "--log-dir", logs]
         launcher = [*torchrun, "--nproc-per-node", str(ranks)] if ranks else []
@@ -175,6 +180,110 @@ def test_trials_of_optuna_share_a_feed_and_bad_ones_are_pruned(images: Path, tmp
     }
     best = re.search(r"best: trial (\d)", said)
     assert best and complete[best[1]] == min(complete.values()), said
+
+
+@pytest.fixture
+def of_ray(footprint: Footprint) -> Iterator[dict[str, str]]:
+    """An environment in which Ray has a folder of its own; none of its processes is left."""
+    pytest.importorskip("torch")
+    pytest.importorskip("ray")
+    # Ray's sockets lie deep below: not in the tests' own folder, whose path is too long for them.
+    with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp") as folder:
+        # Ray would write a token into the home folder.
+        own = {"RAY_TMPDIR": folder, "RAY_AUTH_TOKEN": uuid.uuid4().hex, "RAY_USAGE_STATS_ENABLED": "0"}
+        yield footprint.environment | own
+        footprint.is_clean(30)
+
+
+@pytest.mark.deadline(300)
+def test_trials_of_ray_tune_share_a_feed_and_bad_ones_are_stopped(
+    images: Path, tmp_path: Path, of_ray: dict[str, str]
+) -> None:
+    said = example("tune_ray.py", images, tmp_path / "results", 4, environment=of_ray)
+    trials = re.findall(r"trial (\d): (\w+), .*; fed by daemon (\d+); loss by epoch (.*)", said)
+    assert [number for number, *_ in trials] == ["0", "1", "2", "3"], said
+    assert len({daemon for _, _, daemon, _ in trials}) == 1, said
+    losses = {
+        state: [[float(loss) for loss in each.split(", ")] for _, was, _, each in trials if was == state]
+        for _, state, *_ in trials
+    }
+    # The others continued, also after the one which had started the daemon.
+    assert set(losses) == {"complete", "stopped"} and {len(each) for each in losses["complete"]} == {8}, said
+    best = re.search(r"best: loss ([\d.]+)", said)
+    assert best and float(best[1]) == min(loss for all in losses.values() for each in all for loss in each), (
+        said
+    )
+
+
+@pytest.mark.deadline(300)
+def test_workers_of_ray_train_use_each_sample_once_and_continue_exactly_after_a_failure(
+    images: Path, tmp_path: Path, of_ray: dict[str, str]
+) -> None:
+    def steps(*arguments: Any) -> list[tuple[int, ...]]:
+        said = example("ray_train.py", images, tmp_path / "results", *arguments, environment=of_ray)
+        told = r"epoch (\d), step (\d+) \(started from (\d+)\): .*; (\d+) samples in (\d+) rows, from (\d) daemon"
+        return [tuple(map(int, each)) for each in re.findall(told, said)]
+
+    # 61 samples are four steps of 16.
+    first = [(1, 3, 0, 48, 48, 1), (1, 4, 0, 61, 61, 1)]
+    if not GATE:
+        assert steps(1) == first
+        return
+    # A worker dies in step 5: all continue from the last checkpoint that Ray has noted.
+    *_, (_, _, began, *_) = failed = steps(2, "fail")
+    assert began in (3, 4)
+    second = [(2, 6, began, 32, 32, 1), (2, 8, began, 61, 61, 1)]
+    assert failed == [*first[: began - 2], *([(1, 4, 3, 61, 61, 1)] if began == 3 else []), *second]
+    # More epochs, in another run of the script.
+    assert steps(3) == [*failed, (3, 9, 8, 16, 16, 1), (3, 12, 8, 61, 61, 1)]
+
+
+@pytest.mark.deadline(300)
+def test_a_table_that_spark_wrote_is_read_as_it_wrote_it(
+    images: Path, tmp_path: Path, footprint: Footprint
+) -> None:
+    pytest.importorskip("torch")
+    pytest.importorskip("pyspark")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    if shutil.which("java") is None:
+        pytest.skip("needs Java: apt install default-jre-headless")
+    folder, table = tmp_path / "some images", tmp_path / "table"
+    shutil.copytree(images, folder)
+    expected = {key: (name, data) for key, _, name, data in formats.members(folder)}
+    # Spark is to drop both.
+    copied, *_ = expected
+    shutil.copy(folder / copied, folder / copied.replace(".", " again."))
+    (folder / "forest" / "empty.jpg").touch()
+    scratch = str(footprint.temporary)
+    java = f"-Djava.io.tmpdir={scratch} -XX:-UsePerfData"
+    said = example(
+        "spark_prepare.py",
+        folder,
+        table,
+        environment=footprint.environment
+        | {"JAVA_TOOL_OPTIONS": java, "SPARK_LOCAL_DIRS": scratch, "SPARK_LOCAL_IP": "127.0.0.1"},
+    )
+    assert re.findall(r"epoch \d: (\d+) images of (\d) classes", said) == [("61", "3")] * 2, said
+    footprint.is_clean(30)
+
+    files = sorted(table.glob("*.parquet"))
+    written = [row for file in files for row in parquet.read_table(file).to_pylist()]
+    assert len(files) == 4 and len(written) == 61
+    for row in written:
+        name = row["name"].replace(" again.", ".")
+        assert (row["label"], row["image"]) == expected.pop(name)
+    assert not expected
+    parts = {
+        "image": fields.Bytes("image", max_bytes=max(len(row["image"]) for row in written)),
+        "name": fields.Text("name", max_bytes=200),
+    }
+    with Loader(table, fields=parts, batch_size=8, num_workers=1) as loader:
+        read = [
+            {"name": name, "label": loader.classes[label], "image": image}
+            for batch in loader
+            for name, label, image in zip(batch["name"], batch["label"], batch["image"], strict=True)
+        ]
+    assert read == written
 
 
 @pytest.mark.deadline(300)

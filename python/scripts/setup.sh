@@ -80,7 +80,7 @@ java_runtime() {
     local missing=()
     command -v java >/dev/null || missing+=(default-jre-headless)
     command -v mvn >/dev/null || missing+=(maven)
-    [ ${#missing[@]} = 0 ] || for_tests java "the tests with a Kafka broker" "${missing[@]}"
+    [ ${#missing[@]} = 0 ] || for_tests java "the tests with a Kafka broker and with Spark" "${missing[@]}"
 }
 
 browser() {
