@@ -191,6 +191,8 @@ def of_ray(footprint: Footprint) -> Iterator[dict[str, str]]:
     with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp") as folder:
         # Ray would write a token into the home folder.
         own = {"RAY_TMPDIR": folder, "RAY_AUTH_TOKEN": uuid.uuid4().hex, "RAY_USAGE_STATS_ENABLED": "0"}
+        # A process less.
+        own["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"
         yield footprint.environment | own
         footprint.is_clean(30)
 
