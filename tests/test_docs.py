@@ -135,6 +135,29 @@ def arrays(place: Path) -> None:
     np.arange(5000, dtype=np.uint16).tofile(place / "train.bin")
 
 
+def annotated(place: Path) -> None:
+    """COCO's annotations and YOLO's labels of a few images."""
+    folder, labels = place / "yolo" / "images" / "train", place / "yolo" / "labels" / "train"
+    data: dict[str, list[dict[str, Any]]] = {
+        "images": [],
+        "annotations": [],
+        "categories": [{"id": 1, "name": "a"}],
+    }
+    for path in (folder, labels, place / "coco" / "train2017", place / "coco" / "annotations"):
+        path.mkdir(parents=True)
+    for number in range(20):
+        name = f"{number:04}.jpg"
+        image = Image.new("RGB", (60, 40), (number, 90, 90))
+        image.save(folder / name)
+        image.save(place / "coco" / "train2017" / name)
+        (labels / f"{number:04}.txt").write_text("0 0.5 0.5 0.25 0.5\n")
+        data["images"].append({"id": number, "file_name": name, "width": 60, "height": 40})
+        data["annotations"].append(
+            {"id": number, "image_id": number, "category_id": 1, "bbox": [9, 9, 30, 20]}
+        )
+    (place / "coco" / "annotations" / "instances_train2017.json").write_text(json.dumps(data))
+
+
 def training(place: Path) -> None:
     """Images to measure on, and a run that has ended and was exported."""
     photographs.folder(place / "data" / "val", 12, seed=4, least=24, most=40)
@@ -155,6 +178,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pairs(place / "pairs")
     tables(place)
     arrays(place)
+    annotated(place)
     training(place)
     return place
 
