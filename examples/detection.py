@@ -18,7 +18,7 @@ annotations, sheet = sys.argv[1], sys.argv[2]
 fields = {
     "image": F.Image(
         [
-            T.RandomPhotometricDistort(),
+            T.ColorJitter(0.3, 0.3, 0.3),
             T.RandomZoomOut(fill=114, side_range=(1, 2)),
             T.RandomIoUCrop(),
             T.RandomHorizontalFlip(),
