@@ -23,6 +23,9 @@ _CONTAINERS = ("Compose", "Sequential")
 # torchvision's steps that are made of steps.
 _MADE_OF_STEPS = ("RandomApply", "RandomChoice", "RandomOrder")
 
+# What a policy of timm begins with.
+_TIMM_POLICIES = ("rand", "augmix", "original", "originalr", "v0", "v0r", "3a")
+
 # Conversions, and their output dtype: None if the object defines it, "" if it does not change.
 _CONVERSIONS = {
     "ToTensor": "f32",
@@ -111,6 +114,8 @@ class _Translator:
     def add(self, place: str, item: Any) -> None:
         if isinstance(item, Transform):
             self.steps.append(item.config())
+        elif isinstance(item, str) and item.partition("-")[0] in _TIMM_POLICIES:
+            self.steps.append(ours.TimmAutoAugment(item).config())
         elif isinstance(item, Mapping):
             self.steps.append(dict(item))
         elif isinstance(item, type) or _library(item) != "torchvision":
@@ -222,7 +227,10 @@ def _refusal(place: str, item: Any) -> str:
     afterwards = "apply it to the batch after taking it, on the device"
     if isinstance(item, str):
         near = difflib.get_close_matches(item, _STEPS, n=1)
-        return f"{place} is text, {item!r}: a transform is an object, as {near[0] if near else 'Resize'}(...); {known}"
+        return (
+            f"{place} is text, {item!r}: a transform is an object, as {near[0] if near else 'Resize'}(...), or a policy "
+            f"of timm, which begins with {', '.join(_TIMM_POLICIES)}; {known}"
+        )
     if isinstance(item, type):
         return (
             f"{place} is the class {kind.__name__}: make an object of it with its arguments, as "

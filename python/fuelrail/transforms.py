@@ -548,6 +548,56 @@ class AugMix(Transform):
         )
 
 
+class TimmAutoAugment(Transform):
+    """A policy of timm by its configuration string, such as "rand-m9-mstd0.5-inc1", "augmix-m5-w4-d2" or "original".
+
+    A string among the transforms is short for it. fill: timm's `img_mean`, in levels; without it the mean of ImageNet.
+    interpolation: without it bilinear or bicubic, at random for each operation. translate_pct: timm's; without it 0.45,
+    and 0.3 for augmix.
+    """
+
+    def __init__(
+        self,
+        config_str: str,
+        fill: Number | Sequence[Number] | None = None,
+        interpolation: Any = None,
+        translate_pct: float | None = None,
+    ) -> None:
+        super().__init__(
+            config_str=config_str, fill=fill, interpolation=interpolation, translate_pct=translate_pct
+        )
+
+
+class TimmRandomErasing(Transform):
+    """timm's RandomErasing, after `Normalize`: with probability `probability`, overwrite `min_count` to `max_count`
+    rectangles that cover `min_area` to `max_area` of the image together.
+
+    mode: "const" for the mean colour, "rand" for one random colour per rectangle, "pixel" for random pixels.
+    """
+
+    def __init__(
+        self,
+        probability: float = 0.5,
+        min_area: float = 0.02,
+        max_area: float = 1 / 3,
+        min_aspect: float = 0.3,
+        max_aspect: float | None = None,
+        mode: str = "const",
+        min_count: int = 1,
+        max_count: int | None = None,
+    ) -> None:
+        super().__init__(
+            probability=probability,
+            min_area=min_area,
+            max_area=max_area,
+            min_aspect=min_aspect,
+            max_aspect=max_aspect,
+            mode=mode,
+            min_count=min_count,
+            max_count=max_count,
+        )
+
+
 def _inside(name: str, transforms: Sequence[Any]) -> list[Any]:
     """The steps of a step; a list among them becomes one step, torchvision's objects become ours."""
     from fuelrail import interop  # which needs this module
@@ -625,6 +675,8 @@ __all__ = [
     "Resize",
     "SanitizeBoundingBoxes",
     "ScaleJitter",
+    "TimmAutoAugment",
+    "TimmRandomErasing",
     "Transform",
     "TrivialAugmentWide",
 ]

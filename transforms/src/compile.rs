@@ -66,7 +66,8 @@ fn finishing(
     }
     let (scale, bias) = levels(state);
     let channels = |values: [f32; 3]| values[..state.channels].to_vec();
-    let erasings = erasings.iter().map(|(_, erasing)| erasing.value.map(channels)).collect::<Option<_>>()?;
+    let values: Vec<_> = erasings.iter().map(|(_, erasing)| erasing.fixed()).collect::<Option<_>>()?;
+    let erasings = values.into_iter().flatten().map(channels).collect();
     Some(Finishing { dtype, scale: channels(scale), bias: channels(bias), erasings })
 }
 
@@ -146,12 +147,13 @@ impl Program {
         Program { steps, pass: Pass { spec, ..self.pass }, erasings: Arc::new([]), finishing: None }
     }
 
-    /// The rectangle of each erasing that is left to whoever takes the row; `None` of one that erases nothing there.
+    /// The rectangles of each erasing that is left to whoever takes the row; `None` in place of one that is not erased.
     pub(crate) fn erased(&self, stream: Stream) -> impl Iterator<Item = Option<Rect>> {
         let OutputSpec { width, height, .. } = self.pass.spec;
-        self.erasings
-            .iter()
-            .map(move |(place, erasing)| erasing.area.draw(width, height, &mut stream.draws(*place)))
+        self.erasings.iter().flat_map(move |(place, erasing)| {
+            let mut rects = erasing.area.draw(width, height, &mut stream.draws(*place)).into_iter();
+            (0..erasing.area.most()).map(move |_| rects.next())
+        })
     }
 
     /// The place of a step behind which a rectangle of the image is none of the original.

@@ -125,6 +125,11 @@ pub(crate) fn solarize(threshold: f64) -> Table {
     table(|level| if f64::from(level) < threshold { level } else { 255 - level })
 }
 
+/// timm's `solarize_add`: brightens levels below 128.
+pub(crate) fn solarize_add(add: u8) -> Table {
+    table(|level| if level < 128 { level.saturating_add(add) } else { level })
+}
+
 /// Pillow's `ImageOps.autocontrast`: the darkest level that occurs becomes 0, the brightest 255.
 pub(crate) fn autocontrast(counts: &[u32; 256]) -> Table {
     let low = counts.iter().position(|count| *count > 0).unwrap_or(0);
@@ -172,6 +177,7 @@ mod tests {
         assert_eq!((posterize(8)[201], posterize(0)[201]), (201, 0));
         assert_eq!(at(solarize(60.0)), [0, 10, 11, 195, 127, 55, 15, 0]);
         assert_eq!((solarize(60.5)[60], solarize(256.0)[255], solarize(0.0)[0]), (60, 255, 255));
+        assert_eq!(at(solarize_add(110)), [110, 120, 121, 170, 128, 200, 240, 255]);
         let one = std::array::from_fn(|level| u32::from(level == 77) * 9);
         assert_eq!((autocontrast(&one)[3], equalize(&one)[3]), (3, 3));
     }

@@ -78,6 +78,7 @@ mod pictures;
 mod plan;
 mod random;
 mod resize;
+mod smooth;
 mod steps;
 mod targets;
 #[cfg(test)]
@@ -96,13 +97,13 @@ pub use random::SampleKey;
 pub use resize::Interpolation;
 pub use steps::{
     AugMix, AutoAugment, AutoAugmentPolicy, CenterCrop, ClampBoundingBoxes, ColorJitter, ElasticTransform,
-    EraseValue, GaussianBlur, GaussianNoise, Grayscale, Letterbox, Normalize, Numbers, Pad, PaddingMode,
-    RandAugment, RandomAdjustSharpness, RandomAffine, RandomApply, RandomAutocontrast,
+    EraseMode, EraseValue, GaussianBlur, GaussianNoise, Grayscale, Letterbox, Normalize, Numbers, Pad,
+    PaddingMode, RandAugment, RandomAdjustSharpness, RandomAffine, RandomApply, RandomAutocontrast,
     RandomChannelPermutation, RandomChoice, RandomCrop, RandomEqualize, RandomErasing, RandomGrayscale,
     RandomHorizontalFlip, RandomInvert, RandomIoUCrop, RandomOrder, RandomPerspective,
     RandomPhotometricDistort, RandomPosterize, RandomResizedCrop, RandomRotation, RandomShortestSize,
     RandomSolarize, RandomVerticalFlip, RandomZoomOut, Resize, SanitizeBoundingBoxes, ScaleJitter, Sides,
-    Size, TRANSFORM_NAMES, TransformConfig, TrivialAugmentWide,
+    Size, TRANSFORM_NAMES, TimmAutoAugment, TimmRandomErasing, TransformConfig, TrivialAugmentWide,
 };
 pub use targets::{Points, TargetSet, Targets};
 

@@ -112,6 +112,8 @@ pub(crate) fn any_step() -> impl Strategy<Value = Value> {
         2 => (0u32..4, any::<bool>()).prop_map(|(n, smooth)| json!(
             {"type": "RandAugment", "num_ops": n, "interpolation": if smooth { "bilinear" } else { "nearest" }})),
         1 => Just(json!({"type": "TrivialAugmentWide", "fill": [1, 2, 3]})),
+        1 => prop_oneof![Just("rand-m9-mstd0.5-n3"), Just("v0"), Just("3a")].prop_map(|policy| json!(
+            {"type": "TimmAutoAugment", "config_str": policy})),
         1 => prop_oneof![Just("imagenet"), Just("cifar10"), Just("svhn")].prop_map(|policy| json!(
             {"type": "AutoAugment", "policy": policy})),
         1 => Just(json!({"type": "RandomChannelPermutation"})),
@@ -473,6 +475,16 @@ fn steps_made_of_steps_and_warps_are_refused_with_where_what_and_what_to_do() {
             &["sharpness_factor", "-1"],
         ),
         (json!([crop, {"type": "RandomPhotometricDistort", "hue": [-1, 0]}]), &["hue", "-0.5"]),
+        (json!([crop, {"type": "TimmRandomErasing"}]), &["after Normalize", "RandomErasing"]),
+        (
+            json!([crop, normalize, {"type": "TimmRandomErasing", "min_count": 3, "max_count": 2}]),
+            &["min_count and max_count", "3 and 2"],
+        ),
+        (
+            json!([crop, normalize, {"type": "TimmRandomErasing", "mode": "noise"}]),
+            &["noise", "const", "pixel"],
+        ),
+        (json!([crop, normalize, {"type": "TimmRandomErasing", "min_area": 0.5}]), &["[min_area, max_area]"]),
         (json!([crop, {"type": "RandAugment", "num_ops": 1001}]), &["num_ops", "1001"]),
         (json!([crop, {"type": "RandAugment", "magnitude": 31}]), &["magnitude", "31"]),
         (json!([crop, {"type": "AutoAugment", "policy": "coco"}]), &["coco", "imagenet", "cifar10", "svhn"]),
@@ -503,6 +515,7 @@ fn every_transform_has_torchvisions_defaults_and_survives_a_round_trip() {
             "RandomChoice" => {
                 json!({"transforms": [{"type": "RandomInvert"}, {"type": "RandomEqualize"}], "p": [0.1, 0.9]})
             }
+            "TimmAutoAugment" => json!({"config_str": "rand-m9"}),
             "RandomOrder" => json!({"transforms": [{"type": "RandomInvert"}]}),
             "GaussianBlur" => json!({"kernel_size": [3, 5]}),
             "Pad" => json!({"padding": [1, 2]}),

@@ -588,6 +588,8 @@ fn bytes_and_what_is_left_to_do_are_the_floats_that_were_asked_for() {
         json!([{"type": "RandomCrop", "size": 8}, {"type": "Normalize", "mean": [0.5], "std": [0.5]}]),
         json!([{"type": "RandomCrop", "size": 8}, {"type": "Grayscale"}, {"type": "Normalize", "mean": [0.5], "std": [0.2]},
             {"type": "RandomErasing", "p": 1.0}]),
+        json!([{"type": "RandomCrop", "size": 12}, {"type": "Normalize", "mean": [0.5], "std": [0.2]},
+            {"type": "TimmRandomErasing", "probability": 0.8, "min_count": 1, "max_count": 3}, erase]),
     ];
     for (number, chain) in chains.into_iter().enumerate() {
         for what in [What::Image, What::Views(3)] {

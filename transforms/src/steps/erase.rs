@@ -1,4 +1,4 @@
-//! `RandomErasing`, on levels before the normalisation and on normalised values behind it.
+//! `RandomErasing`, on levels before the normalisation and on normalised values behind it; and timm's, behind it.
 
 use serde::de::{self, Deserializer};
 use serde::ser::Serializer;
@@ -31,6 +31,69 @@ pub struct RandomErasing {
     #[serde(default)]
     pub value: EraseValue,
 }
+
+/// timm's: overwrites some random rectangles with probability `probability`, behind `Normalize` and in normalised
+/// units.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TimmRandomErasing {
+    /// Probability, 0 to 1.
+    #[serde(default = "half")]
+    pub probability: f64,
+    /// The least share of the area; each rectangle has its part of it.
+    #[serde(default = "min_area")]
+    pub min_area: f64,
+    /// The largest share.
+    #[serde(default = "max_area")]
+    pub max_area: f64,
+    /// The least height divided by the width.
+    #[serde(default = "min_aspect")]
+    pub min_aspect: f64,
+    /// The largest; absent: 1 / `min_aspect`.
+    #[serde(default)]
+    pub max_aspect: Option<f64>,
+    /// What is written.
+    #[serde(default)]
+    pub mode: EraseMode,
+    /// The fewest rectangles.
+    #[serde(default = "one")]
+    pub min_count: u32,
+    /// The most; absent: `min_count`.
+    #[serde(default)]
+    pub max_count: Option<u32>,
+}
+
+/// What timm's erasing writes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum EraseMode {
+    /// 0, the mean colour.
+    #[default]
+    Const,
+    /// One colour a rectangle, of the standard normal distribution.
+    Rand,
+    /// Standard normal values.
+    Pixel,
+}
+
+fn min_area() -> f64 {
+    0.02
+}
+
+fn max_area() -> f64 {
+    1.0 / 3.0
+}
+
+fn min_aspect() -> f64 {
+    0.3
+}
+
+fn one() -> u32 {
+    1
+}
+
+/// The most rectangles of an image.
+const MOST: u32 = 64;
 
 fn half() -> f64 {
     0.5
@@ -90,8 +153,18 @@ struct Erase {
 #[derive(Clone, Debug)]
 pub(crate) struct Erasing {
     pub area: EraseArea,
-    /// A channel each; `None` for random values.
-    pub value: Option<[f32; 3]>,
+    pub paint: Paint,
+}
+
+/// What is written behind the normalisation.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Paint {
+    /// A channel each.
+    Fixed([f32; 3]),
+    /// Standard normal values for each rectangle.
+    Colour,
+    /// Standard normal values for each pixel.
+    Noise,
 }
 
 impl RandomErasing {
@@ -100,6 +173,7 @@ impl RandomErasing {
             p: at.probability(self.p)?,
             scale: at.range("scale", self.scale, 0.0, 1.0)?,
             log_ratio: at.positive_range("ratio", self.ratio)?.map(f64::ln),
+            count: [1, 1],
         })
     }
 }
@@ -119,20 +193,52 @@ impl Transform for RandomErasing {
 
     fn after_normalize(&self, at: &At, state: &State) -> Result<Erasing, ConfigError> {
         let area = self.area(at)?;
-        let value = match &self.value {
-            EraseValue::Random => None,
+        let paint = match &self.value {
+            EraseValue::Random => Paint::Noise,
             EraseValue::Numbers(numbers) => {
-                Some(at.per_channel("value", &numbers.0, state.channels)?.map(|v| v as f32))
+                Paint::Fixed(at.per_channel("value", &numbers.0, state.channels)?.map(|v| v as f32))
             }
         };
-        Ok(Erasing { area, value })
+        Ok(Erasing { area, paint })
+    }
+}
+
+impl Transform for TimmRandomErasing {
+    fn step(&self, at: &At, _: &mut State) -> Result<Option<Box<dyn Step>>, ConfigError> {
+        Err(at.error(
+            "it writes normalised values, which only make sense after Normalize: move it there, or use RandomErasing \
+             with a level from 0 to 255",
+        ))
+    }
+
+    fn after_normalize(&self, at: &At, _: &State) -> Result<Erasing, ConfigError> {
+        let (least, most) = (self.min_count, self.max_count.unwrap_or(self.min_count));
+        at.check(least >= 1 && least <= most && most <= MOST, || {
+            format!(
+                "min_count and max_count must be between 1 and {MOST}, the first not above the second; they are \
+                 {least} and {most}"
+            )
+        })?;
+        let aspects = [self.min_aspect, self.max_aspect.unwrap_or(1.0 / self.min_aspect)];
+        let area = EraseArea {
+            p: at.probability(self.probability)?,
+            scale: at.range("[min_area, max_area]", [self.min_area, self.max_area], 0.0, 1.0)?,
+            log_ratio: at.positive_range("[min_aspect, max_aspect]", aspects)?.map(f64::ln),
+            count: [least, most],
+        };
+        let paint = match self.mode {
+            EraseMode::Const => Paint::Fixed([0.0; 3]),
+            EraseMode::Rand => Paint::Colour,
+            EraseMode::Pixel => Paint::Noise,
+        };
+        Ok(Erasing { area, paint })
     }
 }
 
 impl Step for Erase {
     fn apply(&self, picture: &mut Picture<'_>, draws: &mut Draws, _: &Limits) -> Result<(), SampleError> {
         let (w, h) = picture.size();
-        let Some(rect) = self.area.draw(w, h, draws) else { return Ok(()) };
+        let [rect] = self.area.draw(w, h, draws)[..] else { return Ok(()) };
         picture.in_place(|image, _| {
             for y in rect.y..rect.y + rect.h {
                 image.row_mut(y).as_chunks_mut::<PIXEL>().0[rect.x..rect.x + rect.w].fill(self.value);
@@ -147,44 +253,74 @@ impl Step for Erase {
 }
 
 impl Erasing {
-    /// Overwrites the rectangle in a row that has been written.
+    /// Overwrites the rectangles in a row that has been written.
     pub fn apply(&self, pass: &Pass, draws: &mut Draws, row: &mut [u8]) {
-        let Some(rect) = self.area.draw(pass.spec.width, pass.spec.height, draws) else { return };
+        let rects = self.area.draw(pass.spec.width, pass.spec.height, draws);
         let mut spare = None;
-        for c in 0..pass.spec.channels {
-            for y in rect.y..rect.y + rect.h {
-                for x in rect.x..rect.x + rect.w {
-                    let value = match self.value {
-                        Some(values) => values[c],
-                        None => spare.take().unwrap_or_else(|| {
-                            let (a, b) = draws.normal_pair();
-                            spare = Some(b);
-                            a
-                        }),
-                    };
-                    pass.put(x, y, c, value, row);
+        let mut normal = || {
+            spare.take().unwrap_or_else(|| {
+                let (a, b) = draws.normal_pair();
+                spare = Some(b);
+                a
+            })
+        };
+        for rect in rects {
+            for c in 0..pass.spec.channels {
+                let colour = match self.paint {
+                    Paint::Fixed(values) => Some(values[c]),
+                    Paint::Colour => Some(normal()),
+                    Paint::Noise => None,
+                };
+                for y in rect.y..rect.y + rect.h {
+                    for x in rect.x..rect.x + rect.w {
+                        pass.put(x, y, c, colour.unwrap_or_else(&mut normal), row);
+                    }
                 }
             }
         }
     }
+
+    /// What is written into each rectangle there may be, where that is the same for all images.
+    pub fn fixed(&self) -> Option<Vec<[f32; 3]>> {
+        match self.paint {
+            Paint::Fixed(values) => Some(vec![values; self.area.most()]),
+            Paint::Colour | Paint::Noise => None,
+        }
+    }
 }
 
-/// Where a `RandomErasing` erases.
+/// Where an erasing erases.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct EraseArea {
     p: f64,
     scale: [f64; 2],
     log_ratio: [f64; 2],
+    /// The fewest and the most rectangles.
+    count: [u32; 2],
 }
 
 impl EraseArea {
-    /// The rectangle to erase in an image of `w` x `h`, as torchvision draws it; `None` to leave the image alone.
-    pub(crate) fn draw(&self, w: usize, h: usize, draws: &mut Draws) -> Option<Rect> {
+    /// The most rectangles of an image.
+    pub(crate) fn most(&self) -> usize {
+        self.count[1] as usize
+    }
+
+    /// The rectangles to erase in an image of `w` x `h`, as torchvision draws one and timm several; none to leave the
+    /// image alone.
+    pub(crate) fn draw(&self, w: usize, h: usize, draws: &mut Draws) -> Vec<Rect> {
         if !draws.chance(self.p) {
-            return None;
+            return Vec::new();
         }
+        let [least, most] = self.count;
+        let count =
+            if least == most { least } else { least + draws.below(u64::from(most - least + 1)) as u32 };
+        (0..count).filter_map(|_| self.one(w, h, count, draws)).collect()
+    }
+
+    /// One of `count`, if ten draws find one that fits.
+    fn one(&self, w: usize, h: usize, count: u32, draws: &mut Draws) -> Option<Rect> {
         for _ in 0..10 {
-            let area = (w * h) as f64 * draws.range(self.scale[0], self.scale[1]);
+            let area = (w * h) as f64 * draws.range(self.scale[0], self.scale[1]) / f64::from(count);
             let ratio = draws.range(self.log_ratio[0], self.log_ratio[1]).exp();
             let erase_h = (area * ratio).sqrt().round_ties_even() as usize;
             let erase_w = (area / ratio).sqrt().round_ties_even() as usize;

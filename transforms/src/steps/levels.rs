@@ -79,6 +79,7 @@ fn half() -> f64 {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Change {
     Solarize(f64),
+    SolarizeAdd(u8),
     Posterize(u32),
     Equalize,
     Autocontrast,
@@ -90,6 +91,7 @@ impl Change {
     pub(super) fn apply(self, picture: &mut Picture<'_>) -> Result<(), SampleError> {
         let table = match self {
             Change::Solarize(threshold) => levels::solarize(threshold),
+            Change::SolarizeAdd(add) => levels::solarize_add(add),
             Change::Posterize(bits) => levels::posterize(bits),
             Change::Invert => levels::invert(),
             Change::Equalize => return picture.look_up(|seen| seen.by_counts(levels::equalize)),

@@ -50,7 +50,7 @@ pub use color::{ColorJitter, Grayscale, RandomGrayscale};
 pub use crop::{CenterCrop, RandomCrop, RandomResizedCrop};
 pub use distort::{RandomChannelPermutation, RandomPhotometricDistort};
 pub use elastic::ElasticTransform;
-pub use erase::{EraseValue, RandomErasing};
+pub use erase::{EraseMode, EraseValue, RandomErasing, TimmRandomErasing};
 pub use flip::{RandomHorizontalFlip, RandomVerticalFlip};
 pub use levels::{
     RandomAdjustSharpness, RandomAutocontrast, RandomEqualize, RandomInvert, RandomPosterize, RandomSolarize,
@@ -59,7 +59,7 @@ pub use noise::GaussianNoise;
 pub use normalize::Normalize;
 pub use pad::{Pad, PaddingMode};
 pub use perspective::RandomPerspective;
-pub use policy::{AugMix, AutoAugment, AutoAugmentPolicy, RandAugment, TrivialAugmentWide};
+pub use policy::{AugMix, AutoAugment, AutoAugmentPolicy, RandAugment, TimmAutoAugment, TrivialAugmentWide};
 pub use resize::Resize;
 pub use rotation::RandomRotation;
 pub use scale::{Letterbox, RandomShortestSize, RandomZoomOut, ScaleJitter};
@@ -79,7 +79,7 @@ pub(crate) trait Transform {
     fn after_normalize(&self, at: &At, state: &State) -> Result<Erasing, ConfigError> {
         let _ = state;
         Err(at.error(
-            "comes after Normalize, and only RandomErasing may follow it; pixels are u8 up to Normalize, so move it before Normalize",
+            "comes after Normalize, and only RandomErasing and TimmRandomErasing may follow it; pixels are u8 up to Normalize, so move it before Normalize",
         ))
     }
 }
@@ -232,8 +232,12 @@ transforms! {
     AutoAugment,
     /// Mixes the image with what chains of operations make of it.
     AugMix,
+    /// A policy of timm, by its configuration string.
+    TimmAutoAugment,
     /// Overwrites a random rectangle.
     RandomErasing,
+    /// Overwrites random rectangles as timm does.
+    TimmRandomErasing,
     /// Subtracts the mean and divides by the standard deviation.
     Normalize,
 }

@@ -10,6 +10,7 @@
 mod auto;
 mod mix;
 mod random;
+mod timm;
 
 use super::affine::{inverse_affine, warp};
 use super::arguments::{At, Numbers};
@@ -21,11 +22,13 @@ use crate::error::{ConfigError, SampleError};
 use crate::plan::Picture;
 use crate::random::Draws;
 use crate::resize::Interpolation;
+use crate::smooth;
 use crate::warp::{Look, Map};
 
 pub use auto::{AutoAugment, AutoAugmentPolicy};
 pub use mix::AugMix;
 pub use random::{RandAugment, TrivialAugmentWide};
+pub use timm::TimmAutoAugment;
 
 /// One operation, with all its numbers.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -39,6 +42,8 @@ enum Operation {
     Saturation(f64),
     Contrast(f64),
     Change(Change),
+    /// Standard deviation in pixels.
+    Blur(f64),
 }
 
 /// What operations are carried out on.
@@ -72,6 +77,7 @@ impl Canvas {
             Operation::Saturation(factor) => saturation(picture, factor),
             Operation::Contrast(factor) => contrast(picture, factor),
             Operation::Change(change) => change.apply(picture),
+            Operation::Blur(sigma) => picture.in_place(|image, _| smooth::gaussian(image, sigma)),
         }
     }
 }
