@@ -1,6 +1,6 @@
 # make help lists what there is. Every target sets up what it needs first; a second run finds it done.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-kafka check quick test bench bench-sources bench-views bench-share lint gate clean distclean
+.PHONY: help setup demo demo-kafka check quick test bench bench-sources bench-views bench-policies bench-share lint gate clean distclean
 SHELL := /bin/bash
 export PATH := $(HOME)/.cargo/bin:$(PATH)
 
@@ -51,6 +51,10 @@ bench-sources: setup ## the same photographs in every kind of source; BENCH_ARGS
 bench-views: setup ## ten views of a photograph beside one, and beside torchvision and DALI, in CPU time
 	cargo build --release --quiet -p fuelrail-benches
 	$(BIN)/python benches/views.py $(if $(DATA),--data "$(DATA)") $(BENCH_ARGS)
+
+bench-policies: setup ## RandAugment and other policies beside torchvision's, in CPU time
+	cargo build --release --quiet -p fuelrail-benches
+	$(BIN)/python benches/policies.py $(if $(DATA),--data "$(DATA)") $(BENCH_ARGS)
 
 bench-share: setup ## four clients on one decode beside one alone, in CPU time
 	$(BIN)/python benches/share.py $(if $(DATA),--data "$(DATA)") $(BENCH_ARGS)

@@ -1,4 +1,5 @@
-//! Views of one photograph on shared decodes, by one thread: what `benches/views.py` compares with its peers.
+//! Views of one photograph on shared decodes, by one thread: what `benches/views.py` and `benches/policies.py` compare
+//! with their peers.
 //!
 //! The files are read before the clock starts; then each is decoded and made into one view or ten.
 
@@ -12,8 +13,11 @@ use serde_json::json;
 #[derive(Parser)]
 struct Settings {
     /// One view of 224 pixels, or DINO's ten: two of 224 and eight of 96.
-    #[arg(long, value_parser = ["one", "ten"])]
+    #[arg(long, value_parser = ["one", "ten"], default_value = "one")]
     task: String,
+    /// One view by this chain instead: a JSON list.
+    #[arg(long)]
+    transforms: Option<String>,
     #[arg(long)]
     data: PathBuf,
     #[arg(long, default_value_t = 500)]
@@ -35,9 +39,13 @@ fn views(count: u32, size: u32, scale: [f64; 2]) -> Result<PictureConfig, Box<dy
 
 fn main() -> Result<(), Box<dyn Error>> {
     let settings = Settings::parse();
-    let pictures = match settings.task.as_str() {
-        "one" => vec![views(1, 224, [0.4, 1.0])?],
-        _ => vec![views(2, 224, [0.4, 1.0])?, views(8, 96, [0.05, 0.4])?],
+    let pictures = match (&settings.transforms, settings.task.as_str()) {
+        (Some(json), _) => {
+            let (transforms, output) = (serde_json::from_str(json)?, OutputConfig::default());
+            vec![PictureConfig { image: 0, what: What::Image, transforms, output }]
+        }
+        (None, "one") => vec![views(1, 224, [0.4, 1.0])?],
+        (None, _) => vec![views(2, 224, [0.4, 1.0])?, views(8, 96, [0.05, 0.4])?],
     };
     let pictures = compile_pictures(&pictures, Limits::default(), &[])?;
     let mut files = Vec::new();
