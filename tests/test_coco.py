@@ -15,6 +15,7 @@ from fuelrail import fields as F
 from fuelrail import transforms as T
 from fuelrail.numpy import Loader
 from PIL import Image
+from support import fuelrail
 
 CATEGORIES = [
     {"id": 18, "name": "dog", "supercategory": "animal"},
@@ -156,6 +157,21 @@ def test_keypoints_go_with_their_boxes(coco: Path, tmp_path: Path) -> None:
     found = rows(str(path), fields)
     assert found[0]["points"].shape == (2, 9) and not found[0]["points"].any(), "those without have none"
     assert found[2]["points"].tolist() == [[29, 30, 2, 0, 0, 0, 19, 31, 1]]
+
+
+def test_commands_know_boxes(coco: Path, tmp_path: Path) -> None:
+    sheet = tmp_path / "sheet.png"
+    wanted: list[dict[str, Any]] = [
+        {"type": "Image", "name": "image", "transforms": [{"type": "Letterbox", "size": 64}]},
+        {"type": "Boxes", "name": "boxes", "part": "boxes", "max_rows": 4},
+    ]
+    done = fuelrail("preview", coco, "--fields", json.dumps(wanted), "--count", "3", "--out", sheet)
+    assert done.returncode == 0, done.stderr
+    pixels = np.array(Image.open(sheet).convert("RGB"))
+    assert (pixels == (255, 0, 255)).all(-1).sum() > 60, "the edges of three boxes"
+    del wanted[1]["max_rows"]
+    done = fuelrail("inspect", coco, "--fields", json.dumps(wanted))
+    assert done.returncode == 0 and "boxes" in done.stdout, done.stderr
 
 
 def test_captions_are_lists_of_texts(coco: Path, tmp_path: Path) -> None:

@@ -40,10 +40,13 @@ pub(super) fn asked(source: SourceConfig, text: Option<&str>) -> Result<SourceCo
 /// The fields of `--fields`, where caps and names may be left out. One without a name is called as its part is.
 fn completed(text: &str) -> Result<Vec<FieldConfig>, Failure> {
     let (_, fields) = read(text, |field| {
-        if matches!(field["type"].as_str(), Some("Text" | "Bytes" | "Json"))
-            && field.get("max_bytes").is_none()
-        {
-            field["max_bytes"] = json!(1);
+        let cap = match field["type"].as_str() {
+            Some("Text" | "Bytes" | "Json") => Some("max_bytes"),
+            Some("Boxes") => Some("max_rows"),
+            _ => None,
+        };
+        if let Some(cap) = cap.filter(|cap| field.get(cap).is_none()) {
+            field[cap] = json!(1);
         }
         if field.get("name").is_none() {
             field["name"] = match field.get("part").map(|part| (part, part.as_str())) {
