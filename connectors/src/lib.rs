@@ -53,6 +53,7 @@
 mod arrow;
 mod bytes;
 mod column;
+mod condition;
 mod error;
 mod gather;
 mod json;
@@ -77,9 +78,10 @@ mod workers;
 pub use bytes::buffer::{Buffer, POOL_BYTES};
 pub use bytes::shards::CacheConfig;
 pub use column::PixelLayout;
+pub use condition::Condition;
 pub use error::{ReadError, ReadErrorKind, SourceError};
 pub use names::{Shown, printable, shown};
-pub use numbers::read_numbers;
+pub use numbers::{read_indices, read_numbers};
 pub use opening::{Counted, Opening, Progress};
 pub use recognised::RECOGNISED;
 pub use schema::{
@@ -95,7 +97,7 @@ pub use sources::subset::SubsetConfig;
 pub use sources::synthetic::{SyntheticConfig, SyntheticFormat};
 pub use sources::table::{TableConfig, TableFormat, TokenMode, TokenTail, TokensConfig};
 pub use sources::tar::{TarConfig, tar_sidecar};
-pub use split::{Split, SplitPart};
+pub use split::{HeldOut, Split, SplitPart};
 pub use streams::kafka::{
     KafkaConfig, KafkaPoint, KafkaProperties, KafkaValue, Producer as KafkaProducer,
     encode_value as encode_kafka_value,

@@ -124,6 +124,9 @@ pub enum WantedKind {
     Numbers,
     /// Numbers of which one record has more than another.
     Ragged,
+    /// One value for a condition to compare, whatever it is; nothing that a configuration could ask for.
+    #[serde(skip)]
+    Value,
 }
 
 /// The list of what is wanted, as a key of a source's configuration. Absent: the source's own image, and the numbers
@@ -155,7 +158,7 @@ impl Wanted {
     pub fn spec(&self, dtype: ElementType, row: &[u64]) -> PartSpec {
         let kind = match self.kind {
             WantedKind::Image => PartKind::Image,
-            WantedKind::Bytes => PartKind::Bytes,
+            WantedKind::Bytes | WantedKind::Value => PartKind::Bytes,
             WantedKind::Text => PartKind::Text,
             WantedKind::Json => PartKind::Json,
             WantedKind::Numbers | WantedKind::Ragged => PartKind::Ragged { dtype, row: row.to_vec() },

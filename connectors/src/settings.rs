@@ -636,7 +636,7 @@ mod tests {
             ),
             (
                 json!({"type": "folder", "root": "x", "split": {"part": "val", "frac": 1}}),
-                "split: unknown key \"frac\"; did you mean \"fraction\"? known keys: part, fraction",
+                "split: unknown key \"frac\"; did you mean \"fraction\"? known keys: part, fraction, fold, folds",
             ),
             (
                 json!({"type": "fodler"}),
@@ -657,7 +657,7 @@ mod tests {
             ),
             (
                 json!({"type": "subset", "source": {"type": "tar", "shards": []}, "split": 3}),
-                "split: it takes text like \"train[:90%]\" or \"train[90%:]\", not 3",
+                "split: it takes text like \"train[:90%]\", \"train[90%:]\" or \"fold 2/5\", not 3",
             ),
             (
                 json!({"type": "table", "files": [], "cache": {"limit_bytes": "much"}}),

@@ -58,6 +58,11 @@ pub trait IndexedSource: Send + Sync + 'static {
         None
     }
 
+    /// How its records were chosen out of more, in the words of whoever chose them; nothing if it has them all.
+    fn chosen(&self) -> Vec<(&'static str, String)> {
+        Vec::new()
+    }
+
     /// Why there is no image in its records, where something in it may have been meant for one.
     fn no_image(&self) -> Option<String> {
         None

@@ -70,7 +70,7 @@ fn an_image_folder_with_parts_conforms() {
             root: images.clone(),
             classes: None,
             label: None,
-            split: Some(Split { part: SplitPart::Train, fraction: 0.2 }),
+            split: Some(Split::fraction(SplitPart::Train, 0.2)),
             deliver: None,
             cache: CacheConfig::default(),
         };
@@ -163,11 +163,13 @@ fn a_mixture_and_a_split_conform() {
     assert!(conformance::parts_of(&source.schema(), &records).iter().all(|parts| parts.len() == 2));
     let subset = SourceConfig::Subset(SubsetConfig {
         source: Box::new(synthetic(200, 3)),
-        split: Split { part: SplitPart::Val, fraction: 0.4 },
+        split: Some(Split::fraction(SplitPart::Val, 0.4)),
+        condition: None,
     });
     conforms(&subset.delivering(&wanted));
     conforms(&SourceConfig::Subset(SubsetConfig {
         source: Box::new(synthetic(200, 3)),
-        split: Split { part: SplitPart::Val, fraction: 0.4 },
+        split: Some(Split::fraction(SplitPart::Val, 0.4)),
+        condition: None,
     }));
 }

@@ -276,6 +276,13 @@ impl AddressConfig {
         };
         self.is_of_one_kind(kind)?;
         let split = part_of(kind, &mut value, &location)?;
+        let condition = value.remove("where");
+        if kind == "kafka" && condition.is_some() {
+            return Err(SourceError::config(format!(
+                "{name}: where chooses records when a source is opened, and those of a stream are not known then; leave it \
+                 out, and choose rows of each batch, or produce the records wanted into a topic of their own"
+            )));
+        }
         if kind == "folder" {
             if self.address.len() > 1 {
                 return Err(SourceError::config(format!(
@@ -306,8 +313,12 @@ impl AddressConfig {
         // By itself first, so that what is said of an option has the option's own name.
         let mut value = serde_json::Value::from(value);
         let mut source = settings::read(&value);
-        if let (Some(split), true) = (split, source.is_ok()) {
-            value = serde_json::json!({"type": "subset", "source": value, "split": split});
+        if (split.is_some() || condition.is_some()) && source.is_ok() {
+            value = serde_json::json!({"type": "subset", "source": value});
+            let keys = [("split", split), ("where", condition)];
+            for (key, given) in keys.into_iter().filter_map(|(key, given)| Some((key, given?))) {
+                value[key] = given;
+            }
             source = settings::read(&value);
         }
         source.map_err(|wrong| SourceError::config(format!("{name}: {wrong}")))

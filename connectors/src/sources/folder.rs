@@ -54,7 +54,7 @@ use crate::names::{IMAGES, is_litter, shown};
 use crate::opening;
 use crate::recognised::{self, Recognised};
 use crate::sources::manifest::{Manifest, ManifestBuilder, escape};
-use crate::split::{Split, SplitPart};
+use crate::split::Split;
 use crate::{
     Blocks, CacheConfig, Extent, Fingerprint, IndexedSource, Reader, ReaderConfig, Schema, SourceError,
 };
@@ -127,6 +127,7 @@ pub(crate) struct Folder {
     manifest: Manifest,
     parts: Option<Parts>,
     is_labelled: bool,
+    split: Option<Split>,
 }
 
 impl Folder {
@@ -164,7 +165,7 @@ impl Folder {
         // The list again: names, sizes and classes are all that is kept of a folder. An image's bytes are read when
         // they are wanted.
         opening::depends_on(move || list(&config_then, plan.as_ref()).is_ok_and(|now| now.state() == then));
-        Ok(Self { root: config.root.clone(), manifest, parts, is_labelled })
+        Ok(Self { root: config.root.clone(), manifest, parts, is_labelled, split: config.split })
     }
 }
 
@@ -214,6 +215,10 @@ impl IndexedSource for Folder {
 
     fn classes(&self) -> &[String] {
         if self.is_labelled { self.manifest.classes() } else { &[] }
+    }
+
+    fn chosen(&self) -> Vec<(&'static str, String)> {
+        self.split.iter().filter_map(Split::chosen).collect()
     }
 
     fn schema(&self) -> Schema {
@@ -542,13 +547,8 @@ pub(crate) fn part(root: &Path, name: &str) -> Option<PathBuf> {
 pub(crate) fn check_split(config: &FolderConfig, manifest: &Manifest, seen: u64) -> Result<(), SourceError> {
     match config.split {
         Some(split) if manifest.is_empty() => Err(SourceError::config(format!(
-            "the {} part of {} is empty: split.fraction is {} and the folder has {seen} images; choose another fraction",
-            match split.part {
-                SplitPart::Train => "train",
-                SplitPart::Val => "val",
-            },
+            "split: none of the {seen} images of {} belongs to the part \"{split}\"; choose another one",
             shown(&config.root),
-            split.fraction
         ))),
         _ if manifest.is_empty() => Err(SourceError::data(format!(
             "all images of {} vanished while it was read; try again",

@@ -24,6 +24,7 @@ use crate::sources::folder::{
 use crate::sources::manifest::{Manifest, ManifestBuilder, escape};
 use crate::{
     Blocks, Extent, Fingerprint, FolderConfig, IndexedSource, Reader, ReaderConfig, Schema, SourceError,
+    Split,
 };
 
 /// Parts of a path below the class's folder; more are a loop that somebody copied.
@@ -44,6 +45,7 @@ pub(crate) struct Images {
     /// Of each of the plan's files: the version for each record.
     beside_versions: Vec<Vec<u64>>,
     is_labelled: bool,
+    split: Option<Split>,
     notes: Vec<String>,
 }
 
@@ -216,7 +218,17 @@ impl Images {
             Ok::<_, SourceError>((Parts::new(beside.plan.clone(), columns, &look)?, beside))
         });
         let parts = parts.transpose()?;
-        Ok(Self { remote, prefix, manifest, versions, parts, beside_versions, is_labelled, notes })
+        Ok(Self {
+            remote,
+            prefix,
+            manifest,
+            versions,
+            parts,
+            beside_versions,
+            is_labelled,
+            split: config.split,
+            notes,
+        })
     }
 
     /// Lists what is there, and puts together what belongs together.
@@ -321,6 +333,10 @@ impl IndexedSource for Images {
 
     fn classes(&self) -> &[String] {
         if self.is_labelled { self.manifest.classes() } else { &[] }
+    }
+
+    fn chosen(&self) -> Vec<(&'static str, String)> {
+        self.split.iter().filter_map(Split::chosen).collect()
     }
 
     fn schema(&self) -> Schema {

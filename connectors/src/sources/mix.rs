@@ -296,6 +296,23 @@ impl IndexedSource for Mix {
         self.sources.iter().find_map(|source| source.missing())
     }
 
+    fn chosen(&self) -> Vec<(&'static str, String)> {
+        let parts = self.portions().iter().zip(&self.sources);
+        let chosen: Vec<_> = parts
+            .flat_map(|(part, source)| {
+                let of_part = |(key, choice)| (key, format!("{}: {choice}", part.name));
+                source.chosen().into_iter().map(of_part)
+            })
+            .collect();
+        let mut keys: Vec<&'static str> = chosen.iter().map(|(key, _)| *key).collect();
+        keys.dedup();
+        let all = |key| {
+            let of_key = chosen.iter().filter(|(other, _)| *other == key);
+            of_key.map(|(_, choice)| choice.as_str()).collect::<Vec<_>>().join("; ")
+        };
+        keys.into_iter().map(|key| (key, all(key))).collect()
+    }
+
     fn no_image(&self) -> Option<String> {
         self.sources.iter().find_map(|source| source.no_image())
     }

@@ -12,6 +12,7 @@ pub(crate) mod subset;
 pub(crate) mod synthetic;
 pub(crate) mod table;
 pub(crate) mod tar;
+mod values;
 
 use std::sync::Arc;
 
@@ -63,7 +64,7 @@ impl SourceConfig {
         Ok(match self {
             Self::Address(config) => config.resolve()?,
             Self::Subset(config) => {
-                Self::Subset(SubsetConfig { source: Box::new(config.source.resolve()?), split: config.split })
+                Self::Subset(SubsetConfig { source: Box::new(config.source.resolve()?), ..config.clone() })
             }
             Self::Mix(config) => {
                 let part = |part: &MixPart| Ok(MixPart { source: part.source.resolve()?, ..part.clone() });

@@ -1,14 +1,16 @@
-//! A part of any source, chosen by a hash of each record's key, as [`crate::FolderConfig::split`] does for a folder.
+//! A part of any source: by a hash of each record's key, as [`crate::FolderConfig::split`] does for a folder, by a
+//! condition on its values, or both.
 
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::Xxh3;
 
+use super::values;
 use crate::recognised::{Recognised, grouped};
 use crate::{
-    Blocks, Extent, Fingerprint, IndexedSource, ReadRequest, ReadStats, Reader, ReaderConfig, Record, Schema,
-    SourceConfig, SourceError, Split,
+    Blocks, Condition, Extent, Fingerprint, IndexedSource, ReadRequest, ReadStats, Reader, ReaderConfig,
+    Record, Schema, SourceConfig, SourceError, Split,
 };
 
 /// A part of a source.
@@ -17,8 +19,12 @@ use crate::{
 pub struct SubsetConfig {
     /// The whole.
     pub source: Box<SourceConfig>,
-    /// Which part of it.
-    pub split: Split,
+    /// Which part of it, by a hash of each key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub split: Option<Split>,
+    /// Which of its records, by their values.
+    #[serde(rename = "where", default, skip_serializing_if = "Option::is_none")]
+    pub condition: Option<Condition>,
 }
 
 pub(crate) struct Subset {
@@ -27,59 +33,107 @@ pub(crate) struct Subset {
     kept: Vec<u32>,
     blocks: Blocks,
     fingerprint: Fingerprint,
+    chosen: Vec<(&'static str, String)>,
+    /// What is to be said of records that no condition could be tested on.
+    untested: Option<String>,
 }
 
 impl Subset {
     pub(crate) fn open(config: &SubsetConfig) -> Result<Self, SourceError> {
-        config.split.check()?;
-        let whole = crate::open(&config.source)?;
-        if !whole.portions().is_empty() {
-            return Err(SourceError::config(
-                "set split= on the parts of a mixture, not on the mixture".into(),
-            ));
+        let keys = match (&config.split, &config.condition) {
+            (None, None) => {
+                return Err(SourceError::config(
+                    "a subset takes split, where, or both; it has neither".into(),
+                ));
+            }
+            (Some(_), None) => "split",
+            (None, Some(_)) => "where",
+            (Some(_), Some(_)) => "split and where",
+        };
+        if let Some(split) = &config.split {
+            split.check()?;
         }
+        let source = config.source.resolve()?;
+        if matches!(source, SourceConfig::Mix(_)) {
+            return Err(SourceError::config(format!(
+                "set {keys} on the parts of a mixture, not on the mixture"
+            )));
+        }
+        // Before the source, whose opening may take long.
+        if let Some(condition) = &config.condition {
+            values::check(&source, condition)?;
+        }
+        let whole = crate::open(&source)?;
         let Ok(len) = u32::try_from(whole.len()) else {
             return Err(SourceError::config(format!(
-                "split= is for sources below {} records; this one has {}",
+                "{keys}: only for sources below {} records; this one has {}",
                 u32::MAX,
                 whole.len()
             )));
         };
-        let kept: Vec<u32> =
-            (0..len).filter(|&at| config.split.holds(whole.key(at.into()).as_bytes())).collect();
-        if kept.is_empty() {
-            return Err(SourceError::data(format!(
-                "split: none of the source's {len} records belongs to this part; choose another fraction"
-            )));
-        }
-        let blocks = match whole.blocks() {
-            Blocks::None => Blocks::None,
-            Blocks::Lengths { lengths, lanes, window } => {
-                let mut end = 0;
-                let mut from = 0;
-                let kept_of = lengths.iter().map(|length| {
-                    end += length;
-                    let to = kept.partition_point(|&at| u64::from(at) < end);
-                    (to - std::mem::replace(&mut from, to)) as u64
-                });
-                let lengths = kept_of.filter(|&length| length > 0).collect();
-                // Fewer records a block, as many blocks: the window keeps its bytes.
-                let window = (window as u128 * kept.len() as u128 / u128::from(len)).max(1) as u64;
-                Blocks::Lengths { lengths, lanes, window }
+        let mut kept: Vec<u32> = (0..len).collect();
+        if let Some(split) = &config.split {
+            kept.retain(|&at| split.holds(whole.key(at.into()).as_bytes()));
+            if kept.is_empty() {
+                return Err(SourceError::data(format!(
+                    "split: none of the source's {len} records belongs to the part \"{split}\"; choose another one"
+                )));
             }
-        };
+        }
+        let mut untested = None;
+        if let Some(condition) = &config.condition {
+            let candidates = kept.len();
+            untested = values::select(&source, condition, whole.len(), &mut kept)?;
+            if kept.is_empty() {
+                return Err(SourceError::data(format!(
+                    "where: none of {candidates} records fulfils the condition \"{condition}\"{}",
+                    untested.map(|why| format!(" ({why})")).unwrap_or_default()
+                )));
+            }
+        }
         let mut recognised = Recognised::default();
-        recognised.note(format!("the split's part of {} records", grouped(len.into())));
-        recognised.say(&config.source.locations().join(", "), kept.len() as u64);
+        recognised.note(format!("{keys}: a part of {} records", grouped(len.into())));
+        recognised.say(&source.locations().join(", "), kept.len() as u64);
+        if let Some(why) = &untested {
+            tracing::warn!("{}: {why}", source.locations().join(", "));
+        }
         let mut hash = Xxh3::new();
         hash.update(b"fuelrail subset 1\0");
         hash.update(&whole.fingerprint().0.to_le_bytes());
         kept.iter().for_each(|at| hash.update(&at.to_le_bytes()));
-        Ok(Self { whole, kept, blocks, fingerprint: Fingerprint(hash.digest128()) })
+        if let Some(condition) = &config.condition {
+            hash.update(format!("where {condition}").as_bytes());
+        }
+        let split = config.split.as_ref().and_then(Split::chosen);
+        let condition = config.condition.as_ref().map(|condition| ("where", condition.to_string()));
+        let chosen = whole.chosen().into_iter().chain(split).chain(condition).collect();
+        let blocks = blocks(&*whole, &kept);
+        let fingerprint = Fingerprint(hash.digest128());
+        Ok(Self { whole, kept, blocks, fingerprint, chosen, untested })
     }
 
     fn whole(&self, index: u64) -> u64 {
         self.kept[index as usize].into()
+    }
+}
+
+/// The blocks of a source, of which these records are kept.
+fn blocks(whole: &dyn IndexedSource, kept: &[u32]) -> Blocks {
+    match whole.blocks() {
+        Blocks::None => Blocks::None,
+        Blocks::Lengths { lengths, lanes, window } => {
+            let mut end = 0;
+            let mut from = 0;
+            let kept_of = lengths.iter().map(|length| {
+                end += length;
+                let to = kept.partition_point(|&at| u64::from(at) < end);
+                (to - std::mem::replace(&mut from, to)) as u64
+            });
+            let lengths = kept_of.filter(|&length| length > 0).collect();
+            // Fewer records a block, as many blocks: the window keeps its bytes.
+            let window = (window as u128 * kept.len() as u128 / u128::from(whole.len())).max(1) as u64;
+            Blocks::Lengths { lengths, lanes, window }
+        }
     }
 }
 
@@ -113,7 +167,12 @@ impl IndexedSource for Subset {
     }
 
     fn missing(&self) -> Option<String> {
-        self.whole.missing()
+        let all: Vec<String> = self.whole.missing().into_iter().chain(self.untested.clone()).collect();
+        (!all.is_empty()).then(|| all.join("; "))
+    }
+
+    fn chosen(&self) -> Vec<(&'static str, String)> {
+        self.chosen.clone()
     }
 
     fn no_image(&self) -> Option<String> {
@@ -191,8 +250,101 @@ mod tests {
         let whole = SyntheticConfig { count: 1000, block_records: Some(100), ..SyntheticConfig::default() };
         Subset::open(&SubsetConfig {
             source: Box::new(SourceConfig::Synthetic(whole)),
-            split: Split { part, fraction },
+            split: Some(Split::fraction(part, fraction)),
+            condition: None,
         })
+    }
+
+    /// A table in a folder of its own, and the keys of the records that a condition leaves of it.
+    fn chosen(file: &str, text: &str, condition: &str) -> Result<Vec<u64>, String> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(file);
+        std::fs::write(&path, text).unwrap();
+        let source = serde_json::json!({"type": "subset", "where": condition, "source": {
+            "type": "table", "files": [path], "fields": ["n"], "label": null}});
+        let source: SourceConfig = serde_json::from_value(source).map_err(|error| error.to_string())?;
+        let source = crate::open(&source).map_err(|error| error.to_string())?;
+        let row = |index| source.key(index).rsplit([' ', ':', '#']).next().unwrap().parse().unwrap();
+        Ok((0..source.len()).map(row).collect())
+    }
+
+    const CELLS: &str =
+        "n,score,lang,zip,tag\n0,0.1,en,007,a\n1,0.5,de,008,7\n2,,en,009,\n3,0.9,,010,NA\n4,1e3,fr,011,x\n";
+
+    #[test]
+    fn a_condition_chooses_rows_of_cells() {
+        let first = chosen("x.csv", CELLS, "n == 0").unwrap()[0];
+        for (condition, expected) in [
+            ("score > 0.3", &[1, 3, 4][..]),
+            ("score > 0.3 and lang == 'de'", &[1]),
+            ("score is null or lang is null", &[2, 3]),
+            ("not (score > 0.3)", &[0, 2]),
+            ("score != 0.5", &[0, 3, 4]),
+            ("lang not in ['en', 'de']", &[4]),
+            ("zip >= 9", &[2, 3, 4]),
+            ("tag == '7' or tag == 'NA'", &[1, 3]),
+            ("n < 3 and n > score", &[1]),
+        ] {
+            let rows: Vec<u64> =
+                chosen("x.csv", CELLS, condition).unwrap().iter().map(|row| row - first).collect();
+            assert_eq!(rows, expected, "{condition}");
+        }
+    }
+
+    #[test]
+    fn a_condition_chooses_objects_and_looks_inside_them() {
+        let text = r#"{"n": 0, "meta": {"score": 0.5, "ok": true}, "tags": ["a"]}
+{"n": 1, "meta": {"score": "high"}, "late": 3}
+{"n": 2, "meta": null}
+{"n": 3, "meta": {"score": 9007199254740993, "ok": false}}
+"#;
+        let first = chosen("x.jsonl", text, "n == 0").unwrap()[0];
+        for (condition, expected) in [
+            ("n < 1 and meta.score > 0.3", &[0][..]),
+            ("meta.ok", &[0]),
+            ("late == 3", &[1]),
+            ("meta is null", &[2]),
+            ("meta.score is null", &[2]),
+            ("n == 3 and meta.score == 9007199254740993", &[3]),
+            ("tags is not null", &[0]),
+        ] {
+            let rows: Vec<u64> =
+                chosen("x.jsonl", text, condition).unwrap().iter().map(|row| row - first).collect();
+            assert_eq!(rows, expected, "{condition}");
+        }
+        let error = chosen("x.jsonl", text, "meta.score > 0.3").unwrap_err();
+        assert!(error.contains("meta.score = 'high' (a text) with 0.3 (a number)"), "{error}");
+        let error = chosen("x.jsonl", text, "tags == 'a'").unwrap_err();
+        assert!(error.contains("it compares tags (a list) with 'a' (a text)"), "{error}");
+    }
+
+    #[test]
+    fn what_a_condition_cannot_be_is_said_by_name() {
+        for (condition, expected) in [
+            ("scor > 0.3", "where: the part \"scor\" is not a column of"),
+            ("scor is null", "it has n"),
+            ("score > 1e9", "where: none of 5 records fulfils the condition \"score > 1000000000.0\""),
+            ("score == 'a'", "it compares score = 0.1 (a number) with 'a' (a text)"),
+            ("lang > 3", "(a text) with 3 (a number)"),
+            ("score >", "a value is missing"),
+        ] {
+            let error = chosen("x.csv", CELLS, condition).unwrap_err();
+            assert!(error.contains(expected), "{condition}: {error}");
+        }
+        let refused = |source: serde_json::Value| {
+            let source = serde_json::json!({"type": "subset", "where": "a > 1", "source": source});
+            crate::open(&serde_json::from_value(source).unwrap()).err().unwrap().to_string()
+        };
+        let folder = refused(serde_json::json!({"type": "folder", "root": "/nowhere"}));
+        assert!(folder.contains("where: an image folder has no values"), "{folder}");
+        let synthetic = refused(serde_json::json!({"type": "synthetic", "count": 3}));
+        assert!(synthetic.contains("where: synthetic images have no values"), "{synthetic}");
+        let mix =
+            serde_json::json!({"type": "mix", "parts": [{"source": {"type": "synthetic", "count": 3}}]});
+        assert!(refused(mix).contains("set where on the parts of a mixture"));
+        let neither = serde_json::json!({"type": "subset", "source": {"type": "synthetic", "count": 3}});
+        let error = crate::open(&serde_json::from_value(neither).unwrap()).err().unwrap();
+        assert!(error.to_string().contains("split, where, or both"));
     }
 
     #[test]

@@ -216,7 +216,7 @@ pub(crate) fn shape_of_rows(array: &dyn Array, row: usize, path: &str) -> Option
 }
 
 /// Writes a value as JSON.
-fn write(array: &dyn Array, row: usize, out: &mut Vec<u8>, depth: usize) -> Result<(), String> {
+pub(super) fn write(array: &dyn Array, row: usize, out: &mut Vec<u8>, depth: usize) -> Result<(), String> {
     if depth > MAX_DEPTH {
         return Err(format!("has columns nested more than {MAX_DEPTH} levels deep"));
     }

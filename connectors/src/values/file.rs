@@ -12,6 +12,7 @@ use std::borrow::Cow;
 use std::collections::BTreeSet;
 
 use super::npy::NpyHeader;
+use super::scalar::{self, Scalar};
 use super::yolo::Taken;
 use super::{fault, json};
 use crate::json::plain;
@@ -104,12 +105,19 @@ impl Part {
         }
         if let Some(path) = &self.path {
             let made = self.value(file, path, |value| match value {
+                Some(value) if self.wanted.kind == WantedKind::Value => {
+                    scalar::encoded(Scalar::of_json(value).as_ref())
+                }
                 Some(value) => Ok(json::value(value, kind)?.map(Cow::into_owned)),
                 None => Ok(None),
             });
             return Ok(made.map_err(named)?.map(Cow::Owned));
         }
         match kind {
+            _ if self.wanted.kind == WantedKind::Value => {
+                let text = Scalar::of_cell(file.trim_ascii(), false).map_err(named)?;
+                Ok(scalar::encoded(text.as_ref()).map_err(named)?.map(Cow::Owned))
+            }
             PartKind::Ragged { dtype, row } => {
                 let header = NpyHeader::of(file).map_err(named)?;
                 let rows = header.shape.split_first().map(|(_, row)| row);

@@ -102,7 +102,7 @@ fn is_null(value: &str) -> bool {
 }
 
 /// The text that a value is.
-fn text(value: &str) -> Option<Cow<'_, str>> {
+pub(crate) fn text(value: &str) -> Option<Cow<'_, str>> {
     if !value.trim_ascii_start().starts_with('"') {
         return None;
     }

@@ -13,6 +13,7 @@ pub(crate) mod arrow;
 pub(crate) mod file;
 pub(crate) mod json;
 pub(crate) mod npy;
+pub(crate) mod scalar;
 pub(crate) mod yolo;
 
 use std::borrow::Cow;

@@ -641,7 +641,7 @@ proptest! {
         }
         let with_prefix: Vec<_> = files.iter().map(|(name, bytes)| (format!("p/q/{name}"), bytes.clone())).collect();
         let (_store, remote) = bucket(&with_prefix, &dir);
-        let split = split.then_some(Split { part: SplitPart::Train, fraction: 0.3 });
+        let split = split.then_some(Split::fraction(SplitPart::Train, 0.3));
         let on_disk = crate::sources::folder::Folder::open(&FolderConfig { split, ..folder(disk.path().to_str().unwrap()) });
         let images = Images::open_with(&FolderConfig { split, ..folder("s3://bucket/p/q/") }, |_| Ok(remote.clone()));
         let (on_disk, images) = match (on_disk, images) {

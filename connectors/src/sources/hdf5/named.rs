@@ -104,6 +104,7 @@ pub(super) fn form(
                 Json => "JSON",
                 WantedKind::Numbers => "numbers of one shape",
                 Ragged => "rows of numbers",
+                WantedKind::Value => "a value for a condition",
             };
             return Err(format!("cannot be {what}"));
         }

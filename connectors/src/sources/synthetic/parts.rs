@@ -147,6 +147,7 @@ fn refuse(wanted: &Wanted, why: &str) -> SourceError {
         WantedKind::Json => "JSON",
         WantedKind::Numbers => "numbers of one shape",
         WantedKind::Ragged => "rows of numbers",
+        WantedKind::Value => "a value for a condition",
     };
     SourceError::config(format!(
         "part {:?} of a synthetic source is not available as {asked}: {why}",

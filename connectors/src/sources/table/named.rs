@@ -12,6 +12,7 @@ use crate::arrow::array::{Array, ArrayRef, AsArray};
 use crate::arrow::datatypes::{DataType, Schema};
 use crate::schema::wanted_parts;
 use crate::values::arrow::{self, Found, Inside, is_bytes, is_json, is_text};
+use crate::values::scalar::{self, Scalar};
 use crate::values::{Value, fault, json, step};
 use crate::{ElementType, FieldSpec, MAX_FIELD_BYTES, PartKind, PartSpec, SourceError, Wanted, WantedKind};
 
@@ -39,6 +40,15 @@ pub(super) struct Named {
     /// Whether it is a key inside a text, which nothing but values can show, and some record should have it.
     is_expected: bool,
     written: Written,
+    /// Of a value for a condition, what its cells are.
+    value: Option<Cells>,
+}
+
+/// What the cells of a column are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Cells {
+    Numbers,
+    Texts,
 }
 
 /// What a row has of a part.
@@ -126,6 +136,10 @@ impl Named {
             (Written::Typed, there) => there == Ok(Inside::Json),
             (Written::Cells | Written::Json, _) => !inside.is_empty(),
         };
+        let value = (wanted.kind == WantedKind::Value).then_some(match kind {
+            DataType::Int64 | DataType::Float64 => Cells::Numbers,
+            _ => Cells::Texts,
+        });
         let kind = match written {
             Written::Typed => typed(kind, wanted, column, inside, table)?,
             Written::Cells | Written::Json => untyped(wanted),
@@ -137,7 +151,7 @@ impl Named {
         }
         let (column, inside) = (column.to_owned(), inside.to_owned());
         let is_expected = is_key && !wanted.optional;
-        Ok(Self { name: name.clone(), column, inside, kind, image, is_expected, written })
+        Ok(Self { name: name.clone(), column, inside, kind, image, is_expected, written, value })
     }
 
     /// The part in the schema. Rows whose shape nobody has learnt are single numbers.
@@ -189,6 +203,13 @@ impl Named {
         row: usize,
         kind: &PartKind,
     ) -> Result<Made<'array>, String> {
+        if let Some(cells) = self.value {
+            let made =
+                self.scalar(array.as_ref(), row, cells).and_then(|scalar| scalar::encoded(scalar.as_ref()));
+            return made
+                .map(|value| Made::of(value.map(Cow::Owned), false))
+                .map_err(|why| fault(&self.name, &why));
+        }
         let is_path = self.image == Some(ImageKind::Path);
         let made = match (self.written, kind) {
             (Written::Typed, _) if self.image == Some(ImageKind::Struct) => {
@@ -209,6 +230,25 @@ impl Named {
             },
         };
         made.map(|value| Made::of(value, is_path)).map_err(|why| fault(&self.name, &why))
+    }
+
+    /// The value for a condition.
+    fn scalar<'array>(
+        &self,
+        array: &'array dyn Array,
+        row: usize,
+        cells: Cells,
+    ) -> Result<Option<Scalar<'array>>, String> {
+        match self.written {
+            Written::Typed => Scalar::of_row(array, row, &self.inside),
+            Written::Cells if self.inside.is_empty() => match columns::bytes_at(array, row) {
+                Some(cell) => Scalar::of_cell(cell, cells == Cells::Numbers),
+                None => Ok(None),
+            },
+            Written::Cells | Written::Json => {
+                Ok(raw_text(array, row, &self.inside)?.and_then(Scalar::of_json))
+            }
+        }
     }
 
     /// Of a struct of bytes and path the bytes, or the path where they are null.
@@ -457,6 +497,8 @@ fn typed(
     let is_list = shape.as_ref().is_some_and(|shape| !shape.is_empty());
     let is_readable = is_text(kind) || is_bytes(kind) || *kind == DataType::Null;
     match wanted.kind {
+        // What cannot be compared is said when it is.
+        WantedKind::Value => {}
         WantedKind::Text | WantedKind::Bytes if is_readable => {}
         WantedKind::Text | WantedKind::Bytes if is_number => {
             return refuse(&format!("; ask for numbers: Numbers({name:?})"));

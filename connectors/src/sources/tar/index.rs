@@ -284,12 +284,12 @@ struct Group {
 }
 
 impl Group {
-    /// The member that the record is named after, if this is one: its image, or where none is wanted any member.
+    /// The member that the record is named after, if this is one: its image, or where records need none any member.
     fn image(&self, options: &Options) -> Option<&Member> {
         let found = options.images.iter().find_map(|wanted| {
             self.members.iter().find(|(ending, _)| ending == wanted.as_bytes()).map(|(_, member)| member)
         });
-        let any = || self.members.first().filter(|_| !options.has_image).map(|(_, member)| member);
+        let any = || self.members.first().filter(|_| options.is_any_member).map(|(_, member)| member);
         found.or_else(any)
     }
 

@@ -91,6 +91,9 @@ pub struct TarConfig {
     /// What records are to hold, by part. Filled in by a pipeline's fields.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub deliver: crate::Deliver,
+    /// What the same records are to hold instead: those that there are without this, and nothing but these parts of them.
+    #[serde(skip)]
+    pub instead: crate::Deliver,
     /// Where indices and unpacked shards are kept.
     #[serde(skip_serializing_if = "CacheConfig::is_default")]
     pub cache: CacheConfig,
@@ -104,7 +107,7 @@ pub(crate) fn open(config: &TarConfig) -> Result<Arc<dyn IndexedSource>, SourceE
     let given = Shards::open(&config.shards, &ENDINGS, &config.cache)?;
     let packed = Packed::find(&given, &config.cache)?;
     let mut settled = config.clone();
-    if config.deliver.is_some() {
+    if config.deliver.is_some() || config.instead.is_some() {
         settled.fields = Some(Vec::new());
     }
     if let Some(packed) = &packed {
@@ -158,7 +161,7 @@ pub(crate) fn open(config: &TarConfig) -> Result<Arc<dyn IndexedSource>, SourceE
     tar.merge_labels(&options, settled.classes.as_deref())?;
     tar.merge_parts(&options, &indexer)?;
     tar.unpacked = unpacked;
-    tar.finish(&config.deliver)?;
+    tar.finish(if config.instead.is_some() { &config.instead } else { &config.deliver })?;
     tar.losses = losses;
     tar.options = Some(options.clone());
     tar.recognised(&options).say(&given.describe(), tar.len);

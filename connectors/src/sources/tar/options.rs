@@ -17,6 +17,8 @@ pub(super) struct Options {
     pub images: Vec<String>,
     /// Whether that member is delivered as the image.
     pub has_image: bool,
+    /// Whether a record without such a member is named after any of its members.
+    pub is_any_member: bool,
     /// `None`: not yet known, as the data has to be looked at.
     pub label: Option<Label>,
     pub fields: Vec<Wanted>,
@@ -122,7 +124,21 @@ impl Options {
             };
             fields.push(Wanted { name: name.unwrap_or(own).to_owned(), from });
         }
-        Ok(Self { images, has_image, label, fields, parts })
+        if config.instead.is_none() {
+            return Ok(Self { images, has_image, is_any_member: !has_image, label, fields, parts });
+        }
+        let mut instead = Parts::default();
+        for wanted in wanted_parts(&config.instead) {
+            instead.push(wanted, |text| ending("part", text))?;
+        }
+        Ok(Self {
+            images,
+            has_image: false,
+            is_any_member: !has_image,
+            label: Some(Label::None),
+            fields: Vec::new(),
+            parts: instead,
+        })
     }
 
     /// Whether the `json` member has to be read.
@@ -148,13 +164,16 @@ impl Options {
     /// Identity of the options, for indices kept on disk.
     pub fn hash(&self) -> u128 {
         let mut hash = Xxh3::new();
-        let Self { images, has_image, label, fields, parts } = self;
+        let Self { images, has_image, is_any_member, label, fields, parts } = self;
         // As it was before there were parts, so that indices of then are still of use.
         hash.update(
             format!("Options {{ images: {images:?}, label: {label:?}, fields: {fields:?} }}").as_bytes(),
         );
         if !parts.members.is_empty() || !has_image {
             hash.update(format!("{has_image} {:?}", parts.members).as_bytes());
+        }
+        if is_any_member == has_image {
+            hash.update(b"named after its image");
         }
         hash.digest128()
     }
