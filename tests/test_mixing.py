@@ -163,7 +163,11 @@ def test_mistakes_are_named() -> None:
         (lambda: parts["a"], {"sampling": "balanced"}, "class_balanced"),
         (lambda: synthetic(50, classes=2), {"sampling": {"class-0": 1}}, "no share for class"),
         (lambda: parts["a"], {"weights": [1.0] * 9}, "one number for each of 10 records"),
-        (lambda: parts["a"], {"samples_per_epoch": 3}, "goes with sampling= or weights="),
+        (
+            lambda: parts["a"],
+            {"samples_per_epoch": 3},
+            "goes with sampling=, weights=, repeats= or per_class=",
+        ),
         (lambda: parts["a"], {"label": "x"}, r"give it to Source\(...\)"),
         (lambda: Mix(parts, repeat={"a": 3}), {"sampling": "class_balanced"}, "leave one of them out"),
     ]

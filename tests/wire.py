@@ -10,7 +10,7 @@ import struct
 from pathlib import Path
 from typing import Any
 
-PROTOCOL = 7
+PROTOCOL = 8
 
 
 class Wire:

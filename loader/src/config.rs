@@ -6,7 +6,7 @@ mod file;
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use fuelrail_connectors::settings::{self, Wrong};
 use fuelrail_connectors::{Blocks, ReaderConfig, SourceConfig};
@@ -54,7 +54,7 @@ pub struct PipelineConfig {
     /// Seed of order and augmentation.
     #[serde(default)]
     pub seed: u64,
-    /// Draws classes or records in chosen proportions instead of each record once an epoch.
+    /// Draws classes or records in chosen proportions, or in a given order, instead of each record once an epoch.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sampling: Option<Sampling>,
     /// Blocked order: keeps the reads of sharded sources sequential. Absent: the source's own hint decides.
@@ -165,7 +165,7 @@ fn max_sample() -> u64 {
     Limits::default().max_sample_bytes
 }
 
-/// How an epoch draws records by weight. The order is random in any case.
+/// How an epoch draws records. The order is random in any case but those of `Order` and `Repeated`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Sampling {
@@ -183,6 +183,27 @@ pub enum Sampling {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         samples_per_epoch: Option<u64>,
     },
+    /// Records in an order from outside: the same in every epoch, or one for each.
+    Order {
+        /// A .npy file of record numbers: a row of them, or a row for each epoch.
+        indices: PathBuf,
+    },
+    /// Each record at several positions next to each other.
+    Repeated {
+        /// How many.
+        repeats: u32,
+        /// Positions in an epoch. Default: all of them.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        samples_per_epoch: Option<u64>,
+    },
+    /// So many records of a class in every batch that has the class.
+    PerClass {
+        /// How many; they divide a batch.
+        per_class: u64,
+        /// Rows in an epoch, rounded down to whole batches. Default: the number of records.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        samples_per_epoch: Option<u64>,
+    },
     /// Records by weights of their own.
     Weights {
         /// A .npy file with one number a record, in index order: its expected number of draws, relative to the others.
@@ -191,6 +212,17 @@ pub enum Sampling {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         samples_per_epoch: Option<u64>,
     },
+}
+
+impl Sampling {
+    /// The file that it is made of, and its key.
+    pub fn file(&self) -> Option<(&'static str, &Path)> {
+        match self {
+            Self::Weights { file, .. } => Some(("file", file)),
+            Self::Order { indices } => Some(("indices", indices)),
+            _ => None,
+        }
+    }
 }
 
 /// The blocked order's two figures.

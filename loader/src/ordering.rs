@@ -1,6 +1,7 @@
 //! From a pipeline's configuration and an open source to its order: shuffled, blocked, mixed, or sampled by weight.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 
 use fuelrail_connectors::{Blocks, IndexedSource, apportion, shown};
@@ -8,31 +9,58 @@ use serde::Serialize;
 use xxhash_rust::xxh3::xxh3_128;
 
 use crate::config::{BlockedConfig, PipelineConfig, Sampling};
-use crate::order::Order;
+use crate::order::{Order, Rounds};
 use crate::protocol::ErrorKind;
 use crate::refusal::Refusal;
 
 /// Integer labels without names are sampled as classes up to this one; larger ones are no class numbers.
 const MAX_LABEL: i64 = 1 << 20;
 
-/// The order of a pipeline, and the fingerprint of everything that decides which record comes at which position.
+/// The order of a pipeline.
+pub(crate) struct Ordered {
+    pub order: Order,
+    /// Of everything that decides which record comes at which position.
+    pub fingerprint: String,
+    /// What of that has a name of its own, for those who compare.
+    pub chosen: Vec<(&'static str, String)>,
+}
+
+impl Ordered {
+    fn plain(order: Order, fingerprint: String) -> Self {
+        Self { order, fingerprint, chosen: Vec::new() }
+    }
+}
+
+/// The order of a pipeline.
 ///
 /// # Errors
 /// With the key that is wrong, and why.
-pub(crate) fn order(config: &PipelineConfig, source: &dyn IndexedSource) -> Result<(Order, String), Refusal> {
+pub(crate) fn order(config: &PipelineConfig, source: &dyn IndexedSource) -> Result<Ordered, Refusal> {
+    match &config.sampling {
+        Some(Sampling::Order { indices }) => given(config, source, indices),
+        Some(Sampling::Repeated { repeats, samples_per_epoch }) => {
+            repeated(config, source, *repeats, *samples_per_epoch)
+        }
+        Some(Sampling::PerClass { per_class, samples_per_epoch }) => {
+            by_class(config, source, *per_class, *samples_per_epoch)
+        }
+        sampling => each_or_sampled(config, source, sampling.as_ref()),
+    }
+}
+
+/// Each record once, or drawn by weight.
+fn each_or_sampled(
+    config: &PipelineConfig,
+    source: &dyn IndexedSource,
+    sampling: Option<&Sampling>,
+) -> Result<Ordered, Refusal> {
     let (len, seed) = (source.len(), config.seed);
     let parts = source.portions();
-    if let Some(sampling) = &config.sampling {
-        if !parts.is_empty() && parts.iter().any(|part| part.per_epoch != part.len) {
-            return refuse(
-                "sampling draws records by weight, and so do the weights and repeats of the mixture: leave one of them out",
-            );
-        }
+    if let Some(sampling) = sampling {
+        once_from_parts(source, "sampling draws records by weight")?;
         let (order, weights) = sampled(sampling, source, seed)?;
-        return Ok((
-            order,
-            fingerprint(&(sampling_kind(sampling), order_len(source, sampling), weights, config.on_error)),
-        ));
+        let identity = (sampling_kind(sampling), order_len(source, sampling), weights, config.on_error);
+        return Ok(Ordered::plain(order, fingerprint(&identity)));
     }
     if !parts.is_empty() {
         let draws: Vec<u64> = parts.iter().map(|part| part.per_epoch).collect();
@@ -41,11 +69,111 @@ pub(crate) fn order(config: &PipelineConfig, source: &dyn IndexedSource) -> Resu
             plain(config, parts[at].len, &parts[at].blocks, seed)
         });
         let identity = (config.shuffle, config.shuffle.then_some(blocks), config.on_error, draws);
-        return Ok((order, fingerprint(&identity)));
+        return Ok(Ordered::plain(order, fingerprint(&identity)));
     }
     let blocks = source.blocks();
     let identity = (config.shuffle, config.shuffle.then_some(blocked(config, &blocks)), config.on_error);
-    Ok((plain(config, len, &blocks, seed), fingerprint(&identity)))
+    Ok(Ordered::plain(plain(config, len, &blocks, seed), fingerprint(&identity)))
+}
+
+/// Refuses a mixture that does not draw each record of its parts once an epoch.
+fn once_from_parts(source: &dyn IndexedSource, what: &str) -> Result<(), Refusal> {
+    if source.portions().iter().any(|part| part.per_epoch != part.len) {
+        return refuse(format!(
+            "{what}, and so do the weights and repeats of the mixture: leave one of them out"
+        ));
+    }
+    Ok(())
+}
+
+/// An order from outside.
+fn given(config: &PipelineConfig, source: &dyn IndexedSource, file: &Path) -> Result<Ordered, Refusal> {
+    if config.shuffle {
+        return refuse(
+            "shuffle makes an order of its own, and sampling.indices gives one: leave one of them out",
+        );
+    }
+    if config.blocked.is_some() {
+        return refuse(
+            "blocked makes an order of its own, and sampling.indices gives one: leave one of them out",
+        );
+    }
+    once_from_parts(source, "sampling.indices says which records an epoch has")?;
+    let (indices, epochs) = fuelrail_connectors::read_indices(file, source.len())
+        .map_err(|error| Refusal::new(ErrorKind::Config, format!("sampling.indices: {error}")))?;
+    let bytes: Vec<u8> = indices.iter().flat_map(|index| index.to_le_bytes()).collect();
+    let hash = format!("{:032x}", xxh3_128(&bytes));
+    let order = Order::given(&indices, epochs, source.len());
+    let of_epochs = epochs.map_or(String::new(), |epochs| format!(" in each of {epochs} epochs"));
+    let said = format!("{} records{of_epochs}, with hash {}", order.len(), &hash[..16]);
+    let fingerprint = fingerprint(&("order", hash, epochs, config.on_error));
+    Ok(Ordered { order, fingerprint, chosen: vec![("order", said)] })
+}
+
+/// Each record at several positions next to each other.
+fn repeated(
+    config: &PipelineConfig,
+    source: &dyn IndexedSource,
+    repeats: u32,
+    wanted: Option<u64>,
+) -> Result<Ordered, Refusal> {
+    if !(1..=1 << 16).contains(&repeats) {
+        return refuse(format!("sampling.repeats is {repeats}, which is not between 1 and {}", 1 << 16));
+    }
+    let each = each_or_sampled(config, source, None)?;
+    let most = each.order.len() * u64::from(repeats);
+    let len = wanted.unwrap_or(most);
+    if len == 0 || len > most {
+        return refuse(format!(
+            "sampling.samples_per_epoch is {len}, which is not between 1 and {most}, {repeats} times {} records",
+            each.order.len()
+        ));
+    }
+    let fingerprint = fingerprint(&("repeated", repeats, len, each.fingerprint));
+    let order = Order::repeated(each.order, repeats.into(), len);
+    let said = format!("{repeats}, {len} samples per epoch");
+    Ok(Ordered { order, fingerprint, chosen: vec![("repeats", said)] })
+}
+
+/// So many records of a class in each batch that has the class.
+fn by_class(
+    config: &PipelineConfig,
+    source: &dyn IndexedSource,
+    each: u64,
+    wanted: Option<u64>,
+) -> Result<Ordered, Refusal> {
+    let batch = config.batch_size;
+    if each == 0 || !batch.is_multiple_of(each) {
+        return refuse(format!(
+            "sampling.per_class is {each}, which does not divide the batch_size of {batch}: a batch is made of whole \
+             classes of {each} records"
+        ));
+    }
+    once_from_parts(source, "sampling.per_class says which records an epoch has")?;
+    let classes = Counted::new(source)?;
+    let present = classes.counts.iter().filter(|&&count| count > 0).count() as u64;
+    if batch / each > present {
+        return refuse(format!(
+            "sampling.per_class is {each}, so a batch_size of {batch} needs {} classes in each batch, and the source has \
+             {present} with records: lower batch_size, or raise per_class",
+            batch / each
+        ));
+    }
+    let wanted = wanted.unwrap_or(source.len());
+    if wanted == 0 || wanted > 1 << 48 {
+        return refuse(format!("sampling.samples_per_epoch is {wanted}, which is not between 1 and 2^48"));
+    }
+    let small = classes.counts.iter().filter(|&&count| (1..each).contains(&count)).count();
+    if small > 0 {
+        tracing::warn!(
+            "per_class = {each}: {small} of {present} classes have fewer records, which come several times in a batch"
+        );
+    }
+    let rounds = Rounds { each, batch, count: (wanted / batch).max(1) };
+    let order = classes.rounds(rounds, config.seed);
+    let fingerprint = fingerprint(&("per_class", each, batch, rounds.count, config.on_error));
+    let said = format!("{each} in a batch of {batch}, {} batches per epoch", rounds.count);
+    Ok(Ordered { order, fingerprint, chosen: vec![("per_class", said)] })
 }
 
 /// The fingerprint of what decides the order inside a stream's windows.
@@ -53,11 +181,12 @@ pub(crate) fn order(config: &PipelineConfig, source: &dyn IndexedSource) -> Resu
 /// # Errors
 /// With the key that a stream cannot have.
 pub(crate) fn of_stream(config: &PipelineConfig) -> Result<String, Refusal> {
-    if config.sampling.is_some() {
-        return refuse(
-            "sampling draws from all records of a source, and a stream's are not known beforehand: leave it out \
+    if let Some(sampling) = &config.sampling {
+        return refuse(format!(
+            "sampling ({}) draws from all records of a source, and a stream's are not known beforehand: leave it out \
              (to change the shares, produce other records or use a second topic)",
-        );
+            sampling_kind(sampling)
+        ));
     }
     if config.blocked.is_some() {
         return refuse(
@@ -95,14 +224,21 @@ fn sampling_kind(sampling: &Sampling) -> &'static str {
         Sampling::ClassBalanced { .. } => "class_balanced",
         Sampling::ClassShares { .. } => "class_shares",
         Sampling::Weights { .. } => "weights",
+        Sampling::Order { .. } => "order",
+        Sampling::Repeated { .. } => "repeats",
+        Sampling::PerClass { .. } => "per_class",
     }
 }
 
 fn order_len(source: &dyn IndexedSource, sampling: &Sampling) -> u64 {
-    let (Sampling::ClassBalanced { samples_per_epoch }
-    | Sampling::ClassShares { samples_per_epoch, .. }
-    | Sampling::Weights { samples_per_epoch, .. }) = sampling;
-    samples_per_epoch.unwrap_or_else(|| source.len())
+    match sampling {
+        Sampling::ClassBalanced { samples_per_epoch }
+        | Sampling::ClassShares { samples_per_epoch, .. }
+        | Sampling::Weights { samples_per_epoch, .. }
+        | Sampling::Repeated { samples_per_epoch, .. }
+        | Sampling::PerClass { samples_per_epoch, .. } => samples_per_epoch.unwrap_or_else(|| source.len()),
+        Sampling::Order { .. } => source.len(),
+    }
 }
 
 /// The order and what of the weights goes into the fingerprint.
@@ -124,6 +260,9 @@ fn sampled(sampling: &Sampling, source: &dyn IndexedSource, seed: u64) -> Result
             let classes = Counted::new(source)?;
             let per_class = classes.draws(shares, draws)?;
             Ok((classes.order(per_class, seed), fingerprint(shares)))
+        }
+        Sampling::Order { .. } | Sampling::Repeated { .. } | Sampling::PerClass { .. } => {
+            unreachable!("these are no weights, and were taken before")
         }
         Sampling::Weights { file, .. } => {
             let weights = fuelrail_connectors::read_numbers(file, source.len())
@@ -179,17 +318,25 @@ impl<'a> Counted<'a> {
         Ok(Self { source, counts })
     }
 
-    /// The order that draws each class so often. Records that are known to be bad ones are in none.
+    /// The class of a record. One that is known to be bad is in none: in one behind the last.
+    fn class(&self, index: u64) -> usize {
+        match self.source.verdict(index) {
+            Some(_) => self.counts.len(),
+            None => self.source.label(index) as usize,
+        }
+    }
+
+    /// The order that draws each class so often.
     fn order(&self, mut per_class: Vec<u64>, seed: u64) -> Order {
-        let nowhere = per_class.len();
         if (0..self.source.len()).any(|index| self.source.verdict(index).is_some()) {
             per_class.push(0);
         }
-        let class = |index| match self.source.verdict(index) {
-            Some(_) => nowhere,
-            None => self.source.label(index) as usize,
-        };
-        Order::by_class(self.source.len(), class, &per_class, seed)
+        Order::by_class(self.source.len(), |index| self.class(index), &per_class, seed)
+    }
+
+    /// The order in rounds of classes.
+    fn rounds(&self, rounds: Rounds, seed: u64) -> Order {
+        Order::per_class(self.source.len(), |index| self.class(index), &self.counts, rounds, seed)
     }
 
     fn name(&self, class: usize) -> String {
@@ -252,7 +399,8 @@ mod tests {
     fn open(config: serde_json::Value) -> Result<(Order, String), String> {
         let config = PipelineConfig::from_json(config).unwrap();
         let source = fuelrail_connectors::open(&config.source).unwrap();
-        order(&config, &*source).map_err(|error| error.message)
+        let ordered = order(&config, &*source).map_err(|error| error.message)?;
+        Ok((ordered.order, ordered.fingerprint))
     }
 
     fn synthetic(count: u64, classes: u64) -> serde_json::Value {
@@ -317,19 +465,94 @@ mod tests {
         assert!(error.contains("leave one of them out"), "{error}");
     }
 
+    /// Writes a .npy file.
+    fn npy(file: &std::path::Path, descr: &str, shape: &str, data: &[[u8; 8]]) {
+        let header = format!("{{'descr': '{descr}', 'fortran_order': False, 'shape': {shape}, }}");
+        let header = format!("{header:<117}\n");
+        let mut bytes = b"\x93NUMPY\x01\x00".to_vec();
+        bytes.extend((header.len() as u16).to_le_bytes());
+        bytes.extend(header.as_bytes());
+        bytes.extend(data.concat());
+        std::fs::write(file, bytes).unwrap();
+    }
+
+    #[test]
+    fn an_order_from_outside_is_followed_and_is_part_of_the_fingerprint() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("order.npy");
+        let given = |shape: &str, indices: &[i64]| {
+            npy(&file, "<i8", shape, &indices.iter().map(|index| index.to_le_bytes()).collect::<Vec<_>>());
+            with(json!({"type": "order", "indices": file}))
+        };
+        let (order, one) = given("(4,)", &[7, 299, 7, 0]).unwrap();
+        let epoch = order.epoch(3);
+        assert_eq!((0..4).map(|at| epoch.index(at)).collect::<Vec<_>>(), [7, 299, 7, 0]);
+        let (order, two) = given("(2, 2)", &[7, 299, 7, 0]).unwrap();
+        assert_eq!((order.len(), order.epochs(), order.epoch(1).index(1)), (2, Some(2), 0));
+        assert_ne!(one, two, "the same numbers in other rows are another order");
+        assert_ne!(one, given("(4,)", &[7, 299, 0, 7]).unwrap().1);
+        let error = given("(2, 2)", &[7, 299, 300, 0]).unwrap_err();
+        assert!(error.contains("sampling.indices") && error.contains("[1, 0] is 300"), "{error}");
+        let config = |extra: serde_json::Value| {
+            let mut config =
+                json!({"source": synthetic(300, 3), "sampling": {"type": "order", "indices": file}});
+            config.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
+            open(config).unwrap_err()
+        };
+        assert!(config(json!({"shuffle": true})).contains("shuffle makes an order of its own"));
+        assert!(config(json!({"blocked": {}})).contains("blocked makes an order of its own"));
+    }
+
+    #[test]
+    fn records_are_repeated_in_the_order_that_they_would_have_and_as_often_as_told() {
+        let repeated = |shuffle: bool, sampling: serde_json::Value| {
+            open(json!({"source": synthetic(50, 2), "shuffle": shuffle, "sampling": sampling}))
+        };
+        let (order, one) = repeated(true, json!({"type": "repeated", "repeats": 3})).unwrap();
+        let (each, _) = open(json!({"source": synthetic(50, 2), "shuffle": true})).unwrap();
+        let (epoch, each) = (order.epoch(4), each.epoch(4));
+        assert!((0..150).all(|at| epoch.index(at) == each.index(at / 3)));
+        let cut = |samples: u64| {
+            repeated(true, json!({"type": "repeated", "repeats": 3, "samples_per_epoch": samples}))
+        };
+        assert_eq!(cut(50).unwrap().0.len(), 50);
+        assert_ne!(cut(50).unwrap().1, one);
+        assert!(cut(151).unwrap_err().contains("not between 1 and 150, 3 times 50 records"));
+        let error = repeated(false, json!({"type": "repeated", "repeats": 0})).unwrap_err();
+        assert!(error.contains("sampling.repeats is 0"), "{error}");
+        let (order, _) = repeated(false, json!({"type": "repeated", "repeats": 2})).unwrap();
+        assert_eq!((0..4).map(|at| order.epoch(9).index(at)).collect::<Vec<_>>(), [0, 0, 1, 1]);
+    }
+
+    #[test]
+    fn batches_have_so_many_of_a_class_or_are_refused_with_the_numbers() {
+        let per_class = |each: u64, batch: u64| {
+            let sampling = json!({"type": "per_class", "per_class": each});
+            open(json!({"source": synthetic(300, 3), "batch_size": batch, "sampling": sampling}))
+        };
+        let (order, one) = per_class(4, 8).unwrap();
+        assert_eq!(order.len(), 296, "the records, in whole batches");
+        let config = PipelineConfig::from_json(json!({"source": synthetic(300, 3)})).unwrap();
+        let source = fuelrail_connectors::open(&config.source).unwrap();
+        let epoch = order.epoch(1);
+        for batch in 0..37 {
+            let mut labels: Vec<i64> = (0..8).map(|at| source.label(epoch.index(batch * 8 + at))).collect();
+            labels.dedup();
+            assert_eq!(labels.len(), 2, "batch {batch}");
+        }
+        assert_ne!(one, per_class(2, 4).unwrap().1);
+        assert!(per_class(3, 8).unwrap_err().contains("does not divide the batch_size of 8"));
+        assert!(per_class(2, 8).unwrap_err().contains("needs 4 classes in each batch, and the source has 3"));
+        assert!(per_class(0, 8).unwrap_err().contains("does not divide"));
+    }
+
     #[test]
     fn records_are_drawn_by_the_weights_of_a_file() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("weights.npy");
         let write = |weights: &[f64]| {
-            let header =
-                format!("{{'descr': '<f8', 'fortran_order': False, 'shape': ({},), }}", weights.len());
-            let header = format!("{header:<117}\n");
-            let mut bytes = b"\x93NUMPY\x01\x00".to_vec();
-            bytes.extend((header.len() as u16).to_le_bytes());
-            bytes.extend(header.as_bytes());
-            bytes.extend(weights.iter().flat_map(|weight| weight.to_le_bytes()));
-            std::fs::write(&file, bytes).unwrap();
+            let shape = format!("({},)", weights.len());
+            npy(&file, "<f8", &shape, &weights.iter().map(|weight| weight.to_le_bytes()).collect::<Vec<_>>());
         };
         let sampled = || with(json!({"type": "weights", "file": file, "samples_per_epoch": 60}));
         let mut weights = vec![0.0; 300];

@@ -22,13 +22,11 @@ pub(crate) fn grant(roots: &[PathBuf], mut config: PipelineConfig) -> Result<Pip
         );
         return Err(Refusal::new(ErrorKind::Config, message));
     }
-    let weights = match &config.sampling {
-        Some(Sampling::Weights { file, .. }) => Some(file.to_string_lossy().into_owned()),
-        _ => None,
-    };
+    let sampled = config.sampling.as_ref().and_then(Sampling::file);
+    let sampled = sampled.map(|(_, file)| file.to_string_lossy().into_owned());
     writes_nothing(&config)?;
     config.source = config.source_of_fields();
-    readable(roots, config.source.locations().into_iter().chain(weights))?;
+    readable(roots, config.source.locations().into_iter().chain(sampled))?;
     // An address may look at its own place now, to find out what it is and what its options name.
     config.source = config.source.resolve().map_err(Refusal::of_source)?;
     writes_nothing(&config)?;

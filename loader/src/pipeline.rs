@@ -5,17 +5,17 @@ use std::sync::Arc;
 
 use fuelrail_connectors::{IndexedSource, Opening, Schema, SourceConfig};
 
-use crate::config::{OnError, PipelineConfig};
+use crate::config::{OnError, PipelineConfig, Sampling};
 use crate::engine::flow::Flows;
 use crate::fields::{self, Fields};
 use crate::layout::{Column, Layout};
 use crate::order::Order;
-use crate::ordering;
+use crate::ordering::{self, Ordered};
 use crate::plan::Batching;
 use crate::protocol::{ErrorKind, StreamKind};
 use crate::refusal::Refusal;
 use crate::ring::PAGE;
-use crate::token::Identity;
+use crate::token::{Identity, in_few_words};
 
 /// An open source, which several pipelines may share.
 #[derive(Clone)]
@@ -73,6 +73,14 @@ impl Supply {
     pub fn len(&self) -> Option<u64> {
         match self {
             Self::Indexed { order, .. } => Some(order.len()),
+            Self::Stream { .. } => None,
+        }
+    }
+
+    /// Epochs that there are, if not any number.
+    pub fn epochs(&self) -> Option<u64> {
+        match self {
+            Self::Indexed { order, .. } => order.epochs(),
             Self::Stream { .. } => None,
         }
     }
@@ -201,6 +209,7 @@ impl Pipeline {
             has_images(&config, &schema, &source)?;
         }
         let fields = Fields::compile(&config, &schema, size).map_err(refuse)?;
+        let mut chosen = BTreeMap::new();
         if let left @ [_, ..] = &fields.left_behind()[..] {
             tracing::warn!(
                 "{} stay as they are in the source while transforms move the images: fields of type Boxes and Keypoints \
@@ -210,7 +219,9 @@ impl Pipeline {
         }
         let (supply, dataset, order) = match source {
             Opened::Indexed(source) => {
-                let (order, fingerprint) = ordering::order(&config, &*source)?;
+                let Ordered { order, fingerprint, chosen: of_order } = ordering::order(&config, &*source)?;
+                let all = source.chosen().into_iter().chain(of_order);
+                chosen.extend(all.map(|(key, value)| (key.to_owned(), in_few_words(&value))));
                 let dataset = source.fingerprint();
                 (Supply::Indexed { source, order }, dataset, fingerprint)
             }
@@ -226,6 +237,7 @@ impl Pipeline {
             pixels: config.pixels_fingerprint(fields.image_dtype()),
             seed: config.seed,
             samples: supply.len(),
+            chosen,
         };
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let threads = if config.num_workers == 0 { cores } else { config.num_workers as usize };
@@ -242,13 +254,17 @@ impl Pipeline {
             return refuse(format!("world_size = {world_size} is not between 1 and {}", 1 << 20));
         }
         let (len, batch_size) = (self.supply.len(), self.config.batch_size);
-        let drop_last = self.config.drop_last;
-        let batching = Batching { len, batch_size, world_size, drop_last, foreseen: len.is_some() };
+        // A batch per class that is not whole would be none.
+        let together = matches!(self.config.sampling, Some(Sampling::PerClass { .. }));
+        let drop_last = self.config.drop_last || together;
+        let (foreseen, epochs) = (len.is_some(), self.supply.epochs());
+        let batching = Batching { len, batch_size, world_size, drop_last, foreseen, together, epochs };
         if let Some(len) = len
             && batching.batches_from(0) == Some(0)
         {
+            let why = if together { "sampling.per_class has whole batches only, and" } else { "drop_last" };
             return refuse(format!(
-                "drop_last leaves no batch: {len} samples are fewer than batch_size {batch_size} x world_size {world_size}"
+                "{why} leaves no batch: {len} samples are fewer than batch_size {batch_size} x world_size {world_size}"
             ));
         }
         Ok(batching)

@@ -1,6 +1,7 @@
 //! Cutting an epoch into batches: which positions are in a batch, and which of its rows belong to a rank.
 //!
 //! A *global batch* is `batch_size x world_size` consecutive positions; its row `j` belongs to rank `j mod world_size`.
+//! (Where a batch is made of rows that belong together, a rank gets them all: the first `batch_size` rows are rank 0's.)
 //! All ranks get the same number of batches, and in each of them row counts differ by at most one. A last batch of
 //! fewer rows than ranks would leave ranks with none, and a mean loss of nothing is nan: the batch before it gives up
 //! some of its rows, so that every rank has one. What remains are ranks without a row where a rank's batch is a single
@@ -32,9 +33,30 @@ pub struct Batching {
     pub drop_last: bool,
     /// Whether the end of an epoch is known from its beginning; of a stream it is not.
     pub foreseen: bool,
+    /// Whether the rows of a rank's batch are consecutive positions, which belong together.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub together: bool,
+    /// Epochs that there are, if not any number.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub epochs: Option<u64>,
 }
 
 impl Batching {
+    /// Refuses an epoch beyond the last.
+    ///
+    /// # Errors
+    /// What to do.
+    pub fn check_epoch(&self, epoch: u64) -> Result<(), String> {
+        match self.epochs {
+            Some(epochs) if epoch >= epochs => Err(format!(
+                "order has the records of {epochs} {}, and this would be epoch {epoch}, counted from 0: give a row for each \
+                 epoch, or one row for all of them",
+                if epochs == 1 { "epoch" } else { "epochs" }
+            )),
+            _ => Ok(()),
+        }
+    }
+
     /// Positions in a full global batch.
     pub fn global_batch(&self) -> u64 {
         self.batch_size * self.world_size
@@ -73,7 +95,12 @@ impl Batching {
 
     /// The positions of `rank`'s rows in the global batch that begins at `position`.
     pub fn rows(&self, position: u64, rank: u64) -> impl Iterator<Item = u64> + use<> {
-        (position.saturating_add(rank)..self.after(position)).step_by(self.world_size as usize)
+        let (first, step) = match self.together {
+            true => (rank * self.batch_size, 1),
+            false => (rank, self.world_size),
+        };
+        let end = if self.together { position.saturating_add(first + self.batch_size) } else { u64::MAX };
+        (position.saturating_add(first)..self.after(position).min(end)).step_by(step as usize)
     }
 }
 
@@ -81,6 +108,18 @@ impl Batching {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    fn of(len: u64) -> Batching {
+        Batching {
+            len: Some(len),
+            batch_size: 1,
+            world_size: 1,
+            drop_last: false,
+            foreseen: true,
+            together: false,
+            epochs: None,
+        }
+    }
 
     fn epoch_rows(batching: &Batching, start: u64, rank: u64) -> Vec<Vec<u64>> {
         let mut position = start;
@@ -99,7 +138,7 @@ mod tests {
             len in 1u64..500, batch_size in 1u64..20, world in 1u64..9, start in 0u64..500, drop_last: bool, foreseen: bool,
         ) {
             let start = start % (len + 1);
-            let many = Batching { len: Some(len), batch_size, world_size: world, drop_last, foreseen };
+            let many = Batching { batch_size, world_size: world, drop_last, foreseen, ..of(len) };
             let one = Batching { batch_size: batch_size * world, world_size: 1, ..many };
             let ranks: Vec<_> = (0..world).map(|rank| epoch_rows(&many, start, rank)).collect();
             let whole = epoch_rows(&one, start, 0);
@@ -128,7 +167,7 @@ mod tests {
         #[test]
         fn a_resume_in_the_middle_sees_the_complement(len in 1u64..500, first in 1u64..20, then in 1u64..20, cut in 0u64..40) {
             let before =
-                Batching { len: Some(len), batch_size: first, world_size: 3, drop_last: false, foreseen: true };
+                Batching { batch_size: first, world_size: 3, ..of(len) };
             let mut position = 0;
             let mut seen = Vec::new();
             for _ in 0..cut.min(before.batches_from(0).unwrap()) {
@@ -142,14 +181,18 @@ mod tests {
     }
 
     #[test]
+    fn rows_that_belong_together_go_to_one_rank_and_a_resume_deals_out_the_rest() {
+        let batching = Batching { batch_size: 4, world_size: 3, drop_last: true, together: true, ..of(28) };
+        let ranks: Vec<_> = (0..3).map(|rank| epoch_rows(&batching, 0, rank)).collect();
+        assert_eq!(ranks[0], [vec![0, 1, 2, 3], vec![12, 13, 14, 15]]);
+        assert_eq!(ranks[2], [vec![8, 9, 10, 11], vec![20, 21, 22, 23]]);
+        let two = Batching { world_size: 2, ..batching };
+        assert_eq!(epoch_rows(&two, 12, 1), [vec![16, 17, 18, 19], vec![24, 25, 26, 27]]);
+    }
+
+    #[test]
     fn a_batch_larger_than_the_epoch_has_the_rows_that_there_are() {
-        let batching = Batching {
-            len: Some(64),
-            batch_size: 1_000_000,
-            world_size: 3,
-            drop_last: false,
-            foreseen: true,
-        };
+        let batching = Batching { batch_size: 1_000_000, world_size: 3, ..of(64) };
         assert_eq!((batching.most_rows(), batching.rows(0, 0).count()), (22, 22));
         assert_eq!(Batching { batch_size: 8, ..batching }.most_rows(), 8);
         assert_eq!(Batching { len: None, ..batching }.most_rows(), 1_000_000);
@@ -157,8 +200,7 @@ mod tests {
 
     #[test]
     fn the_end_of_an_epoch_is_the_start_of_the_next() {
-        let batching =
-            Batching { len: Some(10), batch_size: 4, world_size: 1, drop_last: true, foreseen: true };
+        let batching = Batching { batch_size: 4, drop_last: true, ..of(10) };
         assert_eq!(batching.settle(Cursor { epoch: 2, position: 8 }), Cursor { epoch: 3, position: 0 });
         assert_eq!(batching.settle(Cursor { epoch: 2, position: 4 }), Cursor { epoch: 2, position: 4 });
     }

@@ -49,7 +49,7 @@ use crate::plan::{Batching, Cursor};
 use crate::token::{Identity, Place};
 
 /// Version of the messages; both sides must have the same.
-pub const PROTOCOL: u32 = 7;
+pub const PROTOCOL: u32 = 8;
 
 /// Longest frame: a pipeline with a long class list is the largest thing ever sent.
 pub const MAX_FRAME: usize = 16 << 20;

@@ -6,6 +6,8 @@
 //! and device are not in it: changing them between save and load is legal and continues exactly. Of a stream it also
 //! says which window it stands in, so that exactly these records can be read again.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -29,6 +31,10 @@ pub struct Identity {
     /// Records in an epoch; none of a stream.
     #[serde(with = "samples")]
     pub samples: Option<u64>,
+    /// What was chosen out of the data set and of the possible orders, by its key and in few words: so that a
+    /// difference can be named.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub chosen: BTreeMap<String, String>,
 }
 
 /// How the format writes the number of samples: a stream's as the largest there is.
@@ -180,22 +186,26 @@ impl Token {
         let theirs = &self.identity;
         let mut differences = Vec::new();
         if theirs.dataset != ours.dataset {
+            let named = named(theirs, ours, |key| OF_DATA.contains(&key));
             let samples =
                 |of: &Identity| of.samples.map_or("a stream".into(), |samples| format!("{samples} samples"));
-            differences.push(format!(
+            let otherwise = format!(
                 "the dataset differs (saved with {}, fingerprint {}; now {}, fingerprint {}): files were added, removed or \
                  changed, or it is another folder",
                 samples(theirs),
                 theirs.dataset,
                 samples(ours),
                 ours.dataset
-            ));
+            );
+            differences.push(named.unwrap_or(otherwise));
         }
         if theirs.seed != ours.seed {
             differences.push(format!("the seed differs (saved {}, now {})", theirs.seed, ours.seed));
         }
         if theirs.order != ours.order {
-            differences.push("the order differs (shuffle, blocks or on_error was changed)".into());
+            let named = named(theirs, ours, |key| !OF_DATA.contains(&key));
+            let otherwise = || "the order differs (shuffle, blocks or on_error was changed)".into();
+            differences.push(named.unwrap_or_else(otherwise));
         }
         if theirs.pixels != ours.pixels && !allow.contains(&Allow::Pixels) {
             differences.push(
@@ -225,11 +235,42 @@ impl Token {
     }
 }
 
+/// Choices of data; the others are of an order.
+const OF_DATA: [&str; 2] = ["split", "where"];
+
+/// The choices of a kind that differ, by name, if any do: they explain why all else differs.
+fn named(theirs: &Identity, ours: &Identity, is_of_kind: impl Fn(&str) -> bool) -> Option<String> {
+    let (theirs, ours) = (&theirs.chosen, &ours.chosen);
+    let keys = theirs.keys().chain(ours.keys().filter(|key| !theirs.contains_key(*key)));
+    let differing = keys.filter(|key| is_of_kind(key) && theirs.get(*key) != ours.get(*key));
+    let shown = |of: &BTreeMap<String, String>, key: &String| {
+        // A part by a fraction has no name here.
+        let none = || if key == "split" { "another or none" } else { "none" }.to_owned();
+        of.get(key).map_or_else(none, |value| format!("\"{value}\""))
+    };
+    let said: Vec<String> = differing
+        .map(|key| format!("{key} differs (saved with {}, now {})", shown(theirs, key), shown(ours, key)))
+        .collect();
+    (!said.is_empty()).then(|| said.join("; "))
+}
+
+/// A choice in few words: long ones are cut, with a hash of the whole.
+pub fn in_few_words(choice: &str) -> String {
+    const LONGEST: usize = 120;
+    match choice.char_indices().nth(LONGEST) {
+        None => choice.to_owned(),
+        Some((at, _)) => format!("{}… {:016x}", &choice[..at], xxh3_64(choice.as_bytes())),
+    }
+}
+
 fn checksum(identity: &Identity, cursor: Cursor, stream: Option<&Place>) -> String {
-    let Identity { dataset, order, pixels, seed, samples } = identity;
+    let Identity { dataset, order, pixels, seed, samples, chosen } = identity;
     let samples = samples.unwrap_or(samples::OF_A_STREAM);
     let Cursor { epoch, position } = cursor;
     let mut text = format!("{VERSION}|{dataset}|{order}|{pixels}|{seed}|{samples}|{epoch}|{position}");
+    if !chosen.is_empty() {
+        text.push_str(&format!("|{chosen:?}"));
+    }
     if let Some(place) = stream {
         text.push('|');
         text.push_str(&serde_json::to_string(place).expect("a place is plain data"));
@@ -262,7 +303,14 @@ mod tests {
             pixels: "p1".into(),
             seed: 3,
             samples: Some(1000),
+            chosen: BTreeMap::new(),
         }
+    }
+
+    fn chosen(key: &str, value: &str) -> Identity {
+        let both = format!("{key} {value}");
+        let (dataset, order) = if key == "order" { ("d1".into(), both) } else { (both, "o1".into()) };
+        Identity { dataset, order, chosen: [(key.to_owned(), value.to_owned())].into(), ..identity() }
     }
 
     fn token() -> Token {
@@ -315,6 +363,38 @@ mod tests {
     }
 
     #[test]
+    fn what_was_chosen_otherwise_is_named_in_place_of_what_follows_from_it() {
+        let token = Token::new(chosen("where", "score > 0.3"), Cursor::default(), None);
+        let read = Token::from_json(&token.to_json()).unwrap();
+        assert_eq!(read, token);
+        let error = read.verify(&chosen("where", "score > 0.5"), &[]).unwrap_err().to_string();
+        assert!(
+            error.ends_with("where differs (saved with \"score > 0.3\", now \"score > 0.5\")"),
+            "{error}"
+        );
+        let error = read.verify(&identity(), &[]).unwrap_err().to_string();
+        assert!(error.contains("where differs (saved with \"score > 0.3\", now none)"), "{error}");
+        let error = self::token().verify(&chosen("split", "fold 1/5"), &[]).unwrap_err().to_string();
+        assert!(error.contains("split differs (saved with another or none, now \"fold 1/5\")"), "{error}");
+        let of_order = Token::new(chosen("order", "4 records"), Cursor::default(), None);
+        let error = of_order.verify(&chosen("order", "3 records"), &[]).unwrap_err().to_string();
+        assert!(
+            error.ends_with("run: order differs (saved with \"4 records\", now \"3 records\")"),
+            "{error}"
+        );
+        let elsewhere = Identity { dataset: "d2".into(), ..chosen("order", "3 records") };
+        assert!(of_order.verify(&elsewhere, &[]).unwrap_err().to_string().contains("the dataset differs"));
+        // A token from before choices had names.
+        let older =
+            Token::new(Identity { chosen: BTreeMap::new(), ..chosen("split", "a") }, Cursor::default(), None);
+        older.verify(&chosen("split", "a"), &[]).unwrap();
+        let edited = token.to_json().replace("score > 0.3", "score > 0.4");
+        assert!(matches!(Token::from_json(&edited), Err(TokenError::Changed { .. })));
+        let long = in_few_words(&"x".repeat(10_000));
+        assert!(long.len() < 150 && long != in_few_words(&"x".repeat(10_001)));
+    }
+
+    #[test]
     fn other_versions_and_other_things_are_refused() {
         assert_eq!(Token::from_json(r#"{"fuelrail": 2}"#), Err(TokenError::Version(2)));
         assert!(matches!(Token::from_json(r#"{"epoch": 2}"#), Err(TokenError::Malformed(_))));
@@ -335,7 +415,7 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(2000))]
         #[test]
         fn a_mutated_token_is_refused(at: prop::sample::Index, byte: u8) {
-            for token in [token(), of_stream()] {
+            for token in [token(), of_stream(), Token::new(chosen("where", "a > 1"), Cursor::default(), None)] {
                 let mut bytes = token.to_json().into_bytes();
                 let at = at.index(bytes.len());
                 bytes[at] = byte;

@@ -374,6 +374,8 @@ impl Feed {
         if !self.conversation.begun() {
             self.seek(self.cursor)?;
         }
+        let in_order = self.attached.batching.check_epoch(self.cursor.epoch);
+        in_order.map_err(|message| ClientError::Daemon { kind: ErrorKind::Config, message })?;
         if self.batches_left() != Some(0) {
             self.iterating_since.get_or_insert_with(Instant::now);
         } else {

@@ -43,7 +43,16 @@ pub fn which(
         let _ = news.send(());
     });
     let len = pipeline.supply.len();
-    let batching = Batching { len, batch_size: count, world_size: 1, drop_last: false, foreseen: true };
+    let batching = Batching {
+        len,
+        batch_size: count,
+        world_size: 1,
+        drop_last: false,
+        foreseen: true,
+        together: false,
+        epochs: pipeline.supply.epochs(),
+    };
+    batching.check_epoch(cursor.epoch).map_err(|why| Refusal::new(ErrorKind::Config, why))?;
     let mut course = pipeline.supply.course(Seat { rank: 0, batching }, notify);
     course.seek(cursor, place.map(Into::into))?;
     if let Some(len) = len.filter(|len| cursor.position > *len) {

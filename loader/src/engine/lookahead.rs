@@ -63,7 +63,15 @@ mod tests {
     use super::*;
 
     fn batching(len: u64) -> Batching {
-        Batching { len: Some(len), batch_size: 10, world_size: 2, drop_last: false, foreseen: true }
+        Batching {
+            len: Some(len),
+            batch_size: 10,
+            world_size: 2,
+            drop_last: false,
+            foreseen: true,
+            together: false,
+            epochs: None,
+        }
     }
 
     #[test]

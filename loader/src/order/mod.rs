@@ -1,8 +1,9 @@
 //! Which record comes at which position: a pure function of (seed, epoch, position).
 //!
 //! Promises
-//! - a bijection, unless parts, classes or records are drawn by weight: over one epoch every record is named exactly
-//!   once;
+//! - a bijection, unless the order is given, or says otherwise: over one epoch every record is named exactly once;
+//! - an order given from outside is that order: 4 or 8 bytes a position;
+//! - repeated, each record stands at so many positions next to each other;
 //! - drawn by weight, an epoch names each part, class or record as often as its share says, and no record of a part or
 //!   class again before all others of it;
 //! - O(1) memory and O(1) seek for the plain shuffle, O(shards) and O(log shards) for the blocked one, 4 or 8 bytes a
@@ -10,15 +11,22 @@
 //! - nothing else goes in: neither batch size, nor world size, nor threads, nor what was read before.
 
 mod blocked;
+mod given;
 mod mixed;
+mod per_class;
 mod permutation;
+mod records;
 mod sampled;
 
 use std::sync::Arc;
 
 use blocked::BlockedEpoch;
+use given::Given;
 use mixed::{MixedEpoch, MixedPart};
+use per_class::PerClass;
+pub use per_class::Rounds;
 use permutation::{Permutation, below};
+use records::Sorted;
 use sampled::{Classes, Weights};
 
 pub(crate) use permutation::derive;
@@ -39,6 +47,9 @@ enum Kind {
     Mixed { parts: Arc<[MixedPart]>, shuffle: bool },
     Classes(Classes),
     Weights(Weights),
+    Given(Given),
+    Repeated { each: Arc<Order>, times: u64 },
+    PerClass(PerClass),
 }
 
 impl Order {
@@ -100,6 +111,51 @@ impl Order {
         Self { len, seed, kind: Kind::Weights(Weights::new(weights, len)) }
     }
 
+    /// The records with these indices, which are below `end`: those of each of `epochs` epochs one after the other, or
+    /// of one epoch that stands for all.
+    ///
+    /// # Panics
+    /// When they do not divide into the epochs.
+    pub fn given(indices: &[u64], epochs: Option<u64>, end: u64) -> Self {
+        assert!((indices.len() as u64).is_multiple_of(epochs.unwrap_or(1)), "epochs are of one length");
+        let given = Given::new(indices, epochs, end);
+        Self { len: given.len(), seed: 0, kind: Kind::Given(given) }
+    }
+
+    /// Another order with each record at `times` positions next to each other, up to `len` positions.
+    ///
+    /// # Panics
+    /// When that is more than there are.
+    pub fn repeated(each: Self, times: u64, len: u64) -> Self {
+        assert!(len.div_ceil(times) <= each.len, "{len} positions in {times} times {}", each.len);
+        Self { len, seed: each.seed, kind: Kind::Repeated { each: Arc::new(each), times } }
+    }
+
+    /// Records of a source of `records`, in rounds of different classes with so many records of each. `counts` says
+    /// how many records each class has; a `class` that is not among them is never drawn.
+    ///
+    /// # Panics
+    /// When there are fewer classes than a round needs.
+    pub fn per_class(
+        records: u64,
+        class: impl Fn(u64) -> usize,
+        counts: &[u64],
+        rounds: Rounds,
+        seed: u64,
+    ) -> Self {
+        let classes = (0..counts.len()).filter(|&class| counts[class] > 0).collect();
+        let order = PerClass::new(Sorted::new(records, class, counts.len() + 1), classes, rounds, seed);
+        Self { len: order.len(), seed, kind: Kind::PerClass(order) }
+    }
+
+    /// Epochs that there is an order for, if not any.
+    pub fn epochs(&self) -> Option<u64> {
+        match &self.kind {
+            Kind::Given(given) => given.epochs(),
+            _ => None,
+        }
+    }
+
     /// Positions in one epoch.
     pub fn len(&self) -> u64 {
         self.len
@@ -118,6 +174,9 @@ impl Order {
             Kind::Mixed { parts, .. } => parts.iter().map(|part| part.order.memory()).sum(),
             Kind::Classes(classes) => classes.memory(),
             Kind::Weights(weights) => weights.memory(),
+            Kind::Given(given) => given.memory(),
+            Kind::Repeated { each, .. } => each.memory(),
+            Kind::PerClass(order) => order.memory(),
         }
     }
 
@@ -135,6 +194,9 @@ impl Order {
             }
             Kind::Classes(classes) => Map::Classes(classes.clone(), epoch),
             Kind::Weights(weights) => Map::Weights(weights.clone()),
+            Kind::Given(given) => Map::Given(given.clone(), epoch),
+            Kind::Repeated { each, times } => Map::Repeated(Box::new(each.epoch(epoch)), *times),
+            Kind::PerClass(order) => Map::PerClass(order.clone(), epoch),
         };
         EpochOrder { len: self.len, key, map }
     }
@@ -156,6 +218,9 @@ enum Map {
     Mixed(MixedEpoch),
     Classes(Classes, u64),
     Weights(Weights),
+    Given(Given, u64),
+    Repeated(Box<EpochOrder>, u64),
+    PerClass(PerClass, u64),
 }
 
 impl EpochOrder {
@@ -179,11 +244,14 @@ impl EpochOrder {
             Map::Mixed(mixed) => mixed.index(position),
             Map::Classes(classes, epoch) => classes.index(*epoch, self.key, position),
             Map::Weights(weights) => weights.index(self.key, position),
+            Map::Given(given, epoch) => given.index(*epoch, position),
+            Map::Repeated(each, times) => each.index(position / times),
+            Map::PerClass(order, epoch) => order.index(*epoch, position),
         }
     }
 
     /// The record that stands in for the one at `position` when its bytes are bad: drawn from the same window
-    /// (blocked), part or class, or else from the whole source, by (seed, epoch, position, attempt), so that a resume
+    /// (blocked), part, class or given list, or else from the whole source, by (seed, epoch, position, attempt), so that a resume
     /// draws it again.
     pub fn substitute(&self, position: u64, attempt: u32) -> u64 {
         let draw = derive(self.key, position, 1 + u64::from(attempt));
@@ -193,6 +261,10 @@ impl EpochOrder {
             Map::Mixed(mixed) => mixed.substitute(position, attempt),
             Map::Classes(classes, _) => classes.substitute(self.key, position, draw),
             Map::Weights(weights) => weights.substitute(draw),
+            Map::Given(given, epoch) => given.substitute(*epoch, draw),
+            // One record for all positions of a bad one: they stay views of the same.
+            Map::Repeated(each, times) => each.substitute(position / times, attempt),
+            Map::PerClass(order, epoch) => order.substitute(*epoch, position, draw),
         }
     }
 }
@@ -230,6 +302,36 @@ mod tests {
         fn a_substitute_is_a_record_of_the_source(len in 1u64..500, seed: u64, at: u64, attempt in 0u32..9) {
             let order = Order::shuffled(len, seed).epoch(3);
             prop_assert!(order.substitute(at % len, attempt) < len);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_given_order_is_that_order_in_every_epoch_or_in_its_own(
+            rows in prop::collection::vec(prop::collection::vec(0u64..50, 7), 1..5), epoch in 0u64..5,
+        ) {
+            let order = Order::given(&rows.concat(), Some(rows.len() as u64), 50);
+            let row = &rows[epoch as usize % rows.len()];
+            let found: Vec<u64> = (0..7).map(|position| order.epoch(epoch % rows.len() as u64).index(position)).collect();
+            prop_assert_eq!(&found, row);
+            let alike = Order::given(row, None, 50);
+            prop_assert_eq!((0..7).map(|at| alike.epoch(epoch).index(at)).collect::<Vec<_>>(), row.clone());
+            prop_assert!((0..7).all(|at| row.contains(&alike.epoch(epoch).substitute(at, 3))), "a bad record's too");
+            prop_assert_eq!((order.epochs(), alike.epochs()), (Some(rows.len() as u64), None));
+        }
+
+        #[test]
+        fn a_repeated_order_is_the_order_with_each_record_so_often(
+            len in 1u64..300, times in 1u64..6, cut in 0u64..5, seed: u64, epoch in 0u64..9, at: u64,
+        ) {
+            let each = Order::shuffled(len, seed);
+            let whole = (len * times).saturating_sub(cut).max(1);
+            let order = Order::repeated(each.clone(), times, whole);
+            prop_assert_eq!(order.len(), whole);
+            let (order, each) = (order.epoch(epoch), each.epoch(epoch));
+            let at = at % whole;
+            prop_assert_eq!(order.index(at), each.index(at / times));
+            prop_assert_eq!(order.substitute(at, 1), order.substitute(at / times * times, 1), "one stands in for all");
         }
     }
 

@@ -11,64 +11,27 @@
 use std::sync::Arc;
 
 use super::permutation::{Permutation, below, derive};
+use super::records::Sorted;
 
 /// Records by class, and how often an epoch draws from each.
 #[derive(Clone, Debug)]
 pub(super) struct Classes {
-    /// Record indices, class by class.
-    records: Arc<Records>,
-    /// Where each class begins in `records`, and the end.
-    begins: Arc<[u64]>,
+    records: Sorted,
     /// Where each class's draws begin, and the number of all.
     draws: Arc<[u64]>,
     seed: u64,
 }
 
-/// Indices in half the memory where they fit.
-#[derive(Debug)]
-enum Records {
-    Small(Box<[u32]>),
-    Large(Box<[u64]>),
-}
-
-impl Records {
-    fn at(&self, place: u64) -> u64 {
-        match self {
-            Self::Small(records) => records[place as usize].into(),
-            Self::Large(records) => records[place as usize],
-        }
-    }
-}
-
 impl Classes {
     /// Sorts records by class. `draws[class]` is how often an epoch draws from it; 0 for a class without records.
     pub fn new(len: u64, class: impl Fn(u64) -> usize, draws: &[u64], seed: u64) -> Self {
-        let mut begins = vec![0u64; draws.len() + 1];
-        (0..len).for_each(|index| begins[class(index) + 1] += 1);
-        for at in 1..begins.len() {
-            begins[at] += begins[at - 1];
-        }
-        let mut next = begins.clone();
-        let mut place = |index| {
-            let at = &mut next[class(index)];
-            *at += 1;
-            (*at - 1) as usize
-        };
-        let records = if len <= u64::from(u32::MAX) {
-            let mut records = vec![0; len as usize];
-            (0..len).for_each(|index| records[place(index)] = index as u32);
-            Records::Small(records.into())
-        } else {
-            let mut records = vec![0; len as usize];
-            (0..len).for_each(|index| records[place(index)] = index);
-            Records::Large(records.into())
-        };
+        let records = Sorted::new(len, class, draws.len());
         let mut ends = vec![0];
         ends.extend(draws.iter().scan(0, |sum, &draws| {
             *sum += draws;
             Some(*sum)
         }));
-        Self { records: Arc::new(records), begins: begins.into(), draws: ends.into(), seed }
+        Self { records, draws: ends.into(), seed }
     }
 
     pub fn len(&self) -> u64 {
@@ -76,11 +39,7 @@ impl Classes {
     }
 
     pub fn memory(&self) -> u64 {
-        let records = match &*self.records {
-            Records::Small(records) => records.len() * 4,
-            Records::Large(records) => records.len() * 8,
-        };
-        (records + (self.begins.len() + self.draws.len()) * 8) as u64
+        self.records.memory() + self.draws.len() as u64 * 8
     }
 
     /// The class of a position, which draw of the class it is in this epoch, and the draws of the class in an epoch.
@@ -92,18 +51,17 @@ impl Classes {
 
     pub fn index(&self, epoch: u64, key: u64, position: u64) -> u64 {
         let (class, draw, draws) = self.draw(key, position);
-        let (begin, records) = (self.begins[class], self.begins[class + 1] - self.begins[class]);
+        let records = self.records.len(class);
         let drawn = u128::from(epoch) * u128::from(draws) + u128::from(draw);
         let (pass, at) = ((drawn / u128::from(records)) as u64, (drawn % u128::from(records)) as u64);
         let pass = Permutation::new(records, derive(self.seed, class as u64, pass));
-        self.records.at(begin + pass.apply(at))
+        self.records.at(class, pass.apply(at))
     }
 
     /// Another record of the same class.
     pub fn substitute(&self, key: u64, position: u64, draw: u64) -> u64 {
         let (class, ..) = self.draw(key, position);
-        let (begin, end) = (self.begins[class], self.begins[class + 1]);
-        self.records.at(begin + below(draw, end - begin))
+        self.records.at(class, below(draw, self.records.len(class)))
     }
 }
 

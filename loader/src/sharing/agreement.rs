@@ -69,18 +69,18 @@ impl Agreement {
     }
 }
 
-/// A pipeline as all processes must have it. Files of weights are read for it: they do not stay.
+/// A pipeline as all processes must have it. Files of weights and of an order are read for it: they do not stay.
 pub(super) fn asked(config: &PipelineConfig, world_size: u64) -> Value {
     let mut asked = serde_json::to_value(config).expect("configuration is plain data");
     let fields = asked.as_object_mut().expect("a pipeline has keys");
     OWN.iter().for_each(|key| drop(fields.remove(*key)));
     fields.insert("world_size".into(), world_size.into());
-    // A list of weights comes in a file of each process's own.
-    if let Some(Sampling::Weights { file, .. }) = &config.sampling
+    // A list of numbers comes in a file of each process's own.
+    if let Some((key, file)) = config.sampling.as_ref().and_then(Sampling::file)
         && let Ok(bytes) = std::fs::read(file)
         && let Some(Value::Object(sampling)) = fields.get_mut("sampling")
     {
-        sampling.insert("file".into(), format!("weights with hash {:016x}", xxh3_64(&bytes)).into());
+        sampling.insert(key.into(), format!("numbers with hash {:016x}", xxh3_64(&bytes)).into());
     }
     asked
 }
