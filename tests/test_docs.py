@@ -77,6 +77,11 @@ def folders(place: Path) -> None:
     formats.link_or_copy(few, place / "images")
     rows = [f"{key},{name}\n" for key, _, name, _ in formats.members(few)]
     (place / "list.csv").write_text("path,label\n" + "".join(rows))
+    captions = [
+        f"photos/{key},{name},{at / 128},{['en', 'de'][at % 2]}\n"
+        for at, (key, _, name, _) in enumerate(formats.members(many))
+    ]
+    (place / "captions.csv").write_text("path,label,score,lang\n" + "".join(captions))
     annotation = {"boxes": [[0, 0, 8, 8]]}
     pairs = [
         {"path": key, "caption": f"a {name}", "annotation": annotation}

@@ -5,16 +5,14 @@ from __future__ import annotations
 import json
 import logging
 import os
-import sys
 import tempfile
 from abc import ABC, abstractmethod
-from array import array
 from collections.abc import ItemsView, Iterator, Mapping, Sequence, ValuesView
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Generic, Literal, NoReturn, Self, TypeVar, overload
 
-from fuelrail import _native, checks, interop, options, ranks
+from fuelrail import _native, arrays, checks, interop, options, ranks
 from fuelrail.errors import ConfigError, EnvironmentFailure, FuelrailError, SourceError, TokenError
 from fuelrail.fields import Field
 from fuelrail.opening import Opening
@@ -187,11 +185,15 @@ class BaseLoader(ABC, Generic[Array]):
         tokens: Mapping[str, Any] | None = None,
         classes: Sequence[str] | None = None,
         split: str | None = None,
+        where: str | None = None,
         cache_dir: str | os.PathLike[str] | None = None,
         cache_limit: int | str | None = None,
         source_options: Mapping[str, Any] | None = None,
         sampling: str | Mapping[str, float] | None = None,
         weights: Any = None,
+        order: Any = None,
+        repeats: int | None = None,
+        per_class: int | None = None,
         samples_per_epoch: int | None = None,
         read_backend: str = "auto",
         read_ahead_bytes: int | None = None,
@@ -696,7 +698,7 @@ def _pipeline(
     for name, option in options.OPTIONS.items():
         if option.whose == "pipeline" and (value := getattr(chosen, name)) is not None:
             options.configure(config, name, value)
-    sampled, folder = _sampling(chosen.sampling, chosen.weights, chosen.samples_per_epoch)
+    sampled, folder = _sampling(chosen)
     if sampled is not None:
         config["sampling"] = sampled
     return config, folder
@@ -757,58 +759,57 @@ def _source(source: Address | Source | Mix | Mapping[str, Any], described: dict[
 
 
 def _sampling(
-    sampling: str | Mapping[str, float] | None, weights: Any, samples_per_epoch: int | None
+    chosen: LoaderOptions,
 ) -> tuple[dict[str, Any] | None, tempfile.TemporaryDirectory[str] | None]:
     """The configuration, and the folder of a file that the daemon reads while attaching."""
-    config: dict[str, Any]
-    folder = None
-    if weights is not None:
-        if sampling is not None:
-            raise ConfigError("sampling= and weights= exclude each other: draws by class, or by record")
-        if isinstance(weights, str | os.PathLike):
-            path = str(Path(weights).absolute())
-            if not Path(path).is_file():
-                raise ConfigError(
-                    f"weights={checks.shown(weights)}: there is no such file; it takes an .npy file"
-                )
-        else:
-            try:
-                numbers = array("d", (float(weight) for weight in weights))
-            except (TypeError, ValueError):
-                raise ConfigError(
-                    "weights= takes one number per record, or the path of an .npy file; "
-                    f"{checks.shown(weights)} was given"
-                ) from None
-            folder = tempfile.TemporaryDirectory(prefix="fuelrail-")
-            file = Path(folder.name, "weights.npy")
-            file.write_bytes(_npy(numbers))
-            path = str(file)
-        config = {"type": "weights", "file": path}
-    elif isinstance(sampling, Mapping):
-        config = {
-            "type": "class_shares",
-            "shares": {str(name): finite(f"sampling[{name!r}]", share) for name, share in sampling.items()},
-        }
-    elif sampling == "class_balanced":
-        config = {"type": "class_balanced"}
-    elif sampling is None:
-        if samples_per_epoch is not None:
-            raise ConfigError("samples_per_epoch= goes with sampling= or weights=")
+    given = [name for name in _SAMPLINGS if getattr(chosen, name) is not None]
+    if len(given) > 1:
+        raise ConfigError(
+            f"{given[0]}= and {given[1]}= exclude each other: each says which records an epoch has"
+        )
+    if chosen.order is not None and chosen.shuffle:
+        raise ConfigError("order= and shuffle=True exclude each other: leave out shuffle=")
+    several = [name for name in _SAMPLINGS if name != "order"]
+    if chosen.samples_per_epoch is not None and not set(given) & set(several):
+        raise ConfigError(
+            f"samples_per_epoch= goes with {'=, '.join(several[:-1])}= or {several[-1]}="
+            + ("; the length of an epoch is that of order=" if given else "")
+        )
+    if not given:
         return None, None
+    config: dict[str, Any]
+    numbers: str | bytes = ""
+    if chosen.weights is not None:
+        config, numbers = {"type": "weights"}, arrays.weights(chosen.weights)
+    elif chosen.order is not None:
+        config, numbers = {"type": "order"}, arrays.order(chosen.order)
+    elif chosen.repeats is not None:
+        config = {"type": "repeated", "repeats": chosen.repeats}
+    elif chosen.per_class is not None:
+        config = {"type": "per_class", "per_class": chosen.per_class}
+    elif isinstance(chosen.sampling, Mapping):
+        shares = {str(name): finite(f"sampling[{name!r}]", share) for name, share in chosen.sampling.items()}
+        config = {"type": "class_shares", "shares": shares}
+    elif chosen.sampling == "class_balanced":
+        config = {"type": "class_balanced"}
     else:
         raise ConfigError(
             'sampling= takes "class_balanced", or a share for each class, like {"cat": 2, "dog": 1}; '
-            f"{checks.shown(sampling)} was given (weights= takes one number per record)"
+            f"{checks.shown(chosen.sampling)} was given (weights= takes one number per record)"
         )
-    if samples_per_epoch is not None:
-        config["samples_per_epoch"] = samples_per_epoch
+    folder = None
+    if isinstance(numbers, bytes):
+        folder = tempfile.TemporaryDirectory(prefix="fuelrail-")
+        file = Path(folder.name, f"{given[0]}.npy")
+        file.write_bytes(numbers)
+        numbers = str(file)
+    if numbers:
+        *_, key = options.CONFIGURED[given[0]]
+        config[key] = numbers
+    if chosen.samples_per_epoch is not None:
+        config["samples_per_epoch"] = chosen.samples_per_epoch
     return config, folder
 
 
-def _npy(numbers: array[float]) -> bytes:
-    """A .npy file (version 1.0) of float64, as written by numpy.save."""
-    if sys.byteorder == "big":
-        numbers.byteswap()
-    header = f"{{'descr': '<f8', 'fortran_order': False, 'shape': ({len(numbers)},), }}"
-    header = header.ljust(117) + "\n"
-    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header.encode() + numbers.tobytes()
+#: Options that say which records an epoch has; at most one of them is given.
+_SAMPLINGS = ("sampling", "weights", "repeats", "per_class", "order")

@@ -183,10 +183,21 @@ class LoaderOptions:
     """fixes the mapping from class names to labels (pass the training loader's to the validation loader)."""
     split: Annotated[
         str | None,
-        Option("source", checks.text('text: "train[:90%]" for one part, "train[90%:]" for the other')),
+        Option(
+            "source",
+            checks.text(
+                'text: "train[:90%]" for one part, "train[90%:]" for the other, "fold 2/5" and "not fold 2/5"'
+            ),
+        ),
     ] = None
-    """a part of the source, "train[:90%]", or the held-out rest, "train[90%:]", by a hash of each key. For a folder
-    with subfolders for splits ("train", "val"), the name of one of them."""
+    """a part of the source, "train[:90%]", or the held-out rest, "train[90%:]", by a hash of each key. For
+    cross-validation, "fold 2/5" is the held-out fifth of the second round and "not fold 2/5" its training part. For a
+    folder with subfolders for splits ("train", "val"), the name of one of them."""
+    where: Annotated[
+        str | None, Option("source", checks.text("a condition, as text: \"score > 0.3 and lang == 'en'\""))
+    ] = None
+    """only the records that fulfil a condition on columns of a table, or on JSON in tar shards: "score > 0.3 and lang
+    in ['en', 'de']". Tested when the source is opened. A comparison with a null is false."""
     cache_dir: Annotated[str | os.PathLike[str] | None, Option("source", checks.path, key="cache.dir")] = None
     """where copies of remote and unpacked files are kept. Default: ~/.cache/fuelrail."""
     cache_limit: Annotated[
@@ -206,10 +217,23 @@ class LoaderOptions:
     proportions. Within a class, no record is repeated before all others were drawn. The order is random."""
     weights: Annotated[Any, Option("made", checks.anything, key="sampling.file")] = None
     """one number per record (or a .npy file of them): how often the record is drawn, relative to the others."""
+    order: Annotated[Any, Option("made", checks.anything, key="sampling.indices")] = None
+    """the records of an epoch, by number, in this order: a list, an array, a tensor or a .npy file, of shape (n,) for
+    every epoch or (epochs, n). Numbers count the records of the source (of a part of it, with split or where) and can
+    be repeated; each is a sample with its own augmentation. len() follows from it."""
+    repeats: Annotated[int | None, Option("made", checks.whole(1, 1 << 16), key="sampling.repeats")] = None
+    """repeated augmentation: each record at this many neighbouring positions, which the ranks share, each with its own
+    augmentation. An epoch is that many times as long; samples_per_epoch shortens it."""
+    per_class: Annotated[int | None, Option("made", checks.whole(1, 1 << 20), key="sampling.per_class")] = (
+        None
+    )
+    """for metric learning: every batch has batch_size / per_class different classes with this many records of each, on
+    every rank. The order is random. Batches that are not full are dropped."""
     samples_per_epoch: Annotated[
         int | None, Option("made", checks.whole(1, (1 << 63) - 1), key="sampling.samples_per_epoch")
     ] = None
-    """draws per epoch, with sampling or weights. Default: the number of records."""
+    """draws per epoch, with sampling, weights, repeats or per_class. Default: the number of records (with repeats, that
+    many times as many)."""
     read_backend: Annotated[
         str, Option("pipeline", checks.choice("auto", "io_uring", "threads"), key="read.backend")
     ] = "auto"
@@ -328,8 +352,8 @@ def _renamed(said: str, name: str, key: str) -> str:
     """Replaces a configuration key with the argument's name."""
     key = re.escape(key)
     # Weights given as a list are in a temporary file, which the user does not know; a share belongs to a class.
-    if name == "weights":
-        said = re.sub(rf"{key}:? \S+: ", "weights= ", said)
+    if name in ("weights", "order"):
+        said = re.sub(rf"{key}:? \S*/fuelrail-\w+/\S+: ", f"{name}= ", said)
     if name == "sampling":
         said = re.sub(rf"{key}\.(.+?)(?= is |: )", lambda found: f"sampling[{found[1]!r}]", said)
     # Not inside a path or a longer name.
@@ -357,7 +381,11 @@ def _called(said: str, place: str, part: str) -> str:
 
 # Arguments of torch.utils.data.DataLoader that are done differently here, and their values that have no effect.
 _ELSEWHERE: dict[str, tuple[str, tuple[Any, ...]]] = {
-    "sampler": ("shuffle=, seed= and rank=/world_size= give the order, which is a pure function", (None,)),
+    "sampler": (
+        "order= takes the records of an epoch by number; repeats= is timm's RepeatAugSampler, per_class= an "
+        "MPerClassSampler, weights= a WeightedRandomSampler",
+        (None,),
+    ),
     "batch_sampler": ("batch_size= and drop_last= give the batches", (None,)),
     "collate_fn": (
         "rows are written into the batch as they are decoded; change the batch after taking it",

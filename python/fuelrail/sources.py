@@ -59,6 +59,7 @@ class Source:
         tokens: Mapping[str, Any] | None = None,
         classes: Sequence[str] | None = None,
         split: str | None = None,
+        where: str | None = None,
         cache_dir: str | os.PathLike[str] | None = None,
         cache_limit: int | str | None = None,
         **options: Any,
@@ -261,5 +262,6 @@ def _split(value: Any) -> Any:
     if isinstance(value, Mapping):
         return _plain(value)
     raise ConfigError(
-        f'split={value!r} is not text: write "train[:90%]" for one part and "train[90%:]" for what is held out of it'
+        f'split={value!r} is not text: write "train[:90%]" for one part and "train[90%:]" for what is held out of it, '
+        'or "fold 2/5" and "not fold 2/5"'
     )
