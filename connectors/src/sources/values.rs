@@ -10,8 +10,8 @@ use crate::opening::{self, Counted, Step};
 use crate::recognised::grouped;
 use crate::values::scalar::Scalar;
 use crate::{
-    Condition, IndexedSource, ReadError, ReadErrorKind, ReadRequest, ReaderConfig, Record, Schema, SourceConfig,
-    SourceError, SubsetConfig, TableConfig, TarConfig, TokenMode, Wanted, WantedKind,
+    Condition, IndexedSource, ReadError, ReadErrorKind, ReadRequest, ReaderConfig, Record, Schema,
+    SourceConfig, SourceError, SubsetConfig, TableConfig, TarConfig, TokenMode, Wanted, WantedKind,
 };
 
 /// Records asked for at once.
