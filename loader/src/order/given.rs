@@ -1,5 +1,7 @@
 //! An order from outside: a list of record indices, the same in every epoch or one for each.
 
+use std::sync::Arc;
+
 use super::permutation::below;
 use super::records::Records;
 
@@ -7,7 +9,7 @@ use super::records::Records;
 #[derive(Clone, Debug)]
 pub(super) struct Given {
     /// Epoch by epoch.
-    records: Records,
+    records: Arc<Records>,
     len: u64,
     /// Epochs that it is for; `None`: any, all alike.
     epochs: Option<u64>,
@@ -17,7 +19,7 @@ impl Given {
     /// `indices` are those of `epochs` epochs, or of one that stands for all. They are below `end`.
     pub fn new(indices: &[u64], epochs: Option<u64>, end: u64) -> Self {
         let len = indices.len() as u64 / epochs.unwrap_or(1);
-        Self { records: Records::new(indices.iter().copied(), end), len, epochs }
+        Self { records: Arc::new(Records::new(indices.iter().copied(), end)), len, epochs }
     }
 
     pub fn len(&self) -> u64 {

@@ -49,7 +49,7 @@ enum Kind {
     Weights(Weights),
     Given(Given),
     Repeated { each: Arc<Order>, times: u64 },
-    PerClass(PerClass),
+    PerClass(Arc<PerClass>),
 }
 
 impl Order {
@@ -145,7 +145,7 @@ impl Order {
     ) -> Self {
         let classes = (0..counts.len()).filter(|&class| counts[class] > 0).collect();
         let order = PerClass::new(Sorted::new(records, class, counts.len() + 1), classes, rounds, seed);
-        Self { len: order.len(), seed, kind: Kind::PerClass(order) }
+        Self { len: order.len(), seed, kind: Kind::PerClass(Arc::new(order)) }
     }
 
     /// Epochs that there is an order for, if not any.
@@ -220,7 +220,7 @@ enum Map {
     Weights(Weights),
     Given(Given, u64),
     Repeated(Box<EpochOrder>, u64),
-    PerClass(PerClass, u64),
+    PerClass(Arc<PerClass>, u64),
 }
 
 impl EpochOrder {

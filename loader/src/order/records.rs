@@ -3,10 +3,10 @@
 use std::sync::Arc;
 
 /// Record indices, 4 or 8 bytes each.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(super) enum Records {
-    Small(Arc<[u32]>),
-    Large(Arc<[u64]>),
+    Small(Box<[u32]>),
+    Large(Box<[u64]>),
 }
 
 impl Records {
@@ -37,7 +37,7 @@ impl Records {
 #[derive(Clone, Debug)]
 pub(super) struct Sorted {
     /// Class by class.
-    records: Records,
+    records: Arc<Records>,
     /// Where each class begins in `records`, and the end.
     begins: Arc<[u64]>,
 }
@@ -65,7 +65,7 @@ impl Sorted {
             (0..len).for_each(|index| records[place(index)] = index);
             Records::Large(records.into())
         };
-        Self { records, begins: begins.into() }
+        Self { records: Arc::new(records), begins: begins.into() }
     }
 
     /// How many records a class has.
