@@ -203,8 +203,8 @@ pub(crate) struct Named {
 fn refusal(text: &str, why: &str) -> String {
     format!(
         "split={text:?}: {why}; write \"train[:90%]\" for one part and \"train[90%:]\" for what is held out of it, or \
-         \"fold 2/5\" for the second of five folds and \"not fold 2/5\" for the other four (a sample's part is decided by \
-         a hash of its key)"
+         \"fold 2/5\" for the second of five folds and \"not fold 2/5\" for the other four (a sample's part is decided \
+         by a hash of its key)"
     )
 }
 

@@ -154,8 +154,8 @@ fn by_class(
     let present = classes.counts.iter().filter(|&&count| count > 0).count() as u64;
     if batch / each > present {
         return refuse(format!(
-            "sampling.per_class is {each}, so a batch_size of {batch} needs {} classes in each batch, and the source has \
-             {present} with records: lower batch_size, or raise per_class",
+            "sampling.per_class is {each}, so a batch_size of {batch} needs {} classes in each batch, and the source \
+             has {present} with records: lower batch_size, or raise per_class",
             batch / each
         ));
     }

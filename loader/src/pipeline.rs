@@ -212,8 +212,8 @@ impl Pipeline {
         let mut chosen = BTreeMap::new();
         if let left @ [_, ..] = &fields.left_behind()[..] {
             tracing::warn!(
-                "{} stay as they are in the source while transforms move the images: fields of type Boxes and Keypoints \
-                 follow their image",
+                "{} stay as they are in the source while transforms move the images: fields of type Boxes and \
+                 Keypoints follow their image",
                 left.join(", ")
             );
         }

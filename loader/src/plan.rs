@@ -1,13 +1,13 @@
 //! Cutting an epoch into batches: which positions are in a batch, and which of its rows belong to a rank.
 //!
 //! A *global batch* is `batch_size x world_size` consecutive positions; its row `j` belongs to rank `j mod world_size`.
-//! (Where a batch is made of rows that belong together, a rank gets them all: the first `batch_size` rows are rank 0's.)
-//! All ranks get the same number of batches, and in each of them row counts differ by at most one. A last batch of
-//! fewer rows than ranks would leave ranks with none, and a mean loss of nothing is nan: the batch before it gives up
-//! some of its rows, so that every rank has one. What remains are ranks without a row where a rank's batch is a single
-//! row, where an epoch has fewer records than ranks, and at the end of a stream, which nobody knows beforehand. Batches
-//! are counted from wherever the epoch was entered, so a resume at any position, at any world size, goes on exactly.
-//! Daemon and client share this file, so neither has to tell the other when an epoch ends.
+//! (Where a batch is made of rows that belong together, a rank gets them all: the first `batch_size` rows are rank
+//! 0's.) All ranks get the same number of batches, and in each of them row counts differ by at most one. A last batch
+//! of fewer rows than ranks would leave ranks with none, and a mean loss of nothing is nan: the batch before it gives
+//! up some of its rows, so that every rank has one. What remains are ranks without a row where a rank's batch is a
+//! single row, where an epoch has fewer records than ranks, and at the end of a stream, which nobody knows beforehand.
+//! Batches are counted from wherever the epoch was entered, so a resume at any position, at any world size, goes on
+//! exactly. Daemon and client share this file, so neither has to tell the other when an epoch ends.
 
 use serde::{Deserialize, Serialize};
 
@@ -49,8 +49,8 @@ impl Batching {
     pub fn check_epoch(&self, epoch: u64) -> Result<(), String> {
         match self.epochs {
             Some(epochs) if epoch >= epochs => Err(format!(
-                "order has the records of {epochs} {}, and this would be epoch {epoch}, counted from 0: give a row for each \
-                 epoch, or one row for all of them",
+                "order has the records of {epochs} {}, and this would be epoch {epoch}, counted from 0: give a row for \
+                 each epoch, or one row for all of them",
                 if epochs == 1 { "epoch" } else { "epochs" }
             )),
             _ => Ok(()),

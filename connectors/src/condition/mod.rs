@@ -2,7 +2,8 @@
 //!
 //! ```text
 //!  condition   = all { "or" all }          all = one { "and" one }          one = "not" one | test
-//!  test        = "(" condition ")" | column | value operator value | value ["not"] "in" list | column "is" ["not"] "null"
+//!  test        = "(" condition ")" | column | value operator value | value ["not"] "in" list | column "is" ["not"]
+//! "null"
 //!  operator    = "==" "!=" "<" "<=" ">" ">="
 //!  value       = column | 12 -0.5 1e-3 | 'text' "text" | true false         list = "[" constant { "," constant } "]"
 //!  column      = a name of letters, digits and _ . :, or anything in `back quotes`

@@ -279,8 +279,8 @@ impl AddressConfig {
         let condition = value.remove("where");
         if kind == "kafka" && condition.is_some() {
             return Err(SourceError::config(format!(
-                "{name}: where chooses records when a source is opened, and those of a stream are not known then; leave it \
-                 out, and choose rows of each batch, or produce the records wanted into a topic of their own"
+                "{name}: where chooses records when a source is opened, and those of a stream are not known then; \
+                 leave it out, and choose rows of each batch, or produce the records wanted into a topic of their own"
             )));
         }
         if kind == "folder" {

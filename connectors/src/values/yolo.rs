@@ -90,8 +90,8 @@ impl Taken {
             Self::Classes => Err(format!("begins with {class}, which is no class number")),
             Self::Boxes if count == 5 => Ok(Row::Numbers(rest.to_vec())),
             Self::Boxes if count > 5 => Err(format!(
-                "has {count} numbers, not five (class and box): of outlines the part is \"txt:outlines\", of boxes with \
-                 keypoints \"txt:pose\""
+                "has {count} numbers, not five (class and box): of outlines the part is \"txt:outlines\", of boxes \
+                 with keypoints \"txt:pose\""
             )),
             Self::Pose if count > 5 => Ok(Row::Numbers(rest[..4].to_vec())),
             Self::Keypoints if count == 5 + row.iter().product::<u64>() as usize => {

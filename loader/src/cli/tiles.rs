@@ -1,5 +1,5 @@
-//! The picture of one row of a batch: its images and views side by side, masks as outlines, boxes and keypoints drawn in,
-//! texts below.
+//! The picture of one row of a batch: its images and views side by side, masks as outlines, boxes and keypoints drawn
+//! in, texts below.
 //!
 //! ```text
 //!  ┌ image ┐┌ image with the ┐┌ view ┐┌ view ┐

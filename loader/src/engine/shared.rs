@@ -143,8 +143,8 @@ impl Coordinator {
         for (consumer, slots) in lagging {
             let message = format!(
                 "this client was detached from the shared feed: it held {slots} batches for {} s, and the others \
-                 waited for it (laggards = \"detach\"; \"wait\" waits as long as it takes, patience_s is how long). A new Loader \
-                 joins with the next epoch",
+                 waited for it (laggards = \"detach\"; \"wait\" waits as long as it takes, patience_s is how long). A \
+                 new Loader joins with the next epoch",
                 patience.as_secs()
             );
             let detached = |generation| Reply::Failed {

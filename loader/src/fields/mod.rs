@@ -99,8 +99,8 @@ fn output(config: &PipelineConfig) -> OutputConfig {
 const NEEDS_BOXES: &str =
     "works on boxes: give the image a field of type Boxes that follows it (like = its name), in fields";
 
-const MIXES: &str = "mixes pictures that are turned and moved differently, so that no box or keypoint has one place on the result; \
-     leave out one of the two";
+const MIXES: &str = "mixes pictures that are turned and moved differently, so that no box or keypoint has one place on \
+     the result; leave out one of the two";
 
 /// Where the encoded image of a picture is in a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -251,8 +251,8 @@ impl EpochOrder {
     }
 
     /// The record that stands in for the one at `position` when its bytes are bad: drawn from the same window
-    /// (blocked), part, class or given list, or else from the whole source, by (seed, epoch, position, attempt), so that a resume
-    /// draws it again.
+    /// (blocked), part, class or given list, or else from the whole source, by (seed, epoch, position, attempt), so
+    /// that a resume draws it again.
     pub fn substitute(&self, position: u64, attempt: u32) -> u64 {
         let draw = derive(self.key, position, 1 + u64::from(attempt));
         match &self.map {

@@ -1,7 +1,8 @@
 //! So many records of each class in every batch, as pytorch-metric-learning's `MPerClassSampler` has them.
 //!
 //! ```text
-//!  round 0              round 1                           a round: `batch` positions, batch / each classes, all different
+//!  round 0              round 1                           a round: `batch` positions, batch / each classes, all
+//! different
 //!  [ a a a | d d d ]    [ c c c | b b b ]  | [ d d d …    a pass: rounds until no class is left for another one
 //!    `each` records, all different
 //! ```

@@ -79,7 +79,8 @@ pub(crate) trait Transform {
     fn after_normalize(&self, at: &At, state: &State) -> Result<Erasing, ConfigError> {
         let _ = state;
         Err(at.error(
-            "comes after Normalize, and only RandomErasing and TimmRandomErasing may follow it; pixels are u8 up to Normalize, so move it before Normalize",
+            "comes after Normalize, and only RandomErasing and TimmRandomErasing may follow it; pixels are u8 up to \
+             Normalize, so move it before Normalize",
         ))
     }
 }

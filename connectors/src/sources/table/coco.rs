@@ -1,5 +1,5 @@
-//! COCO's annotations (`instances_*.json`, `person_keypoints_*.json`, `captions_*.json`) as a table: a row an image, with
-//! what belongs to it in lists.
+//! COCO's annotations (`instances_*.json`, `person_keypoints_*.json`, `captions_*.json`) as a table: a row an image,
+//! with what belongs to it in lists.
 //!
 //! | column | |
 //! |---|---|
@@ -53,8 +53,8 @@ pub(super) fn has_its_keys(keys: &[String], whole: bool) -> bool {
     others && (has("images") || (!whole && has("annotations")))
 }
 
-/// Where the images of such a file probably are, by where its first one is: beside it, or in a folder of the part of the
-/// data set that the file is of (`annotations/instances_val2017.json` with `val2017`).
+/// Where the images of such a file probably are, by where its first one is: beside it, or in a folder of the part of
+/// the data set that the file is of (`annotations/instances_val2017.json` with `val2017`).
 pub(crate) fn root_of(file: &Path) -> Option<PathBuf> {
     let mut beginning = Vec::new();
     std::fs::File::open(file).ok()?.take(LOOKED_AT).read_to_end(&mut beginning).ok()?;
@@ -198,8 +198,8 @@ impl Head {
         let plain = json::plain(body);
         let document: Document<'_> = serde_json::from_slice(&plain).map_err(|error| {
             refuse(format!(
-                "these COCO annotations cannot be read: {error}; \"images\" is a list of objects with id and file_name, and \
-                 \"annotations\" one of objects with image_id, category_id and bbox"
+                "these COCO annotations cannot be read: {error}; \"images\" is a list of objects with id and \
+                 file_name, and \"annotations\" one of objects with image_id, category_id and bbox"
             ))
         })?;
         document.head().map_err(refuse)

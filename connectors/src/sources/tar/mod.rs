@@ -91,7 +91,8 @@ pub struct TarConfig {
     /// What records are to hold, by part. Filled in by a pipeline's fields.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub deliver: crate::Deliver,
-    /// What the same records are to hold instead: those that there are without this, and nothing but these parts of them.
+    /// What the same records are to hold instead: those that there are without this, and nothing but these parts of
+    /// them.
     #[serde(skip)]
     pub instead: crate::Deliver,
     /// Where indices and unpacked shards are kept.
