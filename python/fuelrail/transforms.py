@@ -226,8 +226,9 @@ class ClampBoundingBoxes(Transform):
 
 
 class SanitizeBoundingBoxes(Transform):
-    """Remove boxes with a side below `min_size`, an area below `min_area`, or a part outside the image; the keypoints and
-    numbers that follow the boxes (`like=`) are removed with them.
+    """Remove boxes with a side below `min_size`, an area below `min_area`, or a part outside the image.
+
+    The keypoints and numbers that follow the boxes (`like=`) are removed with them.
     """
 
     def __init__(self, min_size: float = 1.0, min_area: float = 1.0) -> None:
