@@ -246,6 +246,11 @@ def split(folder: Path, into: Path) -> Source:
     return Source(tar(folder, into)._addresses, split="train[:70%]")
 
 
+def where(folder: Path, into: Path) -> Source:
+    """The rows of Parquet files that fulfil a condition."""
+    return Source(parquet(folder, into)._addresses, where="label >= 1")
+
+
 def synthetic(folder: Path, into: Path) -> Source:
     """Procedural images, as many as the folder has."""
     return Source(f"synthetic://?count={sum(1 for _ in members(folder))}&width=24&height=24&classes=3")
@@ -289,5 +294,7 @@ KINDS: dict[str, Kind] = {
     "class shares": Kind(tar, "other", {"sampling": {"0": 1, "1": 2, "2": 5}}),
     "weights": Kind(parquet, "other", {"weights": lambda count: np.linspace(0, 1, count)}),
     "split": Kind(split, "other"),
+    "where": Kind(where, "other"),
+    "repeats": Kind(copied, "other", {"repeats": 2}),
     "synthetic": Kind(synthetic, "other"),
 }

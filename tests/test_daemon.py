@@ -226,6 +226,7 @@ def test_no_option_of_a_source_leads_out_of_the_roots(daemon: Daemon, images: Pa
         ],
         ({**address, "cache": {"dir": str(tmp_path)}}, {}, "source.cache"),
         (synthetic, {"sampling": {"type": "weights", "file": str(picture)}}, "--root"),
+        (synthetic, {"sampling": {"type": "order", "indices": str(picture)}}, "--root"),
     ]
     try:
         for source, options, reason in refused:

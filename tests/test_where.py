@@ -187,6 +187,26 @@ def test_a_condition_looks_into_the_json_of_tar_records(tmp_path: Path) -> None:
         numbers("json.deep == 3")
 
 
+def test_a_list_of_images_is_chosen_from_and_so_is_a_part_of_a_mixture(images: Path, tmp_path: Path) -> None:
+    paths = sorted(str(path) for path in images.rglob("*") if path.is_file())
+    lines = [f"{path},{Path(path).parent.name},{at % 10}" for at, path in enumerate(paths)]
+    lines.append("nowhere.jpg,none,7")
+    (tmp_path / "list.csv").write_text("\n".join(["path,label,quality", *lines]) + "\n")
+    chosen = Source(tmp_path / "list.csv", root="/", where="quality >= 7 and label is not null")
+    expected = [path for at, path in enumerate(paths) if at % 10 >= 7]
+    with Loader(chosen, transforms=TINY, batch_size=8, error_budget=5) as loader:
+        keys = [key for batch in loader for key in loader.keys(batch)]
+        assert loader.num_samples == len(expected) + 1, (
+            "a row without its file is a bad record, as without where="
+        )
+    rows = {lines[int(key.rpartition(":")[2])].split(",")[0] for key in keys}
+    assert rows <= set(expected) and len(rows) > len(expected) - 2
+    with Loader(
+        Mix({"chosen": chosen, "all": images}), transforms=TINY, batch_size=8, error_budget=5
+    ) as loader:
+        assert loader.num_samples == len(expected) + 1 + len(paths)
+
+
 def test_a_part_of_a_part_has_both_conditions_and_parts_stay_what_they_are(tmp_path: Path) -> None:
     path = write(table(), tmp_path, "parquet")
     wanted = ids(path, where="score > 0.3")
@@ -300,6 +320,7 @@ def test_a_damaged_row_is_left_out_with_a_warning_or_refused(
     path.write_text("id,score,x\n" + "".join(f"{at},{at / 10},a\n" for at in range(10)) + "10,0.9,a,b,c\n")
     assert ids(path, where="score > 0.5") == [6, 7, 8, 9]
     assert "could not be tested on 1 records, which are left out" in caplog.text
+    assert caplog.text.count("cells where the first line has 3; 1 of 11 records") == 1, "said once"
     with pytest.raises(SourceError, match="could not be tested on 1 records"):
         ids(path, where="score > 0.5", on_error="fail")
 

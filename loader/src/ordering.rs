@@ -297,7 +297,8 @@ impl<'a> Counted<'a> {
     fn new(source: &'a dyn IndexedSource) -> Result<Self, Refusal> {
         if !source.is_labelled() {
             return refuse(
-                "sampling by class needs labels, and this source has none: say where they are (label), or leave out sampling",
+                "drawing by class needs labels, and this source has none: say where they are (label), or draw without \
+                 classes",
             );
         }
         let mut counts = vec![0u64; source.classes().len()];
@@ -305,7 +306,7 @@ impl<'a> Counted<'a> {
             let label = source.label(index);
             if !(0..MAX_LABEL).contains(&label) {
                 return refuse(format!(
-                    "sampling by class needs labels from 0 to {}; {} has label {label}",
+                    "drawing by class needs labels from 0 to {}; {} has label {label}",
                     MAX_LABEL - 1,
                     source.key(index)
                 ));

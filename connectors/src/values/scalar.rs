@@ -100,6 +100,9 @@ impl<'value> Scalar<'value> {
                 let text = String::from_utf8(text).map_err(|_| "is not UTF-8")?;
                 Scalar::of_json(&text).map(Scalar::into_owned)
             }
+            DataType::List(_) | DataType::LargeList(_) | DataType::FixedSizeList(..) => {
+                Some(Self::Other("a list".into()))
+            }
             kind if array.as_struct_opt().is_some() => {
                 Some(Self::Other(format!("an object ({kind})").into()))
             }

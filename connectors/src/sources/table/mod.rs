@@ -294,7 +294,10 @@ fn in_parallel<T: Send>(
         .thread_name(|number| format!("fuelrail-table-{number}"))
         .build()
         .map_err(|error| SourceError::backend(format!("no threads to read the table's files: {error}")))?;
-    pool.install(|| (0..count).into_par_iter().map(|at| step.run(|| work(at))).collect())
+    // What they have to say is said where the caller's is.
+    let log = tracing::dispatcher::get_default(Clone::clone);
+    let run = |at| tracing::dispatcher::with_default(&log, || step.run(|| work(at)));
+    pool.install(|| (0..count).into_par_iter().map(run).collect())
 }
 
 pub(crate) fn open(config: &TableConfig) -> Result<Arc<dyn IndexedSource>, SourceError> {
