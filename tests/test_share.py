@@ -201,14 +201,19 @@ def test_processes_that_name_a_feed_find_each_other(images: Path) -> None:
     wait_until(lambda: all(dead(pid) for pid in daemons), 20, "the daemon ends with the last")
 
 
-def test_weights_are_compared_by_what_they_are(images: Path) -> None:
-    weights = [1.0 + at % 3 for at in range(61)]
-    same = options(share="weighted", shuffle=False, weights=weights)
+@pytest.mark.parametrize(
+    ("name", "numbers"),
+    [("weights", [1.0 + at % 3 for at in range(61)]), ("order", list(range(40)))],
+)
+def test_weights_and_orders_are_compared_by_what_they_are(
+    name: str, numbers: list[Any], images: Path
+) -> None:
+    same = options(share=f"shared {name}", shuffle=False, **{name: numbers})
     with Loader(images, **same):
         with Loader(images, **same):
             pass
-        with pytest.raises(ConfigError, match=r"sampling|weights"):
-            Loader(images, **{**same, "weights": weights[::-1]})
+        with pytest.raises(ConfigError, match=f"sampling|{name}"):
+            Loader(images, **{**same, name: numbers[::-1]})
 
 
 def test_batches_are_copies_that_may_be_written(images: Path) -> None:

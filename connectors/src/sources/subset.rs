@@ -91,6 +91,7 @@ impl Subset {
                 )));
             }
         }
+        kept.shrink_to_fit();
         let mut recognised = Recognised::default();
         recognised.note(format!("{keys}: a part of {} records", grouped(len.into())));
         recognised.say(&source.locations().join(", "), kept.len() as u64);
