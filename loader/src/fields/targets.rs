@@ -71,6 +71,9 @@ pub(super) struct Moving {
     sets: Vec<Set>,
 }
 
+/// What fields of a row are, each with its place among them.
+pub(super) type Shapes = Vec<(usize, [RowShape; 2])>;
+
 /// A field that moves with an image, with its place among the row's fields.
 pub(super) type Placed<'a> = (usize, &'a FieldConfig);
 
@@ -104,12 +107,12 @@ impl Moving {
         all: &[FieldConfig],
         schema: &Schema,
         pictures: &[&str],
-    ) -> Result<(Self, Vec<(usize, [RowShape; 2])>), String> {
+    ) -> Result<(Self, Shapes), String> {
         let picture = |like: &str| {
             let found = pictures.iter().position(|name| *name == like);
             found.ok_or_else(|| format!("it follows {like:?}, which is not an image"))
         };
-        let (mut moving, mut rows) = (Self::default(), Vec::new());
+        let (mut moving, mut rows) = (Self::default(), Shapes::new());
         for (place, field) in placed {
             let FieldConfig::Boxes(of) = field else { continue };
             let named = |why: String| format!("field {:?}: {why}", of.name);
