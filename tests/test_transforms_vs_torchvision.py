@@ -725,7 +725,7 @@ def test_transforms_are_written_as_torchvision_writes_them() -> None:
 
     # The last are others' whose steps have no equal there: Ultralytics' and timm's.
     no_steps = {"IMAGENET", "Transform", "Letterbox", "TimmAutoAugment", "TimmRandomErasing"}
-    for name in set(ours.__all__) - no_steps:
+    for name in sorted(set(ours.__all__) - no_steps):
         theirs = inspect.signature(getattr(v2, name)).parameters
         mine = inspect.signature(getattr(ours, name)).parameters
         assert list(mine) == list(theirs), name

@@ -88,8 +88,8 @@ impl Look {
 fn each(map: &Map, out: &mut Image, pixel_at: impl Fn(f64, f64) -> Option<Pixel>) {
     let (_, h) = out.size();
     for y in 0..h {
-        for (x, pixel) in out.row_mut(y).as_chunks_mut::<PIXEL>().0.iter_mut().enumerate() {
-            let (from_x, from_y) = map.at(x as f64 + 0.5, y as f64 + 0.5);
+        for (x, pixel) in (0i32..).zip(out.row_mut(y).as_chunks_mut::<PIXEL>().0) {
+            let (from_x, from_y) = map.at(f64::from(x) + 0.5, y as f64 + 0.5);
             if let Some(value) = pixel_at(from_x, from_y) {
                 *pixel = value;
             }
@@ -178,46 +178,62 @@ fn nearest_scaled(source: View<'_>, map: &Map, out: &mut Image) {
     }
 }
 
-/// `N` neighbours along an axis, of which the one at `first` may lie outside: there the border is repeated.
-fn neighbours<const N: usize>(first: f64, len: usize) -> [usize; N] {
-    std::array::from_fn(|n| (first + n as f64).clamp(0.0, (len - 1) as f64) as usize)
+/// The whole number below `at`, and what is above it, for -1 < `at` < 2^31: without `floor`, which is a call on the
+/// processors that we build for.
+fn split(at: f64) -> (isize, f64) {
+    let cut = at as i32;
+    let below = cut - i32::from(f64::from(cut) > at);
+    (below as isize, at - f64::from(below))
+}
+
+/// `N` neighbours along a row or in a column, from `first` on; beyond the border it is repeated.
+fn neighbours<const N: usize>(first: isize, len: usize) -> [usize; N] {
+    std::array::from_fn(|n| (first + n as isize).clamp(0, len as isize - 1) as usize)
+}
+
+/// `N` pixels of a row, side by side where the border is far.
+fn pixels<const N: usize>(row: &[Pixel], first: isize) -> [Pixel; N] {
+    let side_by_side = usize::try_from(first).ok().and_then(|first| row.get(first..)?.first_chunk());
+    side_by_side.copied().unwrap_or_else(|| neighbours(first, row.len()).map(|x| row[x]))
+}
+
+/// `of` for each channel. Differences of levels are whole numbers there, and so exact, with fewer conversions; the
+/// fourth byte of a pixel is not computed, which costs a quarter of the time.
+fn three<T>(of: impl FnMut(usize) -> T) -> [T; 3] {
+    std::array::from_fn(of)
 }
 
 fn bilinear(source: View<'_>, x: f64, y: f64) -> Pixel {
-    let (x, y) = (x - 0.5, y - 0.5);
-    let (floor_x, floor_y) = (x.floor(), y.floor());
-    let (dx, dy) = (x - floor_x, y - floor_y);
-    let [x0, x1] = neighbours(floor_x, source.w);
-    let [y0, y1] = neighbours(floor_y, source.h);
-    let (a, b) = (source.pixel(x0, y0), source.pixel(x1, y0));
-    let (c, d) = (source.pixel(x0, y1), source.pixel(x1, y1));
-    std::array::from_fn(|i| {
-        let mix = |from: f64, to: f64, by: f64| from + (to - from) * by;
-        let top = mix(a[i].into(), b[i].into(), dx);
-        let bottom = mix(c[i].into(), d[i].into(), dx);
-        // Cut off, not rounded, as Pillow does here.
-        mix(top, bottom, dy) as u8
-    })
+    let ((left, dx), (top, dy)) = (split(x - 0.5), split(y - 0.5));
+    let across = neighbours::<2>(top, source.h).map(|y| {
+        let [a, b] = pixels(source.row(y).as_chunks().0, left).map(|pixel: Pixel| pixel.map(i32::from));
+        three(|i| f64::from(a[i]) + f64::from(b[i] - a[i]) * dx)
+    });
+    let [top, bottom] = across;
+    // Cut off, not rounded, as Pillow does here.
+    let [r, g, b] = three(|i| (top[i] + (bottom[i] - top[i]) * dy) as i32 as u8);
+    [r, g, b, 255]
 }
 
 fn bicubic(source: View<'_>, x: f64, y: f64) -> Pixel {
-    let (x, y) = (x - 0.5, y - 0.5);
-    let (floor_x, floor_y) = (x.floor(), y.floor());
-    let (dx, dy) = (x - floor_x, y - floor_y);
-    let columns: [usize; 4] = neighbours(floor_x - 1.0, source.w);
-    let rows: [usize; 4] = neighbours(floor_y - 1.0, source.h);
-    let pixels = rows.map(|y| columns.map(|x| source.pixel(x, y)));
-    std::array::from_fn(|i| {
-        let cubic = |[v1, v2, v3, v4]: [f64; 4], d: f64| {
-            let p2 = -v1 + v3;
-            let p3 = 2.0 * (v1 - v2) + v3 - v4;
-            let p4 = -v1 + v2 - v3 + v4;
-            v2 + d * (p2 + d * (p3 + d * p4))
-        };
-        let across = pixels.map(|row| cubic(row.map(|pixel| f64::from(pixel[i])), dx));
-        // `as` cuts off and saturates.
-        cubic(across, dy) as u8
-    })
+    let ((left, dx), (top, dy)) = (split(x - 0.5), split(y - 0.5));
+    let across = neighbours::<4>(top - 1, source.h).map(|y| {
+        let [v1, v2, v3, v4] =
+            pixels(source.row(y).as_chunks().0, left - 1).map(|pixel: Pixel| pixel.map(i32::from));
+        let p2 = three(|i| f64::from(v3[i] - v1[i]));
+        let p3 = three(|i| f64::from(2 * (v1[i] - v2[i]) + v3[i] - v4[i]));
+        let p4 = three(|i| f64::from(v2[i] - v1[i] - v3[i] + v4[i]));
+        three(|i| f64::from(v2[i]) + dx * (p2[i] + dx * (p3[i] + dx * p4[i])))
+    });
+    let [v1, v2, v3, v4] = across;
+    let sums = three(|i| {
+        let p2 = -v1[i] + v3[i];
+        let p3 = 2.0 * (v1[i] - v2[i]) + v3[i] - v4[i];
+        let p4 = -v1[i] + v2[i] - v3[i] + v4[i];
+        v2[i] + dy * (p2 + dy * (p3 + dy * p4))
+    });
+    let [r, g, b] = sums.map(|sum| sum.clamp(0.0, 255.0) as i32 as u8);
+    [r, g, b, 255]
 }
 
 #[cfg(test)]
