@@ -102,16 +102,22 @@ def by_torchvision(policy: str, data: Path, count: int) -> float:
 
 
 def table(found: dict[tuple[str, str], list[float]], policies: list[str]) -> str:
-    """The markdown table."""
+    """The markdown table; with the chain without a policy among them, what each policy costs beyond it."""
     lines = [
-        "| RandomResizedCrop(224), flip and | fuelrail, CPU ms | torchvision, CPU ms | ratio | spread |",
-        "|---|--:|--:|--:|--:|",
+        "| RandomResizedCrop(224), flip and | fuelrail, ms | torchvision, ms | ratio | policy alone | spread |",
+        "|---|--:|--:|--:|--:|--:|",
+    ]
+    none = [
+        statistics.median(found[peer, "none"]) for peer in ("fuelrail", "torchvision") if "none" in policies
     ]
     for policy in policies:
         rows = [found[peer, policy] for peer in ("fuelrail", "torchvision")]
         ours, theirs = (statistics.median(row) for row in rows)
         spread = max((max(row) - min(row)) / statistics.median(row) for row in rows)
-        lines.append(f"| {policy} | {ours:.2f} | {theirs:.2f} | {theirs / ours:.1f} | {spread:.0%} |")
+        alone = f"{(theirs - none[1]) / (ours - none[0]):.1f}" if none and policy != "none" else ""
+        lines.append(
+            f"| {policy} | {ours:.2f} | {theirs:.2f} | {theirs / ours:.1f} | {alone} | {spread:.0%} |"
+        )
     return "\n".join(lines) + "\n"
 
 
