@@ -453,7 +453,7 @@ def _rows(source: str) -> int:
 def test_what_transforms_lack_is_answered() -> None:
     for name, words in [
         ("ToTensor", "not needed"),
-        ("RandAugment", "It has .*CenterCrop"),
+        ("FiveCrop", "It has .*CenterCrop"),
         ("RandomResizeCrop", "did you mean RandomResizedCrop"),
         ("Lambda", "no Python"),
     ]:
