@@ -211,6 +211,16 @@ def test_erasing_is_timms(mode: str, counts: tuple[int, int | None], folder: Pat
         assert abs(levels.mean()) < 0.02 and abs(levels.std() - 1) < 0.02
 
 
+def test_an_object_of_timm_is_refused_with_what_to_write() -> None:
+    with pytest.raises(
+        ConfigError, match=r"transforms\[1\] is timm.*RandAugment.*write timm's configuration string"
+    ):
+        Loader(
+            "synthetic://?count=2",
+            transforms=[T.Resize((8, 8)), theirs.rand_augment_transform("rand-m9", {})],
+        )
+
+
 def test_a_string_is_a_policy_also_inside_other_steps() -> None:
     assert T.RandomApply(["rand-m9"]).config() == T.RandomApply([T.TimmAutoAugment("rand-m9")]).config()
 

@@ -129,6 +129,7 @@ def test_random_steps_become_ours_with_all_their_arguments(module: Any) -> None:
             m.RandomAffine(0, (0.1, 0.2), (0.5, 2), (1, 2, 3, 4), Mode.BILINEAR, 5, [1, 2]),
             T.RandomAffine([0.0, 0.0], [0.1, 0.2], [0.5, 2], [1, 2, 3, 4], "bilinear", 5, [1, 2]),
         ),
+        (m.RandomRotation(20, Mode.BICUBIC), T.RandomRotation([-20.0, 20.0], Image.Resampling.BICUBIC)),
         (m.RandomAffine(5, shear=3), T.RandomAffine([-5.0, 5.0], shear=[-3.0, 3.0])),
         (m.RandomPerspective(0.3, 0.2, fill=4), T.RandomPerspective(0.3, 0.2, "bilinear", 4)),
         (m.ElasticTransform(30.0, 4.0), T.ElasticTransform([30.0, 30.0], [4.0, 4.0])),

@@ -238,6 +238,11 @@ def _refusal(place: str, item: Any) -> str:
         )
     if _library(item) == "torchvision":
         return f"{place} is torchvision's {kind.__name__}, which has no equal here: {afterwards}; {known}"
+    if _library(item) == "timm":
+        return (
+            f"{place} is {name}, which runs in Python: write timm's configuration string in its place, such as "
+            '"rand-m9-mstd0.5-inc1", or use TimmRandomErasing'
+        )
     if kind.__module__.startswith("albumentations"):
         return (
             f"{place} is {name}: albumentations run in Python, one image at a time, and the daemon runs no Python; use "

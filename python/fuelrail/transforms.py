@@ -20,11 +20,18 @@ Size = int | Sequence[int]
 Number = int | float
 
 
+#: Pillow's constants, as `Image.BILINEAR`, which torchvision takes too.
+_PILLOW_FILTERS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
+
+
 class Transform:
     """Base of all transforms: a name and its arguments as plain data."""
 
     def __init__(self, **arguments: Any) -> None:
         self._arguments = {key: _plain(value) for key, value in arguments.items() if value is not None}
+        how = self._arguments.get("interpolation")
+        if isinstance(how, int) and how in _PILLOW_FILTERS:
+            self._arguments["interpolation"] = _PILLOW_FILTERS[how]
 
     def config(self) -> dict[str, Any]:
         """The transform as the daemon takes it."""
@@ -620,6 +627,9 @@ _NOT_NEEDED = {
     "ConvertImageDtype": "not needed: use dtype= of the Loader, dtype=torch.float32 for values from 0 to 1",
     "ToPILImage": "not needed: the steps work on decoded images",
     "Lambda": "not possible: the daemon runs no Python; change the batch after taking it",
+    "MixUp": "not a step of an image: use fuelrail.torch.MixUp on the delivered batches",
+    "CutMix": "not a step of an image: use fuelrail.torch.CutMix on the delivered batches",
+    "AutoAugmentPolicy": 'not needed: write AutoAugment("cifar10"); torchvision\'s AutoAugmentPolicy is taken as well',
     "InterpolationMode": 'not needed: write interpolation="bicubic"; torchvision\'s InterpolationMode is taken as well',
 }
 
