@@ -559,6 +559,32 @@ fn the_size_after_steps_made_of_steps_is_known_where_it_is_the_same_for_all_imag
 }
 
 #[test]
+fn mixtures_leave_nothing_behind_for_the_next_step_or_record() {
+    // What is pending before a mixture (a crop, a flip, a table) and after it is carried out as if one by one.
+    let chains = ["AugMix", "TimmAutoAugment"].map(|name| {
+        let mut mixture = json!({"type": name});
+        if name == "TimmAutoAugment" {
+            mixture["config_str"] = json!("augmix-m5-w2");
+        }
+        u8_chain(json!([
+            {"type": "RandomCrop", "size": 30}, {"type": "RandomHorizontalFlip"}, {"type": "RandomInvert"}, mixture,
+            {"type": "RandomSolarize", "threshold": 99}, {"type": "RandomVerticalFlip"},
+            {"type": "RandomCrop", "size": 20}]))
+    });
+    let image = png(50, 40, 1);
+    let mut scratch = Scratch::default();
+    for position in 0..40 {
+        let rows = chains.each_ref().map(|chain| {
+            let mut row = vec![0; chain.output().row_bytes()];
+            chain.apply(&image, at(position), &mut scratch, &mut row).unwrap();
+            assert_eq!(row, run(chain, &image, at(position), true).unwrap(), "{position}");
+            row
+        });
+        assert_ne!(rows[0], rows[1]);
+    }
+}
+
+#[test]
 fn a_step_draws_the_same_whatever_else_is_in_its_list() {
     let image = png(60, 60, 1);
     let affine = json!({"type": "RandomAffine", "degrees": 30, "translate": [0.2, 0.2]});
