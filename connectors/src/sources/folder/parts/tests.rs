@@ -388,10 +388,11 @@ fn a_part_that_no_image_has_is_refused_with_what_there_is() {
     for (part, kind, why) in [
         ("txt;", WantedKind::Text, "an ending is missing"),
         ("sub/a.txt", WantedKind::Text, "same for every image"),
-        ("txt:a", WantedKind::Text, "no place in JSON"),
+        ("txt:a", WantedKind::Text, "a text file has no \"a\""),
         ("json:a..b", WantedKind::Text, "no place in JSON"),
         ("json:a", WantedKind::Image, "for text, JSON or numbers"),
         ("txt", WantedKind::Ragged, "holds no numbers"),
+        ("txt:boxes", WantedKind::Text, "rows of numbers"),
         ("s3://b/{path}.png", WantedKind::Image, "an address"),
     ] {
         let message = refused(&folder, &[image(), want(part, kind)]);
