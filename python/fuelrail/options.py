@@ -382,8 +382,8 @@ def _called(said: str, place: str, part: str) -> str:
 # Arguments of torch.utils.data.DataLoader that are done differently here, and their values that have no effect.
 _ELSEWHERE: dict[str, tuple[str, tuple[Any, ...]]] = {
     "sampler": (
-        "order= takes the records of an epoch by number; repeats= is timm's RepeatAugSampler, per_class= an "
-        "MPerClassSampler, weights= a WeightedRandomSampler",
+        "shuffle= is a RandomSampler, weights= a WeightedRandomSampler, per_class= an MPerClassSampler, repeats= timm's "
+        "RepeatAugSampler, and order= takes the records of an epoch by number",
         (None,),
     ),
     "batch_sampler": ("batch_size= and drop_last= give the batches", (None,)),
