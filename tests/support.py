@@ -30,6 +30,10 @@ T = transforms
 #: The long forms (`make gate`).
 GATE = bool(os.environ.get("FUELRAIL_GATE"))
 
+#: Of tests that only the gate runs: several processes that each import torch and meet take long, and on a busy machine
+#: gloo now and then aborts at its end.
+long_form = pytest.mark.skipif(not GATE, reason="the long form: FUELRAIL_GATE=1")
+
 #: Promised deadlines are asserted at five times their value: a watchdog, not a measurement.
 SLACK = 5
 
@@ -370,6 +374,7 @@ __all__ = [
     "Daemon",
     "Footprint",
     "GATE",
+    "long_form",
     "Loader",
     "SLACK",
     "Script",

@@ -21,12 +21,9 @@ import numpy as np
 import pytest
 from fuelrail.numpy import Loader, fields
 from PIL import Image
-from support import GATE, Daemon, Footprint
+from support import GATE, Daemon, Footprint, long_form
 
 ROOT = Path(__file__).parents[1]
-
-#: Several processes that each import torch and meet: on a busy machine gloo now and then aborts at its end.
-long_form = pytest.mark.skipif(not GATE, reason="the long form: FUELRAIL_GATE=1")
 
 
 def example(

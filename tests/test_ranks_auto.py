@@ -21,11 +21,20 @@ from typing import Any
 import numpy as np
 import pytest
 from fuelrail import ConfigError, World, from_env, ranks
-from support import GATE, QUICK_TRAINING, SLACK, TINY, Footprint, Loader, Script, mpirun, state_of, wait_until
+from support import (
+    QUICK_TRAINING,
+    SLACK,
+    TINY,
+    Footprint,
+    Loader,
+    Script,
+    long_form,
+    mpirun,
+    state_of,
+    wait_until,
+)
 
 SOURCE = "synthetic://?count=203&width=8&height=8"
-
-long_form = pytest.mark.skipif(not GATE, reason="the long form: FUELRAIL_GATE=1")
 
 
 @pytest.fixture(autouse=True)

@@ -411,8 +411,7 @@ impl Pictures {
 
     /// The place of a step of a picture's chain on whose result nothing that moves with the picture has one place.
     pub fn mixes(&self, picture: usize) -> Option<usize> {
-        let mut members = self.groups.iter().flat_map(|group| &group.members);
-        members.find(|member| member.picture == picture)?.chain.program.mixes()
+        self.members().find(|member| member.picture == picture)?.chain.program.mixes()
     }
 }
 

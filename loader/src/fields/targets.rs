@@ -243,7 +243,7 @@ fn keypoints(
 ) -> Result<Keypoints, String> {
     let stored = stored(schema, &of.part)?;
     let (each, dims) = match stored.row[..] {
-        [each, dims @ (2 | 3)] => (each, dims),
+        [each, dims @ (2 | 3)] if each > 0 => (each, dims),
         [dims @ (2 | 3)] => (1, dims),
         // COCO's: x, y, v of each point, one after the other.
         [flat] if flat.is_multiple_of(3) && flat > 0 => (flat / 3, 3),

@@ -6,7 +6,7 @@
 //! | `path` | `file_name` of the image, below the source's `root` |
 //! | `image_id`, `width`, `height` | as in the file |
 //! | `boxes` | left, top, right, bottom of each annotation (the file has left, top, width, height) |
-//! | `classes` | its category as a number from 0 on, by the order of the categories' ids; names in the source's classes |
+//! | `classes` | its category as a number from 0 on, by the order of the ids; names in the source's classes |
 //! | `category_id`, `area`, `iscrowd`, `annotation_id` | of each, as in the file |
 //! | `keypoints` | x, y, visibility of each point, where the file has some |
 //! | `captions` | a JSON list of texts, where the file has some |
